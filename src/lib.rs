@@ -1,0 +1,3 @@
+//! onnx-osplus
+
+pub mod onnx;
