@@ -1,0 +1,19 @@
+//! The graph: a read-only index over the file, and the only way to change it.
+//!
+//! [`View`] indexes one graph (producers, uses, constants, shapes) without owning or changing it. [`Patch`]
+//! collects edits against that view together with the reason for them; [`apply`] carries them out and checks
+//! the result. Inside, values and nodes are ids; names appear only at the edges.
+
+mod constant;
+mod names;
+// pub mod opset; (next)
+mod patch;
+mod view;
+
+pub use constant::{Constant, constant_expression};
+pub use names::Names;
+pub use patch::{Patch, PatchError, apply};
+pub use view::{NodeId, Source, Use, ValueId, View};
+
+
+

@@ -1,0 +1,53 @@
+//! New names that derive from old ones and never collide.
+
+use std::collections::HashSet;
+
+use crate::onnx::Model;
+use crate::onnx::proto::{GraphProto, NodeProto};
+use crate::onnx::subgraphs;
+
+/// Every name a model uses for a value or a node, at any depth, plus those handed out since.
+///
+/// Subgraphs share their names with the graph around them, so a name that is free only outside is not free.
+pub struct Names {
+    used: HashSet<String>,
+}
+
+impl Names {
+    /// Collects the names of `model`.
+    pub fn new(model: &Model) -> Self {
+        let mut names = Names { used: HashSet::new() };
+        names.collect(model.graph());
+        names
+    }
+
+    fn collect(&mut self, graph: &GraphProto) {
+        let values = graph.input.iter().chain(&graph.output).chain(&graph.value_info);
+        self.used.extend(values.filter_map(|v| v.name.clone()));
+        self.used.extend(graph.initializer.iter().filter_map(|t| t.name.clone()));
+        self.used.extend(graph.sparse_initializer.iter().filter_map(|t| t.values.as_ref()?.name.clone()));
+        for node in &graph.node {
+            self.collect_node(node);
+        }
+    }
+
+    fn collect_node(&mut self, node: &NodeProto) {
+        self.used.extend(node.name.clone());
+        self.used.extend(node.input.iter().chain(&node.output).cloned());
+        for graph in subgraphs(node) {
+            self.collect(graph);
+        }
+    }
+
+    /// `{base}_{suffix}` if that is free, else `{base}_{suffix}_2`, `_3`, …; the answer is free no longer.
+    pub fn derive(&mut self, base: &str, suffix: &str) -> String {
+        let wanted = if base.is_empty() { suffix.to_owned() } else { format!("{base}_{suffix}") };
+        let mut name = wanted.clone();
+        let mut count = 1;
+        while !self.used.insert(name.clone()) {
+            count += 1;
+            name = format!("{wanted}_{count}");
+        }
+        name
+    }
+}

@@ -1,0 +1,333 @@
+//! Patches: the only way to change a model.
+
+use std::collections::{BTreeMap, HashSet};
+
+use thiserror::Error;
+
+use super::view::{NodeId, View};
+use crate::onnx::Model;
+use crate::onnx::proto::{NodeProto, OperatorSetIdProto, TensorProto};
+
+/// Why a patch could not be applied. Each is a defect of the rule that made the patch, never of the user's file;
+/// the model is left as it was.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum PatchError {
+    /// Two patches want different things for one place.
+    #[error("two changes of the same place: {place} ({first}; {second})")]
+    Conflict {
+        /// The node input, node or initializer.
+        place: String,
+        /// The reason of the patch that came first.
+        first: String,
+        /// The reason of the one that came second.
+        second: String,
+    },
+    /// A value would be read before, or without, being defined.
+    #[error("after `{reason}`, node `{node}` would read `{value}`, which nothing before it defines")]
+    Undefined {
+        /// The reason of the last patch.
+        reason: String,
+        /// The reader.
+        node: String,
+        /// The missing value.
+        value: String,
+    },
+    /// A value would be defined twice.
+    #[error("after `{reason}`, `{value}` would be defined twice")]
+    Redefined {
+        /// The reason of the last patch.
+        reason: String,
+        /// The value.
+        value: String,
+    },
+}
+
+enum Edit {
+    Rewire { node: NodeId, input: usize, to: String },
+    RenameOutput { node: NodeId, output: usize, to: String },
+    Replace { node: NodeId, with: NodeProto },
+    Insert { anchor: NodeId, after: bool, node: NodeProto },
+    AddInitializer(TensorProto),
+    SetInitializer(TensorProto),
+}
+
+/// A set of edits against one [`View`], with the reason for them.
+///
+/// Node ids are those of the view the patch was made for: edits do not shift them, and several patches of the
+/// same view can be applied together.
+pub struct Patch {
+    reason: String,
+    edits: Vec<Edit>,
+}
+
+impl Patch {
+    /// An empty patch. `reason` says what the change is for, as a clause: "fold the scale of `x` into `w`".
+    pub fn new(reason: impl Into<String>) -> Self {
+        Patch { reason: reason.into(), edits: Vec::new() }
+    }
+
+    /// Why this patch exists.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+
+    /// Makes input number `input` of `node` read the value `to`.
+    pub fn rewire(&mut self, node: NodeId, input: usize, to: impl Into<String>) {
+        self.edits.push(Edit::Rewire { node, input, to: to.into() });
+    }
+
+    /// Makes output number `output` of `node` define the value `to` in place of what it defined.
+    pub fn rename_output(&mut self, node: NodeId, output: usize, to: impl Into<String>) {
+        self.edits.push(Edit::RenameOutput { node, output, to: to.into() });
+    }
+
+    /// Puts `with` in the place of `node`. Rewirings of the same node by this or other patches apply on top.
+    pub fn replace(&mut self, node: NodeId, with: NodeProto) {
+        self.edits.push(Edit::Replace { node, with });
+    }
+
+    /// Inserts a node right before `anchor`; several keep the order of insertion.
+    pub fn insert_before(&mut self, anchor: NodeId, node: NodeProto) {
+        self.edits.push(Edit::Insert { anchor, after: false, node });
+    }
+
+    /// Inserts a node right after `anchor`; several keep the order of insertion.
+    pub fn insert_after(&mut self, anchor: NodeId, node: NodeProto) {
+        self.edits.push(Edit::Insert { anchor, after: true, node });
+    }
+
+    /// Appends an initializer under a name that is free.
+    pub fn add_initializer(&mut self, tensor: TensorProto) {
+        self.edits.push(Edit::AddInitializer(tensor));
+    }
+
+    /// Overwrites the initializer of the same name. Only for one whose every reader wants the new value.
+    pub fn set_initializer(&mut self, tensor: TensorProto) {
+        self.edits.push(Edit::SetInitializer(tensor));
+    }
+}
+
+/// The edits of all patches, sorted by where they apply.
+#[derive(Default)]
+struct Plan {
+    rewire: BTreeMap<(usize, usize), (String, usize)>,
+    rename: BTreeMap<(usize, usize), (String, usize)>,
+    replace: BTreeMap<usize, (NodeProto, usize)>,
+    before: BTreeMap<usize, Vec<NodeProto>>,
+    after: BTreeMap<usize, Vec<NodeProto>>,
+    add: Vec<TensorProto>,
+    set: BTreeMap<String, (TensorProto, usize)>,
+}
+
+/// Applies patches, all made against a view of `model` as it is now.
+///
+/// Nodes and initializers that were read before and are read by nothing afterwards are removed (a weight that
+/// has been replaced); what was unused already stays. All other nodes keep name, order, attributes, doc string
+/// and metadata.
+///
+/// # Errors
+/// [`PatchError`] if patches contradict each other or the result would not be a graph; `model` is unchanged then.
+pub fn apply(model: &mut Model, patches: Vec<Patch>) -> Result<(), PatchError> {
+    if patches.is_empty() {
+        return Ok(());
+    }
+    let reasons: Vec<String> = patches.iter().map(|p| p.reason.clone()).collect();
+    let plan = merge(patches, &reasons)?;
+    let unused_before = unused(&View::new(model));
+
+    let mut changed = model.clone();
+    let graph = changed.graph_mut();
+    let nodes = std::mem::take(&mut graph.node);
+    for (i, mut node) in nodes.into_iter().enumerate() {
+        graph.node.extend(plan.before.get(&i).cloned().unwrap_or_default());
+        if let Some((with, _)) = plan.replace.get(&i) {
+            node = with.clone();
+        }
+        for ((_, slot), (to, _)) in plan.rewire.range((i, 0)..(i + 1, 0)) {
+            set_slot(&mut node.input, *slot, to);
+        }
+        for ((_, slot), (to, _)) in plan.rename.range((i, 0)..(i + 1, 0)) {
+            set_slot(&mut node.output, *slot, to);
+        }
+        graph.node.push(node);
+        graph.node.extend(plan.after.get(&i).cloned().unwrap_or_default());
+    }
+    for tensor in &mut graph.initializer {
+        if let Some((with, _)) = tensor.name.as_ref().and_then(|n| plan.set.get(n)) {
+            *tensor = with.clone();
+        }
+    }
+    graph.initializer.extend(plan.add);
+
+    prune(&mut changed, &unused_before);
+    check(&changed, reasons.last().map_or("", |r| r.as_str()))?;
+    *model = changed;
+    Ok(())
+}
+
+fn merge(patches: Vec<Patch>, reasons: &[String]) -> Result<Plan, PatchError> {
+    let mut plan = Plan::default();
+    for (p, patch) in patches.into_iter().enumerate() {
+        let conflict = |place: String, first: usize| PatchError::Conflict {
+            place,
+            first: reasons[first].clone(),
+            second: reasons[p].clone(),
+        };
+        for edit in patch.edits {
+            match edit {
+                Edit::Rewire { node, input, to } => {
+                    let old = plan.rewire.insert((node.0, input), (to.clone(), p));
+                    if let Some((_, first)) = old.filter(|(t, _)| *t != to) {
+                        return Err(conflict(format!("input {input} of node {}", node.0), first));
+                    }
+                }
+                Edit::RenameOutput { node, output, to } => {
+                    let old = plan.rename.insert((node.0, output), (to.clone(), p));
+                    if let Some((_, first)) = old.filter(|(t, _)| *t != to) {
+                        return Err(conflict(format!("output {output} of node {}", node.0), first));
+                    }
+                }
+                Edit::Replace { node, with } => {
+                    if let Some((_, first)) = plan.replace.insert(node.0, (with, p)) {
+                        return Err(conflict(format!("node {}", node.0), first));
+                    }
+                }
+                Edit::Insert { anchor, after, node } => {
+                    let list = if after { &mut plan.after } else { &mut plan.before };
+                    list.entry(anchor.0).or_default().push(node);
+                }
+                Edit::AddInitializer(tensor) => plan.add.push(tensor),
+                Edit::SetInitializer(tensor) => {
+                    let name = tensor.name.clone().unwrap_or_default();
+                    if let Some((_, first)) = plan.set.insert(name.clone(), (tensor, p)) {
+                        return Err(conflict(format!("initializer `{name}`"), first));
+                    }
+                }
+            }
+        }
+    }
+    Ok(plan)
+}
+
+fn set_slot(slots: &mut Vec<String>, slot: usize, to: &str) {
+    if slots.len() <= slot {
+        slots.resize(slot + 1, String::new());
+    }
+    slots[slot] = to.to_owned();
+}
+
+/// The names of values that nothing reads.
+fn unused(view: &View) -> HashSet<String> {
+    let initializers = view.graph().initializer.iter().filter_map(|t| t.name.as_deref());
+    let outputs = view.nodes().flat_map(|(_, n)| n.output.iter().map(String::as_str));
+    initializers
+        .chain(outputs)
+        .filter(|name| view.value(name).is_none_or(|v| view.uses(v).is_empty()))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Removes nodes and initializers that a change left without readers, until there are none.
+fn prune(model: &mut Model, unused_before: &HashSet<String>) {
+    loop {
+        let view = View::new(model);
+        let newly_dead = |name: &str| {
+            !unused_before.contains(name) && view.value(name).is_none_or(|v| view.uses(v).is_empty())
+        };
+        let dead_nodes: HashSet<usize> = view
+            .nodes()
+            .filter(|(_, n)| {
+                let mut read = n.output.iter().filter(|o| !o.is_empty());
+                let unread = |o: &String| view.value(o).is_none_or(|v| view.uses(v).is_empty());
+                n.output.iter().any(|o| newly_dead(o)) && read.all(unread)
+            })
+            .map(|(id, _)| id.0)
+            .collect();
+        let dead_initializers: HashSet<String> = view
+            .graph()
+            .initializer
+            .iter()
+            .filter_map(|t| t.name.clone())
+            .filter(|name| newly_dead(name))
+            .collect();
+        drop(view);
+        if dead_nodes.is_empty() && dead_initializers.is_empty() {
+            return;
+        }
+        let graph = model.graph_mut();
+        let mut index = 0;
+        graph.node.retain(|_| {
+            index += 1;
+            !dead_nodes.contains(&(index - 1))
+        });
+        let dead = |name: &Option<String>| name.as_ref().is_some_and(|n| dead_initializers.contains(n));
+        graph.initializer.retain(|t| !dead(&t.name));
+        // Before IR 4 an initializer is listed as an input as well.
+        graph.input.retain(|i| !dead(&i.name));
+    }
+}
+
+/// The graph must still be a graph: every value defined once, and before it is read.
+fn check(model: &Model, reason: &str) -> Result<(), PatchError> {
+    let graph = model.graph();
+    let mut defined: HashSet<&str> = HashSet::new();
+    defined.extend(graph.input.iter().filter_map(|i| i.name.as_deref()));
+    let sparse = graph.sparse_initializer.iter().filter_map(|t| t.values.as_ref()?.name.as_deref());
+    defined.extend(sparse);
+    let listed: HashSet<&str> = defined.clone();
+    for name in graph.initializer.iter().filter_map(|t| t.name.as_deref()) {
+        if !defined.insert(name) && !listed.contains(name) {
+            return Err(PatchError::Redefined { reason: reason.to_owned(), value: name.to_owned() });
+        }
+    }
+    let view = View::new(model);
+    for (id, node) in view.nodes() {
+        for name in node.input.iter().filter(|n| !n.is_empty()) {
+            if !defined.contains(name.as_str()) {
+                return Err(PatchError::Undefined {
+                    reason: reason.to_owned(),
+                    node: view.node_name(id).to_owned(),
+                    value: name.clone(),
+                });
+            }
+        }
+        for name in node.output.iter().filter(|n| !n.is_empty()) {
+            if !defined.insert(name) {
+                return Err(PatchError::Redefined { reason: reason.to_owned(), value: name.clone() });
+            }
+        }
+    }
+    for output in graph.output.iter().filter_map(|o| o.name.as_deref()) {
+        if !defined.contains(output) {
+            return Err(PatchError::Undefined {
+                reason: reason.to_owned(),
+                node: "(graph output)".to_owned(),
+                value: output.to_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Sets the version of the standard operator set and the IR version that goes with it.
+pub(super) fn set_opset(model: &mut Model, version: i64, minimum_ir: i64) {
+    let standard = |o: &OperatorSetIdProto| matches!(o.domain.as_deref(), None | Some("") | Some("ai.onnx"));
+    match model.proto.opset_import.iter_mut().find(|o| standard(o)) {
+        Some(import) => import.version = Some(version),
+        None => model
+            .proto
+            .opset_import
+            .push(OperatorSetIdProto { domain: Some(String::new()), version: Some(version) }),
+    }
+    let ir = model.proto.ir_version.unwrap_or(0);
+    if ir < minimum_ir {
+        if ir < 4 {
+            // From IR 4 on a listed initializer is a default that callers may override; it never was one here.
+            let graph = model.graph_mut();
+            let constants: HashSet<String> =
+                graph.initializer.iter().filter_map(|t| t.name.clone()).collect();
+            graph.input.retain(|i| i.name.as_ref().is_none_or(|n| !constants.contains(n)));
+        }
+        model.proto.ir_version = Some(minimum_ir);
+    }
+}
