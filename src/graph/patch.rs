@@ -46,6 +46,7 @@ enum Edit {
     Rewire { node: NodeId, input: usize, to: String },
     RenameOutput { node: NodeId, output: usize, to: String },
     Replace { node: NodeId, with: NodeProto },
+    Remove { node: NodeId },
     Insert { anchor: NodeId, after: bool, node: NodeProto },
     AddInitializer(TensorProto),
     SetInitializer(TensorProto),
@@ -86,6 +87,11 @@ impl Patch {
         self.edits.push(Edit::Replace { node, with });
     }
 
+    /// Takes `node` out. What it wrote must come from elsewhere, or be read by nothing.
+    pub fn remove(&mut self, node: NodeId) {
+        self.edits.push(Edit::Remove { node });
+    }
+
     /// Inserts a node right before `anchor`; several keep the order of insertion.
     pub fn insert_before(&mut self, anchor: NodeId, node: NodeProto) {
         self.edits.push(Edit::Insert { anchor, after: false, node });
@@ -112,7 +118,8 @@ impl Patch {
 struct Plan {
     rewire: BTreeMap<(usize, usize), (String, usize)>,
     rename: BTreeMap<(usize, usize), (String, usize)>,
-    replace: BTreeMap<usize, (NodeProto, usize)>,
+    /// `None` takes the node out.
+    replace: BTreeMap<usize, (Option<NodeProto>, usize)>,
     before: BTreeMap<usize, Vec<NodeProto>>,
     after: BTreeMap<usize, Vec<NodeProto>>,
     add: Vec<TensorProto>,
@@ -140,16 +147,23 @@ pub fn apply(model: &mut Model, patches: Vec<Patch>) -> Result<(), PatchError> {
     let nodes = std::mem::take(&mut graph.node);
     for (i, mut node) in nodes.into_iter().enumerate() {
         graph.node.extend(plan.before.get(&i).cloned().unwrap_or_default());
-        if let Some((with, _)) = plan.replace.get(&i) {
-            node = with.clone();
-        }
+        let keep = match plan.replace.get(&i) {
+            Some((Some(with), _)) => {
+                node = with.clone();
+                true
+            }
+            Some((None, _)) => false,
+            None => true,
+        };
         for ((_, slot), (to, _)) in plan.rewire.range((i, 0)..(i + 1, 0)) {
             set_slot(&mut node.input, *slot, to);
         }
         for ((_, slot), (to, _)) in plan.rename.range((i, 0)..(i + 1, 0)) {
             set_slot(&mut node.output, *slot, to);
         }
-        graph.node.push(node);
+        if keep {
+            graph.node.push(node);
+        }
         graph.node.extend(plan.after.get(&i).cloned().unwrap_or_default());
     }
     for tensor in &mut graph.initializer {
@@ -188,7 +202,12 @@ fn merge(patches: Vec<Patch>, reasons: &[String]) -> Result<Plan, PatchError> {
                     }
                 }
                 Edit::Replace { node, with } => {
-                    if let Some((_, first)) = plan.replace.insert(node.0, (with, p)) {
+                    if let Some((_, first)) = plan.replace.insert(node.0, (Some(with), p)) {
+                        return Err(conflict(format!("node {}", node.0), first));
+                    }
+                }
+                Edit::Remove { node } => {
+                    if let Some((_, first)) = plan.replace.insert(node.0, (None, p)) {
                         return Err(conflict(format!("node {}", node.0), first));
                     }
                 }

@@ -1,0 +1,55 @@
+//! What can go wrong in a run, as one type.
+
+use thiserror::Error;
+
+/// Why a run failed. Each source error names the file, node or tensor and says what to do.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The model cannot be read.
+    #[error(transparent)]
+    Load(#[from] crate::onnx::LoadError),
+    /// The result cannot be written.
+    #[error(transparent)]
+    Save(#[from] crate::onnx::SaveError),
+    /// The calibration data does not fit the model.
+    #[error(transparent)]
+    Calibration(#[from] crate::calibrate::CalibError),
+    /// The model cannot be run.
+    #[error(transparent)]
+    Engine(#[from] crate::calibrate::EngineError),
+    /// The operator set cannot be raised to 13.
+    #[error(transparent)]
+    Opset(#[from] crate::graph::opset::OpsetError),
+    /// The model cannot be rewritten.
+    #[error(transparent)]
+    Rewrite(#[from] crate::rewrite::RewriteError),
+    /// Nothing to do.
+    #[error("no Linear could be quantized: {0}")]
+    NothingToQuantize(String),
+    /// The target accepts no operator set as new as the model's.
+    #[error(
+        "the model has opset {found}, but --target {target} needs {max} or older: \
+         export it with opset {max} or use --target ort"
+    )]
+    OpsetTooNew {
+        /// The model's.
+        found: i64,
+        /// The target's name.
+        target: &'static str,
+        /// The newest it accepts.
+        max: i64,
+    },
+    /// The migrated float model differs from the original.
+    #[error(
+        "the migrated float model differs from the original: output `{output}` by {error:.1e} of its range, \
+         {limit:.0e} is allowed; use --method none, or exclude Linears with --exclude, and report the model"
+    )]
+    FloatCheck {
+        /// The output that differs most.
+        output: String,
+        /// max |difference| / (max − min of the original's output).
+        error: f64,
+        /// What is allowed.
+        limit: f64,
+    },
+}

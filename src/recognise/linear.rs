@@ -1,0 +1,231 @@
+//! Linear layers: y = x W + b.
+//!
+//! *Matches* MatMul(x, W); MatMul(x, W) followed by Add of a constant b on either side; Gemm with any transA,
+//! transB, alpha and beta. W is an initializer or a Constant node, possibly behind Transpose, Identity, Reshape,
+//! Cast and the like (whatever [`View::constant`] evaluates).
+//!
+//! *Not matched*, with the reason: W of a rank other than 2, W of integers (already quantized), W that a caller may
+//! override. A MatMul of two computed values is attention's business and no near miss.
+
+use ndarray::{Array1, Array2, Ix2};
+
+use crate::graph::{NodeId, Source, Use, ValueId, View};
+use crate::onnx::proto::tensor_proto::DataType;
+use crate::onnx::{self, attr_f, attr_i};
+
+/// The operator that computes x W.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum LinearForm {
+    /// MatMul: x of any rank, W: [K, N].
+    MatMul,
+    /// Gemm: `alpha * op(x) * op(W) + beta * c`, x of rank 2.
+    Gemm {
+        /// x is stored as [K, M]: its channels are not on the last axis.
+        trans_a: bool,
+        /// W is stored as [N, K].
+        trans_b: bool,
+        /// The factor of the product.
+        alpha: f32,
+        /// The factor of the bias.
+        beta: f32,
+    },
+}
+
+/// Where the bias b: [N] is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bias {
+    /// The Add after a MatMul, or the Gemm itself.
+    pub node: NodeId,
+    /// The input of that node which holds the constant.
+    pub slot: usize,
+    /// The constant.
+    pub value: ValueId,
+}
+
+/// One Linear layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Linear {
+    /// The MatMul or Gemm.
+    pub node: NodeId,
+    /// That node's name.
+    pub name: String,
+    /// x, read by `node` as input 0.
+    pub input: ValueId,
+    /// The constant that `node` reads as input 1, in the layout of `form`.
+    pub weight: ValueId,
+    /// The float type of the weight in the file.
+    pub dtype: DataType,
+    /// The bias, if there is one and it is a constant of N elements.
+    pub bias: Option<Bias>,
+    /// A bias that is not one constant per column (computed, or per row): it can stay, but takes no shift.
+    pub odd_bias: bool,
+    /// The operator.
+    pub form: LinearForm,
+    /// Input channels.
+    pub k: usize,
+    /// Output channels.
+    pub n: usize,
+}
+
+impl Linear {
+    /// Whether the channels of x are on its last axis, as everywhere but in a Gemm with transA.
+    pub fn channels_last(&self) -> bool {
+        !matches!(self.form, LinearForm::Gemm { trans_a: true, .. })
+    }
+
+    /// The effective weight W: [K, N], so that the layer computes x W + b: transB and alpha are in it.
+    pub fn load_weight(&self, view: &View) -> Option<Array2<f32>> {
+        let (array, _) = view.constant(self.weight)?.into_float()?;
+        let stored = array.into_dimensionality::<Ix2>().ok()?;
+        Some(match self.form {
+            LinearForm::MatMul => stored,
+            LinearForm::Gemm { trans_b, alpha, .. } => {
+                let w = if trans_b { stored.reversed_axes() } else { stored };
+                let w = w.as_standard_layout().into_owned();
+                if alpha == 1.0 { w } else { w * alpha }
+            }
+        })
+    }
+
+    /// The effective bias b: [N], beta in it; `None` if the layer has none.
+    pub fn load_bias(&self, view: &View) -> Option<Array1<f32>> {
+        let (array, _) = view.constant(self.bias?.value)?.into_float()?;
+        let beta = match self.form {
+            LinearForm::Gemm { beta, .. } => beta,
+            LinearForm::MatMul => 1.0,
+        };
+        let flat: Vec<f32> = array.iter().map(|b| b * beta).collect();
+        // A Gemm may hold one number for all columns.
+        let spread = if flat.len() == 1 { vec![flat[0]; self.n] } else { flat };
+        Some(Array1::from(spread))
+    }
+}
+
+/// Matches a Linear at `node`: `None` if the node is no candidate, `Err(reason)` if it almost is one.
+pub(super) fn match_at(view: &View, node: NodeId) -> Option<Result<Linear, String>> {
+    match view.op(node) {
+        "MatMul" | "Gemm" => {}
+        _ => return None,
+    }
+    let (x, w) = (view.input(node, 0)?, view.input(node, 1)?);
+    if !view.is_constant(w) {
+        if view.is_constant(x) {
+            return Some(Err(format!("the constant `{}` is on the left of the product", view.name(x))));
+        }
+        return overridable(view, w).map(|name| {
+            Err(format!(
+                "its weight `{name}` is also a graph input, so a caller may replace it; remove it from the inputs"
+            ))
+        });
+    }
+    Some(match_constant(view, node, x, w))
+}
+
+/// The name of the graph input with a default value that a value is made of, if it is.
+fn overridable<'m>(view: &View<'m>, value: ValueId) -> Option<&'m str> {
+    let mut value = value;
+    while let Source::Node { node, .. } = view.source(value) {
+        if !crate::graph::constant_expression(view.op(node)) {
+            return None;
+        }
+        value = view.input(node, 0)?;
+    }
+    let name = view.name(value);
+    let has_default = view.graph().initializer.iter().any(|t| t.name.as_deref() == Some(name));
+    (matches!(view.source(value), Source::Input(_)) && has_default).then_some(name)
+}
+
+fn match_constant(view: &View, node: NodeId, x: ValueId, w: ValueId) -> Result<Linear, String> {
+    let weight_name = view.name(w);
+    if view.is_constant(x) {
+        return Err("both factors are constants".to_owned());
+    }
+    let (dims, dtype) = weight_facts(view, w)
+        .ok_or_else(|| format!("its weight `{weight_name}` is not a constant this tool can read"))?;
+    if !onnx::is_float(dtype) {
+        return Err(format!("its weight `{weight_name}` is {} and not a float type", dtype.as_str_name()));
+    }
+    let &[rows, columns] = dims.as_slice() else {
+        return Err(format!("its weight `{weight_name}` has shape {dims:?} and not rank 2"));
+    };
+    if rows == 0 || columns == 0 {
+        return Err(format!("its weight `{weight_name}` has no elements (shape {dims:?})"));
+    }
+    let proto = view.node(node);
+    let form = if view.op(node) == "MatMul" {
+        LinearForm::MatMul
+    } else {
+        LinearForm::Gemm {
+            trans_a: attr_i(proto, "transA").unwrap_or(0) != 0,
+            trans_b: attr_i(proto, "transB").unwrap_or(0) != 0,
+            alpha: attr_f(proto, "alpha").unwrap_or(1.0),
+            beta: attr_f(proto, "beta").unwrap_or(1.0),
+        }
+    };
+    let transposed = matches!(form, LinearForm::Gemm { trans_b: true, .. });
+    let (k, n) = if transposed { (columns, rows) } else { (rows, columns) };
+    if let Some(found) = view.shape(x).and_then(|s| if form == LinearForm::MatMul { *s.last()? } else { None })
+        && found != k
+    {
+        return Err(format!("its input has {found} channels where its weight `{weight_name}` takes {k}"));
+    }
+    let (bias, odd_bias) = match form {
+        LinearForm::MatMul => (bias_after(view, node, n), false),
+        LinearForm::Gemm { .. } => match view.input(node, 2) {
+            None => (None, false),
+            Some(c) => {
+                let per_column = view.is_constant(c)
+                    && weight_facts(view, c).is_some_and(|(dims, _)| {
+                        let last = dims.last().copied().unwrap_or(1);
+                        dims.iter().product::<usize>() == last && (last == n || last == 1)
+                    });
+                let bias = per_column.then_some(Bias { node, slot: 2, value: c });
+                (bias, !per_column)
+            }
+        },
+    };
+    let name = view.node_name(node).to_owned();
+    Ok(Linear { node, name, input: x, weight: w, dtype, bias, odd_bias, form, k, n })
+}
+
+/// Shape and type of a constant; reads the elements only where an expression stands before them.
+fn weight_facts(view: &View, value: ValueId) -> Option<(Vec<usize>, DataType)> {
+    if let Some(tensor) = view.initializer(value) {
+        return Some((onnx::shape(tensor).ok()?, onnx::dtype(tensor)?));
+    }
+    Some(match view.constant(value)? {
+        crate::graph::Constant::Float { array, dtype } => (array.shape().to_vec(), dtype),
+        crate::graph::Constant::Int(array) => (array.shape().to_vec(), DataType::Int64),
+    })
+}
+
+/// The Add of a constant with one element per column that follows a MatMul and is its only reader.
+fn bias_after(view: &View, matmul: NodeId, n: usize) -> Option<Bias> {
+    let product = view.output(matmul, 0)?;
+    let (add, slot) = view.only_reader(product)?;
+    if view.op(add) != "Add" {
+        return None;
+    }
+    let other = 1 - slot;
+    let value = view.input(add, other)?;
+    if !view.is_constant(value) {
+        return None;
+    }
+    let (dims, _) = weight_facts(view, value)?;
+    // [N], [1, N], [1, 1, N], …: the same number for every token.
+    let per_column = dims.last() == Some(&n) && dims.iter().product::<usize>() == n;
+    per_column.then_some(Bias { node: add, slot: other, value })
+}
+
+/// The value a Linear hands on: after its bias.
+impl Linear {
+    /// The output y: that of the bias' Add where there is one, else the product's.
+    pub fn output(&self, view: &View) -> Option<ValueId> {
+        view.output(self.bias.map_or(self.node, |b| b.node), 0)
+    }
+
+    /// Every reader of the weight, this Linear among them.
+    pub fn weight_is_shared(&self, view: &View) -> bool {
+        view.uses(self.weight).iter().any(|u| *u != Use::Node { node: self.node, input: 1 })
+    }
+}

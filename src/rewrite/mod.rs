@@ -1,0 +1,37 @@
+//! From decisions to patches: migration ([`migrate`]) folds shift and scale into constants, quantization
+//! ([`quantize`]) inserts QuantizeLinear and DequantizeLinear.
+
+mod linear;
+mod migrate;
+mod quantize;
+
+pub use migrate::{Affine, migrate};
+pub use quantize::{Activation, QuantizePlan, quantize};
+
+use thiserror::Error;
+
+use crate::graph::PatchError;
+
+/// Why a model could not be rewritten.
+#[derive(Debug, Error)]
+pub enum RewriteError {
+    /// The edits contradict each other or break the graph: a defect of this tool.
+    #[error("internal error: {0}; please report this with the model")]
+    Patch(#[from] PatchError),
+    /// A constant that was recognised can no longer be read.
+    #[error("the constant `{0}` cannot be read")]
+    Constant(String),
+    /// A float16 number would overflow: γ' or W' does not fit the type of the file.
+    #[error("`{name}` would hold {value} after migration, which its type {dtype} cannot; exclude it with --exclude")]
+    Overflow {
+        /// The constant.
+        name: String,
+        /// The number that does not fit.
+        value: f32,
+        /// The type in the file.
+        dtype: &'static str,
+    },
+}
+
+#[cfg(test)]
+mod tests;
