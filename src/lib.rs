@@ -1,3 +1,4 @@
 //! onnx-osplus
 
 pub mod onnx;
+pub mod solve;
