@@ -1,4 +1,9 @@
 //! onnx-osplus
 
-pub mod onnx;
 pub mod graph;
+pub mod onnx;
+pub mod recognise;
+pub mod rewrite;
+pub mod site;
+pub mod solve;
+pub mod target;

@@ -61,5 +61,5 @@ impl Recognised {
     }
 }
 
-#[cfg(test)]
-mod tests;
+
+

@@ -33,5 +33,5 @@ pub enum RewriteError {
     },
 }
 
-#[cfg(test)]
-mod tests;
+
+

@@ -171,5 +171,5 @@ fn readers(view: &View, found: &Recognised, value: ValueId, channels: usize) -> 
     all
 }
 
-#[cfg(test)]
-mod tests;
+
+

@@ -1,0 +1,354 @@
+//! What quantization does to the outputs of a site's Linears, on tokens that did not set the ranges.
+//!
+//! ```text
+//! loss = Σ over the Linears  ‖ Q(x') Q(diag(s) W) − (x − z) W ‖²        x: [T, C], W: [C, N]
+//! ```
+//!
+//! which is the error of the outputs: the quantized Linear adds `b + z W`, the original adds `b`, and both cancel.
+//! A [`SiteLoss`] holds both directions of the cross-fit. A [`Trial`] (one shift, one threshold, several margins) is
+//! turned into its migration on the fit half and scored on the other half with buffers from a [`Pool`].
+//!
+//! The activation error could also be scored through the Gram matrix of the quantized weight, `[C, C]`, because the true
+//! loss is a quadratic form in `[Q(x') − x', x']`. That needs three Gram products of `2·C²·N` operations for every new
+//! s, where one candidate costs `2·T·C·N`: with T of a few hundred tokens and C ≥ 384 it never pays, so every candidate
+//! is scored by one product with the quantized weight, which is also simpler to check.
+
+use super::migration::{self, Migration, ShiftKind};
+use super::quantize::{fake_quantize_into, fake_quantize_weight_into};
+use super::{ActivationSpec, Fold, SiteProblem, WeightSpec};
+use ndarray::linalg::general_mat_mul;
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+/// A shift and a threshold, to be scored with several margins: they share the quantized weight.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Trial {
+    /// Which channels are shifted.
+    pub shift: ShiftKind,
+    /// Threshold as a fraction of the largest extreme after the shift; `None` = no scale.
+    pub threshold: Option<f32>,
+    /// Factors on the range.
+    pub margins: Vec<f32>,
+    /// EXPERIMENT
+    pub relative: bool,
+}
+
+/// z and s for `trial`, from per-channel extremes; also the threshold in units of x after the shift.
+pub fn migrate(
+    kind: ShiftKind,
+    threshold: Option<f32>,
+    relative: bool,
+    min: &[f32],
+    max: &[f32],
+) -> (Migration, Option<f32>) {
+    let shift = migration::shift(kind, min, max);
+    let extremes = migration::extremes(min, max, shift.as_deref());
+    let largest = extremes.iter().fold(0.0f32, |a, &b| a.max(b));
+    let t = threshold
+        .map(|fraction| {
+            if relative {
+                fraction * largest
+            } else {
+                fraction
+            }
+        })
+        .filter(|&t| t > 0.0);
+    let scale = t.and_then(|t| migration::scale(&extremes, t));
+    (Migration { shift, scale }, t)
+}
+
+/// One direction of the cross-fit: ranges from one half of the tokens, loss on the other half.
+struct Direction {
+    /// Smallest value of every channel in the fit half, `[C]`.
+    min: Vec<f32>,
+    /// Largest value of every channel in the fit half, `[C]`.
+    max: Vec<f32>,
+    /// Tokens of the other half, `[T, C]`.
+    x: Array2<f32>,
+    /// `(x − z) W`, `[T, N]`, for each [`ShiftKind`]; computed when first needed.
+    targets: [OnceLock<Array2<f32>>; 3],
+}
+
+impl Direction {
+    fn new(min: Vec<f32>, max: Vec<f32>, x: Array2<f32>) -> Self {
+        Self {
+            min,
+            max,
+            x,
+            targets: Default::default(),
+        }
+    }
+
+    fn target(&self, kind: ShiftKind, shift: Option<&[f32]>, w: &Array2<f32>) -> &Array2<f32> {
+        self.targets[kind as usize].get_or_init(|| match shift {
+            None => self.x.dot(w),
+            Some(z) => (&self.x - &ndarray::aview1(z)).dot(w),
+        })
+    }
+}
+
+/// The loss of one site, ready to be evaluated for any number of candidates.
+pub struct SiteLoss {
+    /// All weights side by side, `[C, N]`.
+    w: Array2<f32>,
+    /// Column at which each weight ends.
+    ends: Vec<usize>,
+    directions: Vec<Direction>,
+    activation: ActivationSpec,
+    weight: WeightSpec,
+    pool: Pool,
+}
+
+impl SiteLoss {
+    /// Copies what the search needs; at most `tokens` sample tokens of each fold are used.
+    ///
+    /// If one fold is empty, the sample of the other is split in two. Fewer than two tokens leave nothing to validate
+    /// on: there are no [`SiteLoss::directions`] then.
+    pub fn new(
+        problem: &SiteProblem,
+        activation: ActivationSpec,
+        weight: WeightSpec,
+        tokens: usize,
+    ) -> Self {
+        let channels = problem.weights.first().map_or(0, |w| w.nrows());
+        let columns = problem.weights.iter().map(|w| w.ncols()).sum();
+        let mut w = Array2::zeros((channels, columns));
+        let mut ends = Vec::with_capacity(problem.weights.len());
+        let mut end = 0;
+        for part in &problem.weights {
+            let start = end;
+            end += part.ncols();
+            w.slice_mut(s![.., start..end]).assign(part);
+            ends.push(end);
+        }
+        Self {
+            w,
+            ends,
+            directions: directions(&problem.folds, tokens),
+            activation,
+            weight,
+            pool: Pool::default(),
+        }
+    }
+
+    /// Number of directions of the cross-fit: 2, or 0 where there are too few tokens.
+    pub fn directions(&self) -> usize {
+        self.directions.len()
+    }
+
+    /// The weights of the site side by side, `[C, N]`.
+    pub fn weight(&self) -> ArrayView2<'_, f32> {
+        self.w.view()
+    }
+
+    /// Smallest and largest value of every channel in the half that sets the ranges in `direction`, `[C]` each.
+    pub fn fit_range(&self, direction: usize) -> (&[f32], &[f32]) {
+        let d = &self.directions[direction];
+        (&d.min, &d.max)
+    }
+
+    /// Loss of a shift and threshold in one direction, for each of its margins.
+    pub fn evaluate(&self, trial: &Trial, direction: usize) -> Vec<f64> {
+        let (min, max) = self.fit_range(direction);
+        let (migration, _) = migrate(trial.shift, trial.threshold, trial.relative, min, max);
+        self.evaluate_migration(trial.shift, &migration, &trial.margins, direction)
+    }
+
+    /// [`SiteLoss::evaluate`] for any scale; the shift must be that of `kind`, the range still comes from the fit half.
+    ///
+    /// Serial, with sums in a fixed order: the result is the same on any thread.
+    pub fn evaluate_migration(
+        &self,
+        kind: ShiftKind,
+        migration: &Migration,
+        margins: &[f32],
+        direction: usize,
+    ) -> Vec<f64> {
+        let d = &self.directions[direction];
+        let (t, (c, n)) = (d.x.nrows(), self.w.dim());
+        if t == 0 || c == 0 || n == 0 {
+            return vec![0.0; margins.len()];
+        }
+        let target = d.target(kind, migration.shift.as_deref(), &self.w);
+        let (low, high) = migration.range(&d.min, &d.max);
+        let mut work = self.pool.take(t, c, n);
+        let Workspace {
+            w,
+            steps,
+            x,
+            q,
+            out,
+        } = &mut work;
+        let (x, q, out) = (&mut x[..t * c], &mut q[..t * c], &mut out[..t * n]);
+        fake_quantize_weight_into(
+            flat(&self.w),
+            migration.scale.as_deref(),
+            &self.weight,
+            &self.ends,
+            steps,
+            w,
+        );
+        migration.apply_rows(flat(&d.x), x);
+        let mut losses = Vec::with_capacity(margins.len());
+        for margin in margins {
+            let params = self.activation.params(low * margin, high * margin);
+            fake_quantize_into(x, q, &params);
+            product(q, w, out, (t, c, n));
+            losses.push(squared_error(out, flat(target)));
+        }
+        self.pool.give_back(work);
+        losses
+    }
+}
+
+/// Elements of an array that this module made itself, so that it is in standard layout.
+fn flat(a: &Array2<f32>) -> &[f32] {
+    a.as_slice().unwrap_or(&[])
+}
+
+/// `out = a b`, `a: [T, C]`, `b: [C, N]`, `out: [T, N]`, all row-major.
+fn product(a: &[f32], b: &[f32], out: &mut [f32], (t, c, n): (usize, usize, usize)) {
+    let views = (
+        ArrayView2::from_shape((t, c), a),
+        ArrayView2::from_shape((c, n), b),
+        ArrayViewMut2::from_shape((t, n), out),
+    );
+    if let (Ok(a), Ok(b), Ok(mut out)) = views {
+        general_mat_mul(1.0, &a, &b, 0.0, &mut out);
+    }
+}
+
+/// `Σ (a − b)²` in f64. Eight interleaved sums, in a fixed order, so that it vectorizes.
+fn squared_error(a: &[f32], b: &[f32]) -> f64 {
+    const LANES: usize = 8;
+    let mut sums = [0.0f64; LANES];
+    let (a_lanes, a_rest) = a.as_chunks::<LANES>();
+    let (b_lanes, b_rest) = b.as_chunks::<LANES>();
+    for (a, b) in a_lanes.iter().zip(b_lanes) {
+        for i in 0..LANES {
+            let e = f64::from(a[i] - b[i]);
+            sums[i] += e * e;
+        }
+    }
+    for (sum, (a, b)) in sums.iter_mut().zip(a_rest.iter().zip(b_rest)) {
+        let e = f64::from(a - b);
+        *sum += e * e;
+    }
+    sums.iter().sum()
+}
+
+/// The two directions of the cross-fit, or none if no two tokens can be told apart.
+fn directions(folds: &[Fold; 2], tokens: usize) -> Vec<Direction> {
+    let [a, b] = folds;
+    match (a.sample.nrows(), b.sample.nrows()) {
+        (0, 0) => Vec::new(),
+        (0, _) => split(b.sample, tokens),
+        (_, 0) => split(a.sample, tokens),
+        _ => vec![
+            Direction::new(a.min.to_vec(), a.max.to_vec(), subset(b.sample, tokens)),
+            Direction::new(b.min.to_vec(), b.max.to_vec(), subset(a.sample, tokens)),
+        ],
+    }
+}
+
+/// Cross-fit directions from one sample: its first half against its second.
+fn split(sample: ArrayView2<f32>, tokens: usize) -> Vec<Direction> {
+    if sample.nrows() < 2 {
+        return Vec::new();
+    }
+    let half = sample.nrows() / 2;
+    let halves = [sample.slice(s![..half, ..]), sample.slice(s![half.., ..])];
+    let extremes = |half: ArrayView2<f32>, start: f32, pick: fn(f32, f32) -> f32| -> Vec<f32> {
+        half.columns()
+            .into_iter()
+            .map(|column| column.iter().fold(start, |a, &b| pick(a, b)))
+            .collect()
+    };
+    [(0, 1), (1, 0)]
+        .map(|(fit, score)| {
+            Direction::new(
+                extremes(halves[fit], f32::INFINITY, f32::min),
+                extremes(halves[fit], f32::NEG_INFINITY, f32::max),
+                subset(halves[score], tokens),
+            )
+        })
+        .into()
+}
+
+/// At most `tokens` rows of `sample`, one at a pseudo-random place in each of as many equal stretches.
+///
+/// Not every k-th row: with sequences of equal length that could be the same position in each, and the first token of
+/// a sequence is unlike the others.
+fn subset(sample: ArrayView2<f32>, tokens: usize) -> Array2<f32> {
+    let (rows, channels) = sample.dim();
+    if rows <= tokens {
+        return sample.as_standard_layout().into_owned();
+    }
+    let mut chosen = Array2::zeros((tokens, channels));
+    for (i, mut row) in chosen.rows_mut().into_iter().enumerate() {
+        let (start, end) = (i * rows / tokens, (i + 1) * rows / tokens);
+        let place = start + (mix(i as u64) % (end - start) as u64) as usize;
+        row.assign(&sample.row(place));
+    }
+    chosen
+}
+
+/// The finalizer of the SplitMix64 generator: a fixed, well mixed number for every `i`.
+fn mix(i: u64) -> u64 {
+    let z = i.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+/// Buffers for one evaluation at a time.
+struct Workspace {
+    /// `Q(diag(s) W)`, `[C, N]`.
+    w: Vec<f32>,
+    /// Weight scales, `[N]`.
+    steps: Vec<f32>,
+    /// x', `[T, C]`.
+    x: Vec<f32>,
+    /// Q(x'), `[T, C]`.
+    q: Vec<f32>,
+    /// Outputs, `[T, N]`.
+    out: Vec<f32>,
+}
+
+/// Workspaces that are not in use. Holds at most one per thread that ever evaluated at the same time.
+#[derive(Default)]
+struct Pool {
+    free: Mutex<Vec<Workspace>>,
+}
+
+impl Pool {
+    /// A workspace for at least `t` tokens.
+    fn take(&self, t: usize, c: usize, n: usize) -> Workspace {
+        let free = self
+            .free
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
+        let mut work = free.unwrap_or_else(|| Workspace {
+            w: vec![0.0; c * n],
+            steps: vec![0.0; n],
+            x: Vec::new(),
+            q: Vec::new(),
+            out: Vec::new(),
+        });
+        // The two directions can have different numbers of tokens: grow at most once.
+        if work.x.len() < t * c {
+            work.x.resize(t * c, 0.0);
+            work.q.resize(t * c, 0.0);
+            work.out.resize(t * n, 0.0);
+        }
+        work
+    }
+
+    fn give_back(&self, work: Workspace) {
+        self.free
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(work);
+    }
+}

@@ -1,0 +1,110 @@
+//! Shift, scale and range from per-channel extremes: the closed-form half of Outlier Suppression+.
+//!
+//! Per-channel `min, max: [C]` → shift `z` ([`shift`]) → extremes after the shift ([`extremes`]) → scale `s` for a
+//! threshold ([`scale`]) → range of `x' = (x − z) / s` ([`Migration::range`]).
+
+/// Which channels the shift moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ShiftKind {
+    /// No channel: z = 0.
+    None,
+    /// Only channels whose values never change sign: there 0 is not worth a level of its own.
+    OneSided,
+    /// Every channel, as in the paper.
+    MidRange,
+}
+
+/// A per-channel affine of one value: `x' = (x − z) / s`.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Migration {
+    /// z, `[C]`; `None` = 0.
+    pub shift: Option<Vec<f32>>,
+    /// s, `[C]`, all positive; `None` = 1.
+    pub scale: Option<Vec<f32>>,
+}
+
+impl Migration {
+    /// x' of one value of channel `j`.
+    #[inline]
+    pub fn apply(&self, j: usize, x: f32) -> f32 {
+        let shifted = self.shift.as_ref().map_or(x, |z| x - z[j]);
+        self.scale.as_ref().map_or(shifted, |s| shifted / s[j])
+    }
+
+    /// x' of whole tokens: `x, out: [T, C]`, row-major.
+    pub(crate) fn apply_rows(&self, x: &[f32], out: &mut [f32]) {
+        out.copy_from_slice(x);
+        if let Some(z) = self.shift.as_ref().filter(|z| !z.is_empty()) {
+            for row in out.chunks_exact_mut(z.len()) {
+                for (v, z) in row.iter_mut().zip(z) {
+                    *v -= z;
+                }
+            }
+        }
+        if let Some(s) = self.scale.as_ref().filter(|s| !s.is_empty()) {
+            for row in out.chunks_exact_mut(s.len()) {
+                for (v, s) in row.iter_mut().zip(s) {
+                    *v /= s;
+                }
+            }
+        }
+    }
+
+    /// (smallest, largest) x' over all channels, from the channels' extremes before. (0, 0) if there is no channel.
+    pub fn range(&self, min: &[f32], max: &[f32]) -> (f32, f32) {
+        let range = min.iter().zip(max).enumerate().fold(
+            (f32::INFINITY, f32::NEG_INFINITY),
+            |(low, high), (j, (&min, &max))| {
+                (low.min(self.apply(j, min)), high.max(self.apply(j, max)))
+            },
+        );
+        if range.0 <= range.1 {
+            range
+        } else {
+            (0.0, 0.0)
+        }
+    }
+}
+
+/// The shift `z_j = (max_j + min_j) / 2` (paper, equation 4) for the channels that `kind` moves, 0 for the others;
+/// `None` if it moves none.
+pub fn shift(kind: ShiftKind, min: &[f32], max: &[f32]) -> Option<Vec<f32>> {
+    let moves = |min: f32, max: f32| match kind {
+        ShiftKind::None => false,
+        ShiftKind::OneSided => min > 0.0 || max < 0.0,
+        ShiftKind::MidRange => true,
+    };
+    // Halves are added, not the sum halved: the sum could overflow.
+    let z: Vec<f32> = min
+        .iter()
+        .zip(max)
+        .map(|(&min, &max)| {
+            if moves(min, max) {
+                0.5 * min + 0.5 * max
+            } else {
+                0.0
+            }
+        })
+        .collect();
+    z.iter().any(|&z| z != 0.0).then_some(z)
+}
+
+/// Largest magnitude of every channel after the shift: `max(|max_j − z_j|, |min_j − z_j|)`, `[C]`.
+pub fn extremes(min: &[f32], max: &[f32], shift: Option<&[f32]>) -> Vec<f32> {
+    min.iter()
+        .zip(max)
+        .enumerate()
+        .map(|(j, (&min, &max))| {
+            let z = shift.map_or(0.0, |z| z[j]);
+            (min - z).abs().max((max - z).abs())
+        })
+        .collect()
+}
+
+/// The scale `s_j = max(1, extreme_j / t)` (paper, equation 8) for a threshold `t > 0`; `None` if no channel exceeds it.
+pub fn scale(extremes: &[f32], t: f32) -> Option<Vec<f32>> {
+    extremes
+        .iter()
+        .any(|&e| e > t)
+        .then(|| extremes.iter().map(|&e| (e / t).max(1.0)).collect())
+}

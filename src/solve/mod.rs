@@ -1,0 +1,118 @@
+//! The solver: from the statistics of one site to the shift and scale that make it easy to quantize.
+//!
+//! A *site* is a value `x: [T, C]` read by one or more Linears `x W + b`, `W: [C, N]`. With a shift `z: [C]` and a scale
+//! `s: [C]` the same numbers come from
+//!
+//! ```text
+//! x' = (x − z) / s        x W + b = x' (diag(s) W) + (b + z W)
+//! ```
+//!
+//! and x' may have a much smaller range than x (Outlier Suppression+, Wei et al., EMNLP 2023, sections 4.1 and 4.2).
+//!
+//! The data flows through the files in this order: [`quantize`] knows what Q/DQ does to numbers; [`migration`] turns
+//! per-channel ranges and a threshold into z, s and the range of x'; [`loss`] measures what quantization then does to the
+//! outputs of the Linears; [`search`] tries candidates and keeps the best; [`smoothquant`] is the comparison method.
+//!
+//! Arithmetic only: this module knows arrays, no graph. Results do not depend on the number of threads.
+
+pub mod loss;
+pub mod migration;
+pub mod quantize;
+pub mod search;
+pub mod smoothquant;
+
+pub use migration::{Migration, ShiftKind};
+pub use quantize::{
+    ActivationSpec, QuantParams, QuantizedWeight, WeightSpec, fake_quantize, quantize_weight,
+};
+pub use search::{Recipe, solve_site, solve_site_with};
+
+use ndarray::ArrayView2;
+
+/// How shift and scale are found.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Method {
+    /// Outlier Suppression+: shift and threshold by search, validated on tokens that did not set the ranges.
+    OsPlus,
+    /// SmoothQuant: `s_j = max|x_j|^alpha / max|W_j|^(1 − alpha)`, no shift, no search.
+    SmoothQuant {
+        /// How much of the difficulty moves into the weight, 0 to 1; 0.5 is usual.
+        alpha: f32,
+    },
+    /// Plain min-max quantization.
+    None,
+}
+
+/// One half of the calibration tokens of a site.
+#[derive(Debug, Clone, Copy)]
+pub struct Fold<'a> {
+    /// Smallest value of every channel over all tokens of the fold, `[C]`.
+    pub min: &'a [f32],
+    /// Largest value of every channel over all tokens of the fold, `[C]`.
+    pub max: &'a [f32],
+    /// Some tokens of the fold, `[T, C]`; no rows if the fold is empty, then `min` and `max` are not read.
+    pub sample: ArrayView2<'a, f32>,
+}
+
+/// Everything the solver has to know about one site. All values are finite.
+#[derive(Debug, Clone)]
+pub struct SiteProblem<'a> {
+    /// The calibration tokens in two halves that share no sequence.
+    pub folds: [Fold<'a>; 2],
+    /// The weights of the site's Linears, each `[C, N_i]`.
+    pub weights: Vec<ArrayView2<'a, f32>>,
+    /// Whether the place that absorbs the migration can take a shift.
+    pub allow_shift: bool,
+    /// Whether it can take a scale.
+    pub allow_scale: bool,
+}
+
+/// What is the same for all sites.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SolveSettings {
+    /// How the site's value will be quantized.
+    pub activation: ActivationSpec,
+    /// How the Linears' weights will be quantized.
+    pub weight: WeightSpec,
+    /// How shift and scale are found.
+    pub method: Method,
+}
+
+/// One point of the threshold search.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CurvePoint {
+    /// Threshold t in units of x after the shift.
+    pub threshold: f32,
+    /// Lowest cross-fitted loss found with it, over all margins.
+    pub loss: f64,
+}
+
+/// The migration and quantization range chosen for a site.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Solution {
+    /// Shift z, `[C]`; `None` = no shift.
+    pub shift: Option<Vec<f32>>,
+    /// Scale s, `[C]`, all positive; `None` = no scale.
+    pub scale: Option<Vec<f32>>,
+    /// Quantization range of `x' = (x − z) / s`: (smallest, largest) over all tokens, times the margin.
+    pub range: (f32, f32),
+    /// Range of x over all tokens, without margin.
+    pub range_before: (f32, f32),
+    /// Range of x' over all tokens, without margin.
+    pub range_after: (f32, f32),
+    /// Threshold t: channels whose extreme after the shift is larger were scaled down to it; `None` = no scale.
+    pub threshold: Option<f32>,
+    /// Factor on the range of all tokens: above 1 leaves room for unseen tokens, below 1 clips.
+    pub margin: f32,
+    /// Which channels were shifted.
+    pub shift_kind: ShiftKind,
+    /// Cross-fitted loss of plain min-max ranges: summed squared error of the Linears' outputs on the sample tokens.
+    pub loss_before: f64,
+    /// Cross-fitted loss of this solution, same tokens.
+    pub loss_after: f64,
+    /// `10 · log10(loss_before / loss_after)` in dB, within ±120. Never negative for [`Method::OsPlus`]; a method that
+    /// does not validate (SmoothQuant) can make things worse, and then it is.
+    pub validated_gain_db: f64,
+    /// The thresholds tried with the chosen kind of shift, ascending. Empty where no scale was tried.
+    pub curve: Vec<CurvePoint>,
+}

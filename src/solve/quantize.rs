@@ -1,0 +1,369 @@
+//! Fake quantization with the semantics of ONNX `QuantizeLinear` → `DequantizeLinear`.
+//!
+//! Ranges come in, [`QuantParams`] come out ([`ActivationSpec::params`]), and [`fake_quantize`] applies them in place.
+//! Weights go through [`quantize_weight`], which gives the integers to store, or through
+//! [`fake_quantize_weight_into`], which gives their float values for the search and allocates nothing.
+//!
+//! All values are expected to be finite: the caller has refused NaN and infinity before they get here.
+
+use ndarray::{Array2, ArrayView2};
+
+/// `1.5 · 2^23`. Adding it to an `f32` in `[−2^22, 2^22]` leaves no fraction bits, so the hardware's own rounding mode
+/// (half to even) rounds to an integer; subtracting it again is exact.
+///
+/// `f32::round_ties_even` gives the same value but is a library call per element on x86-64 without SSE4.1; this form
+/// vectorizes on every target.
+const ROUNDING: f32 = 12_582_912.0;
+
+/// `saturate(round_half_even(v))` to the whole numbers `low ..= high`, `|low|, |high| ≤ 2^22`, as a float.
+///
+/// Saturating first gives the same result, because both limits are whole numbers, and keeps the argument in the range
+/// where [`ROUNDING`] is exact.
+#[inline(always)]
+fn saturate_round(v: f32, low: f32, high: f32) -> f32 {
+    // Plain comparisons become one `maxps` and one `minps`; `f32::clamp` would add a check of its limits.
+    let v = if v < low { low } else { v };
+    let v = if v > high { high } else { v };
+    (v + ROUNDING) - ROUNDING
+}
+
+/// Parameters of one `QuantizeLinear`/`DequantizeLinear` pair: `q = saturate(round_half_even(x / scale) + zero_point)`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct QuantParams {
+    /// Size of one step, in units of x; positive and never subnormal.
+    pub scale: f32,
+    /// The integer that stands for 0.0, in `qmin ..= qmax`.
+    pub zero_point: i32,
+    /// Smallest integer; anything below saturates to it.
+    pub qmin: i32,
+    /// Largest integer; anything above saturates to it.
+    pub qmax: i32,
+}
+
+/// How activations are quantized: one scale and zero point per tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ActivationSpec {
+    /// Bit width, 2 to 8.
+    pub bits: u8,
+    /// `true`: signed, zero point 0, `scale = max|x| / (2^(bits−1) − 1)`, q in `−2^(bits−1) ..= 2^(bits−1) − 1`.
+    /// `false`: unsigned, q in `0 ..= 2^bits − 1`, range widened to contain 0 so that 0.0 is represented exactly.
+    pub symmetric: bool,
+}
+
+/// How weights are quantized: symmetric, zero point 0, q in `±(2^(bits−1) − 1)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WeightSpec {
+    /// Bit width, 2 to 8.
+    pub bits: u8,
+    /// `true`: one scale per column n of `w: [C, N]`. `false`: one scale for the whole weight.
+    pub per_channel: bool,
+}
+
+impl ActivationSpec {
+    /// Parameters that cover the values from `min` to `max` (finite; in either order).
+    ///
+    /// A range without extent (0 to 0) gets scale 1, which represents 0.0 exactly.
+    pub fn params(&self, min: f32, max: f32) -> QuantParams {
+        debug_assert!((2..=8).contains(&self.bits), "bits must be 2 to 8");
+        let (low, high) = (f64::from(min.min(max)), f64::from(min.max(max)));
+        if self.symmetric {
+            let qmax = (1 << (self.bits - 1)) - 1;
+            let extreme = low.abs().max(high.abs());
+            return QuantParams {
+                scale: safe_scale(extreme / f64::from(qmax)),
+                zero_point: 0,
+                qmin: -qmax - 1,
+                qmax,
+            };
+        }
+        let qmax = (1 << self.bits) - 1;
+        let (low, high) = (low.min(0.0), high.max(0.0));
+        let scale = safe_scale((high - low) / f64::from(qmax));
+        let zero_point = (-low / f64::from(scale)).round_ties_even() as i32;
+        QuantParams {
+            scale,
+            zero_point: zero_point.clamp(0, qmax),
+            qmin: 0,
+            qmax,
+        }
+    }
+}
+
+impl WeightSpec {
+    /// Largest integer of a weight: `2^(bits−1) − 1`. The smallest is its negative.
+    pub fn qmax(&self) -> i32 {
+        debug_assert!((2..=8).contains(&self.bits), "bits must be 2 to 8");
+        (1 << (self.bits - 1)) - 1
+    }
+}
+
+/// A scale that is safe to divide by: 1 for an empty range, never subnormal (runtimes flush those to zero).
+fn safe_scale(scale: f64) -> f32 {
+    if scale == 0.0 {
+        1.0
+    } else {
+        (scale as f32).clamp(f32::MIN_POSITIVE, f32::MAX)
+    }
+}
+
+/// Replaces every value by what `QuantizeLinear` → `DequantizeLinear` makes of it:
+/// `(saturate(round_half_even(x / scale) + zero_point) − zero_point) · scale`.
+pub fn fake_quantize(x: &mut [f32], params: &QuantParams) {
+    let (scale, low, high) = limits(params);
+    for v in x {
+        *v = saturate_round(*v / scale, low, high) * scale;
+    }
+}
+
+/// [`fake_quantize`] from one buffer into another of the same length.
+pub(crate) fn fake_quantize_into(x: &[f32], out: &mut [f32], params: &QuantParams) {
+    debug_assert_eq!(x.len(), out.len());
+    let (scale, low, high) = limits(params);
+    for (out, &v) in out.iter_mut().zip(x) {
+        *out = saturate_round(v / scale, low, high) * scale;
+    }
+}
+
+/// Scale and saturation limits with the zero point taken off: adding it after rounding changes nothing else.
+fn limits(params: &QuantParams) -> (f32, f32, f32) {
+    (
+        params.scale,
+        (params.qmin - params.zero_point) as f32,
+        (params.qmax - params.zero_point) as f32,
+    )
+}
+
+/// A quantized weight: `w[c, n] ≈ q[c, n] · scale[n]` (or `scale[0]` for one scale per tensor). Zero point 0.
+#[derive(Debug, Clone, PartialEq)]
+pub struct QuantizedWeight {
+    /// Integers in `±(2^(bits−1) − 1)`, `[C, N]`.
+    pub q: Array2<i8>,
+    /// Scales, `[N]` per channel, else `[1]`; all positive, 1 where the column is all zeros.
+    pub scale: Vec<f32>,
+}
+
+/// Quantizes a weight `w: [C, N]` symmetrically: `q = round_half_even(w / scale)`, `scale = max|w| / (2^(bits−1) − 1)`,
+/// the maximum over each column n or over the whole weight.
+pub fn quantize_weight(w: ArrayView2<f32>, spec: &WeightSpec) -> QuantizedWeight {
+    let limit = spec.qmax() as f32;
+    let mut extremes = vec![0.0f32; w.ncols()];
+    for row in w.rows() {
+        for (extreme, v) in extremes.iter_mut().zip(row) {
+            *extreme = extreme.max(v.abs());
+        }
+    }
+    let steps = column_scales(&mut extremes, spec, &[w.ncols()]);
+    let mut q = Array2::zeros(w.raw_dim());
+    for (mut q, w) in q.rows_mut().into_iter().zip(w.rows()) {
+        for ((q, &w), &scale) in q.iter_mut().zip(w).zip(steps.iter()) {
+            *q = saturate_round(w / scale, -limit, limit) as i8;
+        }
+    }
+    let scale = if spec.per_channel {
+        extremes
+    } else {
+        // A weight without columns still needs the one scale its shape promises.
+        vec![extremes.first().copied().unwrap_or(1.0)]
+    };
+    QuantizedWeight { q, scale }
+}
+
+/// Turns the largest magnitude of every column into the scale of every column, in place.
+///
+/// `ends` are the column numbers at which each weight of a group ends: without `per_channel`, the columns of one weight
+/// share the scale of its largest value, and weights side by side keep their own.
+fn column_scales<'a>(extremes: &'a mut [f32], spec: &WeightSpec, ends: &[usize]) -> &'a [f32] {
+    if !spec.per_channel {
+        let mut start = 0;
+        for &end in ends {
+            let largest = extremes[start..end].iter().fold(0.0f32, |a, &b| a.max(b));
+            extremes[start..end].fill(largest);
+            start = end;
+        }
+    }
+    let qmax = f64::from(spec.qmax());
+    for extreme in extremes.iter_mut() {
+        *extreme = safe_scale(f64::from(*extreme) / qmax);
+    }
+    extremes
+}
+
+/// The float value of the quantized, row-scaled weight: `out = Q(diag(s) · w)`, `w, out: [C, N]`, `s: [C]`.
+///
+/// `w` and `out` are row-major slices; `steps: [N]` is working space; `ends` as in a group of weights side by side.
+/// The numbers are those of [`quantize_weight`] on `diag(s) · w`, but nothing is allocated.
+pub(crate) fn fake_quantize_weight_into(
+    w: &[f32],
+    s: Option<&[f32]>,
+    spec: &WeightSpec,
+    ends: &[usize],
+    steps: &mut [f32],
+    out: &mut [f32],
+) {
+    debug_assert_eq!(w.len(), out.len());
+    let n = steps.len();
+    if n == 0 {
+        return;
+    }
+    steps.fill(0.0);
+    for (j, (w, out)) in w.chunks_exact(n).zip(out.chunks_exact_mut(n)).enumerate() {
+        let s = s.map_or(1.0, |s| s[j]);
+        for ((out, &w), extreme) in out.iter_mut().zip(w).zip(steps.iter_mut()) {
+            let v = w * s;
+            *out = v;
+            let magnitude = v.abs();
+            *extreme = if magnitude > *extreme {
+                magnitude
+            } else {
+                *extreme
+            };
+        }
+    }
+    let steps = column_scales(steps, spec, ends);
+    let limit = spec.qmax() as f32;
+    for out in out.chunks_exact_mut(n) {
+        for (out, &scale) in out.iter_mut().zip(steps) {
+            *out = saturate_round(*out / scale, -limit, limit) * scale;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::array;
+    use proptest::prelude::*;
+
+    fn spec(bits: u8, symmetric: bool) -> ActivationSpec {
+        ActivationSpec { bits, symmetric }
+    }
+
+    #[test]
+    fn asymmetric_range_covers_zero_and_maps_its_ends_to_the_ends() {
+        let p = spec(8, false).params(-1.0, 3.0);
+        assert_eq!((p.qmin, p.qmax, p.zero_point), (0, 255, 64));
+        assert!((p.scale - 4.0 / 255.0).abs() < 1e-9);
+        let one_sided = spec(8, false).params(2.0, 4.0);
+        assert_eq!(one_sided, spec(8, false).params(0.0, 4.0));
+        assert_eq!(one_sided.zero_point, 0);
+        assert_eq!(spec(8, false).params(-4.0, -2.0).zero_point, 255);
+    }
+
+    #[test]
+    fn symmetric_range_has_zero_point_zero_and_the_full_signed_range() {
+        let p = spec(8, true).params(-1.0, 3.0);
+        assert_eq!((p.qmin, p.qmax, p.zero_point), (-128, 127, 0));
+        assert!((p.scale - 3.0 / 127.0).abs() < 1e-9);
+        let p = spec(4, true).params(-2.0, 1.0);
+        assert_eq!((p.qmin, p.qmax), (-8, 7));
+    }
+
+    #[test]
+    fn empty_tiny_and_huge_ranges_get_a_usable_scale() {
+        for symmetric in [false, true] {
+            assert_eq!(spec(8, symmetric).params(0.0, 0.0).scale, 1.0);
+            let tiny = spec(8, symmetric).params(-1e-44, 1e-44);
+            assert_eq!(tiny.scale, f32::MIN_POSITIVE);
+            let huge = spec(2, symmetric).params(f32::MIN, f32::MAX);
+            assert!(huge.scale.is_finite() && huge.scale > 0.0);
+        }
+    }
+
+    #[test]
+    fn halves_round_to_even_and_the_rest_saturates() {
+        let p = QuantParams {
+            scale: 1.0,
+            zero_point: 2,
+            qmin: 0,
+            qmax: 7,
+        };
+        let mut x = [0.5, 1.5, 2.5, -0.5, -1.5, 9.0, -9.0];
+        fake_quantize(&mut x, &p);
+        assert_eq!(x, [0.0, 2.0, 2.0, 0.0, -2.0, 5.0, -2.0]);
+    }
+
+    #[test]
+    fn weights_get_one_scale_per_column_or_one_in_all() {
+        let w = array![[1.27f32, 0.0, -0.02], [-0.635, 0.0, 0.0127]];
+        let per = |per_channel| {
+            quantize_weight(
+                w.view(),
+                &WeightSpec {
+                    bits: 8,
+                    per_channel,
+                },
+            )
+        };
+        let columns = per(true);
+        assert_eq!(columns.scale.len(), 3);
+        assert_eq!(columns.scale[1], 1.0, "an all-zero column");
+        assert_eq!(columns.q.row(0).to_vec(), [127, 0, -127]);
+        let tensor = per(false);
+        assert_eq!(tensor.scale.len(), 1);
+        assert_eq!(tensor.q.row(0).to_vec(), [127, 0, -2]);
+    }
+
+    #[test]
+    fn a_weight_without_columns_or_rows_is_no_panic() {
+        let spec = WeightSpec {
+            bits: 8,
+            per_channel: false,
+        };
+        assert_eq!(
+            quantize_weight(Array2::zeros((0, 3)).view(), &spec).scale,
+            [1.0]
+        );
+        assert_eq!(
+            quantize_weight(Array2::zeros((3, 0)).view(), &spec).scale,
+            [1.0]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn rounding_equals_round_ties_even(v in -300.0f32..300.0, halves in -600i32..600) {
+            for v in [v, halves as f32 / 2.0, (halves as f32 / 2.0).next_up(), (halves as f32 / 2.0).next_down()] {
+                prop_assert_eq!(saturate_round(v, -255.0, 255.0), v.round_ties_even().clamp(-255.0, 255.0));
+            }
+        }
+
+        #[test]
+        fn fake_quantize_is_idempotent_and_within_half_a_step(
+            x in prop::collection::vec(-50.0f32..50.0, 1..40), low in -40.0f32..40.0, extent in 0.001f32..60.0,
+            bits in 2u8..=8, symmetric: bool,
+        ) {
+            let p = ActivationSpec { bits, symmetric }.params(low, low + extent);
+            let mut once = x.clone();
+            fake_quantize(&mut once, &p);
+            let mut twice = once.clone();
+            fake_quantize(&mut twice, &p);
+            prop_assert_eq!(&once, &twice);
+            let inside = |v: f32| v >= (p.qmin - p.zero_point) as f32 * p.scale && v <= (p.qmax - p.zero_point) as f32 * p.scale;
+            for (&x, &q) in x.iter().zip(&once) {
+                prop_assert!(inside(q));
+                if inside(x) {
+                    prop_assert!((x - q).abs() <= p.scale * 0.50001, "{} became {} with {:?}", x, q, p);
+                }
+            }
+        }
+
+        #[test]
+        fn weight_into_a_buffer_equals_the_stored_weight(
+            w in prop::collection::vec(-3.0f32..3.0, 12), s in prop::collection::vec(0.5f32..20.0, 3),
+            bits in 2u8..=8, per_channel: bool,
+        ) {
+            // Two weights side by side, [3, 1] and [3, 3].
+            let spec = WeightSpec { bits, per_channel };
+            let (mut steps, mut out) = (vec![0.0; 4], vec![0.0; 12]);
+            fake_quantize_weight_into(&w, Some(&s), &spec, &[1, 4], &mut steps, &mut out);
+            let w = Array2::from_shape_fn((3, 4), |(j, n)| w[j * 4 + n] * s[j]);
+            for (start, end) in [(0, 1), (1, 4)] {
+                let part = quantize_weight(w.slice(ndarray::s![.., start..end]), &spec);
+                for ((j, n), &q) in part.q.indexed_iter() {
+                    let scale = part.scale[if per_channel { n } else { 0 }];
+                    prop_assert_eq!(f32::from(q) * scale, out[j * 4 + start + n]);
+                }
+            }
+        }
+    }
+}
