@@ -276,3 +276,6 @@ impl Target {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

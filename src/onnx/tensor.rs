@@ -439,3 +439,6 @@ pub fn from_i64(name: &str, shape: &[usize], data: &[i64]) -> TensorProto {
     let raw = data.iter().flat_map(|value| value.to_le_bytes()).collect();
     make(name, shape, DataType::Int64, data.len(), raw)
 }
+
+#[cfg(test)]
+mod tests;
