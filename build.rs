@@ -1,11 +1,67 @@
-//! Compiles `proto/onnx.proto` with protox, a pure-Rust compiler, so that no `protoc` is needed.
+//! Compiles `proto/onnx.proto` with protox, a pure-Rust compiler, so that no `protoc` is needed. Three results:
+//!
+//! - `onnx.rs`: the message types, by prost;
+//! - `schema.rs`: a table of the fields of every message, by which `src/onnx/wire.rs` finds what prost would drop;
+//! - `onnx.fds`: the descriptor itself, for the test that compares it with the `onnx` Python package's.
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+use std::{env, error::Error, fmt::Write, fs, path::Path};
+
+fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto/onnx.proto");
-    let descriptors = protox::compile(["onnx.proto"], ["proto"])?;
+    let mut compiler = protox::Compiler::new(["proto"])?;
+    compiler.open_file("onnx.proto")?;
+    let descriptors = compiler.file_descriptor_set();
+    let out = env::var("OUT_DIR")?;
+    let out = Path::new(&out);
+    fs::write(out.join("onnx.fds"), compiler.encode_file_descriptor_set())?;
+    fs::write(out.join("schema.rs"), schema_table(&compiler)?)?;
     prost_build::Config::new()
         // `Bytes` fields are slices of the memory-mapped file: weights are not copied on load.
         .bytes(["."])
         .compile_fds(descriptors)?;
     Ok(())
+}
+
+/// Writes `static MESSAGES: &[Message]`, each message with its fields in the order of their numbers.
+fn schema_table(compiler: &protox::Compiler) -> Result<String, Box<dyn Error>> {
+    use protox::prost_reflect::Kind;
+    let pool = compiler.descriptor_pool();
+    let messages: Vec<_> = pool.all_messages().collect();
+    let mut text = String::from("static MESSAGES: &[Message] = &[\n");
+    for message in &messages {
+        writeln!(
+            text,
+            "    Message {{ name: {:?}, fields: &[",
+            message.name()
+        )?;
+        let mut fields: Vec<_> = message.fields().collect();
+        fields.sort_by_key(|field| field.number());
+        for field in fields {
+            let kind = match field.kind() {
+                Kind::Message(inner) => {
+                    let index = messages
+                        .iter()
+                        .position(|other| *other == inner)
+                        .ok_or_else(|| format!("{} is not in the file", inner.full_name()))?;
+                    format!("Message({index})")
+                }
+                Kind::Int32 | Kind::Enum(_) => "Varint32".into(),
+                Kind::Int64 | Kind::Uint64 => "Varint64".into(),
+                Kind::Float => "Fixed32".into(),
+                Kind::Double => "Fixed64".into(),
+                Kind::String | Kind::Bytes => "Bytes".into(),
+                other => return Err(format!("{}: no rule for {other:?}", field.full_name()).into()),
+            };
+            writeln!(
+                text,
+                "        Field {{ number: {}, name: {:?}, repeated: {}, kind: Kind::{kind} }},",
+                field.number(),
+                field.name(),
+                field.is_list(),
+            )?;
+        }
+        writeln!(text, "    ] }},")?;
+    }
+    text.push_str("];\n");
+    Ok(text)
 }

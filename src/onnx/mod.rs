@@ -1,7 +1,81 @@
-//! The ONNX file.
+//! The ONNX file: reading it, writing it, and the values inside.
+//!
+//! ```text
+//! file ─ load ─▶ Model (protobuf messages; tensor data are slices of the memory-mapped file) ─ save ─▶ file
+//! ```
+//!
+//! [`load()`] gives a [`Model`] in which every tensor is inline, wherever its data was stored, and refuses a file of
+//! which anything would be lost. [`save()`] streams it out again; a model that was not changed comes out byte for
+//! byte as it came in (when it has been written in the canonical order of protobuf, as every known exporter does).
+//! [`tensor`] turns tensors to arrays and back, [`node`] reads and makes nodes and their attributes.
 
-/// The ONNX schema, generated from `proto/onnx.proto`.
-#[allow(missing_docs, clippy::all)]
+pub mod load;
+pub mod node;
+pub mod save;
+pub mod tensor;
+mod visit;
+mod wire;
+
+pub use load::{LoadError, load};
+pub use proto::tensor_proto::DataType;
+pub use save::{SaveError, SaveOptions, SaveSummary, save};
+pub use tensor::TensorError;
+
+/// The ONNX schema, generated from `proto/onnx.proto`: proto2, so every scalar is an `Option`; enum fields are `i32`.
+#[allow(missing_docs, clippy::all, rustdoc::all)]
 pub mod proto {
     include!(concat!(env!("OUT_DIR"), "/onnx.rs"));
+}
+
+/// The descriptor of `proto/onnx.proto`: an encoded `google.protobuf.FileDescriptorSet`.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/onnx.fds"));
+
+/// A model with all its tensors inline and a graph.
+///
+/// A clone is cheap as far as `raw_data` is concerned: the bytes are shared.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Model {
+    /// The message as it is written to a file.
+    pub proto: proto::ModelProto,
+}
+
+/// What [`Model::graph`] answers for a model that has none; only a model made by hand can be so.
+static NO_GRAPH: proto::GraphProto = proto::GraphProto {
+    node: Vec::new(),
+    name: None,
+    initializer: Vec::new(),
+    sparse_initializer: Vec::new(),
+    doc_string: None,
+    input: Vec::new(),
+    output: Vec::new(),
+    value_info: Vec::new(),
+    quantization_annotation: Vec::new(),
+    metadata_props: Vec::new(),
+};
+
+impl Model {
+    /// The main graph. [`load()`] makes sure there is one; a hand-made model without one appears as an empty graph.
+    pub fn graph(&self) -> &proto::GraphProto {
+        self.proto.graph.as_ref().unwrap_or(&NO_GRAPH)
+    }
+
+    /// The main graph, to be changed.
+    pub fn graph_mut(&mut self) -> &mut proto::GraphProto {
+        self.proto.graph.get_or_insert_default()
+    }
+
+    /// The version of the standard operator set, whose domain is written `""` or `"ai.onnx"`.
+    ///
+    /// Where none is named: 1 for IR versions 1 and 2, as their specification says (they had no `opset_import`), and
+    /// otherwise 0, which says that the model uses no standard operator.
+    pub fn opset(&self) -> i64 {
+        let standard = |domain: &str| domain.is_empty() || domain == "ai.onnx";
+        self.proto
+            .opset_import
+            .iter()
+            .filter(|set| standard(set.domain()))
+            .map(proto::OperatorSetIdProto::version)
+            .max()
+            .unwrap_or(i64::from(self.proto.ir_version() < 3))
+    }
 }

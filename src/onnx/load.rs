@@ -1,0 +1,390 @@
+//! Reads an ONNX file.
+//!
+//! ```text
+//! path ─ map ─▶ bytes ─ decode ─▶ ModelProto ─ look for losses ─ resolve external data ─ check sizes ─▶ Model
+//! ```
+//!
+//! The file and its external data files are memory-mapped, and `raw_data` fields are slices of the maps: a weight is
+//! read from the disk when somebody looks at it, not before. The maps stay open while any tensor refers to them.
+
+use super::proto::tensor_proto::DataLocation;
+use super::proto::{ModelProto, TensorProto};
+use super::visit::{self, Place};
+use super::{Model, TensorError, tensor, wire};
+use bytes::Bytes;
+use prost::Message;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+use thiserror::Error;
+
+/// Why a model could not be loaded.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    /// The model file could not be opened or mapped.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The model file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The bytes are not a protobuf message of the ONNX schema.
+    #[error("{path} is not an ONNX file, or is truncated: {reason}")]
+    NotOnnx {
+        /// The model file.
+        path: PathBuf,
+        /// The decoder's reason.
+        reason: String,
+    },
+    /// A message without a graph: an ONNX file cut short, or another file that happens to decode.
+    #[error("{path} holds no ONNX graph: expected a model, found {found}")]
+    NoGraph {
+        /// The model file.
+        path: PathBuf,
+        /// What there is instead.
+        found: &'static str,
+    },
+    /// No operator set is named, although the IR version demands it; the file was probably cut short.
+    #[error(
+        "{path} names no operator set (opset_import), which IR version {ir_version} requires: is the file truncated?"
+    )]
+    NoOperatorSet {
+        /// The model file.
+        path: PathBuf,
+        /// The model's IR version.
+        ir_version: i64,
+    },
+    /// The file holds something that this program would lose on saving.
+    #[error(
+        "{path} holds {what}{at}; it would be lost on saving, so the file is refused. \
+         Was it written by a newer version of ONNX (this is IR version 13)?"
+    )]
+    WouldLose {
+        /// The model file.
+        path: PathBuf,
+        /// The field.
+        what: String,
+        /// Where it is, with a leading " in ", or empty for the model itself.
+        at: String,
+    },
+    /// External data that is missing, out of place or too short.
+    #[error("external data of tensor `{tensor}`: {source}")]
+    External {
+        /// The tensor, by name or by place.
+        tensor: String,
+        /// What is wrong.
+        source: ExternalDataError,
+    },
+    /// A float tensor whose data does not fit its shape.
+    #[error("{path}: {source}")]
+    Tensor {
+        /// The model file.
+        path: PathBuf,
+        /// What is wrong.
+        source: TensorError,
+    },
+}
+
+/// What is wrong with a tensor's external data.
+#[derive(Debug, Error)]
+pub enum ExternalDataError {
+    /// The entry `location` is missing or empty.
+    #[error("no `location` is given")]
+    NoLocation,
+    /// `offset` or `length` is not a number.
+    #[error("`{key}` is `{value}`, expected a number of bytes")]
+    NotANumber {
+        /// The entry.
+        key: &'static str,
+        /// Its text.
+        value: String,
+    },
+    /// An absolute path, or one with `..`.
+    #[error(
+        "the location `{location}` is refused: it must be a relative path inside the model's folder, without `..`"
+    )]
+    NotInside {
+        /// As written in the model.
+        location: String,
+    },
+    /// A symbolic link that leads out of the model's folder.
+    #[error(
+        "the location `{location}` is refused: it leads to {real}, outside the model's folder {folder}"
+    )]
+    LeadsOut {
+        /// As written in the model.
+        location: String,
+        /// Where it leads.
+        real: PathBuf,
+        /// Where it should have stayed.
+        folder: PathBuf,
+    },
+    /// The file could not be opened or mapped.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The external data file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A folder, device or pipe.
+    #[error("{path} is not an ordinary file")]
+    NotAFile {
+        /// The external data file.
+        path: PathBuf,
+    },
+    /// The file ends before the data does.
+    #[error(
+        "{path} is too short: expected {length} bytes from offset {offset}, the file has {size}"
+    )]
+    Short {
+        /// The external data file.
+        path: PathBuf,
+        /// Start of the data.
+        offset: u64,
+        /// Length of the data.
+        length: u64,
+        /// Size of the file.
+        size: u64,
+    },
+    /// The length given and the shape disagree.
+    #[error("`length` is {found}, but shape and type need {expected} bytes")]
+    WrongLength {
+        /// By the tensor's shape and type.
+        expected: u64,
+        /// By the entry.
+        found: u64,
+    },
+    /// The type cannot be stored outside, or the shape is wrong.
+    #[error("its size cannot be found: {0}")]
+    NoSize(TensorError),
+}
+
+/// Reads a model; see the module's text for what happens to its tensors.
+///
+/// After loading every tensor is inline: external data is resolved, and `external_data` and `data_location` of those
+/// tensors are cleared. Nothing else is changed.
+///
+/// An external location must be a relative path that stays, symbolic links resolved, in the model's folder. Where the
+/// model itself is a symbolic link, the folder in which it really lies is allowed too: download caches are built so.
+///
+/// Accepted: any valid encoding of the schema, also a non-canonical one (fields out of order, unpacked lists, long
+/// varints), which [`save`](super::save()) will write in canonical form.
+///
+/// The files must not be changed while the model is in use: the model is a view of them. Replacing a file by renaming
+/// another over it, as [`save`](super::save()) does, is harmless.
+///
+/// # Errors
+/// See [`LoadError`]. Integer tensors are checked when they are used, float tensors here.
+pub fn load(path: &Path) -> Result<Model, LoadError> {
+    let read = |source| LoadError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let data = map(path).map_err(read)?;
+    let mut model = decode(data, path)?;
+    if has_external_data(&mut model) {
+        let mut folder = Folder::of(path).map_err(read)?;
+        visit::tensors(&mut model, &mut |place, tensor| {
+            folder
+                .resolve(tensor)
+                .map_err(|source| LoadError::External {
+                    tensor: place.describe(tensor),
+                    source,
+                })
+        })?;
+    }
+    visit::tensors(&mut model, &mut |place, tensor| {
+        check_float(place, tensor).map_err(|source| LoadError::Tensor {
+            path: path.to_owned(),
+            source,
+        })
+    })?;
+    Ok(Model { proto: model })
+}
+
+/// Decodes and makes sure that nothing is missing or lost.
+fn decode(data: Bytes, path: &Path) -> Result<ModelProto, LoadError> {
+    let path = || path.to_owned();
+    let found = match data.is_empty() {
+        true => "an empty file",
+        false => "a message without one",
+    };
+    let model = ModelProto::decode(data.clone()).map_err(|error| LoadError::NotOnnx {
+        path: path(),
+        reason: error.to_string(),
+    })?;
+    if let Some(loss) = wire::find_loss(&data) {
+        let at = match loss.path.as_str() {
+            "" => String::new(),
+            inside => format!(" in {inside}"),
+        };
+        return Err(LoadError::WouldLose {
+            path: path(),
+            what: loss.what,
+            at,
+        });
+    }
+    if model.graph.is_none() {
+        return Err(LoadError::NoGraph {
+            path: path(),
+            found,
+        });
+    }
+    if model.opset_import.is_empty() && model.ir_version() >= 3 {
+        return Err(LoadError::NoOperatorSet {
+            path: path(),
+            ir_version: model.ir_version(),
+        });
+    }
+    Ok(model)
+}
+
+fn is_external(tensor: &TensorProto) -> bool {
+    tensor.data_location == Some(DataLocation::External as i32)
+}
+
+fn has_external_data(model: &mut ModelProto) -> bool {
+    visit::tensors(model, &mut |_, tensor| match is_external(tensor) {
+        true => Err(()),
+        false => Ok(()),
+    })
+    .is_err()
+}
+
+fn check_float(place: Place<'_>, tensor: &TensorProto) -> Result<(), TensorError> {
+    match tensor::dtype(tensor) {
+        Some(dtype) if tensor::is_float(dtype) => {
+            tensor::check(tensor).map_err(|error| error.named(place.describe(tensor)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Maps a file into memory, read-only.
+fn map(path: &Path) -> io::Result<Bytes> {
+    let file = File::open(path)?;
+    let meta = file.metadata()?;
+    if meta.is_dir() {
+        return Err(io::Error::from(io::ErrorKind::IsADirectory));
+    }
+    // A map of nothing is an error on some systems.
+    if meta.len() == 0 {
+        return Ok(Bytes::new());
+    }
+    // SAFETY: the map is only read. If another process cuts the file short while it is mapped, reading ends the program
+    // (SIGBUS); if it is overwritten in place, other values are read. Both are documented at `load`.
+    let map = unsafe { memmap2::Mmap::map(&file)? };
+    Ok(Bytes::from_owner(map))
+}
+
+/// The model's folder and the external data files opened so far.
+struct Folder {
+    /// Where locations start.
+    path: PathBuf,
+    /// Where they may lead, symbolic links resolved.
+    allowed: Vec<PathBuf>,
+    open: BTreeMap<PathBuf, Bytes>,
+}
+
+impl Folder {
+    fn of(model: &Path) -> io::Result<Self> {
+        let parent = |path: &Path| match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        let path = parent(model);
+        let allowed = vec![path.canonicalize()?, parent(&model.canonicalize()?)];
+        Ok(Self {
+            path,
+            allowed,
+            open: BTreeMap::new(),
+        })
+    }
+
+    /// Moves a tensor's external data inline; others stay as they are.
+    fn resolve(&mut self, tensor: &mut TensorProto) -> Result<(), ExternalDataError> {
+        if !is_external(tensor) {
+            return Ok(());
+        }
+        let entry = |key: &str| {
+            let entry = tensor.external_data.iter().find(|entry| entry.key() == key);
+            entry.map(|entry| entry.value())
+        };
+        let number = |key: &'static str| match entry(key) {
+            None => Ok(None),
+            Some(text) => match text.trim().parse::<u64>() {
+                Ok(value) => Ok(Some(value)),
+                Err(_) => Err(ExternalDataError::NotANumber {
+                    key,
+                    value: text.to_owned(),
+                }),
+            },
+        };
+        let location = entry("location").filter(|location| !location.is_empty());
+        let location = location.ok_or(ExternalDataError::NoLocation)?;
+        let offset = number("offset")?.unwrap_or(0);
+        let expected = tensor::byte_len(tensor).map_err(ExternalDataError::NoSize)? as u64;
+        let length = number("length")?.unwrap_or(expected);
+        if length != expected {
+            return Err(ExternalDataError::WrongLength {
+                expected,
+                found: length,
+            });
+        }
+        let (path, data) = self.file(location)?;
+        let size = data.len() as u64;
+        match offset.checked_add(length) {
+            Some(end) if end <= size => {
+                // Both fit into usize, because the file's length does.
+                tensor.raw_data = Some(data.slice(offset as usize..end as usize));
+            }
+            _ => {
+                return Err(ExternalDataError::Short {
+                    path,
+                    offset,
+                    length,
+                    size,
+                });
+            }
+        }
+        tensor.external_data.clear();
+        tensor.data_location = None;
+        Ok(())
+    }
+
+    /// Opens the file at a location, once.
+    fn file(&mut self, location: &str) -> Result<(PathBuf, Bytes), ExternalDataError> {
+        let inside = |part| matches!(part, Component::Normal(_) | Component::CurDir);
+        if !Path::new(location).components().all(inside) {
+            return Err(ExternalDataError::NotInside {
+                location: location.to_owned(),
+            });
+        }
+        let path = self.path.join(location);
+        if let Some(data) = self.open.get(&path) {
+            return Ok((path, data.clone()));
+        }
+        let read = |source| ExternalDataError::Read {
+            path: path.clone(),
+            source,
+        };
+        let real = path.canonicalize().map_err(read)?;
+        if !self.allowed.iter().any(|folder| real.starts_with(folder)) {
+            return Err(ExternalDataError::LeadsOut {
+                location: location.to_owned(),
+                real,
+                folder: self.allowed[0].clone(),
+            });
+        }
+        // Asked before opening: to open a pipe would wait for ever.
+        if !real.metadata().map_err(read)?.is_file() {
+            return Err(ExternalDataError::NotAFile { path });
+        }
+        let data = map(&real).map_err(read)?;
+        self.open.insert(path.clone(), data.clone());
+        Ok((path, data))
+    }
+}
