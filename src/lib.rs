@@ -1,9 +1,71 @@
-//! onnx-osplus
+//! onnx-osplus makes ONNX transformers survive integer quantization.
+//!
+//! A few channels of a transformer's Linear inputs are tens to thousands of times larger than the others, and one
+//! scale for the tensor must cover them all. Outlier Suppression+ (Wei et al., EMNLP 2023, arXiv 2304.09145) moves
+//! the trouble into constants, exactly in float:
+//!
+//! ```text
+//! x' = (x − z) / s        x W + b = x' (diag(s) W) + (b + z W)
+//! ```
+//!
+//! [`run`] is the whole job; the modules it goes through are the chapters of the program, in the order of the data:
+//! [`onnx`] reads the file, [`graph`] indexes it, [`recognise`] finds norms and Linears in any export form, [`site`]
+//! pairs them up, [`calibrate`] runs the model on real data, [`solve`] finds shift and scale, [`rewrite`] folds them
+//! into the constants and quantizes by the rules of a [`target`], [`review`] checks the result and says what was done.
+//!
+//! The library never prints, reads the environment or exits.
 
+pub mod calibrate;
+mod error;
 pub mod graph;
 pub mod onnx;
+mod options;
+mod pipeline;
+pub mod progress;
 pub mod recognise;
+pub mod review;
 pub mod rewrite;
 pub mod site;
 pub mod solve;
 pub mod target;
+
+pub use error::Error;
+pub use options::{Format, Options};
+
+use calibrate::{Dataset, Engine};
+use onnx::Model;
+use progress::Progress;
+use review::Report;
+
+/// Migrates and quantizes `original` by what `data` shows of its activations.
+///
+/// Returns the new model and the account of what was done to it. The float model after migration has been compared
+/// with the original, and the result with plain min-max quantization, on data that set none of its ranges if there is
+/// enough.
+///
+/// # Errors
+/// Whatever makes a sound result impossible: see [`Error`]. `original` is never changed.
+pub fn run(
+    original: &Model,
+    data: &Dataset,
+    engine: &dyn Engine,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<(Model, Report), Error> {
+    let mut run = pipeline::Run::new(original, data, engine, options, progress);
+    let model = run.raise_opset()?;
+    let blocks = run.recognise(&model)?;
+    let statistics = run.calibrate(&model, &blocks)?;
+    let solutions = run.solve(&model, &blocks, &statistics);
+    let migrated = run.migrate(&model, &blocks, &solutions)?;
+    run.check_float(&migrated)?;
+    let result = match options.format {
+        Format::Float => run.verify_float(migrated)?,
+        Format::Qdq => {
+            let quantized = run.quantize(&migrated, &blocks, &statistics, &solutions)?;
+            let plain = run.quantize_plain(&model, &blocks, &statistics)?;
+            run.keep_the_better(quantized, plain)?
+        }
+    };
+    Ok((result, run.into_report(blocks, solutions)))
+}

@@ -14,6 +14,3 @@ pub use constant::{Constant, constant_expression};
 pub use names::Names;
 pub use patch::{Patch, PatchError, apply};
 pub use view::{NodeId, Source, Use, ValueId, View};
-
-
-

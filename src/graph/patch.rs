@@ -23,7 +23,9 @@ pub enum PatchError {
         second: String,
     },
     /// A value would be read before, or without, being defined.
-    #[error("after `{reason}`, node `{node}` would read `{value}`, which nothing before it defines")]
+    #[error(
+        "after `{reason}`, node `{node}` would read `{value}`, which nothing before it defines"
+    )]
     Undefined {
         /// The reason of the last patch.
         reason: String,
@@ -43,11 +45,28 @@ pub enum PatchError {
 }
 
 enum Edit {
-    Rewire { node: NodeId, input: usize, to: String },
-    RenameOutput { node: NodeId, output: usize, to: String },
-    Replace { node: NodeId, with: NodeProto },
-    Remove { node: NodeId },
-    Insert { anchor: NodeId, after: bool, node: NodeProto },
+    Rewire {
+        node: NodeId,
+        input: usize,
+        to: String,
+    },
+    RenameOutput {
+        node: NodeId,
+        output: usize,
+        to: String,
+    },
+    Replace {
+        node: NodeId,
+        with: NodeProto,
+    },
+    Remove {
+        node: NodeId,
+    },
+    Insert {
+        anchor: NodeId,
+        after: bool,
+        node: NodeProto,
+    },
     AddInitializer(TensorProto),
     SetInitializer(TensorProto),
 }
@@ -64,7 +83,10 @@ pub struct Patch {
 impl Patch {
     /// An empty patch. `reason` says what the change is for, as a clause: "fold the scale of `x` into `w`".
     pub fn new(reason: impl Into<String>) -> Self {
-        Patch { reason: reason.into(), edits: Vec::new() }
+        Patch {
+            reason: reason.into(),
+            edits: Vec::new(),
+        }
     }
 
     /// Why this patch exists.
@@ -74,12 +96,20 @@ impl Patch {
 
     /// Makes input number `input` of `node` read the value `to`.
     pub fn rewire(&mut self, node: NodeId, input: usize, to: impl Into<String>) {
-        self.edits.push(Edit::Rewire { node, input, to: to.into() });
+        self.edits.push(Edit::Rewire {
+            node,
+            input,
+            to: to.into(),
+        });
     }
 
     /// Makes output number `output` of `node` define the value `to` in place of what it defined.
     pub fn rename_output(&mut self, node: NodeId, output: usize, to: impl Into<String>) {
-        self.edits.push(Edit::RenameOutput { node, output, to: to.into() });
+        self.edits.push(Edit::RenameOutput {
+            node,
+            output,
+            to: to.into(),
+        });
     }
 
     /// Puts `with` in the place of `node`. Rewirings of the same node by this or other patches apply on top.
@@ -94,12 +124,20 @@ impl Patch {
 
     /// Inserts a node right before `anchor`; several keep the order of insertion.
     pub fn insert_before(&mut self, anchor: NodeId, node: NodeProto) {
-        self.edits.push(Edit::Insert { anchor, after: false, node });
+        self.edits.push(Edit::Insert {
+            anchor,
+            after: false,
+            node,
+        });
     }
 
     /// Inserts a node right after `anchor`; several keep the order of insertion.
     pub fn insert_after(&mut self, anchor: NodeId, node: NodeProto) {
-        self.edits.push(Edit::Insert { anchor, after: true, node });
+        self.edits.push(Edit::Insert {
+            anchor,
+            after: true,
+            node,
+        });
     }
 
     /// Appends an initializer under a name that is free.
@@ -146,7 +184,9 @@ pub fn apply(model: &mut Model, patches: Vec<Patch>) -> Result<(), PatchError> {
     let graph = changed.graph_mut();
     let nodes = std::mem::take(&mut graph.node);
     for (i, mut node) in nodes.into_iter().enumerate() {
-        graph.node.extend(plan.before.get(&i).cloned().unwrap_or_default());
+        graph
+            .node
+            .extend(plan.before.get(&i).cloned().unwrap_or_default());
         let keep = match plan.replace.get(&i) {
             Some((Some(with), _)) => {
                 node = with.clone();
@@ -164,7 +204,9 @@ pub fn apply(model: &mut Model, patches: Vec<Patch>) -> Result<(), PatchError> {
         if keep {
             graph.node.push(node);
         }
-        graph.node.extend(plan.after.get(&i).cloned().unwrap_or_default());
+        graph
+            .node
+            .extend(plan.after.get(&i).cloned().unwrap_or_default());
     }
     for tensor in &mut graph.initializer {
         if let Some((with, _)) = tensor.name.as_ref().and_then(|n| plan.set.get(n)) {
@@ -198,7 +240,10 @@ fn merge(patches: Vec<Patch>, reasons: &[String]) -> Result<Plan, PatchError> {
                 Edit::RenameOutput { node, output, to } => {
                     let old = plan.rename.insert((node.0, output), (to.clone(), p));
                     if let Some((_, first)) = old.filter(|(t, _)| *t != to) {
-                        return Err(conflict(format!("output {output} of node {}", node.0), first));
+                        return Err(conflict(
+                            format!("output {output} of node {}", node.0),
+                            first,
+                        ));
                     }
                 }
                 Edit::Replace { node, with } => {
@@ -211,8 +256,16 @@ fn merge(patches: Vec<Patch>, reasons: &[String]) -> Result<Plan, PatchError> {
                         return Err(conflict(format!("node {}", node.0), first));
                     }
                 }
-                Edit::Insert { anchor, after, node } => {
-                    let list = if after { &mut plan.after } else { &mut plan.before };
+                Edit::Insert {
+                    anchor,
+                    after,
+                    node,
+                } => {
+                    let list = if after {
+                        &mut plan.after
+                    } else {
+                        &mut plan.before
+                    };
                     list.entry(anchor.0).or_default().push(node);
                 }
                 Edit::AddInitializer(tensor) => plan.add.push(tensor),
@@ -237,8 +290,14 @@ fn set_slot(slots: &mut Vec<String>, slot: usize, to: &str) {
 
 /// The names of values that nothing reads.
 fn unused(view: &View) -> HashSet<String> {
-    let initializers = view.graph().initializer.iter().filter_map(|t| t.name.as_deref());
-    let outputs = view.nodes().flat_map(|(_, n)| n.output.iter().map(String::as_str));
+    let initializers = view
+        .graph()
+        .initializer
+        .iter()
+        .filter_map(|t| t.name.as_deref());
+    let outputs = view
+        .nodes()
+        .flat_map(|(_, n)| n.output.iter().map(String::as_str));
     initializers
         .chain(outputs)
         .filter(|name| view.value(name).is_none_or(|v| view.uses(v).is_empty()))
@@ -251,7 +310,8 @@ fn prune(model: &mut Model, unused_before: &HashSet<String>) {
     loop {
         let view = View::new(model);
         let newly_dead = |name: &str| {
-            !unused_before.contains(name) && view.value(name).is_none_or(|v| view.uses(v).is_empty())
+            !unused_before.contains(name)
+                && view.value(name).is_none_or(|v| view.uses(v).is_empty())
         };
         let dead_nodes: HashSet<usize> = view
             .nodes()
@@ -279,7 +339,8 @@ fn prune(model: &mut Model, unused_before: &HashSet<String>) {
             index += 1;
             !dead_nodes.contains(&(index - 1))
         });
-        let dead = |name: &Option<String>| name.as_ref().is_some_and(|n| dead_initializers.contains(n));
+        let dead =
+            |name: &Option<String>| name.as_ref().is_some_and(|n| dead_initializers.contains(n));
         graph.initializer.retain(|t| !dead(&t.name));
         // Before IR 4 an initializer is listed as an input as well.
         graph.input.retain(|i| !dead(&i.name));
@@ -291,12 +352,18 @@ fn check(model: &Model, reason: &str) -> Result<(), PatchError> {
     let graph = model.graph();
     let mut defined: HashSet<&str> = HashSet::new();
     defined.extend(graph.input.iter().filter_map(|i| i.name.as_deref()));
-    let sparse = graph.sparse_initializer.iter().filter_map(|t| t.values.as_ref()?.name.as_deref());
+    let sparse = graph
+        .sparse_initializer
+        .iter()
+        .filter_map(|t| t.values.as_ref()?.name.as_deref());
     defined.extend(sparse);
     let listed: HashSet<&str> = defined.clone();
     for name in graph.initializer.iter().filter_map(|t| t.name.as_deref()) {
         if !defined.insert(name) && !listed.contains(name) {
-            return Err(PatchError::Redefined { reason: reason.to_owned(), value: name.to_owned() });
+            return Err(PatchError::Redefined {
+                reason: reason.to_owned(),
+                value: name.to_owned(),
+            });
         }
     }
     let view = View::new(model);
@@ -312,7 +379,10 @@ fn check(model: &Model, reason: &str) -> Result<(), PatchError> {
         }
         for name in node.output.iter().filter(|n| !n.is_empty()) {
             if !defined.insert(name) {
-                return Err(PatchError::Redefined { reason: reason.to_owned(), value: name.clone() });
+                return Err(PatchError::Redefined {
+                    reason: reason.to_owned(),
+                    value: name.clone(),
+                });
             }
         }
     }
@@ -330,22 +400,28 @@ fn check(model: &Model, reason: &str) -> Result<(), PatchError> {
 
 /// Sets the version of the standard operator set and the IR version that goes with it.
 pub(super) fn set_opset(model: &mut Model, version: i64, minimum_ir: i64) {
-    let standard = |o: &OperatorSetIdProto| matches!(o.domain.as_deref(), None | Some("") | Some("ai.onnx"));
+    let standard =
+        |o: &OperatorSetIdProto| matches!(o.domain.as_deref(), None | Some("") | Some("ai.onnx"));
     match model.proto.opset_import.iter_mut().find(|o| standard(o)) {
         Some(import) => import.version = Some(version),
-        None => model
-            .proto
-            .opset_import
-            .push(OperatorSetIdProto { domain: Some(String::new()), version: Some(version) }),
+        None => model.proto.opset_import.push(OperatorSetIdProto {
+            domain: Some(String::new()),
+            version: Some(version),
+        }),
     }
     let ir = model.proto.ir_version.unwrap_or(0);
     if ir < minimum_ir {
         if ir < 4 {
             // From IR 4 on a listed initializer is a default that callers may override; it never was one here.
             let graph = model.graph_mut();
-            let constants: HashSet<String> =
-                graph.initializer.iter().filter_map(|t| t.name.clone()).collect();
-            graph.input.retain(|i| i.name.as_ref().is_none_or(|n| !constants.contains(n)));
+            let constants: HashSet<String> = graph
+                .initializer
+                .iter()
+                .filter_map(|t| t.name.clone())
+                .collect();
+            graph
+                .input
+                .retain(|i| i.name.as_ref().is_none_or(|n| !constants.contains(n)));
         }
         model.proto.ir_version = Some(minimum_ir);
     }

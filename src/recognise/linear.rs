@@ -10,8 +10,9 @@
 use ndarray::{Array1, Array2, Ix2};
 
 use crate::graph::{NodeId, Source, Use, ValueId, View};
-use crate::onnx::proto::tensor_proto::DataType;
-use crate::onnx::{self, attr_f, attr_i};
+use crate::onnx::DataType;
+use crate::onnx::node::{attr_f, attr_i};
+use crate::onnx::tensor;
 
 /// The operator that computes x W.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -80,7 +81,11 @@ impl Linear {
         Some(match self.form {
             LinearForm::MatMul => stored,
             LinearForm::Gemm { trans_b, alpha, .. } => {
-                let w = if trans_b { stored.reversed_axes() } else { stored };
+                let w = if trans_b {
+                    stored.reversed_axes()
+                } else {
+                    stored
+                };
                 let w = w.as_standard_layout().into_owned();
                 if alpha == 1.0 { w } else { w * alpha }
             }
@@ -96,7 +101,11 @@ impl Linear {
         };
         let flat: Vec<f32> = array.iter().map(|b| b * beta).collect();
         // A Gemm may hold one number for all columns.
-        let spread = if flat.len() == 1 { vec![flat[0]; self.n] } else { flat };
+        let spread = if flat.len() == 1 {
+            vec![flat[0]; self.n]
+        } else {
+            flat
+        };
         Some(Array1::from(spread))
     }
 }
@@ -110,7 +119,10 @@ pub(super) fn match_at(view: &View, node: NodeId) -> Option<Result<Linear, Strin
     let (x, w) = (view.input(node, 0)?, view.input(node, 1)?);
     if !view.is_constant(w) {
         if view.is_constant(x) {
-            return Some(Err(format!("the constant `{}` is on the left of the product", view.name(x))));
+            return Some(Err(format!(
+                "the constant `{}` is on the left of the product",
+                view.name(x)
+            )));
         }
         return overridable(view, w).map(|name| {
             Err(format!(
@@ -131,7 +143,11 @@ fn overridable<'m>(view: &View<'m>, value: ValueId) -> Option<&'m str> {
         value = view.input(node, 0)?;
     }
     let name = view.name(value);
-    let has_default = view.graph().initializer.iter().any(|t| t.name.as_deref() == Some(name));
+    let has_default = view
+        .graph()
+        .initializer
+        .iter()
+        .any(|t| t.name.as_deref() == Some(name));
     (matches!(view.source(value), Source::Input(_)) && has_default).then_some(name)
 }
 
@@ -140,16 +156,24 @@ fn match_constant(view: &View, node: NodeId, x: ValueId, w: ValueId) -> Result<L
     if view.is_constant(x) {
         return Err("both factors are constants".to_owned());
     }
-    let (dims, dtype) = weight_facts(view, w)
-        .ok_or_else(|| format!("its weight `{weight_name}` is not a constant this tool can read"))?;
-    if !onnx::is_float(dtype) {
-        return Err(format!("its weight `{weight_name}` is {} and not a float type", dtype.as_str_name()));
+    let (dims, dtype) = weight_facts(view, w).ok_or_else(|| {
+        format!("its weight `{weight_name}` is not a constant this tool can read")
+    })?;
+    if !tensor::is_float(dtype) {
+        return Err(format!(
+            "its weight `{weight_name}` is {} and not a float type",
+            dtype.as_str_name()
+        ));
     }
     let &[rows, columns] = dims.as_slice() else {
-        return Err(format!("its weight `{weight_name}` has shape {dims:?} and not rank 2"));
+        return Err(format!(
+            "its weight `{weight_name}` has shape {dims:?} and not rank 2"
+        ));
     };
     if rows == 0 || columns == 0 {
-        return Err(format!("its weight `{weight_name}` has no elements (shape {dims:?})"));
+        return Err(format!(
+            "its weight `{weight_name}` has no elements (shape {dims:?})"
+        ));
     }
     let proto = view.node(node);
     let form = if view.op(node) == "MatMul" {
@@ -163,11 +187,22 @@ fn match_constant(view: &View, node: NodeId, x: ValueId, w: ValueId) -> Result<L
         }
     };
     let transposed = matches!(form, LinearForm::Gemm { trans_b: true, .. });
-    let (k, n) = if transposed { (columns, rows) } else { (rows, columns) };
-    if let Some(found) = view.shape(x).and_then(|s| if form == LinearForm::MatMul { *s.last()? } else { None })
-        && found != k
+    let (k, n) = if transposed {
+        (columns, rows)
+    } else {
+        (rows, columns)
+    };
+    if let Some(found) = view.shape(x).and_then(|s| {
+        if form == LinearForm::MatMul {
+            *s.last()?
+        } else {
+            None
+        }
+    }) && found != k
     {
-        return Err(format!("its input has {found} channels where its weight `{weight_name}` takes {k}"));
+        return Err(format!(
+            "its input has {found} channels where its weight `{weight_name}` takes {k}"
+        ));
     }
     let (bias, odd_bias) = match form {
         LinearForm::MatMul => (bias_after(view, node, n), false),
@@ -179,19 +214,34 @@ fn match_constant(view: &View, node: NodeId, x: ValueId, w: ValueId) -> Result<L
                         let last = dims.last().copied().unwrap_or(1);
                         dims.iter().product::<usize>() == last && (last == n || last == 1)
                     });
-                let bias = per_column.then_some(Bias { node, slot: 2, value: c });
+                let bias = per_column.then_some(Bias {
+                    node,
+                    slot: 2,
+                    value: c,
+                });
                 (bias, !per_column)
             }
         },
     };
     let name = view.node_name(node).to_owned();
-    Ok(Linear { node, name, input: x, weight: w, dtype, bias, odd_bias, form, k, n })
+    Ok(Linear {
+        node,
+        name,
+        input: x,
+        weight: w,
+        dtype,
+        bias,
+        odd_bias,
+        form,
+        k,
+        n,
+    })
 }
 
 /// Shape and type of a constant; reads the elements only where an expression stands before them.
 fn weight_facts(view: &View, value: ValueId) -> Option<(Vec<usize>, DataType)> {
     if let Some(tensor) = view.initializer(value) {
-        return Some((onnx::shape(tensor).ok()?, onnx::dtype(tensor)?));
+        return Some((tensor::shape(tensor).ok()?, tensor::dtype(tensor)?));
     }
     Some(match view.constant(value)? {
         crate::graph::Constant::Float { array, dtype } => (array.shape().to_vec(), dtype),
@@ -214,7 +264,11 @@ fn bias_after(view: &View, matmul: NodeId, n: usize) -> Option<Bias> {
     let (dims, _) = weight_facts(view, value)?;
     // [N], [1, N], [1, 1, N], …: the same number for every token.
     let per_column = dims.last() == Some(&n) && dims.iter().product::<usize>() == n;
-    per_column.then_some(Bias { node: add, slot: other, value })
+    per_column.then_some(Bias {
+        node: add,
+        slot: other,
+        value,
+    })
 }
 
 /// The value a Linear hands on: after its bias.
@@ -226,6 +280,11 @@ impl Linear {
 
     /// Every reader of the weight, this Linear among them.
     pub fn weight_is_shared(&self, view: &View) -> bool {
-        view.uses(self.weight).iter().any(|u| *u != Use::Node { node: self.node, input: 1 })
+        view.uses(self.weight).iter().any(|u| {
+            *u != Use::Node {
+                node: self.node,
+                input: 1,
+            }
+        })
     }
 }

@@ -57,9 +57,11 @@ pub fn recognise(view: &View) -> Recognised {
 
 impl Recognised {
     fn miss(&mut self, view: &View, node: NodeId, kind: &'static str, reason: String) {
-        self.near_misses.push(NearMiss { node, name: view.node_name(node).to_owned(), kind, reason });
+        self.near_misses.push(NearMiss {
+            node,
+            name: view.node_name(node).to_owned(),
+            kind,
+            reason,
+        });
     }
 }
-
-
-

@@ -17,7 +17,7 @@
 //! *Not matched*, with the reason: another axis than the last, γ or β that is not a constant per channel, no γ.
 
 use crate::graph::{NodeId, Use, ValueId, View};
-use crate::onnx::{attr_f, attr_i, attr_ints};
+use crate::onnx::node::{attr_f, attr_i, attr_ints};
 
 use super::transparent::{passage, see_through};
 
@@ -98,9 +98,14 @@ fn fused(view: &View, node: NodeId, kind: NormKind) -> Outcome {
     let axis = attr_i(view.node(node), "axis").unwrap_or(-1);
     let rank = view.shape(x).map(|s| s.len() as i64);
     if axis != -1 && rank != Some(axis + 1) {
-        return fail(format!("it normalizes from axis {axis}, not over the last axis alone"));
+        return fail(format!(
+            "it normalizes from axis {axis}, not over the last axis alone"
+        ));
     }
-    if (1..3).any(|i| view.output(node, i).is_some_and(|v| !view.uses(v).is_empty())) {
+    if (1..3).any(|i| {
+        view.output(node, i)
+            .is_some_and(|v| !view.uses(v).is_empty())
+    }) {
         return fail("its mean or deviation is read as well".to_owned());
     }
     let gamma = match view.input(node, 1) {
@@ -119,7 +124,17 @@ fn fused(view: &View, node: NodeId, kind: NormKind) -> Outcome {
         _ => None,
     };
     let name = view.node_name(node).to_owned();
-    Ok(Norm { kind, node, name, fused: true, output, last: node, gamma: gamma.0, beta, channels })
+    Ok(Norm {
+        kind,
+        node,
+        name,
+        fused: true,
+        output,
+        last: node,
+        gamma: gamma.0,
+        beta,
+        channels,
+    })
 }
 
 /// A constant with one element per channel, and their number.
@@ -132,10 +147,14 @@ fn param(
 ) -> Result<(NormParam, usize), String> {
     let name = view.name(value);
     let constant = view.constant(value).and_then(|c| c.into_float());
-    let (array, _) = constant.ok_or_else(|| format!("its {what} `{name}` is not a float constant"))?;
+    let (array, _) =
+        constant.ok_or_else(|| format!("its {what} `{name}` is not a float constant"))?;
     let channels = array.shape().last().copied().unwrap_or(1);
     if array.len() != channels || array.ndim() == 0 {
-        return Err(format!("its {what} `{name}` has shape {:?}, not one element per channel", array.shape()));
+        return Err(format!(
+            "its {what} `{name}` has shape {:?}, not one element per channel",
+            array.shape()
+        ));
     }
     Ok((NormParam { node, slot, value }, channels))
 }
@@ -151,8 +170,19 @@ fn decomposed(view: &View, sqrt: NodeId) -> Option<Outcome> {
         .producer_is(squared, "Sub")
         .filter(|&sub| is_mean_of_first(view, sub))
         .and_then(|sub| view.input(sub, 0));
-    let kind = if centred.is_some() { NormKind::Layer } else { NormKind::Rms };
-    Some(decomposed_from(view, sqrt, kind, &mean, squared, epsilon_inside))
+    let kind = if centred.is_some() {
+        NormKind::Layer
+    } else {
+        NormKind::Rms
+    };
+    Some(decomposed_from(
+        view,
+        sqrt,
+        kind,
+        &mean,
+        squared,
+        epsilon_inside,
+    ))
 }
 
 fn decomposed_from(
@@ -174,9 +204,13 @@ fn decomposed_from(
     {
         root = forward(view, Some(sum));
     }
-    let Some(root) = root else { return fail("its square root is not read".to_owned()) };
+    let Some(root) = root else {
+        return fail("its square root is not read".to_owned());
+    };
     let Some(normalized) = normalize(view, centred, root) else {
-        return fail("its square root does not divide the value whose squares were averaged".to_owned());
+        return fail(
+            "its square root does not divide the value whose squares were averaged".to_owned(),
+        );
     };
     scale_and_shift(view, sqrt, kind, normalized)
 }
@@ -188,9 +222,13 @@ fn scale_and_shift(view: &View, sqrt: NodeId, kind: NormKind, normalized: ValueI
         return fail("the normalized value has several readers before γ".to_owned());
     };
     let Some((mul, scaled)) = reader_with_constant(view, normalized, &["Mul"]) else {
-        return fail("no Mul with a constant γ follows, so there is nothing that could take a scale".to_owned());
+        return fail(
+            "no Mul with a constant γ follows, so there is nothing that could take a scale"
+                .to_owned(),
+        );
     };
-    let (slot, value) = constant_input(view, mul).ok_or((kind, "γ is not a constant".to_owned()))?;
+    let (slot, value) =
+        constant_input(view, mul).ok_or((kind, "γ is not a constant".to_owned()))?;
     let (gamma, channels) = param(view, mul, slot, value, "γ").map_err(|e| (kind, e))?;
     let mut norm = Norm {
         kind,
@@ -221,7 +259,9 @@ fn scale_and_shift(view: &View, sqrt: NodeId, kind: NormKind, normalized: ValueI
 /// Strips ε: v from Add(v, ε) or Max(v, ε), ε a scalar constant on either side.
 fn without_epsilon(view: &View, value: ValueId) -> (ValueId, bool) {
     let value = see_through(view, value);
-    let Some((node, 0)) = view.producer(value) else { return (value, false) };
+    let Some((node, 0)) = view.producer(value) else {
+        return (value, false);
+    };
     if !matches!(view.op(node), "Add" | "Max" | "Clip") {
         return (value, false);
     }
@@ -258,7 +298,9 @@ fn mean_of(view: &View, value: ValueId) -> Option<Mean> {
         // A positive axis of an unknown rank: exporters count from the front when they know the rank, and
         // normalize the last axis. The shape of γ decides later; nothing but the last axis can broadcast with it.
         Some(&[axis]) if axis > 0 && rank.is_none_or(|r| r == axis + 1) => None,
-        Some(axes) => Some(format!("its mean is over axes {axes:?}, not over the last axis")),
+        Some(axes) => Some(format!(
+            "its mean is over axes {axes:?}, not over the last axis"
+        )),
         None => Some("its mean is over axes that are not a constant".to_owned()),
     };
     Some(Mean { of, problem })
@@ -278,24 +320,28 @@ fn square_of(view: &View, value: ValueId) -> Option<ValueId> {
 
 /// A constant exponent; exporters also write it as an integer.
 fn exponent(view: &View, value: ValueId) -> Option<f32> {
-    view.scalar(value).or_else(|| match view.constant(value)?.into_ints()?.as_slice() {
-        &[i] => Some(i as f32),
-        _ => None,
-    })
+    view.scalar(value)
+        .or_else(|| match view.constant(value)?.into_ints()?.as_slice() {
+            &[i] => Some(i as f32),
+            _ => None,
+        })
 }
 
 /// Whether `sub` computes a − ReduceMean(a).
 fn is_mean_of_first(view: &View, sub: NodeId) -> bool {
-    let (Some(a), Some(b)) = (view.input(sub, 0), view.input(sub, 1)) else { return false };
-    mean_of(view, b).is_some_and(|m| {
-        m.problem.is_none() && see_through(view, m.of) == see_through(view, a)
-    })
+    let (Some(a), Some(b)) = (view.input(sub, 0), view.input(sub, 1)) else {
+        return false;
+    };
+    mean_of(view, b)
+        .is_some_and(|m| m.problem.is_none() && see_through(view, m.of) == see_through(view, a))
 }
 
 /// n: the value that is `centred` divided by `root`, by Div or by Mul with a reciprocal.
 fn normalize(view: &View, centred: ValueId, root: ValueId) -> Option<ValueId> {
     for reader in view.uses(root) {
-        let Use::Node { node, input } = *reader else { continue };
+        let Use::Node { node, input } = *reader else {
+            continue;
+        };
         let other = |slot: usize| view.input(node, slot).map(|v| see_through(view, v));
         match (view.op(node), input) {
             ("Div", 1) if other(0).is_some_and(|d| same_centred(view, d, centred)) => {
@@ -308,8 +354,12 @@ fn normalize(view: &View, centred: ValueId, root: ValueId) -> Option<ValueId> {
         // 1 / root: the product with the centred value comes next.
         let inverse = forward(view, view.output(node, 0))?;
         for reader in view.uses(inverse) {
-            let Use::Node { node: mul, input } = *reader else { continue };
-            let factor = view.input(mul, 1 - input.min(1)).map(|v| see_through(view, v));
+            let Use::Node { node: mul, input } = *reader else {
+                continue;
+            };
+            let factor = view
+                .input(mul, 1 - input.min(1))
+                .map(|v| see_through(view, v));
             if view.op(mul) == "Mul" && factor.is_some_and(|d| same_centred(view, d, centred)) {
                 return view.output(mul, 0);
             }
@@ -324,7 +374,9 @@ fn same_centred(view: &View, a: ValueId, b: ValueId) -> bool {
         return true;
     }
     let operand = |v| {
-        let sub = view.producer_is(v, "Sub").filter(|&s| is_mean_of_first(view, s))?;
+        let sub = view
+            .producer_is(v, "Sub")
+            .filter(|&s| is_mean_of_first(view, s))?;
         view.input(sub, 0).map(|x| see_through(view, x))
     };
     operand(a).is_some() && operand(a) == operand(b)
@@ -347,7 +399,9 @@ fn reader_with_constant(view: &View, value: ValueId, ops: &[&str]) -> Option<(No
     let (node, slot) = view.only_reader(value)?;
     let other = view.input(node, 1 - slot.min(1))?;
     let matches = ops.contains(&view.op(node)) && view.is_constant(other);
-    matches.then(|| view.output(node, 0).map(|out| (node, out))).flatten()
+    matches
+        .then(|| view.output(node, 0).map(|out| (node, out)))
+        .flatten()
 }
 
 /// The constant among the two inputs of a node.

@@ -1,7 +1,8 @@
 //! Operators that pass a value on: nothing but the name changes, or only the float type.
 
 use crate::graph::{NodeId, ValueId, View};
-use crate::onnx::{self, attr_i, proto::tensor_proto::DataType};
+use crate::onnx::node::attr_i;
+use crate::onnx::{DataType, tensor};
 
 /// How a transparent operator passes its input on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,13 +21,15 @@ pub fn passage(view: &View, node: NodeId) -> Option<Passage> {
     match view.op(node) {
         "Identity" => Some(Passage::Same),
         "Dropout" => {
-            let mask_is_read = view.output(node, 1).is_some_and(|mask| !view.uses(mask).is_empty());
+            let mask_is_read = view
+                .output(node, 1)
+                .is_some_and(|mask| !view.uses(mask).is_empty());
             (!mask_is_read).then_some(Passage::Same)
         }
         "Cast" => {
             let to = attr_i(view.node(node), "to")?;
             let to = DataType::try_from(i32::try_from(to).ok()?).ok()?;
-            onnx::is_float(to).then_some(Passage::FloatCast)
+            tensor::is_float(to).then_some(Passage::FloatCast)
         }
         _ => None,
     }

@@ -4,9 +4,10 @@ use ndarray::Array2;
 
 use super::RewriteError;
 use crate::graph::{Names, Patch, Source, Use, ValueId, View};
-use crate::onnx::proto::tensor_proto::DataType;
+
+use crate::onnx::node::float_attr;
 use crate::onnx::proto::{NodeProto, TensorProto};
-use crate::onnx::{self, float_attr};
+use crate::onnx::{DataType, tensor};
 use crate::recognise::{Linear, LinearForm};
 
 /// Makes node input (`node`, `slot`), which reads the constant `value`, read `data` instead.
@@ -23,8 +24,16 @@ pub(super) fn set_constant(
 ) -> Result<(), RewriteError> {
     let name = view.name(value);
     let exclusive = matches!(view.source(value), Source::Initializer(_))
-        && view.uses(value) == [Use::Node { node: at.0, input: at.1 }];
-    let target = if exclusive { name.to_owned() } else { names.derive(name, "osplus") };
+        && view.uses(value)
+            == [Use::Node {
+                node: at.0,
+                input: at.1,
+            }];
+    let target = if exclusive {
+        name.to_owned()
+    } else {
+        names.derive(name, "osplus")
+    };
     let tensor = new.into_tensor(&target)?;
     if exclusive {
         patch.set_initializer(tensor);
@@ -52,11 +61,15 @@ impl NewConstant {
             DataType::Float16 => 65504.0,
             _ => f32::MAX,
         };
-        if let Some(&value) = self.data.iter().find(|x| !x.is_finite() || x.abs() > largest) {
+        if let Some(&value) = self
+            .data
+            .iter()
+            .find(|x| !x.is_finite() || x.abs() > largest)
+        {
             let (name, dtype) = (name.to_owned(), self.dtype.as_str_name());
             return Err(RewriteError::Overflow { name, value, dtype });
         }
-        Ok(onnx::from_f32(name, &self.shape, &self.data, self.dtype))
+        Ok(tensor::from_f32(name, &self.shape, &self.data, self.dtype))
     }
 }
 
@@ -67,7 +80,11 @@ pub(super) fn stored_weight(linear: &Linear, w: Array2<f32>) -> NewConstant {
         _ => w,
     };
     let shape = w.shape().to_vec();
-    NewConstant { shape, data: w.as_standard_layout().iter().copied().collect(), dtype: linear.dtype }
+    NewConstant {
+        shape,
+        data: w.as_standard_layout().iter().copied().collect(),
+        dtype: linear.dtype,
+    }
 }
 
 /// The node of `linear` for constants that already contain alpha and beta; `None` if it needs no change.
@@ -75,7 +92,8 @@ pub(super) fn without_factors(view: &View, linear: &Linear) -> Option<NodeProto>
     match linear.form {
         LinearForm::Gemm { alpha, beta, .. } if alpha != 1.0 || beta != 1.0 => {
             let mut node = view.node(linear.node).clone();
-            node.attribute.retain(|a| !matches!(a.name.as_deref(), Some("alpha" | "beta")));
+            node.attribute
+                .retain(|a| !matches!(a.name.as_deref(), Some("alpha" | "beta")));
             node.attribute.push(float_attr("alpha", 1.0));
             node.attribute.push(float_attr("beta", 1.0));
             Some(node)

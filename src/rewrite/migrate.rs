@@ -14,7 +14,8 @@ use ndarray::{Array1, Axis};
 use super::RewriteError;
 use super::linear::{NewConstant, set_constant, stored_weight, without_factors};
 use crate::graph::{Names, Patch, View};
-use crate::onnx::{self, make_node};
+use crate::onnx::DataType;
+use crate::onnx::node::make_node;
 use crate::recognise::{Linear, LinearForm, Norm, NormParam, Recognised};
 use crate::site::{Sink, Site};
 
@@ -51,8 +52,12 @@ pub fn migrate(
         (Some(_), None) => "shift",
         _ => "scale",
     };
-    let mut patch = Patch::new(format!("fold the {parts} of `{value}` into its norm and Linears"));
-    let Sink::Norm(norm) = site.sink else { return Ok(patch) };
+    let mut patch = Patch::new(format!(
+        "fold the {parts} of `{value}` into its norm and Linears"
+    ));
+    let Sink::Norm(norm) = site.sink else {
+        return Ok(patch);
+    };
     if affine.is_identity() {
         return Ok(patch);
     }
@@ -85,7 +90,11 @@ fn fold_norm(
             let gamma = read(view, norm.gamma)?;
             let data = (0..norm.channels).map(|c| -shift(c) / scale(c)).collect();
             let name = names.derive(view.name(norm.gamma.value), "shift");
-            let new = NewConstant { shape: vec![norm.channels], data, dtype: gamma.1 };
+            let new = NewConstant {
+                shape: vec![norm.channels],
+                data,
+                dtype: gamma.1,
+            };
             patch.add_initializer(new.into_tensor(&name)?);
             // LayerNormalization reads its optional β as input 2.
             patch.rewire(norm.node, 2, name);
@@ -95,7 +104,7 @@ fn fold_norm(
     }
 }
 
-type FloatConstant = (ndarray::ArrayD<f32>, onnx::proto::tensor_proto::DataType);
+type FloatConstant = (ndarray::ArrayD<f32>, DataType);
 
 fn read(view: &View, param: NormParam) -> Result<FloatConstant, RewriteError> {
     view.constant(param.value)
@@ -112,8 +121,19 @@ fn fold_param(
 ) -> Result<(), RewriteError> {
     let (array, dtype) = read(view, param)?;
     let data = array.iter().enumerate().map(|(c, &x)| fold(c, x)).collect();
-    let new = NewConstant { shape: array.shape().to_vec(), data, dtype };
-    set_constant(view, patch, names, (param.node, param.slot), param.value, new)
+    let new = NewConstant {
+        shape: array.shape().to_vec(),
+        data,
+        dtype,
+    };
+    set_constant(
+        view,
+        patch,
+        names,
+        (param.node, param.slot),
+        param.value,
+        new,
+    )
 }
 
 fn fold_linear(
@@ -145,7 +165,11 @@ fn fold_linear(
         patch.replace(linear.node, node);
         if let (None, Some(bias)) = (&affine.shift, linear.bias) {
             let b = linear.load_bias(view).ok_or_else(unreadable)?;
-            let new = NewConstant { shape: vec![linear.n], data: b.to_vec(), dtype: linear.dtype };
+            let new = NewConstant {
+                shape: vec![linear.n],
+                data: b.to_vec(),
+                dtype: linear.dtype,
+            };
             set_constant(view, patch, names, (bias.node, bias.slot), bias.value, new)?;
         }
     }
@@ -164,13 +188,29 @@ fn add_to_bias(
     if let Some(bias) = linear.bias {
         let unreadable = || RewriteError::Constant(view.name(bias.value).to_owned());
         let b = linear.load_bias(view).ok_or_else(unreadable)?;
-        let stored = view.constant(bias.value).and_then(|c| c.into_float()).ok_or_else(unreadable)?.0;
+        let stored = view
+            .constant(bias.value)
+            .and_then(|c| c.into_float())
+            .ok_or_else(unreadable)?
+            .0;
         // A single number for all columns is a vector from now on.
-        let shape = if stored.len() == linear.n { stored.shape().to_vec() } else { vec![linear.n] };
-        let new = NewConstant { shape, data: (b + extra).to_vec(), dtype };
+        let shape = if stored.len() == linear.n {
+            stored.shape().to_vec()
+        } else {
+            vec![linear.n]
+        };
+        let new = NewConstant {
+            shape,
+            data: (b + extra).to_vec(),
+            dtype,
+        };
         return set_constant(view, patch, names, (bias.node, bias.slot), bias.value, new);
     }
-    let new = NewConstant { shape: vec![linear.n], data: extra.to_vec(), dtype };
+    let new = NewConstant {
+        shape: vec![linear.n],
+        data: extra.to_vec(),
+        dtype,
+    };
     let name = names.derive(view.name(linear.weight), "bias");
     patch.add_initializer(new.into_tensor(&name)?);
     match linear.form {
@@ -180,7 +220,10 @@ fn add_to_bias(
             let product = names.derive(output, "product");
             let add = names.derive(&linear.name, "bias");
             patch.rename_output(linear.node, 0, product.clone());
-            patch.insert_after(linear.node, make_node("Add", &add, &[&product, &name], &[output], vec![]));
+            patch.insert_after(
+                linear.node,
+                make_node("Add", &add, &[&product, &name], &[output], vec![]),
+            );
         }
     }
     Ok(())
@@ -203,12 +246,22 @@ fn restore(
         patch.rewire(node, input, migrated.clone());
     }
     let dtype = read(view, norm.gamma)?.1;
-    let steps = [("Mul", "restore_scale", &affine.scale), ("Add", "restore_shift", &affine.shift)];
-    let steps: Vec<_> = steps.into_iter().filter_map(|(op, what, v)| Some((op, what, v.as_ref()?))).collect();
+    let steps = [
+        ("Mul", "restore_scale", &affine.scale),
+        ("Add", "restore_shift", &affine.shift),
+    ];
+    let steps: Vec<_> = steps
+        .into_iter()
+        .filter_map(|(op, what, v)| Some((op, what, v.as_ref()?)))
+        .collect();
     let mut current = migrated;
     for (i, (op, what, values)) in steps.iter().enumerate() {
         let constant = names.derive(original, what);
-        let new = NewConstant { shape: vec![values.len()], data: values.to_vec(), dtype };
+        let new = NewConstant {
+            shape: vec![values.len()],
+            data: values.to_vec(),
+            dtype,
+        };
         patch.add_initializer(new.into_tensor(&constant)?);
         let output = if i + 1 == steps.len() {
             original.to_owned()
@@ -216,7 +269,10 @@ fn restore(
             names.derive(original, &format!("{what}d"))
         };
         let node = names.derive(&norm.name, what);
-        patch.insert_after(norm.last, make_node(op, &node, &[&current, &constant], &[&output], vec![]));
+        patch.insert_after(
+            norm.last,
+            make_node(op, &node, &[&current, &constant], &[&output], vec![]),
+        );
         current = output;
     }
     Ok(())

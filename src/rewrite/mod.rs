@@ -22,7 +22,9 @@ pub enum RewriteError {
     #[error("the constant `{0}` cannot be read")]
     Constant(String),
     /// A float16 number would overflow: γ' or W' does not fit the type of the file.
-    #[error("`{name}` would hold {value} after migration, which its type {dtype} cannot; exclude it with --exclude")]
+    #[error(
+        "`{name}` would hold {value} after migration, which its type {dtype} cannot; exclude it with --exclude"
+    )]
     Overflow {
         /// The constant.
         name: String,
@@ -32,6 +34,3 @@ pub enum RewriteError {
         dtype: &'static str,
     },
 }
-
-
-

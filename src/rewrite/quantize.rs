@@ -17,8 +17,9 @@ use super::RewriteError;
 use super::linear::NewConstant;
 use crate::graph::{Names, NodeId, Patch, ValueId, View};
 use crate::onnx::proto::NodeProto;
-use crate::onnx::proto::tensor_proto::DataType;
-use crate::onnx::{self, float_attr, int_attr, make_node};
+
+use crate::onnx::node::{float_attr, int_attr, make_node};
+use crate::onnx::{DataType, tensor};
 use crate::recognise::{Linear, LinearForm, Recognised};
 use crate::solve::{QuantParams, WeightSpec, quantize_weight};
 use crate::target::{GemmBias, Profile};
@@ -52,7 +53,13 @@ pub fn quantize(
     plan: &QuantizePlan,
     names: &mut Names,
 ) -> Result<Vec<Patch>, RewriteError> {
-    let mut writer = Writer { view, plan, names, shared: BTreeMap::new(), weights: BTreeMap::new() };
+    let mut writer = Writer {
+        view,
+        plan,
+        names,
+        shared: BTreeMap::new(),
+        weights: BTreeMap::new(),
+    };
     found
         .linears
         .iter()
@@ -86,14 +93,20 @@ struct Writer<'a, 'm> {
 }
 
 impl Writer<'_, '_> {
-    fn quantize(&mut self, linear: &Linear, activation: &Activation) -> Result<Patch, RewriteError> {
+    fn quantize(
+        &mut self,
+        linear: &Linear,
+        activation: &Activation,
+    ) -> Result<Patch, RewriteError> {
         let mut patch = Patch::new(format!("quantize `{}`", linear.name));
         let x = self.activation(linear, &activation.params, &mut patch);
         let weight = self.weight(linear, &mut patch)?;
         let (w, dequantize) = self.dequantize_weight(linear, &weight);
         patch.insert_before(linear.node, dequantize);
         match (linear.form, linear.bias) {
-            (LinearForm::Gemm { .. }, _) => self.gemm(linear, activation, &weight, [&x, &w], &mut patch)?,
+            (LinearForm::Gemm { .. }, _) => {
+                self.gemm(linear, activation, &weight, [&x, &w], &mut patch)?
+            }
             (LinearForm::MatMul, Some(_)) if activation.rank == 2 => {
                 self.matmul_of_rank_2(linear, activation, &weight, [&x, &w], &mut patch)?;
             }
@@ -110,7 +123,13 @@ impl Writer<'_, '_> {
 
     /// The dequantized input of `linear`: a new Q → DQ pair, or one that is there already.
     fn activation(&mut self, linear: &Linear, params: &QuantParams, patch: &mut Patch) -> String {
-        let key = (linear.input, params.scale.to_bits(), params.zero_point, params.qmin, params.qmax);
+        let key = (
+            linear.input,
+            params.scale.to_bits(),
+            params.zero_point,
+            params.qmin,
+            params.qmax,
+        );
         if self.plan.profile.share_activations
             && let Some(name) = self.shared.get(&key)
         {
@@ -118,11 +137,20 @@ impl Writer<'_, '_> {
         }
         let x = self.view.name(linear.input);
         // A pair of its own per Linear takes the Linear's name, a shared one that of the value.
-        let base = if self.plan.profile.share_activations { x } else { &linear.name };
+        let base = if self.plan.profile.share_activations {
+            x
+        } else {
+            &linear.name
+        };
         let mut derive = |suffix: &str| self.names.derive(base, suffix);
         let (scale, zero_point) = (derive("scale"), derive("zero_point"));
         let (quantized, dequantized) = (derive("quantized"), derive("dequantized"));
-        patch.add_initializer(onnx::from_f32(&scale, &[], &[params.scale], DataType::Float));
+        patch.add_initializer(tensor::from_f32(
+            &scale,
+            &[],
+            &[params.scale],
+            DataType::Float,
+        ));
         let signed = self.plan.profile.symmetric;
         patch.add_initializer(zero_point_tensor(&zero_point, params.zero_point, signed));
         let mut input = x.to_owned();
@@ -130,17 +158,26 @@ impl Writer<'_, '_> {
             // QuantizeLinear saturates at 8 bits; fewer bits need the range cut before it, which is exact.
             let clipped = derive("clipped");
             let (min, max) = (derive("clip_min"), derive("clip_max"));
-            patch.add_initializer(onnx::from_f32(&min, &[], &[low], DataType::Float));
-            patch.add_initializer(onnx::from_f32(&max, &[], &[high], DataType::Float));
+            patch.add_initializer(tensor::from_f32(&min, &[], &[low], DataType::Float));
+            patch.add_initializer(tensor::from_f32(&max, &[], &[high], DataType::Float));
             let name = derive("Clip");
-            patch.insert_before(linear.node, make_node("Clip", &name, &[&input, &min, &max], &[&clipped], vec![]));
+            patch.insert_before(
+                linear.node,
+                make_node("Clip", &name, &[&input, &min, &max], &[&clipped], vec![]),
+            );
             input = clipped;
         }
         let (q, dq) = (derive("QuantizeLinear"), derive("DequantizeLinear"));
         let inputs = [input.as_str(), &scale, &zero_point];
-        patch.insert_before(linear.node, make_node("QuantizeLinear", &q, &inputs, &[&quantized], vec![]));
+        patch.insert_before(
+            linear.node,
+            make_node("QuantizeLinear", &q, &inputs, &[&quantized], vec![]),
+        );
         let inputs = [quantized.as_str(), &scale, &zero_point];
-        patch.insert_before(linear.node, make_node("DequantizeLinear", &dq, &inputs, &[&dequantized], vec![]));
+        patch.insert_before(
+            linear.node,
+            make_node("DequantizeLinear", &dq, &inputs, &[&dequantized], vec![]),
+        );
         self.shared.insert(key, dequantized.clone());
         dequantized
     }
@@ -156,10 +193,16 @@ impl Writer<'_, '_> {
             return Ok(weight.clone());
         }
         let name = self.view.name(linear.weight);
-        let w = linear.load_weight(self.view).ok_or_else(|| RewriteError::Constant(name.to_owned()))?;
+        let w = linear
+            .load_weight(self.view)
+            .ok_or_else(|| RewriteError::Constant(name.to_owned()))?;
         let quantized = quantize_weight(w.view(), &self.plan.weight);
         drop(w);
-        let q = if transposed { quantized.q.reversed_axes() } else { quantized.q };
+        let q = if transposed {
+            quantized.q.reversed_axes()
+        } else {
+            quantized.q
+        };
         let shape = q.shape().to_vec();
         let q: Vec<i8> = q.as_standard_layout().iter().copied().collect();
         let weight = WeightNames {
@@ -171,9 +214,14 @@ impl Writer<'_, '_> {
         let per_channel = self.plan.weight.per_channel;
         let count = weight.scales.len();
         let dims: &[usize] = if per_channel { &[count] } else { &[] };
-        patch.add_initializer(onnx::from_i8(&weight.quantized, &shape, &q));
-        patch.add_initializer(onnx::from_f32(&weight.scale, dims, &weight.scales, DataType::Float));
-        patch.add_initializer(onnx::from_i8(&weight.zero_point, dims, &vec![0; count]));
+        patch.add_initializer(tensor::from_i8(&weight.quantized, &shape, &q));
+        patch.add_initializer(tensor::from_f32(
+            &weight.scale,
+            dims,
+            &weight.scales,
+            DataType::Float,
+        ));
+        patch.add_initializer(tensor::from_i8(&weight.zero_point, dims, &vec![0; count]));
         self.weights.insert(key, weight.clone());
         Ok(weight)
     }
@@ -184,7 +232,11 @@ impl Writer<'_, '_> {
         let node = self.names.derive(name, "DequantizeLinear");
         let transposed = matches!(linear.form, LinearForm::Gemm { trans_b: true, .. });
         let axis = if transposed { 0 } else { 1 };
-        let attributes = if self.plan.weight.per_channel { vec![int_attr("axis", axis)] } else { vec![] };
+        let attributes = if self.plan.weight.per_channel {
+            vec![int_attr("axis", axis)]
+        } else {
+            vec![]
+        };
         let inputs = [weight.quantized.as_str(), &weight.scale, &weight.zero_point];
         let node = make_node("DequantizeLinear", &node, &inputs, &[&output], attributes);
         (output, node)
@@ -193,7 +245,9 @@ impl Writer<'_, '_> {
     /// The bias of a MatMul as [1, N]: with a bias of rank 1 ONNX Runtime turns the pair into a Gemm that stays
     /// in float, as soon as the shapes are known (0.6 times the speed of float32).
     fn bias_as_row(&mut self, linear: &Linear, patch: &mut Patch) -> Result<(), RewriteError> {
-        let Some(bias) = linear.bias else { return Ok(()) };
+        let Some(bias) = linear.bias else {
+            return Ok(());
+        };
         let name = self.view.name(bias.value);
         let stored = self.view.constant(bias.value).and_then(|c| c.into_float());
         let (array, dtype) = stored.ok_or_else(|| RewriteError::Constant(name.to_owned()))?;
@@ -201,8 +255,19 @@ impl Writer<'_, '_> {
             return Ok(());
         }
         let data = array.iter().copied().collect();
-        let new = NewConstant { shape: vec![1, linear.n], data, dtype };
-        super::linear::set_constant(self.view, patch, self.names, (bias.node, bias.slot), bias.value, new)
+        let new = NewConstant {
+            shape: vec![1, linear.n],
+            data,
+            dtype,
+        };
+        super::linear::set_constant(
+            self.view,
+            patch,
+            self.names,
+            (bias.node, bias.slot),
+            bias.value,
+            new,
+        )
     }
 
     /// A Gemm over quantized factors. Its bias takes the form that the target fuses.
@@ -216,7 +281,8 @@ impl Writer<'_, '_> {
     ) -> Result<(), RewriteError> {
         let mut node = self.view.node(linear.node).clone();
         // alpha is in the quantized weight; beta goes into the bias where that is rewritten too.
-        node.attribute.retain(|a| a.name.as_deref() != Some("alpha"));
+        node.attribute
+            .retain(|a| a.name.as_deref() != Some("alpha"));
         node.input[0] = x.to_owned();
         node.input[1] = w.to_owned();
         if linear.bias.is_none() {
@@ -255,12 +321,15 @@ impl Writer<'_, '_> {
         [x, w]: [&str; 2],
         patch: &mut Patch,
     ) -> Result<(), RewriteError> {
-        let Some(bias) = linear.bias else { return Ok(()) };
+        let Some(bias) = linear.bias else {
+            return Ok(());
+        };
         let mut node = self.view.node(linear.node).clone();
         node.op_type = Some("Gemm".to_owned());
         node.input = vec![x.to_owned(), w.to_owned()];
         if self.plan.profile.gemm_bias == GemmBias::Int32 {
-            node.input.push(self.int32_bias(linear, activation, weight, linear.node, patch)?);
+            node.input
+                .push(self.int32_bias(linear, activation, weight, linear.node, patch)?);
             node.attribute.push(float_attr("beta", 1.0));
             node.output[0] = self.output_name(bias.node);
             patch.remove(bias.node);
@@ -270,12 +339,17 @@ impl Writer<'_, '_> {
     }
 
     fn output_name(&self, node: NodeId) -> String {
-        self.view.output(node, 0).map_or("", |v| self.view.name(v)).to_owned()
+        self.view
+            .output(node, 0)
+            .map_or("", |v| self.view.name(v))
+            .to_owned()
     }
 
     fn load_bias(&self, linear: &Linear) -> Result<Array1<f32>, RewriteError> {
         let name = linear.bias.map_or("", |b| self.view.name(b.value));
-        linear.load_bias(self.view).ok_or_else(|| RewriteError::Constant(name.to_owned()))
+        linear
+            .load_bias(self.view)
+            .ok_or_else(|| RewriteError::Constant(name.to_owned()))
     }
 
     /// The effective float bias as an initializer of shape [N].
@@ -283,7 +357,11 @@ impl Writer<'_, '_> {
         let b = self.load_bias(linear)?;
         let base = linear.bias.map_or("", |b| self.view.name(b.value));
         let name = self.names.derive(base, "row");
-        let new = NewConstant { shape: vec![linear.n], data: b.to_vec(), dtype: linear.dtype };
+        let new = NewConstant {
+            shape: vec![linear.n],
+            data: b.to_vec(),
+            dtype: linear.dtype,
+        };
         patch.add_initializer(new.into_tensor(&name)?);
         Ok(name)
     }
@@ -299,21 +377,40 @@ impl Writer<'_, '_> {
     ) -> Result<String, RewriteError> {
         let b = self.load_bias(linear)?;
         let per_channel = weight.scales.len() > 1;
-        let scale = |i: usize| activation.params.scale * weight.scales[if per_channel { i } else { 0 }];
+        let scale =
+            |i: usize| activation.params.scale * weight.scales[if per_channel { i } else { 0 }];
         // `as` saturates: a bias beyond 2^31 steps is beyond what the accumulator could hold.
-        let q: Vec<i32> =
-            b.iter().enumerate().map(|(i, &b)| (f64::from(b) / f64::from(scale(i))).round() as i32).collect();
+        let q: Vec<i32> = b
+            .iter()
+            .enumerate()
+            .map(|(i, &b)| (f64::from(b) / f64::from(scale(i))).round() as i32)
+            .collect();
         let scales: Vec<f32> = (0..weight.scales.len()).map(scale).collect();
         let base = linear.bias.map_or("", |b| self.view.name(b.value));
         let mut derive = |suffix: &str| self.names.derive(base, suffix);
-        let (quantized, scale, output, node) =
-            (derive("quantized"), derive("scale"), derive("dequantized"), derive("DequantizeLinear"));
-        let dims: &[usize] = if self.plan.weight.per_channel { &[scales.len()] } else { &[] };
-        patch.add_initializer(onnx::from_i32(&quantized, &[linear.n], &q));
-        patch.add_initializer(onnx::from_f32(&scale, dims, &scales, DataType::Float));
-        let attributes = if self.plan.weight.per_channel { vec![int_attr("axis", 0)] } else { vec![] };
+        let (quantized, scale, output, node) = (
+            derive("quantized"),
+            derive("scale"),
+            derive("dequantized"),
+            derive("DequantizeLinear"),
+        );
+        let dims: &[usize] = if self.plan.weight.per_channel {
+            &[scales.len()]
+        } else {
+            &[]
+        };
+        patch.add_initializer(tensor::from_i32(&quantized, &[linear.n], &q));
+        patch.add_initializer(tensor::from_f32(&scale, dims, &scales, DataType::Float));
+        let attributes = if self.plan.weight.per_channel {
+            vec![int_attr("axis", 0)]
+        } else {
+            vec![]
+        };
         let inputs = [quantized.as_str(), &scale];
-        patch.insert_before(anchor, make_node("DequantizeLinear", &node, &inputs, &[&output], attributes));
+        patch.insert_before(
+            anchor,
+            make_node("DequantizeLinear", &node, &inputs, &[&output], attributes),
+        );
         Ok(output)
     }
 }
@@ -321,9 +418,9 @@ impl Writer<'_, '_> {
 fn zero_point_tensor(name: &str, zero_point: i32, signed: bool) -> crate::onnx::proto::TensorProto {
     // The zero point is within the integer range of its type by construction; saturate all the same.
     if signed {
-        onnx::from_i8(name, &[], &[zero_point.clamp(-128, 127) as i8])
+        tensor::from_i8(name, &[], &[zero_point.clamp(-128, 127) as i8])
     } else {
-        onnx::from_u8(name, &[], &[zero_point.clamp(0, 255) as u8])
+        tensor::from_u8(name, &[], &[zero_point.clamp(0, 255) as u8])
     }
 }
 

@@ -53,7 +53,10 @@ pub fn find_sites(view: &View, found: &Recognised) -> Vec<Site> {
         }
         if readers.graph_output {
             let name = view.name(norm.output);
-            refused.push((norm.output, format!("`{name}` is a graph output, which must stay as it is")));
+            refused.push((
+                norm.output,
+                format!("`{name}` is a graph output, which must stay as it is"),
+            ));
             continue;
         }
         let fused_layer_norm = norm.fused && norm.kind == NormKind::Layer;
@@ -115,7 +118,10 @@ fn no_sink(view: &View, found: &Recognised, linear: &Linear) -> String {
         Some((node, _)) => {
             let op = view.node(node).op_type.as_deref().unwrap_or("?");
             match found.norms.iter().find(|n| n.output == linear.input) {
-                Some(norm) => format!("`{}` has {} channels and the Linear {}", norm.name, norm.channels, linear.k),
+                Some(norm) => format!(
+                    "`{}` has {} channels and the Linear {}",
+                    norm.name, norm.channels, linear.k
+                ),
                 None => format!("it is computed by {op}, not by a normalization"),
             }
         }
@@ -139,16 +145,19 @@ fn readers(view: &View, found: &Recognised, value: ValueId, channels: usize) -> 
             all.others = true;
             continue;
         };
-        let linear = found.linears.iter().position(|l| {
-            l.node == node && input == 0 && l.channels_last() && l.k == channels
-        });
+        let linear = found
+            .linears
+            .iter()
+            .position(|l| l.node == node && input == 0 && l.channels_last() && l.k == channels);
         if let Some(linear) = linear {
             all.linears.push(linear);
             all.absorb.push((node, input));
             continue;
         }
         let passed_on = match (passage(view, node), view.output(node, 0)) {
-            (Some(passage), Some(output)) if input == 0 => Some((passage, readers(view, found, output, channels))),
+            (Some(passage), Some(output)) if input == 0 => {
+                Some((passage, readers(view, found, output, channels)))
+            }
             _ => None,
         };
         match passed_on {
@@ -170,6 +179,3 @@ fn readers(view: &View, found: &Recognised, value: ValueId, channels: usize) -> 
     all.linears.sort_unstable();
     all
 }
-
-
-

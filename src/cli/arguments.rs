@@ -1,0 +1,225 @@
+//! The command line's arguments.
+
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum, value_parser};
+use onnx_osplus::calibrate::CalibSource;
+use onnx_osplus::solve::Method;
+use onnx_osplus::target::Target;
+use onnx_osplus::{Format, Options};
+use regex::Regex;
+
+/// Quantizes an ONNX transformer to int8 after moving its outlier channels into constants (Outlier Suppression+).
+///
+/// Reads IN, runs it on the calibration data, folds a per-channel shift and scale into the constants around every
+/// LayerNormalization and RMSNormalization, inserts QuantizeLinear/DequantizeLinear at every Linear, checks the
+/// result against the original on data that was held out, and writes OUT.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    max_term_width = 100,
+    after_help = "Exit status: 0 done, 1 failed, 2 wrong usage, 3 no Linear could be quantized.\n\n\
+                  Example: onnx-osplus in.onnx out.onnx --calib data.npz --report report.json"
+)]
+pub struct Arguments {
+    /// The float model to read
+    #[arg(value_name = "IN")]
+    pub input: PathBuf,
+
+    /// The model to write
+    #[arg(value_name = "OUT")]
+    pub output: PathBuf,
+
+    /// Calibration data: a .npy file for the one input that is not filled in by itself (or NAME=FILE.npy), a .npz
+    /// file whose array names are input names, a folder of such files, or a folder of ONNX test data (input_0.pb).
+    /// May be given several times [example: --calib data.npz] [example: --calib input_ids=ids.npy]
+    #[arg(long, value_name = "[NAME=]PATH", required = true)]
+    pub calib: Vec<String>,
+
+    /// The runtime that will load OUT: ONNX Runtime (uint8 activations), or a form that ONNX Runtime, TensorRT and
+    /// OpenVINO all run (int8 activations, opset 20 at most) [example: --target portable]
+    #[arg(long, value_enum, default_value_t = TargetName::Ort)]
+    target: TargetName,
+
+    /// What to write: a quantized model, or the migrated float model with weaker outliers for another tool
+    /// [example: --format float]
+    #[arg(long, value_enum, default_value_t = FormatName::Qdq)]
+    format: FormatName,
+
+    /// How shift and scale are found; smoothquant and none (plain min-max) are for comparison [example: --method none]
+    #[arg(long, value_enum, default_value_t = MethodName::Osplus)]
+    method: MethodName,
+
+    /// Bits of the weights, 2 to 8 [example: --weight-bits 6]
+    #[arg(long, value_name = "BITS", default_value_t = 8, value_parser = value_parser!(u8).range(2..=8))]
+    weight_bits: u8,
+
+    /// Bits of the activations, 2 to 8 [example: --activation-bits 6]
+    #[arg(long, value_name = "BITS", default_value_t = 8, value_parser = value_parser!(u8).range(2..=8))]
+    activation_bits: u8,
+
+    /// Quantize only Linears whose node name matches [example: --include 'layer\.[0-5]\.']
+    #[arg(long, value_name = "REGEX")]
+    include: Option<Regex>,
+
+    /// Leave Linears in float whose node name matches [example: --exclude 'lm_head|classifier']
+    #[arg(long, value_name = "REGEX")]
+    exclude: Option<Regex>,
+
+    /// Rows of calibration data to run at a time [example: --batch 1]
+    #[arg(long, value_name = "ROWS", default_value_t = 8, value_parser = parse_batch)]
+    pub batch: usize,
+
+    /// Batches to run in parallel; 0 means one per core [example: --threads 1]
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+
+    /// Seed of the choice of calibration tokens for the search [example: --seed 7]
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+
+    /// Also write everything that was found and done as JSON [example: --report report.json]
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+
+    /// Write the weights to OUT.data beside OUT, as is done by itself from 2 GB on [example: --external-data]
+    #[arg(long)]
+    pub external_data: bool,
+
+    /// Overwrite OUT if it exists [example: --force]
+    #[arg(long)]
+    pub force: bool,
+
+    /// Print nothing but errors [example: -q]
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+
+    /// Also print every site, every Linear and every near miss with its reason [example: -v]
+    #[arg(short, long)]
+    pub verbose: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum TargetName {
+    Ort,
+    Portable,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum FormatName {
+    Qdq,
+    Float,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum MethodName {
+    Osplus,
+    Smoothquant,
+    None,
+}
+
+fn parse_batch(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("at least 1 row".to_owned()),
+        Ok(rows) => Ok(rows),
+        Err(error) => Err(format!("{error}")),
+    }
+}
+
+/// Reads the arguments; prints help, version or a usage error and exits where that is all there is to do.
+pub fn parse() -> Arguments {
+    Arguments::parse()
+}
+
+impl Arguments {
+    /// The calibration data, each with the input it is for, if named.
+    pub fn sources(&self) -> Vec<CalibSource> {
+        self.calib.iter().map(|text| source(text)).collect()
+    }
+
+    /// What the library is asked for.
+    pub fn options(&self) -> Options {
+        Options {
+            target: match self.target {
+                TargetName::Ort => Target::Ort,
+                TargetName::Portable => Target::Portable,
+            },
+            format: match self.format {
+                FormatName::Qdq => Format::Qdq,
+                FormatName::Float => Format::Float,
+            },
+            method: match self.method {
+                MethodName::Osplus => Method::OsPlus,
+                MethodName::Smoothquant => Method::SmoothQuant { alpha: 0.5 },
+                MethodName::None => Method::None,
+            },
+            weight_bits: self.weight_bits,
+            activation_bits: self.activation_bits,
+            include: self.include.clone(),
+            exclude: self.exclude.clone(),
+            threads: self.threads,
+            seed: self.seed,
+            ..Options::default()
+        }
+    }
+}
+
+/// `NAME=PATH` or `PATH`; a file that is really called that wins over the `=` in its name.
+fn source(text: &str) -> CalibSource {
+    match text.split_once('=') {
+        Some((name, path)) if !PathBuf::from(text).exists() && !name.is_empty() => CalibSource {
+            name: Some(name.to_owned()),
+            path: PathBuf::from(path),
+        },
+        _ => CalibSource {
+            name: None,
+            path: PathBuf::from(text),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn arguments_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_option_has_an_example() {
+        for argument in Arguments::command()
+            .get_arguments()
+            .filter(|a| !a.is_positional())
+        {
+            let help = argument
+                .get_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            let built_in = matches!(argument.get_id().as_str(), "help" | "version");
+            assert!(
+                built_in || help.contains("[example: "),
+                "{}: {help}",
+                argument.get_id()
+            );
+        }
+    }
+
+    #[test]
+    fn named_and_unnamed_sources() {
+        let named = CalibSource {
+            name: Some("input_ids".to_owned()),
+            path: PathBuf::from("a.npy"),
+        };
+        assert_eq!(source("input_ids=a.npy"), named);
+        assert_eq!(
+            source("a.npy"),
+            CalibSource {
+                name: None,
+                path: PathBuf::from("a.npy")
+            }
+        );
+    }
+}

@@ -1,0 +1,146 @@
+//! What only a command line needs: arguments, progress, the closing summary, exit status.
+
+mod arguments;
+mod progress;
+mod summary;
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use onnx_osplus::calibrate::{Dataset, TractEngine};
+use onnx_osplus::onnx::{self, SaveOptions, SaveSummary};
+use onnx_osplus::review::Report;
+
+pub use arguments::{Arguments, parse};
+use progress::Terminal;
+
+/// Nothing could be quantized: not a failure of the tool, but nothing to deploy either.
+const NOTHING_TO_QUANTIZE: u8 = 3;
+
+/// The exit status that goes with an error.
+pub fn exit_status(error: &anyhow::Error) -> ExitCode {
+    match error.downcast_ref::<onnx_osplus::Error>() {
+        Some(onnx_osplus::Error::NothingToQuantize(_)) => ExitCode::from(NOTHING_TO_QUANTIZE),
+        _ => ExitCode::FAILURE,
+    }
+}
+
+/// The main job: read IN, migrate and quantize it, write OUT, say what was done.
+pub fn quantize(arguments: &Arguments) -> Result<()> {
+    let start = Instant::now();
+    check_paths(arguments)?;
+    let terminal = Terminal::new(arguments.quiet);
+
+    let original = onnx::load(&arguments.input)?;
+    let loaded = start.elapsed().as_secs_f64();
+    let data = Dataset::open(&original, &arguments.sources(), arguments.batch)?;
+    let opened = start.elapsed().as_secs_f64();
+    let (model, mut report) = onnx_osplus::run(
+        &original,
+        &data,
+        &TractEngine,
+        &arguments.options(),
+        &terminal,
+    )?;
+
+    let saving = Instant::now();
+    let options = SaveOptions {
+        external_data: arguments.external_data,
+        overwrite: arguments.force,
+    };
+    let saved = onnx::save(&model, &arguments.output, &options)?;
+    report.seconds.insert("load".to_owned(), loaded);
+    report
+        .seconds
+        .insert("open data".to_owned(), opened - loaded);
+    report
+        .seconds
+        .insert("save".to_owned(), saving.elapsed().as_secs_f64());
+    report
+        .seconds
+        .insert("total".to_owned(), start.elapsed().as_secs_f64());
+    report.peak_memory_mb = peak_memory_mb();
+
+    if let Some(path) = &arguments.report {
+        write_report(path, &report)?;
+    }
+    if !arguments.quiet {
+        let sizes = (
+            file_size(&arguments.input),
+            saved.bytes + saved.external_bytes,
+        );
+        let text = summary::summary(&report, sizes, arguments.verbose);
+        print_summary(&text, &arguments.output, &saved)?;
+    }
+    Ok(())
+}
+
+/// Refuses what would be lost work: IN as OUT, an OUT that exists, a folder that does not.
+fn check_paths(arguments: &Arguments) -> Result<()> {
+    let (input, output) = (&arguments.input, &arguments.output);
+    if let (Ok(a), Ok(b)) = (input.canonicalize(), output.canonicalize())
+        && a == b
+    {
+        bail!(
+            "OUT is the same file as IN ({}); choose another OUT",
+            input.display()
+        );
+    }
+    if output.exists() && !arguments.force {
+        bail!("{} exists; use --force to overwrite it", output.display());
+    }
+    for path in std::iter::once(output).chain(&arguments.report) {
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        if !folder.is_dir() {
+            bail!(
+                "the folder {} of {} does not exist",
+                folder.display(),
+                path.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+fn write_report(path: &Path, report: &Report) -> Result<()> {
+    let context = || format!("cannot write the report {}", path.display());
+    let mut file = BufWriter::new(File::create(path).with_context(context)?);
+    serde_json::to_writer_pretty(&mut file, report).with_context(context)?;
+    writeln!(file)
+        .and_then(|()| file.flush())
+        .with_context(context)
+}
+
+fn print_summary(text: &str, output: &Path, saved: &SaveSummary) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    let external = match saved.external_bytes {
+        0 => String::new(),
+        bytes => format!(" and {:.1} MB of external data", bytes as f64 / 1e6),
+    };
+    let written = format!("wrote {}{external}", output.display());
+    // A reader that closed the pipe early wants no more text, and no error either.
+    match writeln!(out, "{text}{written}") {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("cannot print the summary"),
+    }
+}
+
+/// Bytes of a model: the file, without external data beside it.
+fn file_size(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |m| m.len())
+}
+
+/// The largest resident memory of this process so far, in MB; `None` where there is no /proc.
+fn peak_memory_mb() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024.0 / 1e6)
+}

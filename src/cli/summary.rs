@@ -1,0 +1,173 @@
+//! The closing summary: the report in a few lines, or with -v in many.
+
+use std::fmt::Write;
+
+use onnx_osplus::review::{Decision, Report, SiteReport};
+
+/// The account of a run for people. `sizes` are the bytes of IN and OUT.
+pub fn summary(report: &Report, sizes: (u64, u64), verbose: bool) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = write_summary(&mut text, report, sizes, verbose);
+    text
+}
+
+fn write_summary(
+    out: &mut String,
+    report: &Report,
+    sizes: (u64, u64),
+    verbose: bool,
+) -> std::fmt::Result {
+    for (input, rule) in &report.filled_inputs {
+        writeln!(out, "filled     input `{input}`: {rule}")?;
+    }
+    for note in &report.notes {
+        writeln!(out, "note       {note}")?;
+    }
+    if let Some(from) = report.settings.opset_raised_from {
+        writeln!(
+            out,
+            "opset      raised from {from} to {}",
+            report.settings.opset
+        )?;
+    }
+    linears(out, report, verbose)?;
+    sites(out, report, verbose)?;
+    if verbose {
+        for miss in &report.near_misses {
+            writeln!(
+                out,
+                "  near miss  {} ({}): {}",
+                miss.name, miss.kind, miss.reason
+            )?;
+        }
+    } else if !report.near_misses.is_empty() {
+        writeln!(
+            out,
+            "near miss  {} nodes almost matched; -v shows why not",
+            report.near_misses.len()
+        )?;
+    }
+    if let Some(check) = &report.float_check {
+        let (error, limit) = (check.max_relative_error, check.limit);
+        writeln!(
+            out,
+            "float      migrated model within {error:.1e} of each output's range (limit {limit:.0e})"
+        )?;
+    }
+    outputs(out, report)?;
+    let (before, after) = (sizes.0 as f64 / 1e6, sizes.1 as f64 / 1e6);
+    writeln!(out, "size       {before:.1} MB -> {after:.1} MB")?;
+    let seconds = report.seconds.get("total").copied().unwrap_or_default();
+    match report.peak_memory_mb {
+        Some(peak) => writeln!(out, "time       {seconds:.1} s, peak memory {peak:.0} MB"),
+        None => writeln!(out, "time       {seconds:.1} s"),
+    }
+}
+
+fn linears(out: &mut String, report: &Report, verbose: bool) -> std::fmt::Result {
+    let quantized = report.linears.iter().filter(|l| l.reason.is_none()).count();
+    let skipped = report.linears.len() - quantized;
+    writeln!(
+        out,
+        "Linears    {} found, {quantized} quantized, {skipped} skipped",
+        report.linears.len()
+    )?;
+    for linear in report
+        .linears
+        .iter()
+        .filter(|l| verbose || l.reason.is_some())
+    {
+        let reason = linear
+            .reason
+            .as_deref()
+            .map(|r| format!(": {r}"))
+            .unwrap_or_default();
+        writeln!(
+            out,
+            "  {:9}  {} [{} x {}]{reason}",
+            linear.status, linear.name, linear.k, linear.n
+        )?;
+    }
+    Ok(())
+}
+
+fn sites(out: &mut String, report: &Report, verbose: bool) -> std::fmt::Result {
+    let folded: Vec<&SiteReport> = report.sites.iter().filter(|s| s.sink.is_some()).collect();
+    let alone = report.sites.len() - folded.len();
+    writeln!(
+        out,
+        "sites      {} found, {} folded, {alone} left alone",
+        report.sites.len(),
+        folded.len()
+    )?;
+    if !folded.is_empty() {
+        let mean = folded.iter().map(|s| s.validated_gain_db).sum::<f64>() / folded.len() as f64;
+        writeln!(
+            out,
+            "           validated gain of the folded sites {mean:.1} dB on average"
+        )?;
+    }
+    let widest = |s: &&SiteReport| s.range_before.1 - s.range_before.0;
+    let mut shown: Vec<&SiteReport> = if verbose {
+        report.sites.iter().collect()
+    } else {
+        folded
+    };
+    if !verbose {
+        // The sites with the widest ranges tell most.
+        shown.sort_by(|a, b| widest(b).total_cmp(&widest(a)));
+        shown.truncate(5);
+    }
+    for site in shown {
+        let ((a, b), (c, d)) = (site.range_before, site.range_after);
+        let kind = if site.sink.is_some() {
+            "folded"
+        } else {
+            "plain"
+        };
+        write!(out, "  {kind:6}  {}  range {a:.3}..{b:.3}", site.value)?;
+        if site.sink.is_some() {
+            write!(out, " -> {c:.3}..{d:.3}")?;
+        }
+        write!(out, ", gain {:.1} dB", site.validated_gain_db)?;
+        match site.reason.as_deref().filter(|_| verbose) {
+            Some(reason) => writeln!(out, " ({reason})")?,
+            None => writeln!(out)?,
+        }
+    }
+    Ok(())
+}
+
+fn outputs(out: &mut String, report: &Report) -> std::fmt::Result {
+    match report.decision {
+        Decision::Migrated | Decision::PlainAskedFor => {}
+        Decision::NothingToMigrate => {
+            writeln!(
+                out,
+                "decision   no site gained by migration; nothing was folded"
+            )?;
+        }
+        Decision::PlainWasBetter => {
+            writeln!(
+                out,
+                "decision   plain min-max was better than migration, so it was written"
+            )?;
+        }
+    }
+    if report.outputs.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "outputs    on {}", report.verified_on)?;
+    for (name, output) in &report.outputs {
+        let sqnr = output
+            .sqnr_db
+            .map_or("exact".to_owned(), |db| format!("SQNR {db:.2} dB"));
+        write!(out, "  {name}  {sqnr}, cosine {:.6}", output.cosine)?;
+        if let Some(plain) = output.plain_sqnr_db {
+            write!(out, " (plain min-max {plain:.2} dB)")?;
+        }
+        writeln!(out)?;
+    }
+    Ok(())
+}

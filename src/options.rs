@@ -1,0 +1,85 @@
+//! What a run can be asked for.
+
+use regex::Regex;
+
+use crate::solve::{ActivationSpec, Method, WeightSpec};
+use crate::target::{Profile, Target};
+
+/// What is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// QuantizeLinear and DequantizeLinear around integer weights.
+    Qdq,
+    /// The migrated float model: an ordinary ONNX file with weaker outliers.
+    Float,
+}
+
+/// The settings of a run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Whose rules the result follows.
+    pub target: Target,
+    /// What is written.
+    pub format: Format,
+    /// How shift and scale are found.
+    pub method: Method,
+    /// 2 to 8.
+    pub weight_bits: u8,
+    /// 2 to 8.
+    pub activation_bits: u8,
+    /// Only Linears whose node name matches are quantized.
+    pub include: Option<Regex>,
+    /// Linears whose node name matches are left in float.
+    pub exclude: Option<Regex>,
+    /// Parallel batches; 0 for one per core.
+    pub threads: usize,
+    /// Seed of the choice of calibration tokens.
+    pub seed: u64,
+    /// Tokens kept per Linear input and fold for the search.
+    pub sample_tokens: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            target: Target::Ort,
+            format: Format::Qdq,
+            method: Method::OsPlus,
+            weight_bits: 8,
+            activation_bits: 8,
+            include: None,
+            exclude: None,
+            threads: 0,
+            seed: 0,
+            sample_tokens: 256,
+        }
+    }
+}
+
+impl Options {
+    /// The rules of the target.
+    pub fn profile(&self) -> Profile {
+        self.target.profile()
+    }
+
+    /// How activations are quantized: one scale per tensor, of the target's symmetry.
+    pub fn activation(&self) -> ActivationSpec {
+        ActivationSpec { bits: self.activation_bits, symmetric: self.profile().symmetric }
+    }
+
+    /// How weights are quantized: one scale per output channel.
+    pub fn weight(&self) -> WeightSpec {
+        WeightSpec { bits: self.weight_bits, per_channel: true }
+    }
+
+    /// Why the Linear of that name is not to be quantized, if it is not.
+    pub fn refuses(&self, name: &str) -> Option<&'static str> {
+        if self.exclude.as_ref().is_some_and(|r| r.is_match(name)) {
+            return Some("its name matches --exclude");
+        }
+        if self.include.as_ref().is_some_and(|r| !r.is_match(name)) {
+            return Some("its name does not match --include");
+        }
+        None
+    }
+}

@@ -1,0 +1,539 @@
+//! The steps of [`crate::run`], in order, and what they have to remember for the report.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use crate::calibrate::{
+    Batch, ChannelStats, Dataset, Engine, OutputComparison, StatOptions, compare, statistics,
+};
+use crate::graph::{self, Names, View, opset};
+use crate::onnx::{DataType, Model};
+use crate::progress::Progress;
+use crate::recognise::{Linear, Recognised, recognise};
+use crate::review::{
+    Decision, FloatCheck, LinearReport, NearMissReport, OutputReport, Report, Settings, SiteReport,
+};
+use crate::rewrite::{self, Activation, Affine, QuantizePlan};
+use crate::site::{Sink, Site, find_sites};
+use crate::solve::{Fold, Method, SiteProblem, Solution, SolveSettings, solve_site};
+use crate::target::MIN_OPSET;
+use crate::{Error, Format, Options};
+
+/// The largest difference between original and migrated float outputs, relative to the output's range.
+const FLOAT_LIMIT: f64 = 1e-4;
+
+/// What was recognised in a model.
+pub(crate) struct Blocks {
+    found: Recognised,
+    sites: Vec<Site>,
+    /// The name of each site's value.
+    values: Vec<String>,
+    /// Why a Linear is left in float, per Linear.
+    skipped: Vec<Option<String>>,
+}
+
+impl Blocks {
+    /// The Linears of a site that are to be quantized.
+    fn selected<'a>(&'a self, site: &'a Site) -> impl Iterator<Item = &'a Linear> {
+        let wanted = site.linears.iter().filter(|&&l| self.skipped[l].is_none());
+        wanted.map(|&l| &self.found.linears[l])
+    }
+}
+
+/// Solutions per site; `None` where no Linear of the site is to be quantized.
+type Solutions = Vec<Option<Solution>>;
+
+pub(crate) struct Run<'a> {
+    original: &'a Model,
+    engine: &'a dyn Engine,
+    options: &'a Options,
+    progress: &'a dyn Progress,
+    calibration: Vec<Batch>,
+    held_out: Vec<Batch>,
+    report: Report,
+    migrated_sites: usize,
+    last_step: Instant,
+}
+
+impl<'a> Run<'a> {
+    pub fn new(
+        original: &'a Model,
+        data: &Dataset,
+        engine: &'a dyn Engine,
+        options: &'a Options,
+        progress: &'a dyn Progress,
+    ) -> Self {
+        let split = data.split();
+        let rows = |batches: &[Batch]| batches.iter().map(|b| b.rows.len()).sum::<usize>();
+        let (calibration_rows, held_out_rows) = (rows(&split.calibration), rows(&split.held_out));
+        let report = Report {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            settings: Settings {
+                calibration_rows,
+                held_out_rows: if split.held_out_used { held_out_rows } else { 0 },
+                opset: original.opset(),
+                ..settings(options)
+            },
+            verified_on: if split.held_out_used {
+                format!("{held_out_rows} rows held out of calibration")
+            } else {
+                format!("all {held_out_rows} calibration rows, too few to hold any out")
+            },
+            filled_inputs: data
+                .filled()
+                .iter()
+                .map(|f| (f.input.clone(), f.rule.to_string()))
+                .collect(),
+            notes: data.notes().to_vec(),
+            ..Report::default()
+        };
+        Run {
+            original,
+            engine,
+            options,
+            progress,
+            calibration: split.calibration,
+            held_out: split.held_out,
+            report,
+            migrated_sites: 0,
+            last_step: Instant::now(),
+        }
+    }
+
+    /// Books the time since the last step under `name`.
+    fn finish_step(&mut self, name: &str) {
+        let now = Instant::now();
+        let seconds = (now - self.last_step).as_secs_f64();
+        *self.report.seconds.entry(name.to_owned()).or_default() += seconds;
+        self.last_step = now;
+    }
+
+    /// A copy of the model (weights shared) at an operator set that has per-axis DequantizeLinear.
+    pub fn raise_opset(&mut self) -> Result<Model, Error> {
+        let mut model = self.original.clone();
+        let profile = self.options.profile();
+        if let Some(max) = profile.max_opset
+            && model.opset() > max
+            && self.options.format == Format::Qdq
+        {
+            let (found, target) = (model.opset(), profile.name);
+            return Err(Error::OpsetTooNew { found, target, max });
+        }
+        opset::raise(&mut model, MIN_OPSET)?;
+        if model.opset() != self.original.opset() {
+            self.report.settings.opset_raised_from = Some(self.original.opset());
+            self.report.settings.opset = model.opset();
+        }
+        Ok(model)
+    }
+
+    /// Finds norms, Linears and sites, and which Linears are to be quantized.
+    pub fn recognise(&mut self, model: &Model) -> Result<Blocks, Error> {
+        let view = View::new(model);
+        let found = recognise(&view);
+        let sites = find_sites(&view, &found);
+        let skipped = found.linears.iter().map(|l| self.why_skipped(l)).collect();
+        let values = sites.iter().map(|s| view.name(s.value).to_owned()).collect();
+        let blocks = Blocks { found, sites, values, skipped };
+        if blocks.skipped.iter().all(Option::is_some) {
+            return Err(Error::NothingToQuantize(nothing_because(&blocks)));
+        }
+        self.finish_step("recognise");
+        Ok(blocks)
+    }
+
+    fn why_skipped(&self, linear: &Linear) -> Option<String> {
+        if let Some(reason) = self.options.refuses(&linear.name) {
+            return Some(reason.to_owned());
+        }
+        (linear.dtype != DataType::Float).then(|| {
+            let dtype = linear.dtype.as_str_name();
+            format!("its weight is {dtype}; only FLOAT (float32) Linears can be quantized")
+        })
+    }
+
+    /// Per-channel statistics of every value whose Linears are to be quantized.
+    pub fn calibrate(
+        &mut self,
+        model: &Model,
+        blocks: &Blocks,
+    ) -> Result<BTreeMap<String, ChannelStats>, Error> {
+        let values: Vec<String> = blocks
+            .sites
+            .iter()
+            .zip(&blocks.values)
+            .filter(|(site, _)| blocks.selected(site).next().is_some())
+            .map(|(_, value)| value.clone())
+            .collect();
+        let options = StatOptions {
+            sample_tokens: self.options.sample_tokens,
+            seed: self.options.seed,
+            threads: self.options.threads,
+        };
+        let stats =
+            statistics(self.engine, model, &self.calibration, &values, &options, self.progress)?;
+        self.finish_step("calibrate");
+        Ok(stats)
+    }
+
+    /// Shift, scale and range of every site.
+    pub fn solve(
+        &mut self,
+        model: &Model,
+        blocks: &Blocks,
+        statistics: &BTreeMap<String, ChannelStats>,
+    ) -> Solutions {
+        let view = View::new(model);
+        self.progress.begin("search", blocks.sites.len() as u64);
+        let solve = |(site, value): (&Site, &String)| {
+            let solution = statistics
+                .get(value)
+                .filter(|_| blocks.selected(site).next().is_some())
+                .map(|stats| self.solve_site(&view, blocks, site, stats, self.options.method));
+            self.progress.advance(1);
+            solution
+        };
+        let solutions = blocks.sites.iter().zip(&blocks.values).map(solve).collect();
+        self.progress.end();
+        self.finish_step("search");
+        solutions
+    }
+
+    fn solve_site(
+        &self,
+        view: &View,
+        blocks: &Blocks,
+        site: &Site,
+        stats: &ChannelStats,
+        method: Method,
+    ) -> Solution {
+        let linears: Vec<&Linear> = blocks.selected(site).collect();
+        // The statistics are per element of the last axis; where those are no channels only the range counts.
+        let channels_last = linears.iter().all(|l| l.channels_last());
+        let weights: Vec<_> = if channels_last && method != Method::None {
+            linears.iter().filter_map(|l| l.load_weight(view)).collect()
+        } else {
+            Vec::new()
+        };
+        let method = if weights.len() == linears.len() { method } else { Method::None };
+        let folds = stats.folds.each_ref().map(|f| Fold {
+            min: &f.min,
+            max: &f.max,
+            sample: f.sample.view(),
+        });
+        let problem = SiteProblem {
+            folds,
+            weights: weights.iter().map(|w| w.view()).collect(),
+            allow_shift: site.has_sink() && site.allow_shift,
+            allow_scale: site.has_sink(),
+        };
+        let settings = SolveSettings {
+            activation: self.options.activation(),
+            weight: self.options.weight(),
+            method,
+        };
+        solve_site(&problem, &settings)
+    }
+
+    /// The float model with every shift and scale folded.
+    pub fn migrate(
+        &mut self,
+        model: &Model,
+        blocks: &Blocks,
+        solutions: &Solutions,
+    ) -> Result<Model, Error> {
+        let view = View::new(model);
+        let mut names = Names::new(model);
+        let mut patches = Vec::new();
+        for (site, solution) in blocks.sites.iter().zip(solutions) {
+            let Some(solution) = solution else { continue };
+            let affine = Affine { shift: solution.shift.clone(), scale: solution.scale.clone() };
+            if site.has_sink() && !affine.is_identity() {
+                let patch = rewrite::migrate(&view, &blocks.found, site, &affine, &mut names)?;
+                patches.push(patch);
+            }
+        }
+        self.migrated_sites = patches.len();
+        let mut migrated = model.clone();
+        graph::apply(&mut migrated, patches).map_err(rewrite::RewriteError::from)?;
+        self.finish_step("migrate");
+        Ok(migrated)
+    }
+
+    /// Runs original and migrated model: they must agree before anything is quantized.
+    pub fn check_float(&mut self, migrated: &Model) -> Result<(), Error> {
+        if self.migrated_sites == 0 {
+            return Ok(());
+        }
+        let compared = self.compare(&[migrated])?.remove(0);
+        let worst = compared
+            .iter()
+            .max_by(|a, b| a.max_relative_error.total_cmp(&b.max_relative_error));
+        let error = worst.map_or(0.0, |o| o.max_relative_error);
+        // A NaN is no agreement.
+        if !(error <= FLOAT_LIMIT) {
+            let output = worst.map_or(String::new(), |o| o.name.clone());
+            return Err(Error::FloatCheck { output, error, limit: FLOAT_LIMIT });
+        }
+        self.report.float_check =
+            Some(FloatCheck { max_relative_error: error, limit: FLOAT_LIMIT });
+        self.report.outputs = output_reports(&compared, None);
+        self.finish_step("float check");
+        Ok(())
+    }
+
+    fn compare(&self, models: &[&Model]) -> Result<Vec<Vec<OutputComparison>>, Error> {
+        let threads = self.options.threads;
+        let held_out = &self.held_out;
+        Ok(compare(self.engine, self.original, models, held_out, threads, self.progress)?)
+    }
+
+    /// The migrated model is the result; [`Run::check_float`] has compared its outputs.
+    pub fn verify_float(&mut self, migrated: Model) -> Result<Model, Error> {
+        if self.migrated_sites == 0 {
+            self.report.decision = Decision::NothingToMigrate;
+            let compared = self.compare(&[&migrated])?.remove(0);
+            self.report.outputs = output_reports(&compared, None);
+        }
+        self.finish_step("verify");
+        Ok(migrated)
+    }
+
+    /// The migrated model with Q/DQ at every selected Linear.
+    pub fn quantize(
+        &mut self,
+        migrated: &Model,
+        blocks: &Blocks,
+        statistics: &BTreeMap<String, ChannelStats>,
+        solutions: &Solutions,
+    ) -> Result<Model, Error> {
+        let ranges: Vec<_> = solutions.iter().map(|s| s.as_ref().map(|s| s.range)).collect();
+        let model = self.quantize_with(migrated, blocks, statistics, &ranges)?;
+        self.finish_step("quantize");
+        Ok(model)
+    }
+
+    /// The original with plain min-max Q/DQ at the same Linears, for comparison; `None` if the result is that already.
+    pub fn quantize_plain(
+        &mut self,
+        model: &Model,
+        blocks: &Blocks,
+        statistics: &BTreeMap<String, ChannelStats>,
+    ) -> Result<Option<Model>, Error> {
+        if self.options.method == Method::None {
+            return Ok(None);
+        }
+        let ranges: Vec<_> = blocks.values.iter().map(|v| statistics.get(v).map(range)).collect();
+        let model = self.quantize_with(model, blocks, statistics, &ranges)?;
+        self.finish_step("quantize");
+        Ok(Some(model))
+    }
+
+    fn quantize_with(
+        &self,
+        model: &Model,
+        blocks: &Blocks,
+        statistics: &BTreeMap<String, ChannelStats>,
+        ranges: &[Option<(f32, f32)>],
+    ) -> Result<Model, Error> {
+        let view = View::new(model);
+        // Migration changes constants and adds nodes, but neither adds, removes nor reorders Linears.
+        let found = recognise(&view);
+        let mut activations = vec![None; found.linears.len()];
+        for ((site, value), range) in blocks.sites.iter().zip(&blocks.values).zip(ranges) {
+            let (Some(stats), Some((min, max))) = (statistics.get(value), range) else { continue };
+            let params = self.options.activation().params(*min, *max);
+            for &l in site.linears.iter().filter(|&&l| blocks.skipped[l].is_none()) {
+                activations[l] = Some(Activation { params, rank: stats.rank });
+            }
+        }
+        let plan = QuantizePlan {
+            activations,
+            weight: self.options.weight(),
+            profile: self.options.profile(),
+        };
+        let mut names = Names::new(model);
+        let patches = rewrite::quantize(&view, &found, &plan, &mut names)?;
+        let mut quantized = model.clone();
+        graph::apply(&mut quantized, patches).map_err(rewrite::RewriteError::from)?;
+        Ok(quantized)
+    }
+
+    /// Runs the result and plain min-max against the original and keeps whichever is closer to it.
+    pub fn keep_the_better(
+        &mut self,
+        quantized: Model,
+        plain: Option<Model>,
+    ) -> Result<Model, Error> {
+        let models: Vec<&Model> = std::iter::once(&quantized).chain(&plain).collect();
+        let mut compared = self.compare(&models)?.into_iter();
+        let ours = compared.next().unwrap_or_default();
+        let theirs = compared.next();
+        let gain: f64 = theirs.iter().flatten().zip(&ours).map(|(p, o)| gain_db(o, p)).sum();
+        let (result, decision, outputs) = match (plain, &theirs) {
+            (Some(plain), Some(theirs)) if gain < 0.0 => {
+                (plain, Decision::PlainWasBetter, output_reports(theirs, Some(theirs)))
+            }
+            (None, _) => (quantized, Decision::PlainAskedFor, output_reports(&ours, Some(&ours))),
+            (_, theirs) if self.migrated_sites == 0 => {
+                let outputs = output_reports(&ours, theirs.as_deref());
+                (quantized, Decision::NothingToMigrate, outputs)
+            }
+            (_, theirs) => {
+                let outputs = output_reports(&ours, theirs.as_deref());
+                (quantized, Decision::Migrated, outputs)
+            }
+        };
+        self.report.decision = decision;
+        self.report.outputs = outputs;
+        self.finish_step("verify");
+        Ok(result)
+    }
+
+    /// The account of the run.
+    pub fn into_report(self, blocks: Blocks, solutions: Solutions) -> Report {
+        let Run { mut report, options, .. } = self;
+        let linears = &blocks.found.linears;
+        report.linears = linears
+            .iter()
+            .zip(&blocks.skipped)
+            .map(|(linear, reason)| {
+                let quantized = reason.is_none() && options.format == Format::Qdq;
+                let float = "--format float quantizes nothing".to_owned();
+                LinearReport {
+                    name: linear.name.clone(),
+                    k: linear.k,
+                    n: linear.n,
+                    status: if quantized { "quantized" } else { "skipped" }.to_owned(),
+                    reason: if quantized { None } else { Some(reason.clone().unwrap_or(float)) },
+                }
+            })
+            .collect();
+        let kept = report.decision != Decision::PlainWasBetter;
+        report.sites = blocks
+            .sites
+            .iter()
+            .zip(&blocks.values)
+            .zip(solutions)
+            .filter_map(|((site, value), solution)| Some((site, value, solution?)))
+            .map(|(site, value, solution)| site_report(&blocks, site, value, solution, kept))
+            .collect();
+        report.near_misses = blocks
+            .found
+            .near_misses
+            .into_iter()
+            .map(|m| NearMissReport { name: m.name, kind: m.kind.to_owned(), reason: m.reason })
+            .collect();
+        report
+    }
+}
+
+fn settings(options: &Options) -> Settings {
+    Settings {
+        target: options.profile().name.to_owned(),
+        format: match options.format {
+            Format::Qdq => "qdq",
+            Format::Float => "float",
+        }
+        .to_owned(),
+        method: match options.method {
+            Method::OsPlus => "osplus",
+            Method::SmoothQuant { .. } => "smoothquant",
+            Method::None => "none",
+        }
+        .to_owned(),
+        weight_bits: options.weight_bits,
+        activation_bits: options.activation_bits,
+        activation_symmetric: options.activation().symmetric,
+        include: options.include.as_ref().map(|r| r.as_str().to_owned()),
+        exclude: options.exclude.as_ref().map(|r| r.as_str().to_owned()),
+        seed: options.seed,
+        sample_tokens: options.sample_tokens,
+        ..Settings::default()
+    }
+}
+
+fn nothing_because(blocks: &Blocks) -> String {
+    let misses = blocks.found.near_misses.iter().map(|m| format!("{}: {}", m.name, m.reason));
+    let skipped = blocks.found.linears.iter().zip(&blocks.skipped);
+    let skipped = skipped.filter_map(|(l, r)| Some(format!("{}: {}", l.name, r.as_ref()?)));
+    let reasons: Vec<String> = skipped.chain(misses).collect();
+    match reasons.len() {
+        0 => "the graph has no MatMul or Gemm with a constant weight".to_owned(),
+        n if n > 3 => format!("{} (and {} more, see -v)", reasons[..3].join("; "), n - 3),
+        _ => reasons.join("; "),
+    }
+}
+
+/// The range of a value over all calibration tokens.
+fn range(stats: &ChannelStats) -> (f32, f32) {
+    let all = |f: fn(f32, f32) -> f32, pick: fn(&crate::calibrate::FoldStats) -> &Vec<f32>| {
+        stats.folds.iter().flat_map(pick).copied().reduce(f).unwrap_or(0.0)
+    };
+    (all(f32::min, |f| &f.min), all(f32::max, |f| &f.max))
+}
+
+/// How many dB `ours` is above `plain` in one output. Two exact outputs are equally good.
+fn gain_db(ours: &OutputComparison, plain: &OutputComparison) -> f64 {
+    if ours.sqnr_db == plain.sqnr_db {
+        return 0.0;
+    }
+    // An exact output is as good as 32 bits can be.
+    ours.sqnr_db.min(192.0) - plain.sqnr_db.min(192.0)
+}
+
+fn output_reports(
+    ours: &[OutputComparison],
+    plain: Option<&[OutputComparison]>,
+) -> BTreeMap<String, OutputReport> {
+    let finite = |db: f64| db.is_finite().then_some(db);
+    ours.iter()
+        .map(|o| {
+            let plain = plain.and_then(|p| p.iter().find(|p| p.name == o.name));
+            let report = OutputReport {
+                sqnr_db: finite(o.sqnr_db),
+                cosine: o.cosine,
+                plain_sqnr_db: plain.and_then(|p| finite(p.sqnr_db)),
+            };
+            (o.name.clone(), report)
+        })
+        .collect()
+}
+
+fn site_report(
+    blocks: &Blocks,
+    site: &Site,
+    value: &str,
+    solution: Solution,
+    kept: bool,
+) -> SiteReport {
+    let (kind, norm, no_sink) = match &site.sink {
+        Sink::Norm(i) => {
+            let norm = &blocks.found.norms[*i];
+            (norm.kind.op_type(), Some(norm.name.clone()), None)
+        }
+        Sink::None(reason) => ("plain", None, Some(reason.clone())),
+    };
+    let folded = kept && (solution.shift.is_some() || solution.scale.is_some());
+    let no_gain = || {
+        let reason = if kept {
+            "neither shift nor scale lowers the loss on tokens that did not set the ranges"
+        } else {
+            "plain min-max was better for the whole model"
+        };
+        reason.to_owned()
+    };
+    SiteReport {
+        value: value.to_owned(),
+        kind: kind.to_owned(),
+        linears: site.linears.iter().map(|&l| blocks.found.linears[l].name.clone()).collect(),
+        sink: norm.filter(|_| folded),
+        reason: if folded { None } else { Some(no_sink.unwrap_or_else(no_gain)) },
+        shift: solution.shift.filter(|_| kept),
+        scale: solution.scale.filter(|_| kept),
+        range_before: solution.range_before,
+        range_after: if kept { solution.range_after } else { solution.range_before },
+        range_margin: if kept { solution.margin } else { 1.0 },
+        validated_gain_db: if kept { solution.validated_gain_db } else { 0.0 },
+    }
+}

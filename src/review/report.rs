@@ -1,0 +1,144 @@
+//! The account of a run: `--report FILE.json` holds it whole, the closing summary is made from it.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+/// Everything a run did. Field names are the keys of the JSON report.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    /// The tool's version.
+    pub version: String,
+    /// What was asked for.
+    pub settings: Settings,
+    /// Every Linear, in graph order.
+    pub linears: Vec<LinearReport>,
+    /// Every value that Linears read, in graph order.
+    pub sites: Vec<SiteReport>,
+    /// What almost matched, and why it did not.
+    pub near_misses: Vec<NearMissReport>,
+    /// The migrated float model against the original; `None` if nothing was migrated.
+    pub float_check: Option<FloatCheck>,
+    /// The written model against the original, per float output.
+    pub outputs: BTreeMap<String, OutputReport>,
+    /// On which tokens `outputs` was measured.
+    pub verified_on: String,
+    /// What was written, and why.
+    pub decision: Decision,
+    /// Model inputs that the calibration data did not give: name and what they were filled with.
+    pub filled_inputs: BTreeMap<String, String>,
+    /// What else a reader should know.
+    pub notes: Vec<String>,
+    /// Wall-clock seconds per step.
+    pub seconds: BTreeMap<String, f64>,
+    /// The largest resident memory of the process so far, in MB (10⁶ bytes); `None` where the system does not say.
+    pub peak_memory_mb: Option<f64>,
+}
+
+/// What was asked for.
+#[derive(Clone, Debug, Default, Serialize)]
+#[allow(missing_docs)]
+pub struct Settings {
+    pub target: String,
+    pub format: String,
+    pub method: String,
+    pub weight_bits: u8,
+    pub activation_bits: u8,
+    pub activation_symmetric: bool,
+    pub include: Option<String>,
+    pub exclude: Option<String>,
+    pub seed: u64,
+    pub sample_tokens: usize,
+    pub calibration_rows: usize,
+    pub held_out_rows: usize,
+    pub opset: i64,
+    pub opset_raised_from: Option<i64>,
+}
+
+/// One Linear.
+#[derive(Clone, Debug, Serialize)]
+pub struct LinearReport {
+    /// The name of its MatMul or Gemm.
+    pub name: String,
+    /// Input channels.
+    pub k: usize,
+    /// Output channels.
+    pub n: usize,
+    /// "quantized" or "skipped".
+    pub status: String,
+    /// Why it was skipped.
+    pub reason: Option<String>,
+}
+
+/// One value that Linears read.
+#[derive(Clone, Debug, Serialize)]
+pub struct SiteReport {
+    /// The value's name in the original model.
+    pub value: String,
+    /// The operator that takes the affine ("LayerNormalization", "RMSNormalization"), or "plain" if none can.
+    pub kind: String,
+    /// The Linears that read it.
+    pub linears: Vec<String>,
+    /// The norm whose constants took shift and scale; `None` if nothing was folded.
+    pub sink: Option<String>,
+    /// Why nothing was folded.
+    pub reason: Option<String>,
+    /// z: [C].
+    pub shift: Option<Vec<f32>>,
+    /// s: [C].
+    pub scale: Option<Vec<f32>>,
+    /// Smallest and largest calibration value before.
+    pub range_before: (f32, f32),
+    /// And after shift and scale, before the margin.
+    pub range_after: (f32, f32),
+    /// The factor by which the quantized range differs from `range_after`.
+    pub range_margin: f32,
+    /// Loss of plain min-max over loss of this choice, on calibration tokens that did not set the ranges, in dB.
+    pub validated_gain_db: f64,
+}
+
+/// Something that almost matched.
+#[derive(Clone, Debug, Serialize)]
+pub struct NearMissReport {
+    /// The node at which it failed.
+    pub name: String,
+    /// What it might have been.
+    pub kind: String,
+    /// Why it is not.
+    pub reason: String,
+}
+
+/// The migrated float model against the original.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct FloatCheck {
+    /// max |difference| / (max − min of the original's output), over all float outputs.
+    pub max_relative_error: f64,
+    /// What is allowed.
+    pub limit: f64,
+}
+
+/// One float output of the written model.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct OutputReport {
+    /// 10 log₁₀(Σ r² / Σ (r − o)²) with r the original's output; `None` if there is no difference at all.
+    pub sqnr_db: Option<f64>,
+    /// Cosine of the angle between the two outputs.
+    pub cosine: f64,
+    /// `sqnr_db` of plain min-max quantization of the same Linears.
+    pub plain_sqnr_db: Option<f64>,
+}
+
+/// What was written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Decision {
+    /// The migrated model.
+    #[default]
+    Migrated,
+    /// Plain min-max quantization: no site could be migrated with a gain.
+    NothingToMigrate,
+    /// Plain min-max quantization: the migrated model was worse on the held-out data.
+    PlainWasBetter,
+    /// Plain min-max quantization was asked for.
+    PlainAskedFor,
+}
