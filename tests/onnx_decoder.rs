@@ -4,8 +4,8 @@
 //! in proto3. Two things cannot be compared there:
 //!
 //! - presence: proto3 has no difference between a field that is absent and one that is zero or empty;
-//! - the fields of IR version 11 and later (multi-device configurations): it keeps them as unknown fields. That it sees
-//!   them, and no others, is checked.
+//! - the fields of IR version 11 and later (multi-device configurations), and opaque types, which are only in the ML
+//!   variant of the schema: it keeps them as unknown fields. That it sees them, and no others, is checked.
 
 mod common;
 
@@ -108,6 +108,10 @@ fn only_unknown(special: &SpecialFields, new: &[(u32, usize)], place: &str) {
     assert_eq!(unknown, expected, "unknown fields of {place}");
 }
 
+fn opaque(proto: &ours::TypeProto) -> bool {
+    matches!(proto.value, Some(ours::type_proto::Value::OpaqueType(_)))
+}
+
 /// Compares two structs field by field. Neither pattern has a `..`, so a forgotten field does not compile.
 macro_rules! message {
     ($name:ident: $($rest:tt)*) => { message!(ours::$name, theirs::$name: $($rest)*); };
@@ -115,6 +119,7 @@ macro_rules! message {
         $ours:ty, $theirs:ty: $($field:ident)*
         $(; renamed $mine:ident $other:ident)?
         $(; new $($new:ident = $number:literal)*)?
+        $(; if $test:ident = $once:literal)?
     ) => {
         impl Same<$theirs> for $ours {
             fn same(&self, theirs: &$theirs, place: &str) {
@@ -124,7 +129,10 @@ macro_rules! message {
                 let Theirs { $($field: _,)* $($other: _,)? special_fields } = theirs;
                 $(self.$field.same(&theirs.$field, &format!("{place}.{}", stringify!($field)));)*
                 $(self.$mine.same(&theirs.$other, &format!("{place}.{}", stringify!($other)));)?
-                let new: &[(u32, usize)] = &[$($(($number, self.$new.len()),)*)?];
+                let new: &[(u32, usize)] = &[
+                    $($(($number, self.$new.len()),)*)?
+                    $(($once, usize::from($test(self))),)?
+                ];
                 only_unknown(special_fields, new, place);
             }
         }
@@ -149,7 +157,7 @@ message!(ours::tensor_proto::Segment, theirs::tensor_proto::Segment: begin end);
 message!(SparseTensorProto: values indices dims);
 message!(TensorShapeProto: dim);
 message!(ours::tensor_shape_proto::Dimension, theirs::tensor_shape_proto::Dimension: denotation value);
-message!(TypeProto: denotation value);
+message!(TypeProto: denotation value; if opaque = 7);
 message!(ours::type_proto::Tensor, theirs::type_proto::Tensor: elem_type shape);
 message!(ours::type_proto::Sequence, theirs::type_proto::Sequence: elem_type);
 message!(ours::type_proto::Map, theirs::type_proto::Map: key_type value_type);
@@ -183,6 +191,8 @@ impl Same<Option<theirs::type_proto::Value>> for Option<ours::type_proto::Value>
             (Some(A::MapType(a)), Some(B::MapType(b))) => a.same(b, place),
             (Some(A::OptionalType(a)), Some(B::OptionalType(b))) => a.same(b, place),
             (Some(A::SparseTensorType(a)), Some(B::SparseTensorType(b))) => a.same(b, place),
+            // Counted among the unknown fields.
+            (Some(A::OpaqueType(_)), None) => {}
             (a, b) => assert!(a.is_none() && b.is_none(), "{place}: {a:?} and {b:?}"),
         }
     }

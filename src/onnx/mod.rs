@@ -79,3 +79,39 @@ impl Model {
             .unwrap_or(i64::from(self.proto.ir_version() < 3))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model(ir_version: i64, sets: &[(Option<&str>, i64)]) -> Model {
+        let set = |&(domain, version): &(Option<&str>, i64)| proto::OperatorSetIdProto {
+            domain: domain.map(str::to_owned),
+            version: Some(version),
+        };
+        let proto = proto::ModelProto {
+            ir_version: Some(ir_version),
+            opset_import: sets.iter().map(set).collect(),
+            ..Default::default()
+        };
+        Model { proto }
+    }
+
+    #[test]
+    fn the_standard_operator_set_is_found_under_its_names() {
+        let other = (Some("com.microsoft"), 1);
+        for standard in [(None, 17), (Some(""), 17), (Some("ai.onnx"), 17)] {
+            assert_eq!(model(8, &[other, standard]).opset(), 17);
+        }
+        assert_eq!(model(8, &[other]).opset(), 0);
+        assert_eq!(model(2, &[]).opset(), 1);
+    }
+
+    #[test]
+    fn a_hand_made_model_has_an_empty_graph() {
+        let mut model = model(8, &[]);
+        assert!(model.graph().node.is_empty());
+        model.graph_mut().name = Some("g".into());
+        assert_eq!(model.graph().name(), "g");
+    }
+}

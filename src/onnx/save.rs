@@ -50,7 +50,7 @@ pub struct SaveSummary {
     pub external_bytes: u64,
 }
 
-/// Why a model could not be saved. Nothing is left behind in any of these cases.
+/// Why a model could not be saved. No half-written file is left behind in any of these cases.
 #[derive(Debug, Error)]
 pub enum SaveError {
     /// The target is there already.

@@ -1,4 +1,4 @@
-//! Random models for the property tests: every message and field of the schema, every storage of a tensor, subgraphs in
+//! Models for the tests. The random ones hold every message and field of the schema, every storage of a tensor, subgraphs in
 //! nodes, functions, training graphs. They are well formed as files; their graphs make no sense.
 
 #![allow(dead_code, reason = "every test file uses its own part of this one")]
@@ -21,6 +21,22 @@ pub fn committed_models() -> Vec<PathBuf> {
     models.sort();
     assert!(models.len() >= 5, "{models:?}");
     models
+}
+
+/// The smallest model that loads, with one initializer.
+pub fn with_initializer(tensor: TensorProto) -> ModelProto {
+    ModelProto {
+        ir_version: Some(8),
+        opset_import: vec![OperatorSetIdProto {
+            domain: None,
+            version: Some(17),
+        }],
+        graph: Some(GraphProto {
+            initializer: vec![tensor],
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
 }
 
 fn text() -> impl Strategy<Value = String> + Clone {
@@ -189,6 +205,9 @@ fn type_proto() -> BoxedStrategy<TypeProto> {
                 elem_type,
                 shape,
             }))
+        }),
+        (name(), name()).prop_map(|(domain, name)| {
+            Some(Value::OpaqueType(type_proto::Opaque { domain, name }))
         }),
     ];
     let leaf = (leaf, name()).prop_map(|(value, denotation)| TypeProto { denotation, value });
