@@ -4,8 +4,9 @@ use ndarray::{Array0, Array1, ArrayD, Axis, IxDyn};
 
 use super::view::{NodeId, Source, ValueId, View};
 use crate::onnx::proto::NodeProto;
-use crate::onnx::proto::tensor_proto::DataType;
-use crate::onnx::{self, attr, attr_f, attr_i, attr_ints, attr_t};
+use crate::onnx::DataType;
+use crate::onnx::node::{attr, attr_f, attr_i, attr_ints, attr_t};
+use crate::onnx::tensor;
 
 /// A constant value as an array.
 #[derive(Clone, Debug, PartialEq)]
@@ -162,11 +163,11 @@ pub fn constant_expression(op: &str) -> bool {
 }
 
 fn from_tensor(tensor: &crate::onnx::proto::TensorProto) -> Option<Constant> {
-    let dtype = onnx::dtype(tensor)?;
-    if onnx::is_float(dtype) {
-        onnx::float_array(tensor).ok().map(|array| Constant::Float { array, dtype })
+    let dtype = tensor::dtype(tensor)?;
+    if tensor::is_float(dtype) {
+        tensor::float_array(tensor).ok().map(|array| Constant::Float { array, dtype })
     } else {
-        onnx::int_array(tensor).ok().map(Constant::Int)
+        tensor::int_array(tensor).ok().map(Constant::Int)
     }
 }
 
@@ -257,7 +258,7 @@ fn reshape_target(dims: &[usize], target: &[i64], allow_zero: bool) -> Option<Ve
 fn cast(value: Constant, to: i64) -> Option<Constant> {
     let to = DataType::try_from(i32::try_from(to).ok()?).ok()?;
     match value {
-        Constant::Float { array, .. } if onnx::is_float(to) => {
+        Constant::Float { array, .. } if tensor::is_float(to) => {
             // A narrowing Cast rounds, and so must its constant.
             let array = match to {
                 DataType::Float16 => array.mapv(|x| half::f16::from_f32(x).to_f32()),
@@ -266,7 +267,7 @@ fn cast(value: Constant, to: i64) -> Option<Constant> {
             };
             Some(Constant::Float { array, dtype: to })
         }
-        Constant::Int(array) if onnx::is_float(to) => {
+        Constant::Int(array) if tensor::is_float(to) => {
             Some(Constant::Float { array: array.mapv(|x| x as f32), dtype: to })
         }
         Constant::Int(array) if matches!(to, DataType::Int64 | DataType::Int32) => Some(Constant::Int(array)),

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use crate::onnx::Model;
 use crate::onnx::proto::{GraphProto, NodeProto};
-use crate::onnx::subgraphs;
+use crate::onnx::node::subgraphs;
 
 /// Every name a model uses for a value or a node, at any depth, plus those handed out since.
 ///

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use crate::onnx::proto::{
     GraphProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, tensor_shape_proto, type_proto,
 };
-use crate::onnx::{Model, subgraphs};
+use crate::onnx::Model;
+use crate::onnx::node::subgraphs;
 
 /// A node, as its position in `GraphProto.node`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
