@@ -18,6 +18,11 @@ impl Names {
     pub fn new(model: &Model) -> Self {
         let mut names = Names { used: HashSet::new() };
         names.collect(model.graph());
+        // A function has names of its own, but an inlined one must not meet those of its callers.
+        for function in &model.proto.functions {
+            names.used.extend(function.input.iter().chain(&function.output).cloned());
+            function.node.iter().for_each(|node| names.collect_node(node));
+        }
         names
     }
 
