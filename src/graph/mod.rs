@@ -6,7 +6,7 @@
 
 mod constant;
 mod names;
-// pub mod opset; (next)
+pub mod opset;
 mod patch;
 mod view;
 
