@@ -1,3 +1,5 @@
 //! onnx-osplus
 
+pub mod calibrate;
 pub mod onnx;
+pub mod progress;
