@@ -99,7 +99,7 @@ fn read_unnamed(
     Ok(())
 }
 
-/// The entries of a folder, sorted by name; numbers inside names count as numbers, so `9.npy` comes before `10.npy`.
+/// The entries of a folder, sorted by name.
 fn entries(path: &Path) -> Result<Vec<PathBuf>, CalibError> {
     let read = |source| CalibError::Read {
         file: path.to_owned(),

@@ -1,0 +1,342 @@
+//! Runs models and compares their outputs.
+//!
+//! With `r` the reference's output and `o` the other model's, over all real tokens of all batches:
+//!
+//! ```text
+//! SQNR   = 10 log₁₀( Σ r² / Σ (r − o)² )  dB
+//! cosine = Σ r·o / √( Σ r² · Σ o² )
+//! error  = max |r − o| / (max r − min r)
+//! ```
+//!
+//! Outputs of the reference are kept only up to a budget: batches are run through the reference until the budget is
+//! used, then through the other models, then the next batches follow. One plan is alive at a time.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ndarray::ArrayD;
+
+use crate::calibrate::engine::{Engine, EngineError, Plan, Wanted};
+use crate::calibrate::input::Batch;
+use crate::calibrate::statistics::{groups, in_parallel, pool};
+use crate::calibrate::tokens::TokenContext;
+use crate::onnx::Model;
+use crate::progress::Progress;
+
+/// Bytes of reference outputs that [`compare`] keeps at a time.
+const OUTPUT_BUDGET: usize = 64 << 20;
+
+/// The float outputs of a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outputs {
+    /// Output name → array, one map per batch, in the order of the batches.
+    pub batches: Vec<BTreeMap<String, ArrayD<f32>>>,
+    /// Graph outputs that are not float.
+    pub skipped: Vec<String>,
+}
+
+/// How one output of a model differs from that of the reference.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OutputComparison {
+    /// The output's name.
+    pub name: String,
+    /// Signal to error ratio in dB; infinite if there is no difference.
+    pub sqnr_db: f64,
+    /// Cosine of the angle between the two outputs as vectors; 1 if both are zero.
+    pub cosine: f64,
+    /// Largest difference of two elements.
+    pub max_abs_error: f64,
+    /// `max_abs_error` relative to the range of the reference's output; 0 if there is no difference.
+    pub max_relative_error: f64,
+    /// Smallest and largest element of the reference's output.
+    pub range: (f64, f64),
+    /// Elements compared.
+    pub elements: u64,
+}
+
+/// Runs `batches` and returns every float output of the graph.
+///
+/// # Errors
+/// What [`Engine::plan`] and [`Plan::run`] refuse.
+pub fn outputs(
+    engine: &dyn Engine,
+    model: &Model,
+    batches: &[Batch],
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<Outputs, EngineError> {
+    let pool = pool(threads)?;
+    progress.begin("outputs", row_count(batches));
+    let result = (|| {
+        let mut by_rows = Vec::with_capacity(batches.len());
+        let mut skipped = Vec::new();
+        for group in groups(batches) {
+            let plan = output_plan(engine, model, group[0])?;
+            skipped = plan.skipped_outputs().to_vec();
+            let results = in_parallel(&pool, &group, |_, batch| {
+                let outputs = plan.run(batch, None)?;
+                progress.advance(batch.rows.len() as u64);
+                Ok(outputs)
+            })?;
+            by_rows.extend(group.iter().map(|b| position(batches, b)).zip(results));
+        }
+        by_rows.sort_by_key(|(at, _)| *at);
+        Ok(Outputs {
+            batches: by_rows.into_iter().map(|(_, outputs)| outputs).collect(),
+            skipped,
+        })
+    })();
+    progress.end();
+    result
+}
+
+/// Compares the float outputs of each model in `others` with those of `reference`, over the real tokens of `batches`.
+/// Returns one list per model, in the order of the reference's graph outputs.
+///
+/// # Errors
+/// What [`Engine::plan`] and [`Plan::run`] refuse; an output that is missing, of another shape, or not finite where the
+/// reference is.
+pub fn compare(
+    engine: &dyn Engine,
+    reference: &Model,
+    others: &[&Model],
+    batches: &[Batch],
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<Vec<Vec<OutputComparison>>, EngineError> {
+    let budget = OUTPUT_BUDGET;
+    let pool = pool(threads)?;
+    let steps = row_count(batches) * (1 + others.len() as u64);
+    progress.begin("comparison", steps);
+    // Sums per batch, added up in the order of the batches: the same for any number of threads.
+    let mut sums: Vec<BTreeMap<(usize, String), Sums>> = vec![BTreeMap::new(); batches.len()];
+    let result = groups(batches).into_iter().try_for_each(|group| -> Result<(), EngineError> {
+        let mut rest = group.as_slice();
+        while !rest.is_empty() {
+            let kept = run_reference(engine, reference, rest, &pool, budget, progress)?;
+            let (now, later) = rest.split_at(kept.len());
+            rest = later;
+            for (model, other) in others.iter().enumerate() {
+                let plan = output_plan(engine, other, now[0])?;
+                let found = in_parallel(&pool, now, |i, batch| {
+                    let found = plan.run(batch, None)?;
+                    progress.advance(batch.rows.len() as u64);
+                    compare_batch(batch, &kept[i], &found)
+                })?;
+                for (batch, found) in now.iter().zip(found) {
+                    let sums = &mut sums[position(batches, batch)];
+                    sums.extend(found.into_iter().map(|(name, s)| ((model, name), s)));
+                }
+            }
+        }
+        Ok(())
+    });
+    progress.end();
+    result?;
+    let mut total: BTreeMap<(usize, String), Sums> = BTreeMap::new();
+    for (key, sums) in sums.into_iter().flatten() {
+        total.entry(key).or_default().add(&sums);
+    }
+    Ok((0..others.len())
+        .map(|model| {
+            let outputs = reference.graph().output.iter();
+            outputs
+                .filter_map(|output| {
+                    let key = (model, output.name().to_owned());
+                    total.get(&key).map(|sums| sums.finish(output.name()))
+                })
+                .collect()
+        })
+        .collect())
+}
+
+/// Runs batches through the reference, as many as the budget holds and at least one per thread.
+fn run_reference(
+    engine: &dyn Engine,
+    reference: &Model,
+    batches: &[&Batch],
+    pool: &rayon::ThreadPool,
+    budget: usize,
+    progress: &dyn Progress,
+) -> Result<Vec<BTreeMap<String, ArrayD<f32>>>, EngineError> {
+    let plan = output_plan(engine, reference, batches[0])?;
+    let mut kept = Vec::new();
+    let mut bytes = 0;
+    for wave in batches.chunks(pool.current_num_threads()) {
+        kept.extend(in_parallel(pool, wave, |_, batch| {
+            let outputs = plan.run(batch, None)?;
+            progress.advance(batch.rows.len() as u64);
+            Ok(outputs)
+        })?);
+        let added = &kept[kept.len() - wave.len()..];
+        let added: usize = added
+            .iter()
+            .flat_map(|outputs| outputs.values())
+            .map(|array| array.len() * size_of::<f32>())
+            .sum();
+        bytes += added;
+        if bytes + added > budget {
+            break;
+        }
+    }
+    Ok(kept)
+}
+
+fn output_plan(
+    engine: &dyn Engine,
+    model: &Model,
+    like: &Batch,
+) -> Result<Arc<dyn Plan>, EngineError> {
+    let wanted = Wanted {
+        taps: &[],
+        outputs: true,
+    };
+    engine.plan(model, like, &wanted).map(Arc::from)
+}
+
+fn row_count(batches: &[Batch]) -> u64 {
+    batches.iter().map(|batch| batch.rows.len() as u64).sum()
+}
+
+/// The index of `batch`, a member of `batches`.
+fn position(batches: &[Batch], batch: &Batch) -> usize {
+    batches
+        .iter()
+        .position(|b| std::ptr::eq(b, batch))
+        .unwrap_or(0)
+}
+
+/// What is added up over batches.
+#[derive(Debug, Clone, Copy)]
+struct Sums {
+    reference: f64,
+    other: f64,
+    product: f64,
+    error: f64,
+    max_error: f64,
+    min: f64,
+    max: f64,
+    elements: u64,
+}
+
+impl Default for Sums {
+    fn default() -> Sums {
+        Sums {
+            reference: 0.0,
+            other: 0.0,
+            product: 0.0,
+            error: 0.0,
+            max_error: 0.0,
+            min: f64::INFINITY,
+            max: f64::NEG_INFINITY,
+            elements: 0,
+        }
+    }
+}
+
+impl Sums {
+    fn add(&mut self, more: &Sums) {
+        self.reference += more.reference;
+        self.other += more.other;
+        self.product += more.product;
+        self.error += more.error;
+        self.max_error = self.max_error.max(more.max_error);
+        self.min = self.min.min(more.min);
+        self.max = self.max.max(more.max);
+        self.elements += more.elements;
+    }
+
+    fn element(&mut self, r: f64, o: f64) {
+        let e = r - o;
+        self.reference += r * r;
+        self.other += o * o;
+        self.product += r * o;
+        self.error += e * e;
+        self.max_error = self.max_error.max(e.abs());
+        self.min = self.min.min(r);
+        self.max = self.max.max(r);
+        self.elements += 1;
+    }
+
+    fn finish(&self, name: &str) -> OutputComparison {
+        let norm = (self.reference * self.other).sqrt();
+        let range = self.max - self.min;
+        OutputComparison {
+            name: name.to_owned(),
+            sqnr_db: if self.error == 0.0 {
+                f64::INFINITY
+            } else {
+                10.0 * (self.reference / self.error).log10()
+            },
+            cosine: if self.error == 0.0 {
+                1.0
+            } else if norm == 0.0 {
+                0.0
+            } else {
+                self.product / norm
+            },
+            max_abs_error: self.max_error,
+            max_relative_error: if self.max_error == 0.0 {
+                0.0
+            } else {
+                self.max_error / range
+            },
+            range: (self.min, self.max),
+            elements: self.elements,
+        }
+    }
+}
+
+/// Compares the outputs of one batch. Elements that are the same infinity or NaN in both are left out.
+fn compare_batch(
+    batch: &Batch,
+    reference: &BTreeMap<String, ArrayD<f32>>,
+    other: &BTreeMap<String, ArrayD<f32>>,
+) -> Result<BTreeMap<String, Sums>, EngineError> {
+    let context = TokenContext::new(batch);
+    let missing = other.keys().find(|name| !reference.contains_key(*name));
+    if let Some(name) = missing {
+        return Err(EngineError::OutputMissing { name: name.clone() });
+    }
+    let mut result = BTreeMap::new();
+    for (name, r) in reference {
+        let o = other
+            .get(name)
+            .ok_or_else(|| EngineError::OutputMissing { name: name.clone() })?;
+        if r.shape() != o.shape() {
+            return Err(EngineError::OutputShape {
+                name: name.clone(),
+                reference: r.shape().to_vec(),
+                other: o.shape().to_vec(),
+            });
+        }
+        let channels = r.shape().last().copied().unwrap_or(1).max(1);
+        let places = context.places(r.shape());
+        let (r, o) = (r.as_standard_layout(), o.as_standard_layout());
+        // Standard layout makes both contiguous.
+        let (Some(r), Some(o)) = (r.as_slice(), o.as_slice()) else {
+            continue;
+        };
+        let vectors = r.chunks_exact(channels).zip(o.chunks_exact(channels));
+        let mut sums = Sums::default();
+        for (place, (r, o)) in places.iter().zip(vectors) {
+            if !place.keep {
+                continue;
+            }
+            for (r, o) in r.iter().zip(o) {
+                if r.is_finite() && o.is_finite() {
+                    sums.element(f64::from(*r), f64::from(*o));
+                } else if r != o && !(r.is_nan() && o.is_nan()) {
+                    return Err(EngineError::OutputNotFinite {
+                        name: name.clone(),
+                        row: context.row(place.row),
+                        value: *o,
+                        reference: *r,
+                    });
+                }
+            }
+        }
+        result.insert(name.clone(), sums);
+    }
+    Ok(result)
+}

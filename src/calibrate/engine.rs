@@ -1,0 +1,150 @@
+//! The engine: whatever can run a model on a batch and show values inside it.
+//!
+//! An [`Engine`] makes a [`Plan`] for a model at fixed input shapes; a plan runs any number of batches of those shapes,
+//! from any number of threads. Values that a caller wants to see are *tapped*: while the model runs, the plan hands each
+//! one to a [`TapSink`], which reduces it on the spot, so that no activation outlives its moment.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ndarray::{ArrayD, ArrayViewD};
+
+use crate::calibrate::error::CalibError;
+use crate::calibrate::input::Batch;
+use crate::onnx::Model;
+
+/// What a plan must compute.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// Names of float values to hand to the [`TapSink`].
+    pub taps: &'a [String],
+    /// Whether [`Plan::run`] returns the graph's float outputs. If not, what only they need is not computed.
+    pub outputs: bool,
+}
+
+/// Makes plans.
+pub trait Engine: Sync {
+    /// Prepares `model` for batches of the shapes of `like`.
+    ///
+    /// # Errors
+    /// Operators that the engine does not know, values that do not exist or are not float, shapes that do not fit.
+    fn plan(
+        &self,
+        model: &Model,
+        like: &Batch,
+        wanted: &Wanted<'_>,
+    ) -> Result<Box<dyn Plan>, EngineError>;
+}
+
+/// A model ready to run at fixed input shapes.
+pub trait Plan: Send + Sync {
+    /// Runs one batch. `taps` receives value number `i` of [`Wanted::taps`] as tap `i`. Returns the float outputs of the
+    /// graph, or nothing if they are not wanted.
+    ///
+    /// # Errors
+    /// Input data out of the range of a table, an error of the sink, or of the engine.
+    fn run(
+        &self,
+        batch: &Batch,
+        taps: Option<Arc<dyn TapSink>>,
+    ) -> Result<BTreeMap<String, ArrayD<f32>>, EngineError>;
+
+    /// Graph outputs that are not float and therefore never returned.
+    fn skipped_outputs(&self) -> &[String];
+}
+
+/// Receives the tapped values of one batch.
+pub trait TapSink: Send + Sync {
+    /// Takes value number `tap` of [`Wanted::taps`].
+    ///
+    /// # Errors
+    /// Stops the run, e.g. because a value is not finite.
+    fn take(&self, tap: usize, value: ArrayViewD<'_, f32>) -> Result<(), EngineError>;
+}
+
+/// Why a model cannot be run.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum EngineError {
+    #[error(
+        "calibration cannot run {}: {}",
+        if ops.len() == 1 { "an operator of this model" } else { "some operators of this model" },
+        ops.join(", ")
+    )]
+    UnsupportedOps { ops: Vec<String> },
+    #[error("calibration cannot run node {node} ({op}): {reason}")]
+    Refused {
+        node: String,
+        op: String,
+        reason: String,
+    },
+    #[error("constant {name}: {reason}")]
+    Constant { name: String, reason: String },
+    #[error("the model has no value named {name}")]
+    UnknownValue { name: String },
+    #[error("value {name} is {found}; statistics need float32")]
+    NotFloat { name: String, found: String },
+    #[error("value {name} is not finite: {value} in channel {channel} at row {row}, position {position}")]
+    NotFinite {
+        name: String,
+        row: u64,
+        position: u64,
+        channel: usize,
+        value: f32,
+    },
+    #[error("value {name} has {found} channels here and {expected} in another batch")]
+    Channels {
+        name: String,
+        expected: usize,
+        found: usize,
+    },
+    #[error("value {name}: every calibration token is padding")]
+    NoTokens { name: String },
+    #[error("the batch gives no data for model input {name}")]
+    MissingInput { name: String },
+    #[error("batch input {name} has shape {found:?}; the plan was made for {expected:?}")]
+    Shape {
+        name: String,
+        expected: Vec<usize>,
+        found: Vec<usize>,
+    },
+    #[error(
+        "{input} holds {value} at row {row}, but {table} (node {node}) has only {rows} rows: \
+         is the calibration data made for another vocabulary or length?"
+    )]
+    IndexRange {
+        input: String,
+        value: i64,
+        row: u64,
+        table: String,
+        node: String,
+        rows: i64,
+    },
+    #[error("the engine cannot prepare the model for inputs {shapes}: {reason}")]
+    Plan { shapes: String, reason: String },
+    #[error("the engine failed on the batch of rows {first} to {last}: {reason}")]
+    Run {
+        first: u64,
+        last: u64,
+        reason: String,
+    },
+    #[error("output {name} has shape {reference:?} in one model and {other:?} in the other")]
+    OutputShape {
+        name: String,
+        reference: Vec<usize>,
+        other: Vec<usize>,
+    },
+    #[error("output {name} is missing in one of the models")]
+    OutputMissing { name: String },
+    #[error("output {name} is {value} at row {row}, where the other model gives {reference}")]
+    OutputNotFinite {
+        name: String,
+        row: u64,
+        value: f32,
+        reference: f32,
+    },
+    #[error("cannot start {threads} threads: {reason}")]
+    Threads { threads: usize, reason: String },
+    #[error(transparent)]
+    Data(#[from] CalibError),
+}

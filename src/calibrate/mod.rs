@@ -1,0 +1,37 @@
+//! Calibration: what the values inside a model look like on real data.
+//!
+//! ```text
+//! files ─ Dataset ─▶ Batch ─ Engine (tract) ─▶ tapped values ─▶ statistics: min, max, token sample per channel
+//!                                           └▶ outputs ─▶ compare: SQNR, cosine, largest error
+//! ```
+//!
+//! [`Dataset`] turns what a user names on the command line into checked [`Batch`]es. [`statistics()`] runs them and
+//! reduces the values it is asked for while the model runs; [`compare()`] runs several models on the same batches.
+//! [`Engine`] is the only door to an inference engine, and [`TractEngine`] the only code that knows tract.
+
+mod array;
+mod compare;
+mod copy;
+mod dataset;
+mod engine;
+mod error;
+mod files;
+mod fill;
+mod input;
+mod signature;
+mod sources;
+mod statistics;
+mod tap;
+mod tokens;
+mod tract_engine;
+
+pub use array::{Values, type_name};
+pub use compare::{OutputComparison, Outputs, compare, outputs};
+pub use dataset::{CalibSource, Dataset, Split};
+pub use engine::{Engine, EngineError, Plan, TapSink, Wanted};
+pub use error::CalibError;
+pub use fill::{FillRule, Filled};
+pub use input::{Batch, InputTensor};
+pub use signature::{Dim, ModelInput, model_inputs};
+pub use statistics::{ChannelStats, FoldStats, StatOptions, statistics};
+pub use tract_engine::TractEngine;

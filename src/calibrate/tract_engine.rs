@@ -1,0 +1,455 @@
+//! tract as the calibration engine.
+//!
+//! Way of a model: calibration copy → check of the operators → tract's parser → constants put in → taps wired →
+//! typed → decluttered → optimized → plan. tract panics on some models, so every call into it is caught.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex};
+
+use ndarray::{ArrayD, Dimension, IxDyn};
+use prost::Message;
+use tract_onnx::pb;
+use tract_onnx::tract_hir::internal::*;
+use tract_onnx::tract_hir::ops::konst::Const;
+
+use crate::calibrate::array::Values;
+use crate::calibrate::copy::{Copy, IndexLimit, calibration_copy, is_standard, node_label};
+use crate::calibrate::engine::{Engine, EngineError, Plan, TapSink, Wanted};
+use crate::calibrate::input::Batch;
+use crate::calibrate::tap::{Tap, TapContext};
+use crate::onnx::node::subgraphs;
+use crate::onnx::proto::{GraphProto, TensorProto};
+use crate::onnx::{DataType, Model, tensor};
+
+/// Runs models with tract, in float32, each batch on one thread.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TractEngine;
+
+struct TractPlan {
+    plan: Arc<TypedSimplePlan>,
+    /// Input names in tract's order, with their shapes.
+    inputs: Vec<(String, Vec<usize>)>,
+    taps: usize,
+    /// Float outputs: position after the taps, name.
+    outputs: Vec<(usize, String)>,
+    skipped: Vec<String>,
+    index_limits: Vec<IndexLimit>,
+}
+
+impl Engine for TractEngine {
+    fn plan(
+        &self,
+        model: &Model,
+        like: &Batch,
+        wanted: &Wanted<'_>,
+    ) -> Result<Box<dyn Plan>, EngineError> {
+        let shapes = like.shapes();
+        let copy = calibration_copy(model, &shapes)?;
+        let fail = |reason| EngineError::Plan {
+            shapes: shapes_text(&shapes),
+            reason,
+        };
+        match catch_unwind(AssertUnwindSafe(|| build(&copy, &shapes, wanted))) {
+            Ok(Ok(plan)) => Ok(Box::new(plan)),
+            Ok(Err(Failure::Engine(error))) => Err(error),
+            Ok(Err(Failure::Tract(error))) => Err(fail(error_text(&error))),
+            Err(panic) => Err(fail(panic_text(panic.as_ref()))),
+        }
+    }
+}
+
+/// An error of ours or of tract's while a plan is made.
+enum Failure {
+    Engine(EngineError),
+    Tract(TractError),
+}
+
+impl From<EngineError> for Failure {
+    fn from(error: EngineError) -> Failure {
+        Failure::Engine(error)
+    }
+}
+
+impl From<TractError> for Failure {
+    fn from(error: TractError) -> Failure {
+        Failure::Tract(error)
+    }
+}
+
+fn build(
+    copy: &Copy<'_>,
+    shapes: &BTreeMap<String, Vec<usize>>,
+    wanted: &Wanted<'_>,
+) -> Result<TractPlan, Failure> {
+    let onnx = tract_onnx::onnx().with_ignore_value_info(true);
+    check_ops(copy, |op| onnx.op_register.0.contains_key(op))?;
+    let proto = pb::ModelProto::decode(copy.proto.encode_to_vec().as_slice())
+        .map_err(|e| Failure::Tract(e.into()))?;
+    let parsed = onnx.parse(&proto, None)?;
+    let outlets = parsed.outlets_by_name;
+    let mut model = parsed.model;
+
+    for name in &parsed.unresolved_inputs {
+        let constant =
+            copy.constants
+                .get(name.as_str())
+                .ok_or_else(|| EngineError::UnknownValue {
+                    name: name.clone(),
+                })?;
+        let value = constant_tensor(constant)?.into_arc_tensor();
+        let outlet = outlets[name];
+        let fact = InferenceFact::from(TypedFact::try_from(value.clone())?);
+        let node = model.node_mut(outlet.node);
+        node.op = Box::new(Const::new(value)?);
+        node.outputs[0].fact = fact;
+    }
+    let graph_inputs = copy.proto.graph.iter().flat_map(|graph| &graph.input);
+    let inputs: Vec<(String, Vec<usize>)> = graph_inputs
+        .filter_map(|input| {
+            let name = input.name().to_owned();
+            shapes.get(&name).map(|shape| (name, shape.clone()))
+        })
+        .collect();
+    let input_outlets: Vec<OutletId> = inputs.iter().map(|(name, _)| outlets[name]).collect();
+    model.set_input_outlets(&input_outlets)?;
+
+    let mut ends = Vec::new();
+    for (index, name) in wanted.taps.iter().enumerate() {
+        let outlet = match outlets.get(name) {
+            Some(outlet) => *outlet,
+            None if copy.constants.contains_key(name.as_str()) => {
+                return Err(EngineError::NotFloat {
+                    name: name.clone(),
+                    found: "a constant".into(),
+                }
+                .into());
+            }
+            None => return Err(EngineError::UnknownValue { name: name.clone() }.into()),
+        };
+        ends.extend(model.wire_node(tap_name(index), Tap { index }, &[outlet])?);
+    }
+    let mut output_names = Vec::new();
+    if wanted.outputs {
+        for output in copy.proto.graph.iter().flat_map(|graph| &graph.output) {
+            let outlet = outlets
+                .get(output.name())
+                .ok_or_else(|| EngineError::UnknownValue {
+                    name: output.name().to_owned(),
+                })?;
+            ends.push(*outlet);
+            output_names.push(output.name().to_owned());
+        }
+    }
+    drop((outlets, proto));
+    model.select_output_outlets(&ends)?;
+    // Drops what no tap and no wanted output needs, e.g. a language model's head.
+    model.compact()?;
+
+    let typed = model.into_typed()?;
+    check_taps(&typed, wanted)?;
+    let mut outputs = Vec::new();
+    let mut skipped = Vec::new();
+    for (i, name) in output_names.into_iter().enumerate() {
+        let at = wanted.taps.len() + i;
+        if typed.output_fact(at)?.datum_type == f32::datum_type() {
+            outputs.push((at, name));
+        } else {
+            skipped.push(name);
+        }
+    }
+    let optimized = typed.into_decluttered()?.into_optimized()?;
+    Ok(TractPlan {
+        plan: SimplePlan::new(optimized)?,
+        inputs,
+        taps: wanted.taps.len(),
+        outputs,
+        skipped,
+        index_limits: copy.index_limits.clone(),
+    })
+}
+
+fn tap_name(index: usize) -> String {
+    format!("onnx-osplus.tap.{index}")
+}
+
+/// Refuses taps on values that are not float32.
+fn check_taps(model: &TypedModel, wanted: &Wanted<'_>) -> Result<(), Failure> {
+    for (index, outlet) in model.output_outlets()?.iter().enumerate() {
+        let Some(name) = wanted.taps.get(index) else {
+            break;
+        };
+        let input = model.node(outlet.node).inputs[0];
+        let found = model.outlet_fact(input)?.datum_type;
+        if found != f32::datum_type() {
+            let found = if found == TDim::datum_type() {
+                "int64".to_owned()
+            } else {
+                format!("{found:?}").to_lowercase()
+            };
+            return Err(EngineError::NotFloat {
+                name: name.clone(),
+                found,
+            }
+            .into());
+        }
+    }
+    Ok(())
+}
+
+/// Operators of Microsoft's domain that tract implements with Microsoft's meaning.
+const MICROSOFT: [&str; 14] = [
+    "BiasGelu",
+    "DequantizeLinear",
+    "FastGelu",
+    "GatherBlockQuantized",
+    "Gelu",
+    "GroupQueryAttention",
+    "MatMulNBits",
+    "MultiHeadAttention",
+    "QuantizeLinear",
+    "QuickGelu",
+    "RotaryEmbedding",
+    "SimplifiedLayerNormalization",
+    "SkipLayerNormalization",
+    "SkipSimplifiedLayerNormalization",
+];
+
+/// Refuses operators that tract does not know. Its own registry ignores the domain and would take
+/// `com.microsoft.Attention` for the standard `Attention`.
+fn check_ops(copy: &Copy<'_>, known: impl Fn(&str) -> bool) -> Result<(), EngineError> {
+    fn walk<'g>(
+        graph: &'g GraphProto,
+        known: &dyn Fn(&str) -> bool,
+        missing: &mut BTreeMap<(&'g str, &'g str), String>,
+    ) {
+        for node in &graph.node {
+            let (domain, op) = (node.domain(), node.op_type());
+            let supported = known(op)
+                && match domain {
+                    "com.microsoft" => MICROSOFT.contains(&op),
+                    "ai.onnx.ml" => true,
+                    _ => is_standard(domain),
+                };
+            if !supported {
+                missing
+                    .entry((domain, op))
+                    .or_insert_with(|| node_label(node));
+            }
+            for subgraph in subgraphs(node) {
+                walk(subgraph, known, missing);
+            }
+        }
+    }
+    let mut missing = BTreeMap::new();
+    if let Some(graph) = &copy.proto.graph {
+        walk(graph, &known, &mut missing);
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let ops = missing
+        .into_iter()
+        .map(|((domain, op), node)| match domain {
+            "" => format!("{op} (node {node})"),
+            _ => format!("{domain}.{op} (node {node})"),
+        })
+        .collect();
+    Err(EngineError::UnsupportedOps { ops })
+}
+
+/// Copies a constant into a tensor of the engine; every float type becomes float32.
+fn constant_tensor(constant: &TensorProto) -> Result<Tensor, Failure> {
+    let fail = |reason: String| EngineError::Constant {
+        name: constant.name().to_owned(),
+        reason,
+    };
+    let dtype = tensor::dtype(constant).ok_or_else(|| fail("unknown element type".into()))?;
+    let shape = tensor::shape(constant).map_err(|e| fail(e.to_string()))?;
+    let plain = match dtype {
+        DataType::Float => Some(f32::datum_type()),
+        DataType::Int8 => Some(i8::datum_type()),
+        DataType::Int16 => Some(i16::datum_type()),
+        DataType::Int32 => Some(i32::datum_type()),
+        DataType::Int64 => Some(i64::datum_type()),
+        DataType::Uint8 => Some(u8::datum_type()),
+        DataType::Uint16 => Some(u16::datum_type()),
+        DataType::Uint32 => Some(u32::datum_type()),
+        DataType::Uint64 => Some(u64::datum_type()),
+        _ => None,
+    };
+    if let (Some(datum), Some(raw)) = (plain, &constant.raw_data) {
+        let mut value = Tensor::zero_dt(datum, &shape)?;
+        // ONNX data are little endian, as is every computer this engine runs on.
+        if value.as_bytes().len() != raw.len() {
+            return Err(fail(format!("{} bytes do not fit shape {shape:?}", raw.len())).into());
+        }
+        value.as_bytes_mut().copy_from_slice(raw);
+        return Ok(value);
+    }
+    if tensor::is_float(dtype) {
+        let array = tensor::float_array(constant).map_err(|e| fail(e.to_string()))?;
+        let data: Vec<f32> = array.into_iter().collect();
+        return Ok(Tensor::from_shape(&shape, &data)?);
+    }
+    let array = tensor::int_array(constant).map_err(|e| fail(e.to_string()))?;
+    let data: Vec<i64> = array.into_iter().collect();
+    let wide = Tensor::from_shape(&shape, &data)?;
+    let datum = match (plain, dtype) {
+        (Some(datum), _) => datum,
+        (None, DataType::Bool) => bool::datum_type(),
+        _ => return Err(fail(format!("type {} is not supported", dtype.as_str_name())).into()),
+    };
+    Ok(wide.cast_to_dt(datum)?.into_owned())
+}
+
+impl Plan for TractPlan {
+    fn run(
+        &self,
+        batch: &Batch,
+        taps: Option<Arc<dyn TapSink>>,
+    ) -> Result<BTreeMap<String, ArrayD<f32>>, EngineError> {
+        let mut inputs = tvec![];
+        for (name, expected) in &self.inputs {
+            let tensor = batch
+                .inputs
+                .get(name)
+                .ok_or_else(|| EngineError::MissingInput { name: name.clone() })?;
+            if tensor.shape() != expected {
+                return Err(EngineError::Shape {
+                    name: name.clone(),
+                    expected: expected.clone(),
+                    found: tensor.shape().to_vec(),
+                });
+            }
+            let values = tensor.values()?;
+            self.check_indices(name, &values, batch)?;
+            inputs.push(values_tensor(&values).into_tvalue());
+        }
+        let fail = |reason| EngineError::Run {
+            first: batch.rows.first().copied().unwrap_or(0),
+            last: batch.rows.last().copied().unwrap_or(0),
+            reason,
+        };
+        let error = Arc::new(Mutex::new(None));
+        let result = catch_unwind(AssertUnwindSafe(|| self.run_tract(inputs, taps, &error)));
+        if let Some(error) = error.lock().ok().and_then(|mut e| e.take()) {
+            return Err(error);
+        }
+        match result {
+            Ok(Ok(outputs)) => Ok(outputs),
+            Ok(Err(error)) => Err(fail(error_text(&error))),
+            Err(panic) => Err(fail(panic_text(panic.as_ref()))),
+        }
+    }
+
+    fn skipped_outputs(&self) -> &[String] {
+        &self.skipped
+    }
+}
+
+impl TractPlan {
+    fn run_tract(
+        &self,
+        inputs: TVec<TValue>,
+        taps: Option<Arc<dyn TapSink>>,
+        error: &Arc<Mutex<Option<EngineError>>>,
+    ) -> TractResult<BTreeMap<String, ArrayD<f32>>> {
+        let mut state = self.plan.spawn()?;
+        ensure!(taps.is_some() || self.taps == 0, "taps without a sink");
+        if let Some(sink) = taps {
+            state.turn_state.shared.insert(TapContext {
+                sink,
+                error: error.clone(),
+            });
+        }
+        let values = state.run(inputs)?;
+        self.outputs
+            .iter()
+            .map(|(at, name)| {
+                let view = values[*at].to_plain_array_view::<f32>()?;
+                let data: Vec<f32> = view.iter().copied().collect();
+                let array = ArrayD::from_shape_vec(IxDyn(view.shape()), data)?;
+                Ok((name.clone(), array))
+            })
+            .collect()
+    }
+
+    /// tract panics on a table index out of range; this says which input holds it.
+    fn check_indices(
+        &self,
+        name: &str,
+        values: &Values,
+        batch: &Batch,
+    ) -> Result<(), EngineError> {
+        for limit in self.index_limits.iter().filter(|l| l.input == name) {
+            let valid = |v: i64| (-limit.rows..limit.rows).contains(&v);
+            // Row and value of the first index out of range.
+            let bad = match values {
+                Values::I64(a) => a
+                    .indexed_iter()
+                    .find(|(_, v)| !valid(**v))
+                    .map(|(index, v)| (index.slice().first().copied(), *v)),
+                Values::I32(a) => a
+                    .indexed_iter()
+                    .find(|(_, v)| !valid(i64::from(**v)))
+                    .map(|(index, v)| (index.slice().first().copied(), i64::from(*v))),
+                _ => None,
+            };
+            if let Some((at, value)) = bad {
+                let row = at.and_then(|at| batch.rows.get(at));
+                return Err(EngineError::IndexRange {
+                    input: limit.input.clone(),
+                    value,
+                    row: row.copied().unwrap_or(0),
+                    table: limit.table.clone(),
+                    node: limit.node.clone(),
+                    rows: limit.rows,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn values_tensor(values: &Values) -> Tensor {
+    match values {
+        Values::F32(a) => a.clone().into_tensor(),
+        Values::I8(a) => a.clone().into_tensor(),
+        Values::I16(a) => a.clone().into_tensor(),
+        Values::I32(a) => a.clone().into_tensor(),
+        Values::I64(a) => a.clone().into_tensor(),
+        Values::U8(a) => a.clone().into_tensor(),
+        Values::U16(a) => a.clone().into_tensor(),
+        Values::U32(a) => a.clone().into_tensor(),
+        Values::U64(a) => a.clone().into_tensor(),
+        Values::Bool(a) => a.clone().into_tensor(),
+    }
+}
+
+fn shapes_text(shapes: &BTreeMap<String, Vec<usize>>) -> String {
+    let shapes: Vec<String> = shapes
+        .iter()
+        .map(|(name, shape)| format!("{name} {shape:?}"))
+        .collect();
+    shapes.join(", ")
+}
+
+/// The chain of an error on one line, without repetitions.
+fn error_text(error: &TractError) -> String {
+    let mut seen = BTreeSet::new();
+    let parts: Vec<String> = error
+        .chain()
+        .map(|cause| cause.to_string())
+        .filter(|text| seen.insert(text.clone()))
+        .collect();
+    parts.join(": ")
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied());
+    format!("it panicked: {}", text.unwrap_or("without a message"))
+}
