@@ -64,12 +64,18 @@ impl Options {
 
     /// How activations are quantized: one scale per tensor, of the target's symmetry.
     pub fn activation(&self) -> ActivationSpec {
-        ActivationSpec { bits: self.activation_bits, symmetric: self.profile().symmetric }
+        ActivationSpec {
+            bits: self.activation_bits,
+            symmetric: self.profile().symmetric,
+        }
     }
 
     /// How weights are quantized: one scale per output channel.
     pub fn weight(&self) -> WeightSpec {
-        WeightSpec { bits: self.weight_bits, per_channel: true }
+        WeightSpec {
+            bits: self.weight_bits,
+            per_channel: true,
+        }
     }
 
     /// Why the Linear of that name is not to be quantized, if it is not.

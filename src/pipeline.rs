@@ -70,7 +70,11 @@ impl<'a> Run<'a> {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             settings: Settings {
                 calibration_rows,
-                held_out_rows: if split.held_out_used { held_out_rows } else { 0 },
+                held_out_rows: if split.held_out_used {
+                    held_out_rows
+                } else {
+                    0
+                },
                 opset: original.opset(),
                 ..settings(options)
             },
@@ -133,8 +137,16 @@ impl<'a> Run<'a> {
         let found = recognise(&view);
         let sites = find_sites(&view, &found);
         let skipped = found.linears.iter().map(|l| self.why_skipped(l)).collect();
-        let values = sites.iter().map(|s| view.name(s.value).to_owned()).collect();
-        let blocks = Blocks { found, sites, values, skipped };
+        let values = sites
+            .iter()
+            .map(|s| view.name(s.value).to_owned())
+            .collect();
+        let blocks = Blocks {
+            found,
+            sites,
+            values,
+            skipped,
+        };
         if blocks.skipped.iter().all(Option::is_some) {
             return Err(Error::NothingToQuantize(nothing_because(&blocks)));
         }
@@ -165,13 +177,25 @@ impl<'a> Run<'a> {
             .filter(|(site, _)| blocks.selected(site).next().is_some())
             .map(|(_, value)| value.clone())
             .collect();
+        let transposed = blocks
+            .sites
+            .iter()
+            .zip(&blocks.values)
+            .filter(|(site, _)| blocks.selected(site).any(|linear| !linear.channels_last()));
         let options = StatOptions {
             sample_tokens: self.options.sample_tokens,
             seed: self.options.seed,
             threads: self.options.threads,
+            channels_first: transposed.map(|(_, value)| value.clone()).collect(),
         };
-        let stats =
-            statistics(self.engine, model, &self.calibration, &values, &options, self.progress)?;
+        let stats = statistics(
+            self.engine,
+            model,
+            &self.calibration,
+            &values,
+            &options,
+            self.progress,
+        )?;
         self.finish_step("calibrate");
         Ok(stats)
     }
@@ -189,7 +213,7 @@ impl<'a> Run<'a> {
             let solution = statistics
                 .get(value)
                 .filter(|_| blocks.selected(site).next().is_some())
-                .map(|stats| self.solve_site(&view, blocks, site, stats, self.options.method));
+                .map(|stats| self.solve_site(&view, blocks, site, stats));
             self.progress.advance(1);
             solution
         };
@@ -205,17 +229,9 @@ impl<'a> Run<'a> {
         blocks: &Blocks,
         site: &Site,
         stats: &ChannelStats,
-        method: Method,
     ) -> Solution {
         let linears: Vec<&Linear> = blocks.selected(site).collect();
-        // The statistics are per element of the last axis; where those are no channels only the range counts.
-        let channels_last = linears.iter().all(|l| l.channels_last());
-        let weights: Vec<_> = if channels_last && method != Method::None {
-            linears.iter().filter_map(|l| l.load_weight(view)).collect()
-        } else {
-            Vec::new()
-        };
-        let method = if weights.len() == linears.len() { method } else { Method::None };
+        let weights: Vec<_> = linears.iter().filter_map(|l| l.load_weight(view)).collect();
         let folds = stats.folds.each_ref().map(|f| Fold {
             min: &f.min,
             max: &f.max,
@@ -230,7 +246,7 @@ impl<'a> Run<'a> {
         let settings = SolveSettings {
             activation: self.options.activation(),
             weight: self.options.weight(),
-            method,
+            method: self.options.method,
         };
         solve_site(&problem, &settings)
     }
@@ -247,7 +263,10 @@ impl<'a> Run<'a> {
         let mut patches = Vec::new();
         for (site, solution) in blocks.sites.iter().zip(solutions) {
             let Some(solution) = solution else { continue };
-            let affine = Affine { shift: solution.shift.clone(), scale: solution.scale.clone() };
+            let affine = Affine {
+                shift: solution.shift.clone(),
+                scale: solution.scale.clone(),
+            };
             if site.has_sink() && !affine.is_identity() {
                 let patch = rewrite::migrate(&view, &blocks.found, site, &affine, &mut names)?;
                 patches.push(patch);
@@ -273,10 +292,16 @@ impl<'a> Run<'a> {
         // A NaN is no agreement.
         if !(error <= FLOAT_LIMIT) {
             let output = worst.map_or(String::new(), |o| o.name.clone());
-            return Err(Error::FloatCheck { output, error, limit: FLOAT_LIMIT });
+            return Err(Error::FloatCheck {
+                output,
+                error,
+                limit: FLOAT_LIMIT,
+            });
         }
-        self.report.float_check =
-            Some(FloatCheck { max_relative_error: error, limit: FLOAT_LIMIT });
+        self.report.float_check = Some(FloatCheck {
+            max_relative_error: error,
+            limit: FLOAT_LIMIT,
+        });
         self.report.outputs = output_reports(&compared, None);
         self.finish_step("float check");
         Ok(())
@@ -285,7 +310,14 @@ impl<'a> Run<'a> {
     fn compare(&self, models: &[&Model]) -> Result<Vec<Vec<OutputComparison>>, Error> {
         let threads = self.options.threads;
         let held_out = &self.held_out;
-        Ok(compare(self.engine, self.original, models, held_out, threads, self.progress)?)
+        Ok(compare(
+            self.engine,
+            self.original,
+            models,
+            held_out,
+            threads,
+            self.progress,
+        )?)
     }
 
     /// The migrated model is the result; [`Run::check_float`] has compared its outputs.
@@ -307,7 +339,10 @@ impl<'a> Run<'a> {
         statistics: &BTreeMap<String, ChannelStats>,
         solutions: &Solutions,
     ) -> Result<Model, Error> {
-        let ranges: Vec<_> = solutions.iter().map(|s| s.as_ref().map(|s| s.range)).collect();
+        let ranges: Vec<_> = solutions
+            .iter()
+            .map(|s| s.as_ref().map(|s| s.range))
+            .collect();
         let model = self.quantize_with(migrated, blocks, statistics, &ranges)?;
         self.finish_step("quantize");
         Ok(model)
@@ -323,7 +358,11 @@ impl<'a> Run<'a> {
         if self.options.method == Method::None {
             return Ok(None);
         }
-        let ranges: Vec<_> = blocks.values.iter().map(|v| statistics.get(v).map(range)).collect();
+        let ranges: Vec<_> = blocks
+            .values
+            .iter()
+            .map(|v| statistics.get(v).map(range))
+            .collect();
         let model = self.quantize_with(model, blocks, statistics, &ranges)?;
         self.finish_step("quantize");
         Ok(Some(model))
@@ -341,10 +380,19 @@ impl<'a> Run<'a> {
         let found = recognise(&view);
         let mut activations = vec![None; found.linears.len()];
         for ((site, value), range) in blocks.sites.iter().zip(&blocks.values).zip(ranges) {
-            let (Some(stats), Some((min, max))) = (statistics.get(value), range) else { continue };
+            let (Some(stats), Some((min, max))) = (statistics.get(value), range) else {
+                continue;
+            };
             let params = self.options.activation().params(*min, *max);
-            for &l in site.linears.iter().filter(|&&l| blocks.skipped[l].is_none()) {
-                activations[l] = Some(Activation { params, rank: stats.rank });
+            for &l in site
+                .linears
+                .iter()
+                .filter(|&&l| blocks.skipped[l].is_none())
+            {
+                activations[l] = Some(Activation {
+                    params,
+                    rank: stats.rank,
+                });
             }
         }
         let plan = QuantizePlan {
@@ -369,12 +417,23 @@ impl<'a> Run<'a> {
         let mut compared = self.compare(&models)?.into_iter();
         let ours = compared.next().unwrap_or_default();
         let theirs = compared.next();
-        let gain: f64 = theirs.iter().flatten().zip(&ours).map(|(p, o)| gain_db(o, p)).sum();
+        let gain: f64 = theirs
+            .iter()
+            .flatten()
+            .zip(&ours)
+            .map(|(p, o)| gain_db(o, p))
+            .sum();
         let (result, decision, outputs) = match (plain, &theirs) {
-            (Some(plain), Some(theirs)) if gain < 0.0 => {
-                (plain, Decision::PlainWasBetter, output_reports(theirs, Some(theirs)))
-            }
-            (None, _) => (quantized, Decision::PlainAskedFor, output_reports(&ours, Some(&ours))),
+            (Some(plain), Some(theirs)) if gain < 0.0 => (
+                plain,
+                Decision::PlainWasBetter,
+                output_reports(theirs, Some(theirs)),
+            ),
+            (None, _) => (
+                quantized,
+                Decision::PlainAskedFor,
+                output_reports(&ours, Some(&ours)),
+            ),
             (_, theirs) if self.migrated_sites == 0 => {
                 let outputs = output_reports(&ours, theirs.as_deref());
                 (quantized, Decision::NothingToMigrate, outputs)
@@ -392,7 +451,11 @@ impl<'a> Run<'a> {
 
     /// The account of the run.
     pub fn into_report(self, blocks: Blocks, solutions: Solutions) -> Report {
-        let Run { mut report, options, .. } = self;
+        let Run {
+            mut report,
+            options,
+            ..
+        } = self;
         let linears = &blocks.found.linears;
         report.linears = linears
             .iter()
@@ -405,7 +468,11 @@ impl<'a> Run<'a> {
                     k: linear.k,
                     n: linear.n,
                     status: if quantized { "quantized" } else { "skipped" }.to_owned(),
-                    reason: if quantized { None } else { Some(reason.clone().unwrap_or(float)) },
+                    reason: if quantized {
+                        None
+                    } else {
+                        Some(reason.clone().unwrap_or(float))
+                    },
                 }
             })
             .collect();
@@ -422,7 +489,11 @@ impl<'a> Run<'a> {
             .found
             .near_misses
             .into_iter()
-            .map(|m| NearMissReport { name: m.name, kind: m.kind.to_owned(), reason: m.reason })
+            .map(|m| NearMissReport {
+                name: m.name,
+                kind: m.kind.to_owned(),
+                reason: m.reason,
+            })
             .collect();
         report
     }
@@ -454,7 +525,11 @@ fn settings(options: &Options) -> Settings {
 }
 
 fn nothing_because(blocks: &Blocks) -> String {
-    let misses = blocks.found.near_misses.iter().map(|m| format!("{}: {}", m.name, m.reason));
+    let misses = blocks
+        .found
+        .near_misses
+        .iter()
+        .map(|m| format!("{}: {}", m.name, m.reason));
     let skipped = blocks.found.linears.iter().zip(&blocks.skipped);
     let skipped = skipped.filter_map(|(l, r)| Some(format!("{}: {}", l.name, r.as_ref()?)));
     let reasons: Vec<String> = skipped.chain(misses).collect();
@@ -468,7 +543,13 @@ fn nothing_because(blocks: &Blocks) -> String {
 /// The range of a value over all calibration tokens.
 fn range(stats: &ChannelStats) -> (f32, f32) {
     let all = |f: fn(f32, f32) -> f32, pick: fn(&crate::calibrate::FoldStats) -> &Vec<f32>| {
-        stats.folds.iter().flat_map(pick).copied().reduce(f).unwrap_or(0.0)
+        stats
+            .folds
+            .iter()
+            .flat_map(pick)
+            .copied()
+            .reduce(f)
+            .unwrap_or(0.0)
     };
     (all(f32::min, |f| &f.min), all(f32::max, |f| &f.max))
 }
@@ -526,14 +607,30 @@ fn site_report(
     SiteReport {
         value: value.to_owned(),
         kind: kind.to_owned(),
-        linears: site.linears.iter().map(|&l| blocks.found.linears[l].name.clone()).collect(),
+        linears: site
+            .linears
+            .iter()
+            .map(|&l| blocks.found.linears[l].name.clone())
+            .collect(),
         sink: norm.filter(|_| folded),
-        reason: if folded { None } else { Some(no_sink.unwrap_or_else(no_gain)) },
+        reason: if folded {
+            None
+        } else {
+            Some(no_sink.unwrap_or_else(no_gain))
+        },
         shift: solution.shift.filter(|_| kept),
         scale: solution.scale.filter(|_| kept),
         range_before: solution.range_before,
-        range_after: if kept { solution.range_after } else { solution.range_before },
+        range_after: if kept {
+            solution.range_after
+        } else {
+            solution.range_before
+        },
         range_margin: if kept { solution.margin } else { 1.0 },
-        validated_gain_db: if kept { solution.validated_gain_db } else { 0.0 },
+        validated_gain_db: if kept {
+            solution.validated_gain_db
+        } else {
+            0.0
+        },
     }
 }

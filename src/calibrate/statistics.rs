@@ -29,11 +29,15 @@ pub struct StatOptions {
     pub seed: u64,
     /// Batches run at the same time; 0 for one per core.
     pub threads: usize,
+    /// Those of the values whose channels are on the first of two axes, `[C, tokens]` (the input of a Gemm with transA).
+    pub channels_first: BTreeSet<String>,
 }
 
 /// Statistics of one value `x: [tokens, C]` (last axis C); padding never enters.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChannelStats {
+    /// Number of axes of the value at run time.
+    pub rank: usize,
     /// Two halves of the tokens: rows of even number, rows of odd number. If there is only one row, or the value belongs
     /// to no row: even positions, odd positions. If one half has no tokens, both hold all of them.
     pub folds: [FoldStats; 2],
@@ -71,11 +75,17 @@ pub fn statistics(
         .into_iter()
         .cloned()
         .collect();
-    let rows: BTreeSet<u64> = batches.iter().flat_map(|b| b.rows.iter().copied()).collect();
+    let rows: BTreeSet<u64> = batches
+        .iter()
+        .flat_map(|b| b.rows.iter().copied())
+        .collect();
     let collector = Arc::new(Collector {
         values: names
             .iter()
-            .map(|name| Mutex::new(Accumulator::new(name)))
+            .map(|name| {
+                let channels_first = options.channels_first.contains(name);
+                Mutex::new(Accumulator::new(name, channels_first))
+            })
             .collect(),
         sample_tokens: options.sample_tokens,
         seed: options.seed,
@@ -107,7 +117,8 @@ pub fn statistics(
         .enumerate()
         .map(|(i, name)| {
             let mut accumulator = lock(&collector.values[i]);
-            let stats = std::mem::replace(&mut *accumulator, Accumulator::new("")).finish()?;
+            let stats =
+                std::mem::replace(&mut *accumulator, Accumulator::new("", false)).finish()?;
             Ok((name, stats))
         })
         .collect()
@@ -183,12 +194,24 @@ struct BatchSink {
 
 /// Locks; a panic of another thread while it held the lock has already made the run fail.
 fn lock(mutex: &Mutex<Accumulator>) -> std::sync::MutexGuard<'_, Accumulator> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    mutex
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 impl TapSink for BatchSink {
     fn take(&self, tap: usize, value: ArrayViewD<'_, f32>) -> Result<(), EngineError> {
         let collector = &*self.collector;
+        let rank = value.ndim();
+        let (name, channels_first) = {
+            let accumulator = lock(&collector.values[tap]);
+            (accumulator.name.clone(), accumulator.channels_first)
+        };
+        let value = if channels_first {
+            value.reversed_axes()
+        } else {
+            value
+        };
         let channels = value.shape().last().copied().unwrap_or(1);
         let places = self.context.places(value.shape());
         let standard = value.as_standard_layout();
@@ -196,7 +219,6 @@ impl TapSink for BatchSink {
         let Some(data) = standard.as_slice() else {
             return Ok(());
         };
-        let name = lock(&collector.values[tap]).name.clone();
         let mut extremes = [Extremes::new(channels), Extremes::new(channels)];
         let mut candidates = Vec::new();
         for (place, x) in places.iter().zip(data.chunks_exact(channels.max(1))) {
@@ -228,7 +250,9 @@ impl TapSink for BatchSink {
             };
             candidates.push((fold, key, x));
         }
-        lock(&collector.values[tap]).merge(extremes, &candidates, collector.sample_tokens)
+        let mut accumulator = lock(&collector.values[tap]);
+        accumulator.rank = rank;
+        accumulator.merge(extremes, &candidates, collector.sample_tokens)
     }
 }
 
@@ -285,6 +309,8 @@ fn priority(seed: u64, row: u64, position: u64) -> u64 {
 /// What is known of one value so far.
 struct Accumulator {
     name: String,
+    channels_first: bool,
+    rank: usize,
     folds: [Fold; 2],
 }
 
@@ -297,7 +323,7 @@ struct Fold {
 }
 
 impl Accumulator {
-    fn new(name: &str) -> Accumulator {
+    fn new(name: &str, channels_first: bool) -> Accumulator {
         let fold = || Fold {
             extremes: Extremes::new(0),
             heap: BinaryHeap::new(),
@@ -305,6 +331,8 @@ impl Accumulator {
         };
         Accumulator {
             name: name.to_owned(),
+            channels_first,
+            rank: 0,
             folds: [fold(), fold()],
         }
     }
@@ -352,7 +380,10 @@ impl Accumulator {
             [a, b] if a.tokens == 0 => [b.clone(), b],
             folds => folds,
         };
-        Ok(ChannelStats { folds })
+        Ok(ChannelStats {
+            rank: self.rank,
+            folds,
+        })
     }
 }
 

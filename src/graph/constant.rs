@@ -3,9 +3,9 @@
 use ndarray::{Array0, Array1, ArrayD, Axis, IxDyn};
 
 use super::view::{NodeId, Source, ValueId, View};
-use crate::onnx::proto::NodeProto;
 use crate::onnx::DataType;
 use crate::onnx::node::{attr, attr_f, attr_i, attr_ints, attr_t};
+use crate::onnx::proto::NodeProto;
 use crate::onnx::tensor;
 
 /// A constant value as an array.
@@ -51,11 +51,18 @@ impl View<'_> {
     /// A constant with exactly one element, as a number.
     pub fn scalar(&self, id: ValueId) -> Option<f32> {
         // A weight is never a scalar: look at the size before reading megabytes.
-        if self.initializer(id).is_some_and(|t| t.dims.iter().any(|&d| d != 1)) {
+        if self
+            .initializer(id)
+            .is_some_and(|t| t.dims.iter().any(|&d| d != 1))
+        {
             return None;
         }
         let (array, _) = self.constant(id)?.into_float()?;
-        if array.len() == 1 { array.first().copied() } else { None }
+        if array.len() == 1 {
+            array.first().copied()
+        } else {
+            None
+        }
     }
 
     /// Whether a value is a constant, without reading it.
@@ -108,10 +115,17 @@ impl View<'_> {
                     .unwrap_or(Some(Vec::new()));
                 map(arg(0)?, |rank| {
                     let perm = perm?;
-                    let perm = if perm.is_empty() { (0..rank).rev().collect() } else { perm };
+                    let perm = if perm.is_empty() {
+                        (0..rank).rev().collect()
+                    } else {
+                        perm
+                    };
                     let mut seen = perm.clone();
                     seen.sort_unstable();
-                    seen.iter().copied().eq(0..rank).then_some(Shape::Permute(perm))
+                    seen.iter()
+                        .copied()
+                        .eq(0..rank)
+                        .then_some(Shape::Permute(perm))
                 })
             }
             "Reshape" => {
@@ -165,7 +179,9 @@ pub fn constant_expression(op: &str) -> bool {
 fn from_tensor(tensor: &crate::onnx::proto::TensorProto) -> Option<Constant> {
     let dtype = tensor::dtype(tensor)?;
     if tensor::is_float(dtype) {
-        tensor::float_array(tensor).ok().map(|array| Constant::Float { array, dtype })
+        tensor::float_array(tensor)
+            .ok()
+            .map(|array| Constant::Float { array, dtype })
     } else {
         tensor::int_array(tensor).ok().map(Constant::Int)
     }
@@ -175,7 +191,10 @@ fn constant_node(node: &NodeProto) -> Option<Constant> {
     if let Some(tensor) = attr_t(node, "value") {
         return from_tensor(tensor);
     }
-    let float = |array| Constant::Float { array, dtype: DataType::Float };
+    let float = |array| Constant::Float {
+        array,
+        dtype: DataType::Float,
+    };
     if let Some(x) = attr_f(node, "value_float") {
         return Some(float(Array0::from_elem((), x).into_dyn()));
     }
@@ -201,7 +220,10 @@ fn map(value: Constant, shape: impl FnOnce(usize) -> Option<Shape>) -> Option<Co
     match value {
         Constant::Float { array, dtype } => {
             let shape = shape(array.ndim())?;
-            Some(Constant::Float { array: reshape(array, shape)?, dtype })
+            Some(Constant::Float {
+                array: reshape(array, shape)?,
+                dtype,
+            })
         }
         Constant::Int(array) => {
             let shape = shape(array.ndim())?;
@@ -218,13 +240,22 @@ fn reshape<T: Clone>(array: ArrayD<T>, shape: Shape) -> Option<ArrayD<T>> {
         Shape::Reshape { target, allow_zero } => reshape_target(&dims, &target, allow_zero)?,
         Shape::SqueezeAll => dims.into_iter().filter(|&d| d != 1).collect(),
         Shape::Squeeze(axes) => {
-            let axes: Vec<i64> = axes.iter().map(|a| if *a < 0 { a + rank } else { *a }).collect();
-            let keep = dims.iter().enumerate().filter(|(i, _)| !axes.contains(&(*i as i64)));
+            let axes: Vec<i64> = axes
+                .iter()
+                .map(|a| if *a < 0 { a + rank } else { *a })
+                .collect();
+            let keep = dims
+                .iter()
+                .enumerate()
+                .filter(|(i, _)| !axes.contains(&(*i as i64)));
             keep.map(|(_, &d)| d).collect()
         }
         Shape::Unsqueeze(axes) => {
             let full = rank + axes.len() as i64;
-            let mut axes: Vec<i64> = axes.iter().map(|a| if *a < 0 { a + full } else { *a }).collect();
+            let mut axes: Vec<i64> = axes
+                .iter()
+                .map(|a| if *a < 0 { a + full } else { *a })
+                .collect();
             axes.sort_unstable();
             let mut array = array;
             for axis in axes {
@@ -234,7 +265,11 @@ fn reshape<T: Clone>(array: ArrayD<T>, shape: Shape) -> Option<ArrayD<T>> {
             return Some(array);
         }
     };
-    array.as_standard_layout().into_owned().into_shape_with_order(IxDyn(&target)).ok()
+    array
+        .as_standard_layout()
+        .into_owned()
+        .into_shape_with_order(IxDyn(&target))
+        .ok()
 }
 
 /// The shape that ONNX Reshape makes of `dims`: 0 copies the axis (unless `allow_zero`), −1 takes the rest.
@@ -267,17 +302,23 @@ fn cast(value: Constant, to: i64) -> Option<Constant> {
             };
             Some(Constant::Float { array, dtype: to })
         }
-        Constant::Int(array) if tensor::is_float(to) => {
-            Some(Constant::Float { array: array.mapv(|x| x as f32), dtype: to })
+        Constant::Int(array) if tensor::is_float(to) => Some(Constant::Float {
+            array: array.mapv(|x| x as f32),
+            dtype: to,
+        }),
+        Constant::Int(array) if matches!(to, DataType::Int64 | DataType::Int32) => {
+            Some(Constant::Int(array))
         }
-        Constant::Int(array) if matches!(to, DataType::Int64 | DataType::Int32) => Some(Constant::Int(array)),
         _ => None,
     }
 }
 
 fn unary(value: Constant, f: impl Fn(f32) -> f32) -> Option<Constant> {
     let (array, dtype) = value.into_float()?;
-    Some(Constant::Float { array: array.mapv(f), dtype })
+    Some(Constant::Float {
+        array: array.mapv(f),
+        dtype,
+    })
 }
 
 fn binary(a: Constant, b: Constant, f: impl Fn(f32, f32) -> f32) -> Option<Constant> {

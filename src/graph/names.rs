@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 
 use crate::onnx::Model;
-use crate::onnx::proto::{GraphProto, NodeProto};
 use crate::onnx::node::subgraphs;
+use crate::onnx::proto::{GraphProto, NodeProto};
 
 /// Every name a model uses for a value or a node, at any depth, plus those handed out since.
 ///
@@ -16,21 +16,38 @@ pub struct Names {
 impl Names {
     /// Collects the names of `model`.
     pub fn new(model: &Model) -> Self {
-        let mut names = Names { used: HashSet::new() };
+        let mut names = Names {
+            used: HashSet::new(),
+        };
         names.collect(model.graph());
         // A function has names of its own, but an inlined one must not meet those of its callers.
         for function in &model.proto.functions {
-            names.used.extend(function.input.iter().chain(&function.output).cloned());
-            function.node.iter().for_each(|node| names.collect_node(node));
+            names
+                .used
+                .extend(function.input.iter().chain(&function.output).cloned());
+            function
+                .node
+                .iter()
+                .for_each(|node| names.collect_node(node));
         }
         names
     }
 
     fn collect(&mut self, graph: &GraphProto) {
-        let values = graph.input.iter().chain(&graph.output).chain(&graph.value_info);
+        let values = graph
+            .input
+            .iter()
+            .chain(&graph.output)
+            .chain(&graph.value_info);
         self.used.extend(values.filter_map(|v| v.name.clone()));
-        self.used.extend(graph.initializer.iter().filter_map(|t| t.name.clone()));
-        self.used.extend(graph.sparse_initializer.iter().filter_map(|t| t.values.as_ref()?.name.clone()));
+        self.used
+            .extend(graph.initializer.iter().filter_map(|t| t.name.clone()));
+        self.used.extend(
+            graph
+                .sparse_initializer
+                .iter()
+                .filter_map(|t| t.values.as_ref()?.name.clone()),
+        );
         for node in &graph.node {
             self.collect_node(node);
         }
@@ -38,7 +55,8 @@ impl Names {
 
     fn collect_node(&mut self, node: &NodeProto) {
         self.used.extend(node.name.clone());
-        self.used.extend(node.input.iter().chain(&node.output).cloned());
+        self.used
+            .extend(node.input.iter().chain(&node.output).cloned());
         for graph in subgraphs(node) {
             self.collect(graph);
         }
@@ -46,7 +64,11 @@ impl Names {
 
     /// `{base}_{suffix}` if that is free, else `{base}_{suffix}_2`, `_3`, …; the answer is free no longer.
     pub fn derive(&mut self, base: &str, suffix: &str) -> String {
-        let wanted = if base.is_empty() { suffix.to_owned() } else { format!("{base}_{suffix}") };
+        let wanted = if base.is_empty() {
+            suffix.to_owned()
+        } else {
+            format!("{base}_{suffix}")
+        };
         let mut name = wanted.clone();
         let mut count = 1;
         while !self.used.insert(name.clone()) {

@@ -404,10 +404,16 @@ pub(super) fn set_opset(model: &mut Model, version: i64, minimum_ir: i64) {
         |o: &OperatorSetIdProto| matches!(o.domain.as_deref(), None | Some("") | Some("ai.onnx"));
     let imports = &mut model.proto.opset_import;
     if !imports.iter().any(standard) {
-        imports.push(OperatorSetIdProto { domain: Some(String::new()), version: None });
+        imports.push(OperatorSetIdProto {
+            domain: Some(String::new()),
+            version: None,
+        });
     }
     // The domain has two spellings, and a file may import both.
-    imports.iter_mut().filter(|o| standard(o)).for_each(|o| o.version = Some(version));
+    imports
+        .iter_mut()
+        .filter(|o| standard(o))
+        .for_each(|o| o.version = Some(version));
     let ir = model.proto.ir_version.unwrap_or(0);
     if ir < minimum_ir {
         if ir < 4 {

@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
+use crate::onnx::Model;
+use crate::onnx::node::subgraphs;
 use crate::onnx::proto::{
     GraphProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, tensor_shape_proto, type_proto,
 };
-use crate::onnx::Model;
-use crate::onnx::node::subgraphs;
 
 /// A node, as its position in `GraphProto.node`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -72,7 +72,12 @@ impl<'m> View<'m> {
     /// Indexes the main graph of `model`. Cost: one pass over nodes, initializers and value infos.
     pub fn new(model: &'m Model) -> Self {
         let graph = model.graph();
-        let mut view = View { model, graph, values: Vec::new(), by_name: HashMap::new() };
+        let mut view = View {
+            model,
+            graph,
+            values: Vec::new(),
+            by_name: HashMap::new(),
+        };
         // Before IR 4 every initializer had to be listed as an input too; there it is a constant all the same.
         let listed_inputs_are_constants = model.proto.ir_version.unwrap_or(0) < 4;
         for (i, init) in graph.initializer.iter().enumerate() {
@@ -88,14 +93,31 @@ impl<'m> View<'m> {
             view.values[id.0].info = Some(input);
         }
         for (i, node) in graph.node.iter().enumerate() {
-            for (output, name) in node.output.iter().enumerate().filter(|(_, n)| !n.is_empty()) {
-                view.define(name, Source::Node { node: NodeId(i), output });
+            for (output, name) in node
+                .output
+                .iter()
+                .enumerate()
+                .filter(|(_, n)| !n.is_empty())
+            {
+                view.define(
+                    name,
+                    Source::Node {
+                        node: NodeId(i),
+                        output,
+                    },
+                );
             }
         }
         for (i, node) in graph.node.iter().enumerate() {
             let node_id = NodeId(i);
             for (input, name) in node.input.iter().enumerate().filter(|(_, n)| !n.is_empty()) {
-                view.record_use(name, Use::Node { node: node_id, input });
+                view.record_use(
+                    name,
+                    Use::Node {
+                        node: node_id,
+                        input,
+                    },
+                );
             }
             for name in captured_names(node) {
                 view.record_use(name, Use::Captured { node: node_id });
@@ -113,7 +135,12 @@ impl<'m> View<'m> {
 
     fn intern(&mut self, name: &'m str) -> ValueId {
         *self.by_name.entry(name).or_insert_with(|| {
-            self.values.push(Value { name, source: Source::Unknown, uses: Vec::new(), info: None });
+            self.values.push(Value {
+                name,
+                source: Source::Unknown,
+                uses: Vec::new(),
+                info: None,
+            });
             ValueId(self.values.len() - 1)
         })
     }
@@ -140,7 +167,11 @@ impl<'m> View<'m> {
 
     /// Every node with its id, in graph order.
     pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &'m NodeProto)> {
-        self.graph.node.iter().enumerate().map(|(i, n)| (NodeId(i), n))
+        self.graph
+            .node
+            .iter()
+            .enumerate()
+            .map(|(i, n)| (NodeId(i), n))
     }
 
     /// The node behind an id.
@@ -151,7 +182,11 @@ impl<'m> View<'m> {
     /// The operator of a node, `""` for operators outside of the standard domain unless `domain` is given.
     pub fn op(&self, id: NodeId) -> &'m str {
         let node = self.node(id);
-        if is_standard_domain(node) { op_type(node) } else { "" }
+        if is_standard_domain(node) {
+            op_type(node)
+        } else {
+            ""
+        }
     }
 
     /// The node's name, or its first output's name where it has none: the name used in messages and reports.
@@ -159,13 +194,21 @@ impl<'m> View<'m> {
         let node = self.node(id);
         match node.name.as_deref() {
             Some(name) if !name.is_empty() => name,
-            _ => node.output.iter().find(|o| !o.is_empty()).map_or("(unnamed)", |o| o.as_str()),
+            _ => node
+                .output
+                .iter()
+                .find(|o| !o.is_empty())
+                .map_or("(unnamed)", |o| o.as_str()),
         }
     }
 
     /// The value of that name, if the graph mentions it.
     pub fn value(&self, name: &str) -> Option<ValueId> {
-        if name.is_empty() { None } else { self.by_name.get(name).copied() }
+        if name.is_empty() {
+            None
+        } else {
+            self.by_name.get(name).copied()
+        }
     }
 
     /// The name of a value.
@@ -188,7 +231,9 @@ impl<'m> View<'m> {
 
     /// The producer of a value if it is the standard operator `op` and the value its first output.
     pub fn producer_is(&self, id: ValueId, op: &str) -> Option<NodeId> {
-        self.producer(id).filter(|&(node, output)| output == 0 && self.op(node) == op).map(|(node, _)| node)
+        self.producer(id)
+            .filter(|&(node, output)| output == 0 && self.op(node) == op)
+            .map(|(node, _)| node)
     }
 
     /// Every reader of a value: nodes in graph order, then captures, then graph outputs.
@@ -206,12 +251,18 @@ impl<'m> View<'m> {
 
     /// Input number `slot` of a node, `None` where it is left out.
     pub fn input(&self, node: NodeId, slot: usize) -> Option<ValueId> {
-        self.node(node).input.get(slot).and_then(|name| self.value(name))
+        self.node(node)
+            .input
+            .get(slot)
+            .and_then(|name| self.value(name))
     }
 
     /// Output number `slot` of a node, `None` where it is left out.
     pub fn output(&self, node: NodeId, slot: usize) -> Option<ValueId> {
-        self.node(node).output.get(slot).and_then(|name| self.value(name))
+        self.node(node)
+            .output
+            .get(slot)
+            .and_then(|name| self.value(name))
     }
 
     /// The initializer behind a value.
@@ -226,7 +277,13 @@ impl<'m> View<'m> {
     /// or symbolic length. Constants state theirs; everything else needs a value info.
     pub fn shape(&self, id: ValueId) -> Option<Vec<Option<usize>>> {
         if let Some(tensor) = self.initializer(id) {
-            return Some(tensor.dims.iter().map(|&d| usize::try_from(d).ok()).collect());
+            return Some(
+                tensor
+                    .dims
+                    .iter()
+                    .map(|&d| usize::try_from(d).ok())
+                    .collect(),
+            );
         }
         let info = self.values[id.0].info?;
         let tensor = tensor_type(info.r#type.as_ref()?)?;
@@ -234,7 +291,9 @@ impl<'m> View<'m> {
         Some(
             dims.iter()
                 .map(|d| match d.value {
-                    Some(tensor_shape_proto::dimension::Value::DimValue(v)) => usize::try_from(v).ok(),
+                    Some(tensor_shape_proto::dimension::Value::DimValue(v)) => {
+                        usize::try_from(v).ok()
+                    }
                     _ => None,
                 })
                 .collect(),
@@ -286,12 +345,27 @@ fn collect_captures<'m>(
         .iter()
         .filter_map(|i| i.name.as_deref())
         .chain(graph.initializer.iter().filter_map(|t| t.name.as_deref()))
-        .chain(graph.sparse_initializer.iter().filter_map(|t| t.values.as_ref()?.name.as_deref()))
-        .chain(graph.node.iter().flat_map(|n| n.output.iter().map(String::as_str)))
+        .chain(
+            graph
+                .sparse_initializer
+                .iter()
+                .filter_map(|t| t.values.as_ref()?.name.as_deref()),
+        )
+        .chain(
+            graph
+                .node
+                .iter()
+                .flat_map(|n| n.output.iter().map(String::as_str)),
+        )
         .collect();
     scopes.push(defined);
     let outputs = graph.output.iter().filter_map(|o| o.name.as_deref());
-    for name in graph.node.iter().flat_map(|n| n.input.iter().map(String::as_str)).chain(outputs) {
+    for name in graph
+        .node
+        .iter()
+        .flat_map(|n| n.input.iter().map(String::as_str))
+        .chain(outputs)
+    {
         let inside = name.is_empty() || scopes.iter().any(|s| s.contains(name));
         if !inside && !captured.contains(&name) {
             captured.push(name);

@@ -48,7 +48,7 @@ pub fn recognise(view: &View) -> Recognised {
         }
         match norm::match_at(view, id) {
             Some(Ok(norm)) => found.norms.push(norm),
-            Some(Err((kind, reason))) => found.miss(view, id, kind, reason),
+            Some(Err((kind, reason))) => found.miss(view, id, kind.op_type(), reason),
             None => {}
         }
     }
