@@ -28,7 +28,8 @@ fn every_old_model_is_raised() {
         let mut model = load(&path).unwrap();
         let from = model.opset();
         assert!((7..TARGET).contains(&from));
-        let raised = raise(&mut model, TARGET).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let raised =
+            raise(&mut model, TARGET).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         assert_eq!((raised.from, raised.to), (from, TARGET));
         assert_eq!(model.opset(), TARGET);
         let options = SaveOptions {
@@ -63,5 +64,9 @@ fn the_table_is_written_for_comparison() {
         })
         .collect();
     let table = json!({ "target": TARGET, "operators": rows });
-    fs::write(out().join("table.json"), serde_json::to_vec_pretty(&table).unwrap()).unwrap();
+    fs::write(
+        out().join("table.json"),
+        serde_json::to_vec_pretty(&table).unwrap(),
+    )
+    .unwrap();
 }

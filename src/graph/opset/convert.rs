@@ -9,10 +9,10 @@ use std::collections::HashSet;
 use super::Edit;
 use super::facts::Facts;
 use crate::graph::Names;
-use crate::onnx::proto::{AttributeProto, NodeProto, TensorProto};
 use crate::onnx::node::{
     attr, attr_f, attr_floats, attr_i, attr_ints, attr_s, int_attr, make_node, string_attr,
 };
+use crate::onnx::proto::{AttributeProto, NodeProto, TensorProto};
 use crate::onnx::{DataType, tensor};
 
 /// Rewrites a node for one new version, or says why that cannot be done.
@@ -37,7 +37,14 @@ impl Rewrite<'_> {
     fn derive(&mut self, suffix: &str) -> String {
         let base = match self.edit.node.name.as_deref() {
             Some(name) if !name.is_empty() => name.to_owned(),
-            _ => self.edit.node.output.iter().find(|o| !o.is_empty()).cloned().unwrap_or_default(),
+            _ => self
+                .edit
+                .node
+                .output
+                .iter()
+                .find(|o| !o.is_empty())
+                .cloned()
+                .unwrap_or_default(),
         };
         self.names.derive(&base, suffix)
     }
@@ -53,13 +60,20 @@ impl Rewrite<'_> {
     }
 
     fn set_ints(&mut self, slot: usize, suffix: &str, values: &[i64]) {
-        self.set_constant(slot, suffix, |name| tensor::from_i64(name, &[values.len()], values));
+        self.set_constant(slot, suffix, |name| {
+            tensor::from_i64(name, &[values.len()], values)
+        });
     }
 
     /// A scalar of the type of the node's first input.
     fn set_scalar(&mut self, slot: usize, suffix: &str, value: f32) -> Result<(), String> {
         let dtype = match self.facts.dtype(self.input(0)) {
-            Some(dtype @ (DataType::Float | DataType::Float16 | DataType::Double | DataType::Bfloat16)) => dtype,
+            Some(
+                dtype @ (DataType::Float
+                | DataType::Float16
+                | DataType::Double
+                | DataType::Bfloat16),
+            ) => dtype,
             Some(other) => return Err(format!("`{suffix}` of type {}", other.as_str_name())),
             None => {
                 return Err(format!(
@@ -68,7 +82,9 @@ impl Rewrite<'_> {
                 ));
             }
         };
-        self.set_constant(slot, suffix, |name| tensor::from_f32(name, &[], &[value], dtype));
+        self.set_constant(slot, suffix, |name| {
+            tensor::from_f32(name, &[], &[value], dtype)
+        });
         Ok(())
     }
 
@@ -78,7 +94,13 @@ impl Rewrite<'_> {
 
     /// Replaces an attribute in its place, or appends it.
     fn set_attribute(&mut self, attribute: AttributeProto) {
-        match self.edit.node.attribute.iter_mut().find(|a| a.name() == attribute.name()) {
+        match self
+            .edit
+            .node
+            .attribute
+            .iter_mut()
+            .find(|a| a.name() == attribute.name())
+        {
             Some(old) => *old = attribute,
             None => self.edit.node.attribute.push(attribute),
         }
@@ -95,17 +117,22 @@ impl Rewrite<'_> {
             Some(a) if value.is_none() && !a.ref_attr_name().is_empty() => {
                 Err(format!("attribute `{name}` is a parameter of the function"))
             }
-            Some(_) if value.is_none() => Err(format!("attribute `{name}` has another type than it must have")),
+            Some(_) if value.is_none() => Err(format!(
+                "attribute `{name}` has another type than it must have"
+            )),
             _ => Ok(value),
         }
     }
 
     fn read_ints(&self, name: &str) -> Result<Option<Vec<i64>>, String> {
-        self.get(name, |node, name| attr_ints(node, name).map(<[i64]>::to_vec))
+        self.get(name, |node, name| {
+            attr_ints(node, name).map(<[i64]>::to_vec)
+        })
     }
 
     fn require_ints(&self, name: &str) -> Result<Vec<i64>, String> {
-        self.read_ints(name)?.ok_or_else(|| format!("the required attribute `{name}` is missing"))
+        self.read_ints(name)?
+            .ok_or_else(|| format!("the required attribute `{name}` is missing"))
     }
 }
 
@@ -143,7 +170,9 @@ pub(super) fn conv_transpose(r: &mut Rewrite) -> Result<(), String> {
 pub(super) fn dropout_mask(r: &mut Rewrite) -> Result<(), String> {
     if let Some(mask) = r.edit.node.output.get(1).filter(|m| !m.is_empty()).cloned() {
         if r.read.contains(&mask) {
-            return Err(format!("its mask `{mask}` is read, and has another type from version 10 on"));
+            return Err(format!(
+                "its mask `{mask}` is read, and has another type from version 10 on"
+            ));
         }
         r.edit.node.output.truncate(1);
         r.edit.dropped.push(mask);
@@ -154,10 +183,14 @@ pub(super) fn dropout_mask(r: &mut Rewrite) -> Result<(), String> {
 /// Dropout 12: `ratio` is an input. Without `training_mode` both versions copy the input.
 pub(super) fn dropout(r: &mut Rewrite) -> Result<(), String> {
     if let Some(mask) = r.edit.node.output.get(1).filter(|m| r.read.contains(*m)) {
-        return Err(format!("its mask `{mask}` is read, and is all ones in inference only from version 12 on"));
+        return Err(format!(
+            "its mask `{mask}` is read, and is all ones in inference only from version 12 on"
+        ));
     }
     if let Some(ratio) = r.get("ratio", attr_f)? {
-        r.set_constant(1, "ratio", |name| tensor::from_f32(name, &[], &[ratio], DataType::Float));
+        r.set_constant(1, "ratio", |name| {
+            tensor::from_f32(name, &[], &[ratio], DataType::Float)
+        });
         r.remove("ratio");
     }
     Ok(())
@@ -166,9 +199,10 @@ pub(super) fn dropout(r: &mut Rewrite) -> Result<(), String> {
 /// Erf 13 takes floats only.
 pub(super) fn erf(r: &mut Rewrite) -> Result<(), String> {
     match r.facts.dtype(r.input(0)) {
-        Some(dtype) if !tensor::is_float(dtype) => {
-            Err(format!("it takes {}, and from version 13 on floats only", dtype.as_str_name()))
-        }
+        Some(dtype) if !tensor::is_float(dtype) => Err(format!(
+            "it takes {}, and from version 13 on floats only",
+            dtype.as_str_name()
+        )),
         // No runtime ever had an integer Erf, so an unknown type is a float.
         _ => Ok(()),
     }
@@ -214,12 +248,22 @@ pub(super) fn resize(r: &mut Rewrite) -> Result<(), String> {
 
 fn nearest_mode(r: &Rewrite) -> Result<&'static str, String> {
     let name = r.input(1);
-    let scales = r.facts.constant(name).and_then(|t| tensor::float_array(t).ok());
+    let scales = r
+        .facts
+        .constant(name)
+        .and_then(|t| tensor::float_array(t).ok());
     let Some(scales) = scales else {
-        return Err(format!("its rounding depends on the scales `{name}`, which are not constant"));
+        return Err(format!(
+            "its rounding depends on the scales `{name}`, which are not constant"
+        ));
     };
-    match (scales.iter().any(|&s| s < 1.0), scales.iter().any(|&s| s > 1.0)) {
-        (true, true) => Err("it enlarges one axis and shrinks another, which round differently".to_owned()),
+    match (
+        scales.iter().any(|&s| s < 1.0),
+        scales.iter().any(|&s| s > 1.0),
+    ) {
+        (true, true) => {
+            Err("it enlarges one axis and shrinks another, which round differently".to_owned())
+        }
         (true, false) => Ok("ceil"),
         (false, _) => Ok("floor"),
     }
@@ -237,7 +281,9 @@ fn write_resize(r: &mut Rewrite, scales: &str, nearest_mode: Option<&str>) {
 /// Resize 13 takes scales or sizes and not both, where version 11 wanted empty scales beside sizes, and has lost one
 /// coordinate transformation.
 pub(super) fn resize_inputs(r: &mut Rewrite) -> Result<(), String> {
-    let mode = r.get("coordinate_transformation_mode", |n, a| attr_s(n, a).map(str::to_owned))?;
+    let mode = r.get("coordinate_transformation_mode", |n, a| {
+        attr_s(n, a).map(str::to_owned)
+    })?;
     if mode.as_deref() == Some("tf_half_pixel_for_nn") {
         return Err("`tf_half_pixel_for_nn` was removed".to_owned());
     }
@@ -272,25 +318,49 @@ pub(super) fn slice(r: &mut Rewrite) -> Result<(), String> {
 ///
 /// `softmax_11(x, axis) = reshape(softmax_13(flatten(x, axis), −1), shape(x))`
 ///
-/// The two are one where `axis` is the last.
+/// The two are one where `axis` is the last. (A Reshape to a shape with a zero beyond its second axis fails in some
+/// runtimes; only an empty tensor can have one.)
 pub(super) fn softmax(r: &mut Rewrite) -> Result<(), String> {
     let axis = r.get("axis", attr_i)?.unwrap_or(1);
-    let rank = r.facts.rank(r.input(0)).and_then(|rank| i64::try_from(rank).ok());
+    let rank = r
+        .facts
+        .rank(r.input(0))
+        .and_then(|rank| i64::try_from(rank).ok());
     if let Some(rank) = rank
         && !(-rank..rank).contains(&axis)
     {
-        return Err(format!("its axis is {axis} and the rank of its input {rank}"));
+        return Err(format!(
+            "its axis is {axis} and the rank of its input {rank}"
+        ));
     }
     if axis == -1 || rank.is_some_and(|rank| axis == rank - 1) {
         r.set_attribute(int_attr("axis", axis));
         return Ok(());
     }
-    let (x, y) = (r.input(0).to_owned(), r.edit.node.output.first().cloned().unwrap_or_default());
+    let (x, y) = (
+        r.input(0).to_owned(),
+        r.edit.node.output.first().cloned().unwrap_or_default(),
+    );
     let [shape, flat, result] = ["shape", "flat", "result"].map(|s| r.derive(s));
-    let [shape_node, flatten_node, reshape_node] = ["Shape", "Flatten", "Reshape"].map(|s| r.derive(s));
-    r.edit.before.push(make_node("Shape", &shape_node, &[&x], &[&shape], vec![]));
-    r.edit.before.push(make_node("Flatten", &flatten_node, &[&x], &[&flat], vec![int_attr("axis", axis)]));
-    r.edit.after.push(make_node("Reshape", &reshape_node, &[&result, &shape], &[&y], vec![]));
+    let [shape_node, flatten_node, reshape_node] =
+        ["Shape", "Flatten", "Reshape"].map(|s| r.derive(s));
+    r.edit
+        .before
+        .push(make_node("Shape", &shape_node, &[&x], &[&shape], vec![]));
+    r.edit.before.push(make_node(
+        "Flatten",
+        &flatten_node,
+        &[&x],
+        &[&flat],
+        vec![int_attr("axis", axis)],
+    ));
+    r.edit.after.push(make_node(
+        "Reshape",
+        &reshape_node,
+        &[&result, &shape],
+        &[&y],
+        vec![],
+    ));
     r.edit.node.input = vec![flat];
     r.edit.node.output = vec![result];
     r.set_attribute(int_attr("axis", -1));
@@ -310,7 +380,9 @@ pub(super) fn split(r: &mut Rewrite) -> Result<(), String> {
 pub(super) fn squeeze(r: &mut Rewrite) -> Result<(), String> {
     match r.read_ints("axes")? {
         Some(axes) if axes.is_empty() => {
-            return Err("its `axes` are an empty list, which never had a defined meaning".to_owned());
+            return Err(
+                "its `axes` are an empty list, which never had a defined meaning".to_owned(),
+            );
         }
         Some(axes) => r.set_ints(1, "axes", &axes),
         None => {}
@@ -329,7 +401,9 @@ pub(super) fn unsqueeze(r: &mut Rewrite) -> Result<(), String> {
 
 /// TopK 10: `k` is an input. Version 11 adds `largest` and `sorted`, both on unless said otherwise.
 pub(super) fn top_k(r: &mut Rewrite) -> Result<(), String> {
-    let k = r.get("k", attr_i)?.ok_or("the required attribute `k` is missing")?;
+    let k = r
+        .get("k", attr_i)?
+        .ok_or("the required attribute `k` is missing")?;
     r.set_ints(1, "k", &[k]);
     r.remove("k");
     Ok(())

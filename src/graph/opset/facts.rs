@@ -8,9 +8,9 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::graph::view::is_standard_domain;
-use crate::onnx::proto::{GraphProto, NodeProto, TensorProto, ValueInfoProto, type_proto};
 use crate::onnx::DataType;
 use crate::onnx::node::{attr_i, attr_ints, attr_t};
+use crate::onnx::proto::{GraphProto, NodeProto, TensorProto, ValueInfoProto, type_proto};
 
 /// Constants with more elements than this are weights: nothing here looks inside them.
 const SMALL: i64 = 64;
@@ -33,7 +33,9 @@ impl Facts {
 
     /// The element type of a value.
     pub fn dtype(&self, name: &str) -> Option<DataType> {
-        DataType::try_from(*self.types.get(name)?).ok().filter(|&t| t != DataType::Undefined)
+        DataType::try_from(*self.types.get(name)?)
+            .ok()
+            .filter(|&t| t != DataType::Undefined)
     }
 
     /// The tensor behind a small constant.
@@ -43,14 +45,24 @@ impl Facts {
 
     /// Adds what `graph` says. `overridable`: an initializer that is listed as an input is only a default (IR 4).
     pub fn add_graph(&mut self, graph: &GraphProto, overridable: bool) {
-        for info in graph.input.iter().chain(&graph.value_info).chain(&graph.output) {
+        for info in graph
+            .input
+            .iter()
+            .chain(&graph.value_info)
+            .chain(&graph.output)
+        {
             self.add_info(info);
         }
-        let inputs: HashSet<&str> = graph.input.iter().filter_map(|i| i.name.as_deref()).collect();
+        let inputs: HashSet<&str> = graph
+            .input
+            .iter()
+            .filter_map(|i| i.name.as_deref())
+            .collect();
         for tensor in &graph.initializer {
             let name = tensor.name();
             self.ranks.insert(name.to_owned(), tensor.dims.len());
-            self.types.extend(tensor.data_type.map(|t| (name.to_owned(), t)));
+            self.types
+                .extend(tensor.data_type.map(|t| (name.to_owned(), t)));
             if !(overridable && inputs.contains(name)) {
                 self.add_constant(name, tensor);
             }
@@ -74,12 +86,19 @@ impl Facts {
     }
 
     fn add_info(&mut self, info: &ValueInfoProto) {
-        let Some(type_proto::Value::TensorType(tensor)) = info.r#type.as_ref().and_then(|t| t.value.as_ref())
+        let Some(type_proto::Value::TensorType(tensor)) =
+            info.r#type.as_ref().and_then(|t| t.value.as_ref())
         else {
             return;
         };
-        self.types.extend(tensor.elem_type.map(|t| (info.name().to_owned(), t)));
-        self.ranks.extend(tensor.shape.as_ref().map(|s| (info.name().to_owned(), s.dim.len())));
+        self.types
+            .extend(tensor.elem_type.map(|t| (info.name().to_owned(), t)));
+        self.ranks.extend(
+            tensor
+                .shape
+                .as_ref()
+                .map(|s| (info.name().to_owned(), s.dim.len())),
+        );
     }
 
     fn add_constant(&mut self, name: &str, tensor: &TensorProto) {
@@ -96,10 +115,16 @@ impl Facts {
     /// Ranks and lengths of a node's outputs from those of its inputs.
     fn follow(&mut self, node: &NodeProto) {
         let input = |slot: usize| node.input.get(slot).map_or("", |n| n.as_str());
-        let Some(output) = node.output.first().filter(|o| !o.is_empty()) else { return };
+        let Some(output) = node.output.first().filter(|o| !o.is_empty()) else {
+            return;
+        };
         let rank = |slot: usize| self.rank(input(slot));
         let broadcast = || -> Option<usize> {
-            let ranks = node.input.iter().map(|n| self.rank(n)).collect::<Option<Vec<_>>>()?;
+            let ranks = node
+                .input
+                .iter()
+                .map(|n| self.rank(n))
+                .collect::<Option<Vec<_>>>()?;
             ranks.into_iter().max()
         };
         let axes = || match attr_ints(node, "axes") {
@@ -109,18 +134,30 @@ impl Facts {
         let mut length = None;
         let found = match node.op_type() {
             "Constant" => {
-                let Some(tensor) = attr_t(node, "value") else { return };
-                self.types.extend(tensor.data_type.map(|t| (output.clone(), t)));
+                let Some(tensor) = attr_t(node, "value") else {
+                    return;
+                };
+                self.types
+                    .extend(tensor.data_type.map(|t| (output.clone(), t)));
                 self.ranks.insert(output.clone(), tensor.dims.len());
                 self.add_constant(output, &tensor.clone());
                 return;
             }
             "ConstantOfShape" => self.lengths.get(input(0)).copied(),
+            "Range" => Some(1),
             "Shape" => {
                 length = rank(0);
                 Some(1)
             }
-            "Reshape" => self.lengths.get(input(1)).copied(),
+            "Reshape" => {
+                let found = self.lengths.get(input(1)).copied();
+                length = self
+                    .lengths
+                    .get(input(0))
+                    .copied()
+                    .filter(|_| found == Some(1));
+                found
+            }
             "Expand" => {
                 let target = self.lengths.get(input(1)).copied();
                 rank(0).zip(target).map(|(a, b)| a.max(b))
@@ -138,18 +175,27 @@ impl Facts {
             }
             "Squeeze" => rank(0).zip(axes()).and_then(|(r, n)| r.checked_sub(n)),
             "Gather" => {
-                let found = rank(0).zip(rank(1)).and_then(|(r, q)| (r + q).checked_sub(1));
-                length = if rank(0) == Some(1) { self.lengths.get(input(1)).copied() } else { None };
+                let found = rank(0)
+                    .zip(rank(1))
+                    .and_then(|(r, q)| (r + q).checked_sub(1));
+                length = if rank(0) == Some(1) {
+                    self.lengths.get(input(1)).copied()
+                } else {
+                    None
+                };
                 found
             }
             "Concat" => {
-                let parts: Option<Vec<usize>> =
-                    node.input.iter().map(|n| self.lengths.get(n).copied()).collect();
+                let parts: Option<Vec<usize>> = node
+                    .input
+                    .iter()
+                    .map(|n| self.lengths.get(n).copied())
+                    .collect();
                 length = parts.map(|p| p.iter().sum());
                 node.input.iter().find_map(|n| self.rank(n))
             }
-            "ReduceL1" | "ReduceL2" | "ReduceLogSum" | "ReduceLogSumExp" | "ReduceMax" | "ReduceMean"
-            | "ReduceMin" | "ReduceProd" | "ReduceSum" | "ReduceSumSquare" => {
+            "ReduceL1" | "ReduceL2" | "ReduceLogSum" | "ReduceLogSumExp" | "ReduceMax"
+            | "ReduceMean" | "ReduceMin" | "ReduceProd" | "ReduceSum" | "ReduceSumSquare" => {
                 match (attr_i(node, "keepdims").unwrap_or(1), axes()) {
                     (0, Some(n)) => rank(0).and_then(|r| r.checked_sub(n)),
                     (0, None) => None,
@@ -160,8 +206,16 @@ impl Facts {
                 length = self.lengths.get(input(0)).copied();
                 rank(0)
             }
-            "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Mod" | "Max" | "Min" | "Sum" | "Mean" | "And" | "Or"
-            | "Xor" | "Equal" | "Greater" | "Less" | "GreaterOrEqual" | "LessOrEqual" | "Where" | "PRelu" => {
+            "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Mod" | "Max" | "Min" | "Sum" | "Mean"
+            | "And" | "Or" | "Xor" | "Equal" | "Greater" | "Less" | "GreaterOrEqual"
+            | "LessOrEqual" | "Where" | "PRelu" => {
+                // Vectors broadcast with one of more than one element have its length, whatever the others are.
+                let longest = node
+                    .input
+                    .iter()
+                    .filter_map(|n| self.lengths.get(n).copied())
+                    .max();
+                length = longest.filter(|&n| n > 1 && broadcast() == Some(1));
                 broadcast()
             }
             "Split" => rank(0),
@@ -169,7 +223,11 @@ impl Facts {
             _ => None,
         };
         if let Some(found) = found {
-            let outputs = if node.op_type() == "Split" { &node.output[..] } else { &node.output[..1] };
+            let outputs = if node.op_type() == "Split" {
+                &node.output[..]
+            } else {
+                &node.output[..1]
+            };
             for output in outputs {
                 self.ranks.entry(output.clone()).or_insert(found);
             }
@@ -181,7 +239,9 @@ impl Facts {
         }
         match node.op_type() {
             "Cast" => self.types.extend(
-                attr_i(node, "to").and_then(|t| i32::try_from(t).ok()).map(|t| (output.clone(), t)),
+                attr_i(node, "to")
+                    .and_then(|t| i32::try_from(t).ok())
+                    .map(|t| (output.clone(), t)),
             ),
             "ConstantOfShape" => {
                 let dtype = match attr_t(node, "value") {
@@ -203,10 +263,17 @@ impl Facts {
             op if all_of_one_type(op) => node.input.iter().chain(&node.output).collect(),
             "Where" => node.input.iter().skip(1).chain(&node.output).collect(),
             "Split" => node.input.iter().take(1).chain(&node.output).collect(),
-            op if keeps_type(op) => node.input.iter().take(1).chain(node.output.first()).collect(),
+            op if keeps_type(op) => node
+                .input
+                .iter()
+                .take(1)
+                .chain(node.output.first())
+                .collect(),
             _ => return,
         };
-        let Some(found) = tied.iter().find_map(|n| self.types.get(*n).copied()) else { return };
+        let Some(found) = tied.iter().find_map(|n| self.types.get(*n).copied()) else {
+            return;
+        };
         for name in tied.into_iter().filter(|n| !n.is_empty()) {
             self.types.entry(name.clone()).or_insert(found);
         }
@@ -274,7 +341,8 @@ fn keeps_rank(op: &str) -> bool {
 fn all_of_one_type(op: &str) -> bool {
     matches!(
         op,
-        "Add" | "BatchNormalization"
+        "Add"
+            | "BatchNormalization"
             | "Concat"
             | "Conv"
             | "ConvTranspose"
@@ -311,5 +379,7 @@ fn keeps_type(op: &str) -> bool {
         "Transpose",
         "Unsqueeze",
     ];
-    (keeps_rank(op) && !other_output.contains(&op)) || also.contains(&op) || op.starts_with("Reduce")
+    (keeps_rank(op) && !other_output.contains(&op))
+        || also.contains(&op)
+        || op.starts_with("Reduce")
 }

@@ -39,13 +39,17 @@ const IR_VERSION: i64 = 7;
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum OpsetError {
     /// A version that this module knows nothing about was asked for.
-    #[error("operator sets above {TARGET} cannot be reached by conversion, and {minimum} is needed: export the model again with opset {minimum}")]
+    #[error(
+        "operator sets above {TARGET} cannot be reached by conversion, and {minimum} is needed: export the model again with opset {minimum}"
+    )]
     Target {
         /// What was asked for.
         minimum: i64,
     },
     /// The model or a function is older than [`OLDEST`].
-    #[error("{place} uses opset {found}, and {OLDEST} is the oldest that can be raised: export the model again with opset {TARGET} or later")]
+    #[error(
+        "{place} uses opset {found}, and {OLDEST} is the oldest that can be raised: export the model again with opset {TARGET} or later"
+    )]
     TooOld {
         /// "the model" or the function.
         place: String,
@@ -53,7 +57,9 @@ pub enum OpsetError {
         found: i64,
     },
     /// A node whose operator does not exist in its version.
-    #[error("node `{node}`{place}: ONNX has no operator `{op}` in opset {from}, so its meaning in opset {TARGET} is unknown: export the model again with opset {TARGET} or later")]
+    #[error(
+        "node `{node}`{place}: ONNX has no operator `{op}` in opset {from}, so its meaning in opset {TARGET} is unknown: export the model again with opset {TARGET} or later"
+    )]
     UnknownOperator {
         /// Its name, or its first output's.
         node: String,
@@ -65,7 +71,9 @@ pub enum OpsetError {
         from: i64,
     },
     /// A node that has no exact counterpart.
-    #[error("node `{node}`{place}: {op} cannot be raised from opset {from} to {TARGET}, because {op} changed in version {version}: {reason}; export the model again with opset {TARGET} or later")]
+    #[error(
+        "node `{node}`{place}: {op} cannot be raised from opset {from} to {TARGET}, because {op} changed in version {version}: {reason}; export the model again with opset {TARGET} or later"
+    )]
     Refused {
         /// Its name, or its first output's.
         node: String,
@@ -79,6 +87,14 @@ pub enum OpsetError {
         version: i64,
         /// What about it cannot be kept.
         reason: String,
+    },
+    /// Training graphs share the model's operator set, and would change their meaning with it.
+    #[error(
+        "the model carries training graphs, which cannot be raised from opset {from}: export the model for inference, with opset {TARGET} or later"
+    )]
+    Training {
+        /// The model's version.
+        from: i64,
     },
     /// A defect of a conversion.
     #[error(transparent)]
@@ -109,12 +125,19 @@ pub struct Raised {
 pub fn raise(model: &mut Model, minimum: i64) -> Result<Raised, OpsetError> {
     let from = model.opset();
     let is_old = |f: &FunctionProto| version(&f.opset_import).unwrap_or(from) < minimum;
-    let mut report = Raised { from, to: from, ..Raised::default() };
+    let mut report = Raised {
+        from,
+        to: from,
+        ..Raised::default()
+    };
     if from >= minimum && !model.proto.functions.iter().any(is_old) {
         return Ok(report);
     }
     if minimum > TARGET {
         return Err(OpsetError::Target { minimum });
+    }
+    if from < minimum && !model.proto.training_info.is_empty() {
+        return Err(OpsetError::Training { from });
     }
     let mut scope = Scope {
         from,
@@ -144,13 +167,17 @@ pub fn raise(model: &mut Model, minimum: i64) -> Result<Raised, OpsetError> {
 
 /// The version of the standard operator set in a list of imports.
 fn version(imports: &[OperatorSetIdProto]) -> Option<i64> {
-    let standard = imports.iter().filter(|o| matches!(o.domain(), "" | "ai.onnx"));
+    let standard = imports
+        .iter()
+        .filter(|o| matches!(o.domain(), "" | "ai.onnx"));
     standard.map(OperatorSetIdProto::version).max()
 }
 
 /// The names of functions in the standard domain: there they hide the operator of that name.
 fn own_functions(functions: &[FunctionProto]) -> HashSet<String> {
-    let standard = functions.iter().filter(|f| matches!(f.domain(), "" | "ai.onnx"));
+    let standard = functions
+        .iter()
+        .filter(|f| matches!(f.domain(), "" | "ai.onnx"));
     standard.map(|f| f.name().to_owned()).collect()
 }
 
@@ -187,30 +214,48 @@ impl Scope {
         let graph = model.graph();
         self.check_age("the model", graph.node.iter().any(is_standard_domain))?;
         self.collect_reads(&graph.node);
-        self.read.extend(graph.output.iter().map(|o| o.name().to_owned()));
+        self.read
+            .extend(graph.output.iter().map(|o| o.name().to_owned()));
         let mut facts = Facts::default();
         facts.add_graph(graph, self.overridable);
         let edits = self.edits(&graph.node, &facts)?;
         let mut patches = Vec::new();
         let mut dropped = Vec::new();
         for edit in edits {
-            let reason = format!("raise {} from opset {} to {TARGET}", edit.node.op_type(), self.from);
+            let reason = format!(
+                "raise {} from opset {} to {TARGET}",
+                edit.node.op_type(),
+                self.from
+            );
             let (id, mut patch) = (NodeId(edit.index), Patch::new(reason));
-            edit.before.into_iter().for_each(|n| patch.insert_before(id, n));
-            edit.after.into_iter().for_each(|n| patch.insert_after(id, n));
-            edit.constants.into_iter().for_each(|t| patch.add_initializer(t));
+            edit.before
+                .into_iter()
+                .for_each(|n| patch.insert_before(id, n));
+            edit.after
+                .into_iter()
+                .for_each(|n| patch.insert_after(id, n));
+            edit.constants
+                .into_iter()
+                .for_each(|t| patch.add_initializer(t));
             patch.replace(id, edit.node);
             patches.push(patch);
             dropped.extend(edit.dropped);
         }
         apply(model, patches)?;
-        model.graph_mut().value_info.retain(|i| !dropped.iter().any(|d| d == i.name()));
+        model
+            .graph_mut()
+            .value_info
+            .retain(|i| !dropped.iter().any(|d| d == i.name()));
         set_opset(model, TARGET, IR_VERSION);
         Ok(())
     }
 
     /// `from` of the model counts for a function that does not say its own.
-    fn raise_function(&mut self, function: &mut FunctionProto, from: i64) -> Result<(), OpsetError> {
+    fn raise_function(
+        &mut self,
+        function: &mut FunctionProto,
+        from: i64,
+    ) -> Result<(), OpsetError> {
         self.from = version(&function.opset_import).unwrap_or(from);
         self.place = format!(" in function `{}`", function.name());
         self.in_function = true;
@@ -224,15 +269,24 @@ impl Scope {
         facts.add_nodes(&function.node);
         let edits = self.edits(&function.node, &facts)?;
         let dropped = self.splice(&mut function.node, &mut Vec::new(), edits);
-        function.value_info.retain(|i| !dropped.iter().any(|d| d == i.name()));
+        function
+            .value_info
+            .retain(|i| !dropped.iter().any(|d| d == i.name()));
         let standard = |o: &&mut OperatorSetIdProto| matches!(o.domain(), "" | "ai.onnx");
-        function.opset_import.iter_mut().filter(standard).for_each(|o| o.version = Some(TARGET));
+        function
+            .opset_import
+            .iter_mut()
+            .filter(standard)
+            .for_each(|o| o.version = Some(TARGET));
         Ok(())
     }
 
     fn check_age(&self, place: &str, uses_standard_operators: bool) -> Result<(), OpsetError> {
         if self.from < OLDEST && uses_standard_operators {
-            return Err(OpsetError::TooOld { place: place.to_owned(), found: self.from });
+            return Err(OpsetError::TooOld {
+                place: place.to_owned(),
+                found: self.from,
+            });
         }
         Ok(())
     }
@@ -241,7 +295,8 @@ impl Scope {
         for node in nodes {
             self.read.extend(node.input.iter().cloned());
             for graph in subgraphs(node) {
-                self.read.extend(graph.output.iter().map(|o| o.name().to_owned()));
+                self.read
+                    .extend(graph.output.iter().map(|o| o.name().to_owned()));
                 self.collect_reads(&graph.node);
             }
         }
@@ -272,7 +327,9 @@ impl Scope {
         facts.add_graph(graph, self.overridable);
         let edits = self.edits(&graph.node, &facts)?;
         let dropped = self.splice(&mut graph.node, &mut graph.initializer, edits);
-        graph.value_info.retain(|i| !dropped.iter().any(|d| d == i.name()));
+        graph
+            .value_info
+            .retain(|i| !dropped.iter().any(|d| d == i.name()));
         Ok(())
     }
 
@@ -304,7 +361,12 @@ impl Scope {
         dropped
     }
 
-    fn raise_node(&mut self, index: usize, node: &NodeProto, facts: &Facts) -> Result<Edit, OpsetError> {
+    fn raise_node(
+        &mut self,
+        index: usize,
+        node: &NodeProto,
+        facts: &Facts,
+    ) -> Result<Edit, OpsetError> {
         let op = node.op_type();
         let mut edit = Edit {
             index,
@@ -323,8 +385,14 @@ impl Scope {
             op: op.to_owned(),
             from: self.from,
         };
-        let operator = operator(op).filter(|o| o.first <= self.from).ok_or_else(unknown)?;
-        for (version, rule) in operator.rules.iter().filter(|(version, _)| *version > self.from) {
+        let operator = operator(op)
+            .filter(|o| o.first <= self.from)
+            .ok_or_else(unknown)?;
+        for (version, rule) in operator
+            .rules
+            .iter()
+            .filter(|(version, _)| *version > self.from)
+        {
             let refused = |reason: String| OpsetError::Refused {
                 node: label(node).to_owned(),
                 place: self.place.clone(),
@@ -355,13 +423,23 @@ impl Scope {
 
 fn constant_node(mut tensor: TensorProto) -> NodeProto {
     let name = tensor.name.take().unwrap_or_default();
-    make_node("Constant", &name, &[], &[&name], vec![tensor_attr("value", tensor)])
+    make_node(
+        "Constant",
+        &name,
+        &[],
+        &[&name],
+        vec![tensor_attr("value", tensor)],
+    )
 }
 
 /// The node's name, or its first output's where it has none.
 fn label(node: &NodeProto) -> &str {
     match node.name() {
-        "" => node.output.iter().find(|o| !o.is_empty()).map_or("(unnamed)", |o| o.as_str()),
+        "" => node
+            .output
+            .iter()
+            .find(|o| !o.is_empty())
+            .map_or("(unnamed)", |o| o.as_str()),
         name => name,
     }
 }

@@ -52,15 +52,25 @@ impl Operator {
 }
 
 const fn op(name: &'static str, first: i64, changed: &'static [i64]) -> Operator {
-    Operator { name, first, changed, rules: &[], of_runtime: false }
+    Operator {
+        name,
+        first,
+        changed,
+        rules: &[],
+        of_runtime: false,
+    }
 }
 
 /// The history of one operator of the standard domain, if it exists in version [`TARGET`] or existed before.
 pub fn operator(name: &str) -> Option<&'static Operator> {
-    OPERATORS.binary_search_by(|o| o.name.cmp(name)).ok().map(|i| &OPERATORS[i])
+    OPERATORS
+        .binary_search_by(|o| o.name.cmp(name))
+        .ok()
+        .map(|i| &OPERATORS[i])
 }
 
-const SCAN_8: &str = "version 8 runs over a batch axis and takes sequence lengths, version 9 does neither";
+const SCAN_8: &str =
+    "version 8 runs over a batch axis and takes sequence lengths, version 9 does neither";
 
 use Rule::{Convert, Refuse};
 

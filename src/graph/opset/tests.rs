@@ -2,9 +2,7 @@ use insta::assert_snapshot;
 
 use super::*;
 use crate::onnx::DataType;
-use crate::onnx::node::{
-    float_attr, floats_attr, graph_attr, int_attr, ints_attr, string_attr,
-};
+use crate::onnx::node::{float_attr, floats_attr, graph_attr, int_attr, ints_attr, string_attr};
 use crate::onnx::proto::attribute_proto::AttributeType;
 use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension};
 use crate::onnx::proto::{
@@ -64,7 +62,10 @@ fn model(opset: i64, nodes: Vec<NodeProto>) -> Model {
 }
 
 fn single(opset: i64, op: &str, attributes: Vec<AttributeProto>) -> Model {
-    model(opset, vec![make_node(op, "node", &["x"], &["y"], attributes)])
+    model(
+        opset,
+        vec![make_node(op, "node", &["x"], &["y"], attributes)],
+    )
 }
 
 fn attribute(a: &AttributeProto) -> String {
@@ -84,7 +85,10 @@ fn tensor(t: &TensorProto) -> String {
     let dtype = crate::onnx::tensor::dtype(t).unwrap();
     let values = match float_array(t) {
         Ok(array) => format!("{:?}", array.into_iter().collect::<Vec<_>>()),
-        Err(_) => format!("{:?}", int_array(t).unwrap().into_iter().collect::<Vec<_>>()),
+        Err(_) => format!(
+            "{:?}",
+            int_array(t).unwrap().into_iter().collect::<Vec<_>>()
+        ),
     };
     format!("{}{:?} {values}", dtype.as_str_name(), t.dims)
 }
@@ -94,13 +98,20 @@ fn nodes(nodes: &[NodeProto]) -> String {
         let attributes: Vec<_> = n.attribute.iter().map(attribute).collect();
         let (outputs, inputs) = (n.output.join(", "), n.input.join(", "));
         let attributes = attributes.join(", ");
-        format!("[{}] {outputs} = {}<{attributes}>({inputs})\n", n.name(), n.op_type())
+        format!(
+            "[{}] {outputs} = {}<{attributes}>({inputs})\n",
+            n.name(),
+            n.op_type()
+        )
     };
     nodes.iter().map(line).collect()
 }
 
 fn graph(g: &GraphProto) -> String {
-    let constants = g.initializer.iter().map(|t| format!("{}: {}\n", t.name(), tensor(t)));
+    let constants = g
+        .initializer
+        .iter()
+        .map(|t| format!("{}: {}\n", t.name(), tensor(t)));
     constants.collect::<String>() + &nodes(&g.node)
 }
 
@@ -140,7 +151,13 @@ fn a_compatible_node_keeps_everything() {
 
 #[test]
 fn lists_become_inputs_and_the_rest_of_the_node_stays() {
-    let mut node = make_node("Squeeze", "node", &["x"], &["y"], vec![ints_attr("axes", &[0])]);
+    let mut node = make_node(
+        "Squeeze",
+        "node",
+        &["x"],
+        &["y"],
+        vec![ints_attr("axes", &[0])],
+    );
     node.doc_string = Some("kept".to_owned());
     let mut old = model(11, vec![node]);
     let report = raise(&mut old, 13).unwrap();
@@ -204,8 +221,10 @@ fn scalars_take_the_type_of_their_input() {
         ],
     );
     untyped.graph_mut().input[0] = named("x");
-    untyped.graph_mut().initializer =
-        vec![from_i64("s", &[1], &[-1]), from_f32("c", &[], &[1.0], DataType::Double)];
+    untyped.graph_mut().initializer = vec![
+        from_i64("s", &[1], &[-1]),
+        from_f32("c", &[], &[1.0], DataType::Double),
+    ];
     assert!(raised(untyped.clone()).contains("node_min: DOUBLE[] [0.0]"));
     untyped.graph_mut().initializer.pop();
     untyped.graph_mut().input.push(named("c"));
@@ -228,11 +247,66 @@ fn softmax_keeps_its_form_only_on_the_last_axis() {
     unknown.graph_mut().input[0] = named("x");
     assert!(raised(unknown).contains("Flatten<axis=2>"));
     let outside = refused(single(11, "Softmax", vec![int_attr("axis", 3)]));
-    assert!(outside.contains("its axis is 3 and the rank of its input 3"), "{outside}");
+    assert!(
+        outside.contains("its axis is 3 and the rank of its input 3"),
+        "{outside}"
+    );
+}
+
+/// The mask of a BERT export: its rank is the length of a shape that is computed at run time.
+#[test]
+fn ranks_are_found_through_computed_shapes() {
+    let vector = |values: &[i64]| tensor_attr("value", from_i64("", &[values.len()], values));
+    let mut old = model(
+        11,
+        vec![
+            make_node("Shape", "a", &["x"], &["dims"], vec![]),
+            make_node("Constant", "b", &[], &["first"], vec![vector(&[0])]),
+            make_node("Gather", "c", &["dims", "first"], &["batch"], vec![]),
+            make_node("Constant", "d", &[], &["rest"], vec![vector(&[-1, 3, 4])]),
+            make_node(
+                "Concat",
+                "e",
+                &["batch", "rest"],
+                &["wanted"],
+                vec![int_attr("axis", 0)],
+            ),
+            make_node("Constant", "f", &[], &["flat"], vec![vector(&[-1])]),
+            make_node("Reshape", "g", &["wanted", "flat"], &["again"], vec![]),
+            make_node("Shape", "h", &["again"], &["length"], vec![]),
+            make_node("ConstantOfShape", "i", &["length"], &["ones"], vec![]),
+            make_node("Equal", "j", &["again", "flat"], &["open"], vec![]),
+            make_node(
+                "Where",
+                "k",
+                &["open", "ones", "again"],
+                &["target"],
+                vec![],
+            ),
+            make_node("Expand", "l", &["s", "target"], &["mask"], vec![]),
+            make_node(
+                "Softmax",
+                "node",
+                &["mask"],
+                &["y"],
+                vec![int_attr("axis", 3)],
+            ),
+        ],
+    );
+    old.graph_mut().initializer = vec![from_f32("s", &[], &[1.0], DataType::Float)];
+    let before = old.graph().node.clone();
+    raise(&mut old, 13).unwrap();
+    assert_eq!(old.graph().node, before);
 }
 
 fn resize(scales: &[f32], mode: &str) -> Model {
-    let node = make_node("Resize", "node", &["x", "s"], &["y"], vec![string_attr("mode", mode)]);
+    let node = make_node(
+        "Resize",
+        "node",
+        &["x", "s"],
+        &["y"],
+        vec![string_attr("mode", mode)],
+    );
     let mut model = model(10, vec![node]);
     model.graph_mut().initializer = vec![from_f32("s", &[3], scales, DataType::Float)];
     model
@@ -247,10 +321,16 @@ fn resize_rounds_as_it_did() {
     assert!(raised(resize(&[1.0, 0.5, 1.0], "nearest")).contains("nearest_mode=ceil"));
     assert!(!raised(resize(&[1.0, 0.5, 2.0], "linear")).contains("nearest_mode"));
     let mixed = refused(resize(&[1.0, 0.5, 2.0], "nearest"));
-    assert!(mixed.contains("enlarges one axis and shrinks another"), "{mixed}");
+    assert!(
+        mixed.contains("enlarges one axis and shrinks another"),
+        "{mixed}"
+    );
     // Listed as an input, the scales are only a default.
     let mut default = resize(&[1.0, 2.0, 2.0], "nearest");
-    default.graph_mut().input.push(info("s", DataType::Float, &[3]));
+    default
+        .graph_mut()
+        .input
+        .push(info("s", DataType::Float, &[3]));
     assert!(refused(default).contains("the scales `s`, which are not constant"));
 
     let upsample = single(7, "Upsample", vec![floats_attr("scales", &[1.0, 2.0, 2.0])]);
@@ -266,15 +346,47 @@ fn what_cannot_be_exact_is_refused_by_name() {
     assert_snapshot!(refused(single(12, "Gelu", vec![])), @"node `node`: ONNX has no operator `Gelu` in opset 12, so its meaning in opset 13 is unknown: export the model again with opset 13 or later");
     assert_snapshot!(refused(single(6, "Relu", vec![])), @"the model uses opset 6, and 7 is the oldest that can be raised: export the model again with opset 13 or later");
     for (old, reason) in [
-        (single(8, "Erf", vec![]), "ONNX has no operator `Erf` in opset 8"),
-        (single(7, "BatchNormalization", vec![int_attr("spatial", 0)]), "`spatial = 0`"),
-        (single(9, "ConvTranspose", vec![string_attr("auto_pad", "SAME_UPPER")]), "automatic padding"),
-        (single(9, "ConvTranspose", vec![ints_attr("output_shape", &[4])]), "automatic padding"),
-        (single(9, "Slice", vec![ints_attr("starts", &[0])]), "required attribute `ends` is missing"),
-        (single(9, "Squeeze", vec![ints_attr("axes", &[])]), "an empty list"),
-        (single(9, "Unsqueeze", vec![int_attr("axes", 0)]), "attribute `axes` has another type"),
         (
-            single(11, "Resize", vec![string_attr("coordinate_transformation_mode", "tf_half_pixel_for_nn")]),
+            single(8, "Erf", vec![]),
+            "ONNX has no operator `Erf` in opset 8",
+        ),
+        (
+            single(7, "BatchNormalization", vec![int_attr("spatial", 0)]),
+            "`spatial = 0`",
+        ),
+        (
+            single(
+                9,
+                "ConvTranspose",
+                vec![string_attr("auto_pad", "SAME_UPPER")],
+            ),
+            "automatic padding",
+        ),
+        (
+            single(9, "ConvTranspose", vec![ints_attr("output_shape", &[4])]),
+            "automatic padding",
+        ),
+        (
+            single(9, "Slice", vec![ints_attr("starts", &[0])]),
+            "required attribute `ends` is missing",
+        ),
+        (
+            single(9, "Squeeze", vec![ints_attr("axes", &[])]),
+            "an empty list",
+        ),
+        (
+            single(9, "Unsqueeze", vec![int_attr("axes", 0)]),
+            "attribute `axes` has another type",
+        ),
+        (
+            single(
+                11,
+                "Resize",
+                vec![string_attr(
+                    "coordinate_transformation_mode",
+                    "tf_half_pixel_for_nn",
+                )],
+            ),
             "`tf_half_pixel_for_nn` was removed",
         ),
     ] {
@@ -284,6 +396,9 @@ fn what_cannot_be_exact_is_refused_by_name() {
     let mut integers = single(9, "Erf", vec![]);
     integers.graph_mut().input[0] = info("x", DataType::Int32, &[2]);
     assert!(refused(integers).contains("it takes INT32"));
+    let mut training = single(12, "Relu", vec![]);
+    training.proto.training_info = vec![Default::default()];
+    assert!(refused(training).starts_with("the model carries training graphs"));
     let target = raise(&mut single(12, "Relu", vec![]), 14).unwrap_err();
     assert_eq!(target, OpsetError::Target { minimum: 14 });
 }
@@ -305,7 +420,10 @@ fn a_dropout_mask_must_be_unread() {
 
 #[test]
 fn old_ir_versions_do_not_turn_weights_into_defaults() {
-    let mut old = model(7, vec![make_node("Add", "node", &["x", "w"], &["y"], vec![])]);
+    let mut old = model(
+        7,
+        vec![make_node("Add", "node", &["x", "w"], &["y"], vec![])],
+    );
     old.proto.ir_version = Some(3);
     old.graph_mut().initializer = vec![from_f32("w", &[1], &[1.0], DataType::Float)];
     old.graph_mut().input.push(info("w", DataType::Float, &[1]));
@@ -318,7 +436,13 @@ fn old_ir_versions_do_not_turn_weights_into_defaults() {
 fn subgraphs_are_raised_too_and_new_names_are_free() {
     let branch = |name: &str, op: &str| GraphProto {
         name: Some(name.to_owned()),
-        node: vec![make_node(op, "inner", &["x"], &["out"], vec![ints_attr("axes", &[0])])],
+        node: vec![make_node(
+            op,
+            "inner",
+            &["x"],
+            &["out"],
+            vec![ints_attr("axes", &[0])],
+        )],
         output: vec![named("out")],
         ..GraphProto::default()
     };
@@ -374,7 +498,13 @@ fn with_function(model_opset: i64, opset: i64, node: NodeProto) -> Model {
 
 #[test]
 fn functions_have_a_version_of_their_own() {
-    let node = make_node("Squeeze", "inner", &["a"], &["b"], vec![ints_attr("axes", &[0])]);
+    let node = make_node(
+        "Squeeze",
+        "inner",
+        &["a"],
+        &["b"],
+        vec![ints_attr("axes", &[0])],
+    );
     let mut old = with_function(17, 11, node);
     let report = raise(&mut old, 13).unwrap();
     assert_eq!((report.from, report.to), (17, 17));
@@ -391,8 +521,14 @@ fn functions_have_a_version_of_their_own() {
     (parameter.i, parameter.ref_attr_name) = (None, Some("axis".to_owned()));
     let node = make_node("Softmax", "inner", &["a"], &["b"], vec![parameter]);
     let message = refused(with_function(17, 11, node));
-    assert!(message.starts_with("node `inner` in function `Local`: Softmax"), "{message}");
-    assert!(message.contains("attribute `axis` is a parameter of the function"), "{message}");
+    assert!(
+        message.starts_with("node `inner` in function `Local`: Softmax"),
+        "{message}"
+    );
+    assert!(
+        message.contains("attribute `axis` is a parameter of the function"),
+        "{message}"
+    );
 
     let node = make_node("Relu", "inner", &["a"], &["b"], vec![]);
     assert!(refused(with_function(17, 6, node)).starts_with("function `Local` uses opset 6"));
@@ -415,6 +551,10 @@ fn the_table_is_in_order() {
     for operator in table::OPERATORS {
         let changed = |v: &i64| operator.changed.contains(v);
         assert!(operator.changed.is_sorted() && operator.rules.is_sorted_by_key(|(v, _)| *v));
-        assert!(operator.rules.iter().all(|(v, _)| changed(v)), "{}", operator.name);
+        assert!(
+            operator.rules.iter().all(|(v, _)| changed(v)),
+            "{}",
+            operator.name
+        );
     }
 }
