@@ -318,7 +318,8 @@ pub(super) fn slice(r: &mut Rewrite) -> Result<(), String> {
 ///
 /// `softmax_11(x, axis) = reshape(softmax_13(flatten(x, axis), −1), shape(x))`
 ///
-/// The two are one where `axis` is the last.
+/// The two are one where `axis` is the last. (A Reshape to a shape with a zero beyond its second axis fails in some
+/// runtimes; only an empty tensor can have one.)
 pub(super) fn softmax(r: &mut Rewrite) -> Result<(), String> {
     let axis = r.get("axis", attr_i)?.unwrap_or(1);
     let rank = r

@@ -144,11 +144,20 @@ impl Facts {
                 return;
             }
             "ConstantOfShape" => self.lengths.get(input(0)).copied(),
+            "Range" => Some(1),
             "Shape" => {
                 length = rank(0);
                 Some(1)
             }
-            "Reshape" => self.lengths.get(input(1)).copied(),
+            "Reshape" => {
+                let found = self.lengths.get(input(1)).copied();
+                length = self
+                    .lengths
+                    .get(input(0))
+                    .copied()
+                    .filter(|_| found == Some(1));
+                found
+            }
             "Expand" => {
                 let target = self.lengths.get(input(1)).copied();
                 rank(0).zip(target).map(|(a, b)| a.max(b))
@@ -199,7 +208,16 @@ impl Facts {
             }
             "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Mod" | "Max" | "Min" | "Sum" | "Mean"
             | "And" | "Or" | "Xor" | "Equal" | "Greater" | "Less" | "GreaterOrEqual"
-            | "LessOrEqual" | "Where" | "PRelu" => broadcast(),
+            | "LessOrEqual" | "Where" | "PRelu" => {
+                // Vectors broadcast with one of more than one element have its length, whatever the others are.
+                let longest = node
+                    .input
+                    .iter()
+                    .filter_map(|n| self.lengths.get(n).copied())
+                    .max();
+                length = longest.filter(|&n| n > 1 && broadcast() == Some(1));
+                broadcast()
+            }
             "Split" => rank(0),
             op if keeps_rank(op) => rank(0),
             _ => None,

@@ -88,6 +88,14 @@ pub enum OpsetError {
         /// What about it cannot be kept.
         reason: String,
     },
+    /// Training graphs share the model's operator set, and would change their meaning with it.
+    #[error(
+        "the model carries training graphs, which cannot be raised from opset {from}: export the model for inference, with opset {TARGET} or later"
+    )]
+    Training {
+        /// The model's version.
+        from: i64,
+    },
     /// A defect of a conversion.
     #[error(transparent)]
     Patch(#[from] PatchError),
@@ -127,6 +135,9 @@ pub fn raise(model: &mut Model, minimum: i64) -> Result<Raised, OpsetError> {
     }
     if minimum > TARGET {
         return Err(OpsetError::Target { minimum });
+    }
+    if from < minimum && !model.proto.training_info.is_empty() {
+        return Err(OpsetError::Training { from });
     }
     let mut scope = Scope {
         from,
