@@ -428,9 +428,7 @@ def test_external_data(job, tmp_path):
 
 def test_batch_size_changes_no_range(job):
     """Another grouping of the same rows sees the same tokens."""
-    one, many = (
-        {site["value"]: site["range_before"] for site in job(TINY, "--batch", n).report["sites"]} for n in (1, 32)
-    )
+    one, many = ({site["value"]: site["range_before"] for site in job(TINY, "--batch", n).report["sites"]} for n in (1, 32))
     assert one and one.keys() == many.keys()
     assert all(np.allclose(one[value], many[value], rtol=1e-5) for value in one)
 

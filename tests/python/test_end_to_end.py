@@ -197,7 +197,11 @@ def test_everything_else_is_untouched(job, case, options):
     touchable = set()
     for node in before.graph.node:
         reads_float_constant = any(consts[i].dtype == np.float32 and consts[i].ndim for i in node.input if i in consts)
-        if at_site & {*node.input, *node.output} or (reads_float_constant and node.op_type != "Gather") or weights & {*node.output}:
+        if (
+            at_site & {*node.input, *node.output}
+            or (reads_float_constant and node.op_type != "Gather")
+            or weights & {*node.output}
+        ):
             touchable.add(node.name)
     untouched = [n for n in before.graph.node if n.name not in touchable]
     assert len(untouched) > 20
