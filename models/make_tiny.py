@@ -117,9 +117,9 @@ def llama_model(random):
         y = g.add("Mul", f"{path}/Mul", [x, y])
         return g.add("Mul", f"{path}/Mul_1", [g.constant(path.strip("/").replace("/", ".") + ".weight", gamma), y])
 
-    zero, axis_0, axis_1, axis_3, half, end = (
+    zero, axis_0, axis_3, half, end = (
         g.constant(name, np.array([value], np.int64))
-        for name, value in (("zero", 0), ("axis_0", 0), ("axis_1", 1), ("axis_3", 3), ("half_head", head // 2), ("end", 1 << 30))
+        for name, value in (("zero", 0), ("axis_0", 0), ("axis_3", 3), ("half_head", head // 2), ("end", 1 << 30))
     )
     length = g.sequence_length()
     # Angles are rounded to 2⁻¹²: the last bits of sin and cos are the business of each machine's libm.

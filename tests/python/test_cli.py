@@ -203,7 +203,7 @@ def test_nan_in_a_weight(tmp_path):
 def test_external_weights(job, tmp_path):
     """A model whose weights lie in a second file gives the same function."""
     path, out = tmp_path / "external.onnx", tmp_path / "out.onnx"
-    onnx.save_model(onnx.load(TINY.model), path, save_as_external_data=True, location="weights.bin", size_threshold=64)
+    onnx.save_model(onnx.load(TINY.model), path, save_as_external_data=True, location="weights.bin", size_threshold=1024)
     result = run_tool(path, out, "--calib", TINY.calib)
     assert result.returncode == 0, result.stderr
     feeds = TINY.load_heldout()
@@ -215,7 +215,7 @@ def test_external_weights_outside_the_folder(tmp_path, location):
     folder = tmp_path / "model"
     folder.mkdir()
     path, out = folder / "model.onnx", folder / "out.onnx"
-    onnx.save_model(onnx.load(TINY.model), path, save_as_external_data=True, location="weights.bin", size_threshold=64)
+    onnx.save_model(onnx.load(TINY.model), path, save_as_external_data=True, location="weights.bin", size_threshold=1024)
     shutil.copyfile(folder / "weights.bin", tmp_path / "outside.bin")
     model = onnx.load(path, load_external_data=False)
     for tensor in model.graph.initializer:
@@ -228,7 +228,7 @@ def test_external_weights_outside_the_folder(tmp_path, location):
 
 def test_missing_external_weights(tmp_path):
     path, out = tmp_path / "external.onnx", tmp_path / "out.onnx"
-    onnx.save_model(onnx.load(TINY.model), path, save_as_external_data=True, location="weights.bin", size_threshold=64)
+    onnx.save_model(onnx.load(TINY.model), path, save_as_external_data=True, location="weights.bin", size_threshold=1024)
     (tmp_path / "weights.bin").unlink()
     assert_fails(run_tool(path, out, "--calib", TINY.calib), 1, "weights.bin", out=out)
 
@@ -428,9 +428,7 @@ def test_external_data(job, tmp_path):
 
 def test_batch_size_changes_no_range(job):
     """Another grouping of the same rows sees the same tokens."""
-    one, many = (
-        {site["value"]: site["range_before"] for site in job(TINY, "--batch", n).report["sites"]} for n in (1, 32)
-    )
+    one, many = ({site["value"]: site["range_before"] for site in job(TINY, "--batch", n).report["sites"]} for n in (1, 32))
     assert one and one.keys() == many.keys()
     assert all(np.allclose(one[value], many[value], rtol=1e-5) for value in one)
 
