@@ -83,7 +83,8 @@ pub struct SolveSettings {
 pub struct CurvePoint {
     /// Threshold t in units of x after the shift.
     pub threshold: f32,
-    /// Lowest cross-fitted loss found with it, over all margins.
+    /// Lowest cross-fitted loss in the survey, which uses a part of the tokens and outputs: comparable along one curve,
+    /// not with the losses of a [`Solution`].
     pub loss: f64,
 }
 
