@@ -6,12 +6,12 @@
 //!
 //! which is the error of the outputs: the quantized Linear adds `b + z W`, the original adds `b`, and both cancel.
 //! A [`SiteLoss`] holds both directions of the cross-fit. A [`Trial`] (one shift, one threshold, several margins) is
-//! turned into its migration on the fit half and scored on the other half with buffers from a [`Pool`].
+//! turned into its migration on the fit half and scored on the other half, in buffers that are used again and again.
 //!
-//! The activation error could also be scored through the Gram matrix of the quantized weight, `[C, C]`, because the true
-//! loss is a quadratic form in `[Q(x') − x', x']`. That needs three Gram products of `2·C²·N` operations for every new
-//! s, where one candidate costs `2·T·C·N`: with T of a few hundred tokens and C ≥ 384 it never pays, so every candidate
-//! is scored by one product with the quantized weight, which is also simpler to check.
+//! The true loss is a quadratic form in `[Q(x') − x', x']`, so it could also be scored through Gram matrices of the
+//! quantized weight and of its error, `[C, C]`. Those cost three products of `2·C²·N` operations for every new s, and
+//! then `4·T·C²` per margin, against `2·T·C·N` for a margin scored directly. With the sample as small as it is, T ≈ C, and
+//! six margins at N = 3 C, both cost the same, so every candidate is scored directly, which is simpler to check.
 
 use super::migration::{self, Migration, ShiftKind};
 use super::quantize::{fake_quantize_into, fake_quantize_weight_into};
