@@ -247,8 +247,7 @@ impl FileArray {
         len: usize,
         mut out: Option<&mut Buffer>,
     ) -> Result<(), BadValue> {
-        let mut only_check =
-            Buffer::new(dtype).ok_or_else(|| self.bad(start, BadElement::Kind))?;
+        let mut only_check = Buffer::new(dtype).ok_or_else(|| self.bad(start, BadElement::Kind))?;
         let size = self.element.size();
         let bytes = &self.data[start * size..][..len * size];
         for (i, chunk) in bytes.chunks_exact(size).enumerate() {

@@ -110,27 +110,29 @@ pub fn compare(
     progress.begin("comparison", steps);
     // Sums per batch, added up in the order of the batches: the same for any number of threads.
     let mut sums: Vec<BTreeMap<(usize, String), Sums>> = vec![BTreeMap::new(); batches.len()];
-    let result = groups(batches).into_iter().try_for_each(|group| -> Result<(), EngineError> {
-        let mut rest = group.as_slice();
-        while !rest.is_empty() {
-            let kept = run_reference(engine, reference, rest, &pool, budget, progress)?;
-            let (now, later) = rest.split_at(kept.len());
-            rest = later;
-            for (model, other) in others.iter().enumerate() {
-                let plan = output_plan(engine, other, now[0])?;
-                let found = in_parallel(&pool, now, |i, batch| {
-                    let found = plan.run(batch, None)?;
-                    progress.advance(batch.rows.len() as u64);
-                    compare_batch(batch, &kept[i], &found)
-                })?;
-                for (batch, found) in now.iter().zip(found) {
-                    let sums = &mut sums[position(batches, batch)];
-                    sums.extend(found.into_iter().map(|(name, s)| ((model, name), s)));
+    let result = groups(batches)
+        .into_iter()
+        .try_for_each(|group| -> Result<(), EngineError> {
+            let mut rest = group.as_slice();
+            while !rest.is_empty() {
+                let kept = run_reference(engine, reference, rest, &pool, budget, progress)?;
+                let (now, later) = rest.split_at(kept.len());
+                rest = later;
+                for (model, other) in others.iter().enumerate() {
+                    let plan = output_plan(engine, other, now[0])?;
+                    let found = in_parallel(&pool, now, |i, batch| {
+                        let found = plan.run(batch, None)?;
+                        progress.advance(batch.rows.len() as u64);
+                        compare_batch(batch, &kept[i], &found)
+                    })?;
+                    for (batch, found) in now.iter().zip(found) {
+                        let sums = &mut sums[position(batches, batch)];
+                        sums.extend(found.into_iter().map(|(name, s)| ((model, name), s)));
+                    }
                 }
             }
-        }
-        Ok(())
-    });
+            Ok(())
+        });
     progress.end();
     result?;
     let mut total: BTreeMap<(usize, String), Sums> = BTreeMap::new();

@@ -317,7 +317,11 @@ fn index_limits(graph: &GraphProto, constants: &BTreeMap<&str, &TensorProto>) ->
         .collect();
     let mut limits = Vec::new();
     for node in &graph.node {
-        match (node.op_type(), node.input.as_slice(), node.output.as_slice()) {
+        match (
+            node.op_type(),
+            node.input.as_slice(),
+            node.output.as_slice(),
+        ) {
             ("Cast" | "Identity", [x], [y]) => {
                 if let Some(input) = origin.get(x.as_str()) {
                     origin.insert(y, input);

@@ -84,7 +84,9 @@ pub enum EngineError {
     UnknownValue { name: String },
     #[error("value {name} is {found}; statistics need float32")]
     NotFloat { name: String, found: String },
-    #[error("value {name} is not finite: {value} in channel {channel} at row {row}, position {position}")]
+    #[error(
+        "value {name} is not finite: {value} in channel {channel} at row {row}, position {position}"
+    )]
     NotFinite {
         name: String,
         row: u64,

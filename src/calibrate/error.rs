@@ -34,7 +34,10 @@ pub enum CalibError {
         found: String,
         hint: String,
     },
-    #[error("{} holds {value} at index {index:?}; calibration data must be finite", place(file, array))]
+    #[error(
+        "{} holds {value} at index {index:?}; calibration data must be finite",
+        place(file, array)
+    )]
     NotFinite {
         file: PathBuf,
         array: Option<String>,
@@ -76,7 +79,9 @@ pub enum CalibError {
         missing: String,
         inputs: String,
     },
-    #[error("the arrays of one calibration set must have equally many rows: {first} has {first_rows}, {second} has {second_rows}")]
+    #[error(
+        "the arrays of one calibration set must have equally many rows: {first} has {first_rows}, {second} has {second_rows}"
+    )]
     Rows {
         first: String,
         first_rows: usize,

@@ -59,9 +59,7 @@ pub(super) fn read_npz(path: &Path) -> Result<Vec<(String, FileArray)>, CalibErr
         zip::ZipArchive::new(Cursor::new(&bytes)).map_err(|e| format(None, e.to_string()))?;
     let mut arrays = Vec::new();
     for i in 0..zip.len() {
-        let mut entry = zip
-            .by_index(i)
-            .map_err(|e| format(None, e.to_string()))?;
+        let mut entry = zip.by_index(i).map_err(|e| format(None, e.to_string()))?;
         let full_name = entry.name().to_owned();
         let Some(name) = full_name.strip_suffix(".npy").map(str::to_owned) else {
             return Err(format(
@@ -109,8 +107,12 @@ pub(super) fn read_pb(path: &Path) -> Result<(String, FileArray), CalibError> {
 fn tensor_array(tensor: &TensorProto) -> Result<FileArray, String> {
     let dtype = tensor_proto::DataType::try_from(tensor.data_type())
         .map_err(|_| format!("has unknown element type {}", tensor.data_type()))?;
-    let element = Element::from_onnx(dtype)
-        .ok_or_else(|| format!("has element type {}, which no input takes", dtype.as_str_name()))?;
+    let element = Element::from_onnx(dtype).ok_or_else(|| {
+        format!(
+            "has element type {}, which no input takes",
+            dtype.as_str_name()
+        )
+    })?;
     if !tensor.external_data.is_empty() {
         return Err("keeps its data in another file, which test data may not".into());
     }
@@ -159,7 +161,9 @@ fn parse_npy(data: Bytes) -> Result<FileArray, String> {
         .as_string()
         .ok_or("has a structured element type; plain numbers are needed")?;
     let (element, big_endian) = Element::from_numpy(descr).ok_or_else(|| {
-        format!("has element type {descr:?}; integers, booleans and floats of 16 to 64 bits can be read")
+        format!(
+            "has element type {descr:?}; integers, booleans and floats of 16 to 64 bits can be read"
+        )
     })?;
     let count = header
         .shape

@@ -80,9 +80,7 @@ pub(super) struct NamedArray {
 impl NamedArray {
     /// Checks that every value suits an input of type `dtype`.
     pub fn check(&self, dtype: DataType) -> Result<(), CalibError> {
-        self.data
-            .check(dtype)
-            .map_err(|bad| self.error(dtype, bad))
+        self.data.check(dtype).map_err(|bad| self.error(dtype, bad))
     }
 
     fn error(&self, dtype: DataType, bad: BadValue) -> CalibError {

@@ -22,6 +22,8 @@ mod signature;
 mod sources;
 mod statistics;
 mod tap;
+#[cfg(test)]
+mod tests;
 mod tokens;
 mod tract_engine;
 

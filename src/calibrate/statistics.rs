@@ -71,7 +71,10 @@ pub fn statistics(
         .into_iter()
         .cloned()
         .collect();
-    let rows: BTreeSet<u64> = batches.iter().flat_map(|b| b.rows.iter().copied()).collect();
+    let rows: BTreeSet<u64> = batches
+        .iter()
+        .flat_map(|b| b.rows.iter().copied())
+        .collect();
     let collector = Arc::new(Collector {
         values: names
             .iter()
@@ -183,7 +186,9 @@ struct BatchSink {
 
 /// Locks; a panic of another thread while it held the lock has already made the run fail.
 fn lock(mutex: &Mutex<Accumulator>) -> std::sync::MutexGuard<'_, Accumulator> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    mutex
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 impl TapSink for BatchSink {

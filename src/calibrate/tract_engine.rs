@@ -91,12 +91,10 @@ fn build(
     let mut model = parsed.model;
 
     for name in &parsed.unresolved_inputs {
-        let constant =
-            copy.constants
-                .get(name.as_str())
-                .ok_or_else(|| EngineError::UnknownValue {
-                    name: name.clone(),
-                })?;
+        let constant = copy
+            .constants
+            .get(name.as_str())
+            .ok_or_else(|| EngineError::UnknownValue { name: name.clone() })?;
         let value = constant_tensor(constant)?.into_arc_tensor();
         let outlet = outlets[name];
         let fact = InferenceFact::from(TypedFact::try_from(value.clone())?);
@@ -376,12 +374,7 @@ impl TractPlan {
     }
 
     /// tract panics on a table index out of range; this says which input holds it.
-    fn check_indices(
-        &self,
-        name: &str,
-        values: &Values,
-        batch: &Batch,
-    ) -> Result<(), EngineError> {
+    fn check_indices(&self, name: &str, values: &Values, batch: &Batch) -> Result<(), EngineError> {
         for limit in self.index_limits.iter().filter(|l| l.input == name) {
             let valid = |v: i64| (-limit.rows..limit.rows).contains(&v);
             // Row and value of the first index out of range.
