@@ -15,7 +15,7 @@ use ndarray::{Array2, ArrayViewD};
 use rayon::prelude::*;
 
 use crate::calibrate::engine::{Engine, EngineError, TapSink, Wanted};
-use crate::calibrate::input::Batch;
+use crate::calibrate::input::{Batch, Shapes};
 use crate::calibrate::tokens::TokenContext;
 use crate::onnx::Model;
 use crate::progress::Progress;
@@ -138,7 +138,7 @@ pub(super) fn pool(threads: usize) -> Result<rayon::ThreadPool, EngineError> {
 /// Batches of equal shapes, in the order of their first member. Groups are run one after the other, so that only one
 /// plan, which holds a copy of the weights, is alive.
 pub(super) fn groups(batches: &[Batch]) -> Vec<Vec<&Batch>> {
-    let mut groups: Vec<(BTreeMap<String, Vec<usize>>, Vec<&Batch>)> = Vec::new();
+    let mut groups: Vec<(Shapes, Vec<&Batch>)> = Vec::new();
     for batch in batches {
         let shapes = batch.shapes();
         match groups.iter_mut().find(|(key, _)| *key == shapes) {

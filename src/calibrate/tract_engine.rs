@@ -16,7 +16,7 @@ use tract_onnx::tract_hir::ops::konst::Const;
 use crate::calibrate::array::Values;
 use crate::calibrate::copy::{Copy, IndexLimit, calibration_copy, is_standard, node_label};
 use crate::calibrate::engine::{Engine, EngineError, Plan, TapSink, Wanted};
-use crate::calibrate::input::Batch;
+use crate::calibrate::input::{Batch, Shapes};
 use crate::calibrate::tap::{Tap, TapContext};
 use crate::onnx::node::subgraphs;
 use crate::onnx::proto::{GraphProto, TensorProto};
@@ -77,11 +77,7 @@ impl From<TractError> for Failure {
     }
 }
 
-fn build(
-    copy: &Copy<'_>,
-    shapes: &BTreeMap<String, Vec<usize>>,
-    wanted: &Wanted<'_>,
-) -> Result<TractPlan, Failure> {
+fn build(copy: &Copy<'_>, shapes: &Shapes, wanted: &Wanted<'_>) -> Result<TractPlan, Failure> {
     let onnx = tract_onnx::onnx().with_ignore_value_info(true);
     check_ops(copy, |op| onnx.op_register.0.contains_key(op))?;
     let proto = pb::ModelProto::decode(copy.proto.encode_to_vec().as_slice())
@@ -420,7 +416,7 @@ fn values_tensor(values: &Values) -> Tensor {
     }
 }
 
-fn shapes_text(shapes: &BTreeMap<String, Vec<usize>>) -> String {
+fn shapes_text(shapes: &Shapes) -> String {
     let shapes: Vec<String> = shapes
         .iter()
         .map(|(name, shape)| format!("{name} {shape:?}"))
