@@ -75,6 +75,9 @@ pub fn statistics(
         .into_iter()
         .cloned()
         .collect();
+    if names.is_empty() {
+        return Ok(BTreeMap::new());
+    }
     let rows: BTreeSet<u64> = batches
         .iter()
         .flat_map(|b| b.rows.iter().copied())

@@ -176,11 +176,7 @@ fn check_taps(model: &TypedModel, wanted: &Wanted<'_>) -> Result<(), Failure> {
         let input = model.node(outlet.node).inputs[0];
         let found = model.outlet_fact(input)?.datum_type;
         if found != f32::datum_type() {
-            let found = if found == TDim::datum_type() {
-                "int64".to_owned()
-            } else {
-                format!("{found:?}").to_lowercase()
-            };
+            let found = datum_name(found);
             return Err(EngineError::NotFloat {
                 name: name.clone(),
                 found,
@@ -189,6 +185,21 @@ fn check_taps(model: &TypedModel, wanted: &Wanted<'_>) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// The name of an element type as users of NumPy write it.
+fn datum_name(datum: DatumType) -> String {
+    // Integers that may be sizes are symbolic in tract.
+    if datum == TDim::datum_type() {
+        return "int64".into();
+    }
+    let text = format!("{datum:?}").to_lowercase();
+    for (short, long) in [("i", "int"), ("u", "uint"), ("f", "float")] {
+        if let Some(bits) = text.strip_prefix(short) {
+            return format!("{long}{bits}");
+        }
+    }
+    text
 }
 
 /// Operators of Microsoft's domain that tract implements with Microsoft's meaning.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use ndarray::array;
 
 use super::*;
+use crate::calibrate::compare::compare_within;
 use crate::calibrate::{
     EngineError, OutputComparison, StatOptions, TractEngine, compare, outputs, statistics,
 };
@@ -300,8 +301,8 @@ fn quantized_graphs_run_exactly() {
 fn taps_need_a_float_value_that_exists() {
     let batch = || ids_batch(array![[0, 1]]);
     insta::assert_snapshot!(error(tap(&embedding(), batch(), "nothing")), @"the model has no value named nothing");
-    insta::assert_snapshot!(error(tap(&embedding(), batch(), "ids")), @"value ids is i64; statistics need float32");
-    insta::assert_snapshot!(error(tap(&embedding(), batch(), "i")), @"value i is i32; statistics need float32");
+    insta::assert_snapshot!(error(tap(&embedding(), batch(), "ids")), @"value ids is int64; statistics need float32");
+    insta::assert_snapshot!(error(tap(&embedding(), batch(), "i")), @"value i is int32; statistics need float32");
 }
 
 #[test]
@@ -382,6 +383,60 @@ fn comparison_measures_real_tokens_only() {
     assert!((found.cosine - (92. + 10.) / (92f64 * (92. + 20. + 2.)).sqrt()).abs() < 1e-12);
     assert_eq!(found.max_abs_error, 0.5);
     assert!((found.max_relative_error - 0.5 / 7.).abs() < 1e-12);
+}
+
+#[test]
+fn comparison_does_not_depend_on_threads_or_on_the_memory_allowed() {
+    let batches: Vec<Batch> = (0..7)
+        .map(|i| f32_batch("x", wave(&[2, 3 + i / 4, 2]) + i as f32 * 0.1, 2 * i as u64))
+        .collect();
+    let (same, other) = (shifted(0.), shifted(0.3));
+    let run = |budget, threads| {
+        let models = [&same, &other];
+        compare_within(
+            budget,
+            &TractEngine,
+            &same,
+            &models,
+            &batches,
+            threads,
+            &NoProgress,
+        )
+    };
+    let result = run(usize::MAX, 1).unwrap();
+    assert_eq!(result[1][0].elements, 7 * 2 * 2 * 3 + 3 * 2 * 2);
+    for (budget, threads) in [(0, 1), (100, 1), (0, 2), (usize::MAX, 2)] {
+        assert_eq!(run(budget, threads).unwrap(), result);
+    }
+}
+
+#[test]
+fn an_empty_past_runs() {
+    let model = model(
+        17,
+        vec![
+            info("x", DataType::Float, &["b", "1", "s", "2"]),
+            info(
+                "past_key_values.0.key",
+                DataType::Float,
+                &["b", "1", "p", "2"],
+            ),
+        ],
+        vec![make_node(
+            "Concat",
+            "cat",
+            &["past_key_values.0.key", "x"],
+            &["present"],
+            vec![int_attr("axis", 2)],
+        )],
+        vec![],
+        &["present"],
+    );
+    let x = wave(&[2, 1, 3, 2]);
+    let mut batch = f32_batch("x", x.clone(), 0);
+    let past = InputTensor::from_values(Values::F32(wave(&[2, 1, 0, 2])));
+    batch.inputs.insert("past_key_values.0.key".into(), past);
+    assert_eq!(run(&model, batch).unwrap()["present"], x);
 }
 
 #[test]
