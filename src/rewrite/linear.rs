@@ -92,10 +92,15 @@ pub(super) fn without_factors(view: &View, linear: &Linear) -> Option<NodeProto>
     match linear.form {
         LinearForm::Gemm { alpha, beta, .. } if alpha != 1.0 || beta != 1.0 => {
             let mut node = view.node(linear.node).clone();
-            node.attribute
-                .retain(|a| !matches!(a.name.as_deref(), Some("alpha" | "beta")));
-            node.attribute.push(float_attr("alpha", 1.0));
-            node.attribute.push(float_attr("beta", 1.0));
+            let mut set = |name| {
+                node.attribute.retain(|a| a.name.as_deref() != Some(name));
+                node.attribute.push(float_attr(name, 1.0));
+            };
+            set("alpha");
+            // An odd bias is no constant that could take beta.
+            if !linear.odd_bias {
+                set("beta");
+            }
             Some(node)
         }
         _ => None,
