@@ -163,7 +163,11 @@ pub(super) fn buried_mean_of_squares(
     let value = see_through(view, value);
     let (node, _) = view.producer(value)?;
     // Deeper than this the mean belongs to something else.
-    if depth > 3 || !matches!(view.op(node), "Add" | "Sub" | "Mul" | "Div" | "Max") {
+    let seen_through = matches!(
+        view.op(node),
+        "Add" | "Sub" | "Mul" | "Div" | "Max" | "Reshape" | "Unsqueeze"
+    );
+    if depth > 3 || !seen_through {
         return None;
     }
     let between = view.node_name(node).to_owned();
