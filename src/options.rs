@@ -51,7 +51,7 @@ impl Default for Options {
             exclude: None,
             threads: 0,
             seed: 0,
-            sample_tokens: 256,
+            sample_tokens: 384,
         }
     }
 }

@@ -105,6 +105,21 @@ pub fn compare(
     progress: &dyn Progress,
 ) -> Result<Vec<Vec<OutputComparison>>, EngineError> {
     let budget = OUTPUT_BUDGET;
+    compare_within(
+        budget, engine, reference, others, batches, threads, progress,
+    )
+}
+
+/// [`compare`] with at most `budget` bytes of reference outputs beyond those of one batch per thread.
+pub(super) fn compare_within(
+    budget: usize,
+    engine: &dyn Engine,
+    reference: &Model,
+    others: &[&Model],
+    batches: &[Batch],
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<Vec<Vec<OutputComparison>>, EngineError> {
     let pool = pool(threads)?;
     let steps = row_count(batches) * (1 + others.len() as u64);
     progress.begin("comparison", steps);

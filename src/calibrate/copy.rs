@@ -15,6 +15,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::calibrate::engine::EngineError;
+use crate::calibrate::input::Shapes;
 use crate::onnx::node::{attr_t, int_attr, make_node, subgraphs, tensor_attr};
 use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension};
 use crate::onnx::proto::{
@@ -46,7 +47,7 @@ pub(super) struct IndexLimit {
 /// Makes the copy of `model` for inputs of the given `shapes`.
 pub(super) fn calibration_copy<'m>(
     model: &'m Model,
-    shapes: &BTreeMap<String, Vec<usize>>,
+    shapes: &Shapes,
 ) -> Result<Copy<'m>, EngineError> {
     let graph = model.graph();
     if let Some(sparse) = graph.sparse_initializer.first() {

@@ -241,11 +241,11 @@ impl Dataset {
         if rows == 0 {
             return Err(CalibError::Source {
                 file: any.file.clone(),
-                problem: "has no rows".into(),
+                problem: format!("has no rows for input {}", any.input),
             });
         }
         if let Some(batch) = fixed {
-            if batch == 0 || rows % batch != 0 {
+            if !rows.is_multiple_of(batch) {
                 return Err(CalibError::FixedBatch {
                     file: any.file.clone(),
                     rows,
@@ -333,8 +333,7 @@ fn check_shape(input: &ModelInput, array: &NamedArray, batched: bool) -> Result<
         ""
     };
     Err(CalibError::Mismatch {
-        file: array.file.clone(),
-        array: array.array.clone(),
+        place: array.place(),
         input: input.name.clone(),
         expected: format!("{} {}", type_name(input.dtype), input.shape_text()),
         found: format!("{} {:?}", array.data.element, found),

@@ -148,5 +148,11 @@ pub enum EngineError {
     #[error("cannot start {threads} threads: {reason}")]
     Threads { threads: usize, reason: String },
     #[error(transparent)]
-    Data(#[from] CalibError),
+    Data(Box<CalibError>),
+}
+
+impl From<CalibError> for EngineError {
+    fn from(error: CalibError) -> EngineError {
+        EngineError::Data(Box::new(error))
+    }
 }

@@ -1,6 +1,6 @@
 //! What can go wrong between a calibration file and a statistic.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Calibration data that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -12,50 +12,36 @@ pub enum CalibError {
         #[source]
         source: std::io::Error,
     },
-    #[error("{} {problem}", place(file, array))]
-    Format {
-        file: PathBuf,
-        array: Option<String>,
-        problem: String,
-    },
+    #[error("{place} {problem}")]
+    Format { place: String, problem: String },
     #[error("{}: {problem}", file.display())]
     Source { file: PathBuf, problem: String },
     #[error("calibration data is needed: none was given")]
     NoSource,
-    #[error(
-        "{} does not fit input {input}: expected {expected}, found {found}{hint}",
-        place(file, array)
-    )]
+    #[error("{place} does not fit input {input}: expected {expected}, found {found}{hint}")]
     Mismatch {
-        file: PathBuf,
-        array: Option<String>,
+        place: String,
         input: String,
         expected: String,
         found: String,
         hint: String,
     },
-    #[error(
-        "{} holds {value} at index {index:?}; calibration data must be finite",
-        place(file, array)
-    )]
+    #[error("{place} holds {value} at index {index:?}; calibration data must be finite")]
     NotFinite {
-        file: PathBuf,
-        array: Option<String>,
+        place: String,
         index: Vec<usize>,
         value: String,
     },
     #[error(
-        "{} holds {value} at index {index:?}, which input {input} of type {expected} cannot hold exactly{hint}",
-        place(file, array)
+        "{place} holds {value}, which input {input} of type {expected} cannot hold exactly{hint}"
     )]
     Inexact {
-        file: PathBuf,
-        array: Option<String>,
+        place: String,
         input: String,
         expected: String,
-        index: Vec<usize>,
+        /// The value and its index.
         value: String,
-        hint: String,
+        hint: &'static str,
     },
     #[error("{} has no input of the model's: {name} is not one of them\n{inputs}", file.display())]
     UnknownInput {
@@ -98,8 +84,8 @@ pub enum CalibError {
     InputType { name: String, found: String },
 }
 
-/// "FILE" or "FILE: array NAME", as the subject of a message.
-fn place(file: &std::path::Path, array: &Option<String>) -> String {
+/// "FILE" or "FILE: array NAME", the subject of a message.
+pub(super) fn place(file: &Path, array: Option<&str>) -> String {
     match array {
         Some(name) => format!("{}: array {name}", file.display()),
         None => file.display().to_string(),

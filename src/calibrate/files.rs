@@ -12,7 +12,7 @@ use ndarray_npy::npy::header::Header;
 use prost::Message;
 
 use crate::calibrate::array::{Element, FileArray};
-use crate::calibrate::error::CalibError;
+use crate::calibrate::error::{CalibError, place};
 use crate::onnx::proto::{TensorProto, tensor_proto};
 
 /// Arrays of a `.npz` above this many bytes are unpacked to a temporary file instead of memory.
@@ -41,8 +41,7 @@ fn map_file(file: &File) -> std::io::Result<Bytes> {
 /// Reads one `.npy` file.
 pub(super) fn read_npy(path: &Path) -> Result<FileArray, CalibError> {
     parse_npy(map(path)?).map_err(|problem| CalibError::Format {
-        file: path.to_owned(),
-        array: None,
+        place: place(path, None),
         problem,
     })
 }
@@ -50,8 +49,7 @@ pub(super) fn read_npy(path: &Path) -> Result<FileArray, CalibError> {
 /// Reads every array of a `.npz` file, sorted by name.
 pub(super) fn read_npz(path: &Path) -> Result<Vec<(String, FileArray)>, CalibError> {
     let format = |array: Option<&str>, problem: String| CalibError::Format {
-        file: path.to_owned(),
-        array: array.map(str::to_owned),
+        place: place(path, array),
         problem,
     };
     let bytes = map(path)?;
@@ -94,8 +92,7 @@ fn unpack(entry: &mut impl Read, size: u64) -> std::io::Result<Bytes> {
 /// Reads one tensor of ONNX test data; also returns the tensor's own name, which may be empty.
 pub(super) fn read_pb(path: &Path) -> Result<(String, FileArray), CalibError> {
     let format = |problem: String| CalibError::Format {
-        file: path.to_owned(),
-        array: None,
+        place: place(path, None),
         problem,
     };
     let tensor = TensorProto::decode(map(path)?)

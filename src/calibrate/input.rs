@@ -10,9 +10,12 @@ use std::sync::Arc;
 use ndarray::{Array2, ArrayD, IxDyn};
 
 use crate::calibrate::array::{BadElement, BadValue, FileArray, Values, type_name};
-use crate::calibrate::error::CalibError;
+use crate::calibrate::error::{CalibError, place};
 use crate::calibrate::fill::FillRule;
 use crate::onnx::proto::tensor_proto::DataType;
+
+/// The shape of every input, by name.
+pub type Shapes = BTreeMap<String, Vec<usize>>;
 
 /// One run of the model: its inputs, the rows they are, and which positions are real tokens.
 #[derive(Debug, Clone)]
@@ -39,7 +42,7 @@ impl Batch {
     }
 
     /// The shape of every input: batches with equal shapes share one plan.
-    pub fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
+    pub fn shapes(&self) -> Shapes {
         self.inputs
             .iter()
             .map(|(name, tensor)| (name.clone(), tensor.shape.clone()))
@@ -84,42 +87,39 @@ impl NamedArray {
     }
 
     fn error(&self, dtype: DataType, bad: BadValue) -> CalibError {
-        let file = self.file.clone();
-        let array = self.array.clone();
+        let place = self.place();
         let input = self.input.clone();
         let expected = type_name(dtype);
         match bad.why {
             BadElement::NotFinite(value) => CalibError::NotFinite {
-                file,
-                array,
+                place,
                 index: bad.index,
                 value,
             },
-            BadElement::Inexact(value) => {
-                let hint = if dtype == DataType::Float {
+            BadElement::Inexact(value) => CalibError::Inexact {
+                place,
+                input,
+                expected,
+                value: format!("{value} at index {:?}", bad.index),
+                hint: if dtype == DataType::Float {
                     "; convert with array.astype('float32') if rounding is fine"
                 } else {
                     ""
-                };
-                CalibError::Inexact {
-                    file,
-                    array,
-                    input,
-                    expected,
-                    index: bad.index,
-                    value,
-                    hint: hint.into(),
-                }
-            }
+                },
+            },
             BadElement::Kind => CalibError::Mismatch {
-                file,
-                array,
+                place,
                 input,
-                expected: expected.clone(),
                 found: self.data.element.to_string(),
                 hint: format!("; convert with array.astype('{expected}')"),
+                expected,
             },
         }
+    }
+
+    /// The file and, if it holds several, the array in it.
+    pub fn place(&self) -> String {
+        place(&self.file, self.array.as_deref())
     }
 }
 

@@ -22,6 +22,8 @@ mod signature;
 mod sources;
 mod statistics;
 mod tap;
+#[cfg(test)]
+mod tests;
 mod tokens;
 mod tract_engine;
 
@@ -31,7 +33,7 @@ pub use dataset::{CalibSource, Dataset, Split};
 pub use engine::{Engine, EngineError, Plan, TapSink, Wanted};
 pub use error::CalibError;
 pub use fill::{FillRule, Filled};
-pub use input::{Batch, InputTensor};
+pub use input::{Batch, InputTensor, Shapes};
 pub use signature::{Dim, ModelInput, model_inputs};
 pub use statistics::{ChannelStats, FoldStats, StatOptions, statistics};
 pub use tract_engine::TractEngine;

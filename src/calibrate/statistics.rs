@@ -15,7 +15,7 @@ use ndarray::{Array2, ArrayViewD};
 use rayon::prelude::*;
 
 use crate::calibrate::engine::{Engine, EngineError, TapSink, Wanted};
-use crate::calibrate::input::Batch;
+use crate::calibrate::input::{Batch, Shapes};
 use crate::calibrate::tokens::TokenContext;
 use crate::onnx::Model;
 use crate::progress::Progress;
@@ -75,6 +75,9 @@ pub fn statistics(
         .into_iter()
         .cloned()
         .collect();
+    if names.is_empty() {
+        return Ok(BTreeMap::new());
+    }
     let rows: BTreeSet<u64> = batches
         .iter()
         .flat_map(|b| b.rows.iter().copied())
@@ -138,7 +141,7 @@ pub(super) fn pool(threads: usize) -> Result<rayon::ThreadPool, EngineError> {
 /// Batches of equal shapes, in the order of their first member. Groups are run one after the other, so that only one
 /// plan, which holds a copy of the weights, is alive.
 pub(super) fn groups(batches: &[Batch]) -> Vec<Vec<&Batch>> {
-    let mut groups: Vec<(BTreeMap<String, Vec<usize>>, Vec<&Batch>)> = Vec::new();
+    let mut groups: Vec<(Shapes, Vec<&Batch>)> = Vec::new();
     for batch in batches {
         let shapes = batch.shapes();
         match groups.iter_mut().find(|(key, _)| *key == shapes) {

@@ -16,7 +16,7 @@ use tract_onnx::tract_hir::ops::konst::Const;
 use crate::calibrate::array::Values;
 use crate::calibrate::copy::{Copy, IndexLimit, calibration_copy, is_standard, node_label};
 use crate::calibrate::engine::{Engine, EngineError, Plan, TapSink, Wanted};
-use crate::calibrate::input::Batch;
+use crate::calibrate::input::{Batch, Shapes};
 use crate::calibrate::tap::{Tap, TapContext};
 use crate::onnx::node::subgraphs;
 use crate::onnx::proto::{GraphProto, TensorProto};
@@ -77,11 +77,7 @@ impl From<TractError> for Failure {
     }
 }
 
-fn build(
-    copy: &Copy<'_>,
-    shapes: &BTreeMap<String, Vec<usize>>,
-    wanted: &Wanted<'_>,
-) -> Result<TractPlan, Failure> {
+fn build(copy: &Copy<'_>, shapes: &Shapes, wanted: &Wanted<'_>) -> Result<TractPlan, Failure> {
     let onnx = tract_onnx::onnx().with_ignore_value_info(true);
     check_ops(copy, |op| onnx.op_register.0.contains_key(op))?;
     let proto = pb::ModelProto::decode(copy.proto.encode_to_vec().as_slice())
@@ -180,11 +176,7 @@ fn check_taps(model: &TypedModel, wanted: &Wanted<'_>) -> Result<(), Failure> {
         let input = model.node(outlet.node).inputs[0];
         let found = model.outlet_fact(input)?.datum_type;
         if found != f32::datum_type() {
-            let found = if found == TDim::datum_type() {
-                "int64".to_owned()
-            } else {
-                format!("{found:?}").to_lowercase()
-            };
+            let found = datum_name(found);
             return Err(EngineError::NotFloat {
                 name: name.clone(),
                 found,
@@ -193,6 +185,21 @@ fn check_taps(model: &TypedModel, wanted: &Wanted<'_>) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// The name of an element type as users of NumPy write it.
+fn datum_name(datum: DatumType) -> String {
+    // Integers that may be sizes are symbolic in tract.
+    if datum == TDim::datum_type() {
+        return "int64".into();
+    }
+    let text = format!("{datum:?}").to_lowercase();
+    for (short, long) in [("i", "int"), ("u", "uint"), ("f", "float")] {
+        if let Some(bits) = text.strip_prefix(short) {
+            return format!("{long}{bits}");
+        }
+    }
+    text
 }
 
 /// Operators of Microsoft's domain that tract implements with Microsoft's meaning.
@@ -420,7 +427,7 @@ fn values_tensor(values: &Values) -> Tensor {
     }
 }
 
-fn shapes_text(shapes: &BTreeMap<String, Vec<usize>>) -> String {
+fn shapes_text(shapes: &Shapes) -> String {
     let shapes: Vec<String> = shapes
         .iter()
         .map(|(name, shape)| format!("{name} {shape:?}"))

@@ -54,12 +54,13 @@ pub struct Fold<'a> {
     pub sample: ArrayView2<'a, f32>,
 }
 
-/// Everything the solver has to know about one site. All values are finite.
+/// Everything the solver has to know about one site. All values are finite, and C is the same everywhere: anything else
+/// is a mistake of the caller and may panic.
 #[derive(Debug, Clone)]
 pub struct SiteProblem<'a> {
     /// The calibration tokens in two halves that share no sequence.
     pub folds: [Fold<'a>; 2],
-    /// The weights of the site's Linears, each `[C, N_i]`.
+    /// The weights of the site's Linears, each `[C, N_i]`; at least one.
     pub weights: Vec<ArrayView2<'a, f32>>,
     /// Whether the place that absorbs the migration can take a shift.
     pub allow_shift: bool,
@@ -83,7 +84,8 @@ pub struct SolveSettings {
 pub struct CurvePoint {
     /// Threshold t in units of x after the shift.
     pub threshold: f32,
-    /// Lowest cross-fitted loss found with it, over all margins.
+    /// Lowest cross-fitted loss in the survey, which uses a part of the tokens and outputs: comparable along one curve,
+    /// not with the losses of a [`Solution`].
     pub loss: f64,
 }
 

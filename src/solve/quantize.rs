@@ -2,7 +2,7 @@
 //!
 //! Ranges come in, [`QuantParams`] come out ([`ActivationSpec::params`]), and [`fake_quantize`] applies them in place.
 //! Weights go through [`quantize_weight`], which gives the integers to store, or through
-//! [`fake_quantize_weight_into`], which gives their float values for the search and allocates nothing.
+//! `fake_quantize_weight_into`, which gives their float values for the search and allocates nothing.
 //!
 //! All values are expected to be finite: the caller has refused NaN and infinity before they get here.
 

@@ -2,71 +2,83 @@
 //!
 //! Candidates are scored by cross-fit: ranges, z and s from one half of the calibration tokens, loss on the other half,
 //! both ways, summed. Scoring on the tokens that set the ranges would hide that after scaling many channels touch the
-//! range's edge at once, so that an unseen token which exceeds any of them is clipped. "No shift", "no scale" and
-//! "neither" are candidates, and doing nothing wins ties.
+//! range's edge at once, so that an unseen token which exceeds any of them is clipped. Doing nothing is always scored
+//! and wins ties.
 //!
-//! The search goes from coarse to fine: every kind of shift over a coarse grid of thresholds with a few margins, then
-//! thresholds around the best, then all margins at the best thresholds. The chosen kind, threshold and margin are then
-//! applied to the ranges of all tokens.
+//! Two stages. The *survey* tries every kind of shift over a coarse grid of thresholds and a few margins, then
+//! thresholds around the best of each kind, on a part of the tokens and of the output columns. The *final* scores the
+//! best of them with all margins on all columns (on a part, for the Linear of a vocabulary). The winner's kind,
+//! threshold and margin are then applied to the extremes of all tokens.
 
 use super::loss::{SiteLoss, Trial, migrate};
 use super::migration::{Migration, ShiftKind, extremes, shift};
-use super::smoothquant;
-use super::{CurvePoint, Method, SiteProblem, Solution, SolveSettings};
+use super::{CurvePoint, Method, SiteProblem, Solution, SolveSettings, smoothquant};
 use rayon::prelude::*;
 
 /// The grid of the search.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Recipe {
-    /// Sample tokens used of each fold, at most.
-    pub tokens: usize,
     /// Kinds of shift to try besides none.
     pub shifts: Vec<ShiftKind>,
-    /// Coarse thresholds, as fractions of the largest extreme after the shift, ascending.
+    /// Coarse thresholds as fractions of the largest extreme after the shift, ascending, in a geometric row.
     pub thresholds: Vec<f32>,
-    /// Margins tried with every coarse threshold.
-    pub probe_margins: Vec<f32>,
-    /// How often the step between thresholds is halved around the best.
+    /// How often the step between thresholds is halved around the best of each kind.
     pub refinements: usize,
-    /// Margins tried with the best thresholds and without a scale.
-    pub margins: Vec<f32>,
-    /// EXPERIMENT
-    pub relative: bool,
-    /// EXPERIMENT
-    pub margin_rule: u8,
-    /// EXPERIMENT
+    /// Margins tried in the survey.
+    pub survey_margins: Vec<f32>,
+    /// Sample tokens of each fold used in the survey, at most.
+    pub survey_tokens: usize,
+    /// Output columns used in the survey, about: every k-th column of every Linear.
+    pub survey_columns: usize,
+    /// How many pairs of shift and threshold go from the survey to the final, besides doing nothing.
     pub finalists: usize,
-    /// EXPERIMENT
-    pub kinds_refined: usize,
+    /// Margins tried in the final.
+    pub margins: Vec<f32>,
+    /// Sample tokens of each fold used in the final, at most.
+    pub tokens: usize,
+    /// Output columns used in the final, about: only a vocabulary's Linear has more.
+    pub columns: usize,
 }
 
 impl Default for Recipe {
     fn default() -> Self {
-        let thresholds = (0..10)
-            .map(|i| 0.04f32.powf(1.0 - i as f32 / 10.0))
-            .collect();
         Self {
-            tokens: 256,
             shifts: vec![ShiftKind::OneSided, ShiftKind::MidRange],
-            thresholds,
-            probe_margins: vec![1.1],
-            refinements: 2,
-            margins: vec![0.9, 1.0, 1.1, 1.2, 1.35],
-            relative: true,
-            margin_rule: 0,
+            // 0.015 to 0.72 in steps of 1.38. On MiniLM-L6 the best are 0.1 to 0.5; starting at 0.04 gave the same unseen
+            // loss there and on planted outliers, but real ratios of largest to median extreme go up to 3000.
+            thresholds: (0..13)
+                .map(|i| 0.015f32.powf(1.0 - i as f32 / 13.0))
+                .collect(),
+            // 2 instead of 1: ±0.05 dB of unseen loss, more time.
+            refinements: 1,
+            // With one survey margin of 1.1 the survey sent too small thresholds to the final: on MiniLM-L6 with 12
+            // calibration sequences that cost 0.5 dB of unseen loss.
+            survey_margins: vec![1.0, 1.3],
+            survey_tokens: 192,
+            survey_columns: 384,
             finalists: 3,
-            kinds_refined: 2,
+            margins: vec![0.9, 1.0, 1.1, 1.2, 1.35, 1.6],
+            // 384 instead of 256: +0.5 dB on sparse one-sided channels, where a few tokens decide, ±0.1 elsewhere;
+            // 512 adds 0.1 there.
+            tokens: 384,
+            columns: 4096,
         }
     }
 }
 
 /// A scored candidate.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 struct Scored {
     shift: ShiftKind,
     threshold: Option<f32>,
     margin: f32,
     loss: f64,
+}
+
+/// Extremes of every channel over all tokens, `[C]` each.
+struct Extremes {
+    min: Vec<f32>,
+    max: Vec<f32>,
 }
 
 /// Finds the migration of one site with the standard [`Recipe`].
@@ -76,227 +88,199 @@ pub fn solve_site(problem: &SiteProblem, settings: &SolveSettings) -> Solution {
 
 /// Finds the migration of one site.
 ///
-/// With fewer than two calibration tokens nothing can be validated, and [`Method::OsPlus`] does nothing.
+/// With fewer than two sample tokens nothing can be validated, and [`Method::OsPlus`] does nothing.
 pub fn solve_site_with(
     problem: &SiteProblem,
     settings: &SolveSettings,
     recipe: &Recipe,
 ) -> Solution {
-    let loss = SiteLoss::new(problem, settings.activation, settings.weight, recipe.tokens);
-    let (min, max) = all_tokens(problem);
+    let all = all_tokens(problem);
+    let columns = match settings.method {
+        // Its scale is made from all columns.
+        Method::SmoothQuant { .. } => usize::MAX,
+        Method::OsPlus | Method::None => recipe.columns,
+    };
+    let loss = SiteLoss::new(problem, settings, recipe.tokens, columns);
     match settings.method {
-        Method::None => {
-            let before = score_all(&loss, vec![nothing(vec![1.0])]);
-            finish(&loss, &min, &max, &before, before[0], recipe, settings)
+        Method::OsPlus if loss.directions() > 0 => {
+            let surveyed = survey(problem, settings, recipe, &all);
+            let trials = finalists(problem, recipe, &all, &surveyed);
+            let scored = score(&loss, &trials);
+            let mut solution = apply(&loss, &all, scored[0].loss, lowest(&scored));
+            solution.curve = curve(&surveyed, solution.shift_kind);
+            solution
         }
-        Method::SmoothQuant { alpha } => smoothquant_site(problem, &loss, &min, &max, alpha),
-        Method::OsPlus if loss.directions() == 0 => {
-            let before = score_all(&loss, vec![nothing(vec![1.0])]);
-            finish(&loss, &min, &max, &before, before[0], recipe, settings)
+        Method::SmoothQuant { alpha } => {
+            smoothquant::solve(problem, &loss, (&all.min, &all.max), alpha)
         }
-        Method::OsPlus => {
-            let scored = search(problem, &loss, &min, &max, recipe);
-            let best = lowest(&scored);
-            finish(&loss, &min, &max, &scored, best, recipe, settings)
+        Method::OsPlus | Method::None => {
+            let nothing = score(&loss, &[Trial::nothing(vec![1.0])])[0];
+            apply(&loss, &all, nothing.loss, nothing)
         }
     }
 }
 
 /// Extremes of every channel over both folds; empty folds are left out.
-fn all_tokens(problem: &SiteProblem) -> (Vec<f32>, Vec<f32>) {
-    let [a, b] = &problem.folds;
-    match (a.sample.nrows(), b.sample.nrows()) {
-        (0, 0) => (Vec::new(), Vec::new()),
-        (0, _) => (b.min.to_vec(), b.max.to_vec()),
-        (_, 0) => (a.min.to_vec(), a.max.to_vec()),
-        _ => (
-            a.min.iter().zip(b.min).map(|(a, b)| a.min(*b)).collect(),
-            a.max.iter().zip(b.max).map(|(a, b)| a.max(*b)).collect(),
-        ),
+fn all_tokens(problem: &SiteProblem) -> Extremes {
+    let mut all = Extremes {
+        min: Vec::new(),
+        max: Vec::new(),
+    };
+    for fold in problem.folds.iter().filter(|f| f.sample.nrows() > 0) {
+        if all.min.is_empty() {
+            all.min = fold.min.to_vec();
+            all.max = fold.max.to_vec();
+        }
+        for (all, min) in all.min.iter_mut().zip(fold.min) {
+            *all = all.min(*min);
+        }
+        for (all, max) in all.max.iter_mut().zip(fold.max) {
+            *all = all.max(*max);
+        }
     }
+    all
 }
 
-fn nothing(margins: Vec<f32>) -> Trial {
-    Trial {
-        shift: ShiftKind::None,
-        threshold: None,
-        margins,
-        relative: true,
-    }
-}
-
-/// All candidates with their losses. The first is "do nothing".
-fn search(
-    problem: &SiteProblem,
-    loss: &SiteLoss,
-    min: &[f32],
-    max: &[f32],
-    recipe: &Recipe,
-) -> Vec<Scored> {
+/// The kinds of shift that make a difference at this site, "none" first.
+fn kinds(problem: &SiteProblem, recipe: &Recipe, all: &Extremes) -> Vec<ShiftKind> {
     let mut kinds = vec![ShiftKind::None];
     if problem.allow_shift {
-        kinds.extend(
-            recipe
-                .shifts
-                .iter()
-                .filter(|kind| shift(**kind, min, max).is_some()),
-        );
+        let useful = |kind: &ShiftKind| shift(*kind, &all.min, &all.max).is_some();
+        kinds.extend(recipe.shifts.iter().copied().filter(useful));
     }
-    let mut margins = vec![1.0];
-    margins.extend(recipe.margins.iter().filter(|&&m| m != 1.0));
-    let mut trials: Vec<Trial> = kinds
-        .iter()
-        .map(|&shift| Trial {
-            shift,
-            threshold: None,
-            margins: margins.clone(),
-            relative: recipe.relative,
-        })
-        .collect();
+    kinds
+}
+
+/// Scores the coarse grid and refines it around the best of each kind. Empty where no scale is allowed.
+fn survey(
+    problem: &SiteProblem,
+    settings: &SolveSettings,
+    recipe: &Recipe,
+    all: &Extremes,
+) -> Vec<Scored> {
     if !problem.allow_scale {
-        return score_all(loss, trials);
+        return Vec::new();
     }
-    let unit = |kind: ShiftKind| {
-        if recipe.relative {
-            1.0
-        } else {
-            let z = shift(kind, min, max);
-            extremes(min, max, z.as_deref())
-                .iter()
-                .fold(0.0f32, |a, &b| a.max(b))
-        }
+    let loss = SiteLoss::new(
+        problem,
+        settings,
+        recipe.survey_tokens,
+        recipe.survey_columns,
+    );
+    let kinds = kinds(problem, recipe, all);
+    let trial = |shift: ShiftKind, threshold: Option<f32>| Trial {
+        shift,
+        threshold,
+        margins: recipe.survey_margins.clone(),
     };
+    let mut trials = Vec::new();
     for &kind in &kinds {
-        for &t in &recipe.thresholds {
-            trials.push(Trial {
-                shift: kind,
-                threshold: Some(t * unit(kind)),
-                margins: recipe.probe_margins.clone(),
-                relative: recipe.relative,
-            });
+        let z = shift(kind, &all.min, &all.max);
+        let extremes = extremes(&all.min, &all.max, z.as_deref());
+        let largest = extremes.iter().fold(0.0f32, |a, &b| a.max(b));
+        trials.push(trial(kind, None));
+        if largest > 0.0 {
+            trials.extend(
+                recipe
+                    .thresholds
+                    .iter()
+                    .map(|t| trial(kind, Some(t * largest))),
+            );
         }
     }
-    let mut scored = score_all(loss, trials);
-    // Refine
-    let mut step = match recipe.thresholds.as_slice() {
-        [a, b, ..] => (b / a).sqrt(),
-        _ => 1.0,
+    let mut scored = score(&loss, &trials);
+    let mut step = match recipe.thresholds[..] {
+        [first, second, ..] => (second / first).sqrt(),
+        _ => return scored,
     };
     for _ in 0..recipe.refinements {
-        let mut best: Vec<Scored> = kinds
-            .iter()
-            .filter_map(|&kind| {
-                scored
-                    .iter()
-                    .filter(|s| s.shift == kind && s.threshold.is_some())
-                    .copied()
-                    .min_by(|a, b| a.loss.total_cmp(&b.loss))
-            })
-            .collect();
-        best.sort_by(|a, b| a.loss.total_cmp(&b.loss));
-        best.truncate(recipe.kinds_refined);
-        let trials = best
-            .iter()
-            .flat_map(|b| {
-                [1.0 / step, step].map(|f| Trial {
-                    shift: b.shift,
-                    threshold: b.threshold.map(|t| t * f),
-                    margins: vec![b.margin],
-                    relative: recipe.relative,
-                })
-            })
-            .collect();
-        scored.extend(score_all(loss, trials));
+        let mut trials = Vec::new();
+        for &kind in &kinds {
+            let of_kind: Vec<Scored> = scored
+                .iter()
+                .filter(|s| s.shift == kind && s.threshold.is_some())
+                .copied()
+                .collect();
+            if !of_kind.is_empty()
+                && let Some(t) = lowest(&of_kind).threshold
+            {
+                trials.extend([trial(kind, Some(t / step)), trial(kind, Some(t * step))]);
+            }
+        }
+        scored.extend(score(&loss, &trials));
         step = step.sqrt();
     }
-    // Margins
-    let mut order: Vec<Scored> = scored
-        .iter()
-        .filter(|s| s.threshold.is_some())
-        .copied()
-        .collect();
-    order.sort_by(|a, b| a.loss.total_cmp(&b.loss));
-    let mut finalists: Vec<Scored> = Vec::new();
-    for s in order {
-        if finalists.len() < recipe.finalists
-            && !finalists
-                .iter()
-                .any(|f| f.shift == s.shift && f.threshold == s.threshold)
-        {
-            finalists.push(s);
-        }
-    }
-    let trials = finalists
-        .iter()
-        .map(|f| Trial {
-            shift: f.shift,
-            threshold: f.threshold,
-            margins: recipe
-                .margins
-                .iter()
-                .copied()
-                .filter(|&m| {
-                    !scored
-                        .iter()
-                        .any(|s| s.shift == f.shift && s.threshold == f.threshold && s.margin == m)
-                })
-                .collect(),
-            relative: recipe.relative,
-        })
-        .collect();
-    scored.extend(score_all(loss, trials));
     scored
 }
 
+/// What the final scores: doing nothing first (with margin 1 first), then the best of the survey, all margins each.
+fn finalists(
+    problem: &SiteProblem,
+    recipe: &Recipe,
+    all: &Extremes,
+    surveyed: &[Scored],
+) -> Vec<Trial> {
+    let mut margins = vec![1.0];
+    margins.extend(recipe.margins.iter().filter(|&&m| m != 1.0));
+    let mut trials = vec![Trial::nothing(margins.clone())];
+    let mut add = |shift: ShiftKind, threshold: Option<f32>| {
+        let new = !trials
+            .iter()
+            .any(|t| t.shift == shift && t.threshold == threshold);
+        if new && trials.len() - 1 < recipe.finalists {
+            trials.push(Trial {
+                shift,
+                threshold,
+                margins: margins.clone(),
+            });
+        }
+    };
+    if !problem.allow_scale {
+        for kind in kinds(problem, recipe, all) {
+            add(kind, None);
+        }
+    }
+    let mut ranked = surveyed.to_vec();
+    ranked.sort_by(|a, b| a.loss.total_cmp(&b.loss));
+    for s in ranked {
+        add(s.shift, s.threshold);
+    }
+    trials
+}
+
 /// Scores every trial in both directions, in parallel; one result per trial and margin, in order.
-fn score_all(loss: &SiteLoss, trials: Vec<Trial>) -> Vec<Scored> {
-    let jobs: Vec<(usize, usize)> = (0..trials.len())
-        .flat_map(|trial| (0..loss.directions()).map(move |direction| (trial, direction)))
-        .collect();
-    let losses: Vec<Vec<f64>> = jobs
-        .par_iter()
-        .map(|&(trial, direction)| loss.evaluate(&trials[trial], direction))
+fn score(loss: &SiteLoss, trials: &[Trial]) -> Vec<Scored> {
+    let directions = loss.directions();
+    let losses: Vec<Vec<f64>> = (0..trials.len() * directions)
+        .into_par_iter()
+        .map(|job| loss.evaluate(&trials[job / directions], job % directions))
         .collect();
     let mut scored = Vec::new();
     for (i, trial) in trials.iter().enumerate() {
         for (k, &margin) in trial.margins.iter().enumerate() {
-            let directions = loss.directions();
-            let total = losses[i * directions..(i + 1) * directions]
-                .iter()
-                .map(|l| l[k])
-                .sum();
+            let both = &losses[i * directions..(i + 1) * directions];
             scored.push(Scored {
                 shift: trial.shift,
                 threshold: trial.threshold,
                 margin,
-                loss: total,
+                loss: both.iter().map(|l| l[k]).sum(),
             });
         }
     }
     scored
 }
 
-/// The first candidate with the lowest loss: an earlier one wins ties, so "do nothing" does.
+/// The first of the candidates with the lowest loss (an earlier one wins ties). There must be one.
 fn lowest(scored: &[Scored]) -> Scored {
-    scored[1..].iter().fold(
-        scored[0],
-        |best, s| if s.loss < best.loss { *s } else { best },
-    )
+    let better = |best: Scored, s: &Scored| if s.loss < best.loss { *s } else { best };
+    scored[1..].iter().fold(scored[0], better)
 }
 
-fn finish(
-    loss: &SiteLoss,
-    min: &[f32],
-    max: &[f32],
-    scored: &[Scored],
-    best: Scored,
-    recipe: &Recipe,
-    settings: &SolveSettings,
-) -> Solution {
-    let (migration, threshold) = migrate(best.shift, best.threshold, recipe.relative, min, max);
+/// Losses over thresholds for one kind of shift, ascending thresholds, best margin each.
+fn curve(surveyed: &[Scored], kind: ShiftKind) -> Vec<CurvePoint> {
     let mut curve: Vec<CurvePoint> = Vec::new();
-    for s in scored.iter().filter(|s| s.shift == best.shift) {
-        let (_, Some(threshold)) = migrate(s.shift, s.threshold, recipe.relative, min, max) else {
+    for s in surveyed.iter().filter(|s| s.shift == kind) {
+        let Some(threshold) = s.threshold else {
             continue;
         };
         match curve.iter_mut().find(|p| p.threshold == threshold) {
@@ -308,100 +292,60 @@ fn finish(
         }
     }
     curve.sort_by(|a, b| a.threshold.total_cmp(&b.threshold));
-    let width = |(low, high): (f32, f32)| {
-        if settings.activation.symmetric {
-            high.max(-low)
-        } else {
-            high.max(0.0) - low.min(0.0)
-        }
-    };
-    let half: f32 = (0..loss.directions())
-        .map(|d| {
-            let (min, max) = loss.fit_range(d);
-            width(
-                migrate(best.shift, best.threshold, recipe.relative, min, max)
-                    .0
-                    .range(min, max),
-            )
-        })
-        .sum::<f32>()
-        / 2.0;
-    let ratio = width(migration.range(min, max)) / half;
-    let m = best.margin;
-    let margin = match recipe.margin_rule {
-        0 => m,
-        1 => {
-            if ratio.is_finite() && m > 1.0 {
-                (m / ratio).max(1.0)
-            } else {
-                m
-            }
-        }
-        2 => 1.0 + (m - 1.0) * 0.5,
-        3 => {
-            if ratio.is_finite() && m > 1.0 {
-                (m / ratio.sqrt()).max(1.0)
-            } else {
-                m
-            }
-        }
-        4 => {
-            if m > 1.0 {
-                1.0 + (m - 1.0) * 0.5
-            } else {
-                m
-            }
-        }
-        5 => {
-            if m > 1.0 {
-                1.0 + (m - 1.0) * 0.7
-            } else {
-                m
-            }
-        }
-        6 => m.max(1.0),
-        _ => 1.0,
-    };
-    solution(
-        min,
-        max,
-        migration,
-        Solution {
-            threshold: threshold.filter(|_| best.threshold.is_some()),
-            margin,
-            shift_kind: best.shift,
-            curve,
-            ..empty(scored[0].loss, best.loss)
-        },
-    )
+    curve
 }
 
-fn empty(before: f64, after: f64) -> Solution {
+/// Applies a winner to the extremes of all tokens.
+fn apply(loss: &SiteLoss, all: &Extremes, before: f64, best: Scored) -> Solution {
+    let migration = migrate(best.shift, best.threshold, &all.min, &all.max);
+    let width = |(low, high): (f32, f32)| high.max(0.0) - low.min(0.0);
+    let halves: f32 = (0..loss.directions())
+        .map(|direction| {
+            let (min, max) = loss.fit_range(direction);
+            width(migrate(best.shift, best.threshold, min, max).range(min, max))
+        })
+        .sum();
+    // The margin was validated on the range of half the tokens. The range of all tokens is wider already, so the margin
+    // shrinks by as much, but not below it. (Measured on unseen tokens against keeping the margin: +0.02 to +0.3 dB;
+    // against no margin: +0.1 to +0.9 dB.)
+    let grown = width(migration.range(&all.min, &all.max)) / (halves / loss.directions() as f32);
+    let margin = if best.margin > 1.0 && grown > 1.0 {
+        (best.margin / grown).max(1.0)
+    } else {
+        best.margin
+    };
+    let threshold = best.threshold.filter(|_| migration.scale.is_some());
     Solution {
-        shift: None,
-        scale: None,
-        range: (0.0, 0.0),
-        range_before: (0.0, 0.0),
-        range_after: (0.0, 0.0),
-        threshold: None,
-        margin: 1.0,
-        shift_kind: ShiftKind::None,
-        loss_before: before,
-        loss_after: after,
-        validated_gain_db: gain_db(before, after),
-        curve: Vec::new(),
+        threshold,
+        shift_kind: best.shift,
+        ..Solution::of(migration, (&all.min, &all.max), margin, before, best.loss)
     }
 }
 
-fn solution(min: &[f32], max: &[f32], migration: Migration, rest: Solution) -> Solution {
-    let (low, high) = migration.range(min, max);
-    Solution {
-        range: (low * rest.margin, high * rest.margin),
-        range_before: Migration::default().range(min, max),
-        range_after: (low, high),
-        shift: migration.shift,
-        scale: migration.scale,
-        ..rest
+impl Solution {
+    /// The solution for a migration and margin, from the extremes of all tokens and the losses without and with it.
+    pub(super) fn of(
+        migration: Migration,
+        (min, max): (&[f32], &[f32]),
+        margin: f32,
+        loss_before: f64,
+        loss_after: f64,
+    ) -> Self {
+        let (low, high) = migration.range(min, max);
+        Self {
+            range: (low * margin, high * margin),
+            range_before: Migration::default().range(min, max),
+            range_after: (low, high),
+            shift: migration.shift,
+            scale: migration.scale,
+            threshold: None,
+            margin,
+            shift_kind: ShiftKind::None,
+            loss_before,
+            loss_after,
+            validated_gain_db: gain_db(loss_before, loss_after),
+            curve: Vec::new(),
+        }
     }
 }
 
@@ -414,31 +358,6 @@ fn gain_db(before: f64, after: f64) -> f64 {
     }
 }
 
-fn smoothquant_site(
-    problem: &SiteProblem,
-    loss: &SiteLoss,
-    min: &[f32],
-    max: &[f32],
-    alpha: f32,
-) -> Solution {
-    let weight = loss.weight();
-    let migration = |min: &[f32], max: &[f32]| Migration {
-        shift: None,
-        scale: problem
-            .allow_scale
-            .then(|| smoothquant::scale(min, max, weight, alpha)),
-    };
-    let total = |migration: &(dyn Fn(&[f32], &[f32]) -> Migration + Sync)| -> f64 {
-        (0..loss.directions())
-            .into_par_iter()
-            .map(|d| {
-                let (min, max) = loss.fit_range(d);
-                loss.evaluate_migration(ShiftKind::None, &migration(min, max), &[1.0], d)[0]
-            })
-            .collect::<Vec<f64>>()
-            .iter()
-            .sum()
-    };
-    let (before, after) = (total(&|_, _| Migration::default()), total(&migration));
-    solution(min, max, migration(min, max), empty(before, after))
-}
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

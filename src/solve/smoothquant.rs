@@ -1,6 +1,9 @@
 //! SmoothQuant's scale, for comparison on the same sites with the same arithmetic.
 
+use super::loss::SiteLoss;
+use super::{Migration, ShiftKind, SiteProblem, Solution};
 use ndarray::ArrayView2;
+use rayon::prelude::*;
 
 /// Smallest magnitude that enters the formula, so that a dead channel or an all-zero row gives a finite scale.
 const FLOOR: f32 = 1e-5;
@@ -18,4 +21,32 @@ pub fn scale(min: &[f32], max: &[f32], w: ArrayView2<f32>, alpha: f32) -> Vec<f3
             (x.powf(alpha) / w.powf(1.0 - alpha)).max(FLOOR)
         })
         .collect()
+}
+
+/// The solution with SmoothQuant's scale (or none, where the site allows none), no shift, no margin.
+///
+/// Nothing is chosen by the losses: they are taken as for the search, to be reported.
+pub(super) fn solve(
+    problem: &SiteProblem,
+    loss: &SiteLoss,
+    (min, max): (&[f32], &[f32]),
+    alpha: f32,
+) -> Solution {
+    let migration = |min: &[f32], max: &[f32]| Migration {
+        shift: None,
+        scale: problem
+            .allow_scale
+            .then(|| scale(min, max, loss.weight(), alpha)),
+    };
+    let losses: Vec<[f64; 2]> = (0..loss.directions())
+        .into_par_iter()
+        .map(|direction| {
+            let (min, max) = loss.fit_range(direction);
+            [Migration::default(), migration(min, max)].map(|migration| {
+                loss.evaluate_migration(ShiftKind::None, &migration, &[1.0], direction)[0]
+            })
+        })
+        .collect();
+    let total = |i: usize| losses.iter().map(|both| both[i]).sum();
+    Solution::of(migration(min, max), (min, max), 1.0, total(0), total(1))
 }

@@ -1,0 +1,521 @@
+//! What the engine runs and what it refuses.
+
+use std::collections::BTreeMap;
+
+use ndarray::array;
+
+use super::*;
+use crate::calibrate::compare::compare_within;
+use crate::calibrate::{
+    EngineError, OutputComparison, StatOptions, TractEngine, compare, outputs, statistics,
+};
+use crate::onnx::node::{float_attr, graph_attr, int_attr, make_node, tensor_attr};
+use crate::onnx::tensor;
+use crate::progress::NoProgress;
+
+fn run(model: &Model, batch: Batch) -> Result<BTreeMap<String, ArrayD<f32>>, EngineError> {
+    let outputs = outputs(&TractEngine, model, &[batch], 1, &NoProgress)?;
+    Ok(outputs.batches.into_iter().next().unwrap())
+}
+
+fn error<T: std::fmt::Debug>(result: Result<T, EngineError>) -> String {
+    result.unwrap_err().to_string()
+}
+
+fn ids_batch(ids: ndarray::Array2<i64>) -> Batch {
+    let rows = (0..ids.nrows() as u64).collect();
+    let tensor = InputTensor::from_values(Values::I64(ids.into_dyn()));
+    Batch::new([("ids".to_owned(), tensor)].into(), rows)
+}
+
+fn tap(model: &Model, batch: Batch, name: &str) -> Result<(), EngineError> {
+    let options = StatOptions {
+        channels_first: Default::default(),
+        sample_tokens: 4,
+        seed: 0,
+        threads: 1,
+    };
+    statistics(
+        &TractEngine,
+        model,
+        &[batch],
+        &[name.into()],
+        &options,
+        &NoProgress,
+    )
+    .map(|_| ())
+}
+
+fn embedding() -> Model {
+    model(
+        17,
+        vec![info("ids", DataType::Int64, &["b", "s"])],
+        vec![
+            make_node("Cast", "cast", &["ids"], &["i"], vec![int_attr("to", 6)]),
+            make_node("Gather", "gather", &["table", "i"], &["y"], vec![]),
+        ],
+        vec![tensor::from_f32(
+            "table",
+            &[3, 2],
+            &[0., 1., 2., 3., 4., 5.],
+            DataType::Float,
+        )],
+        &["y"],
+    )
+}
+
+#[test]
+fn an_id_outside_the_vocabulary_is_named() {
+    let y = run(&embedding(), ids_batch(array![[2, 0]])).unwrap();
+    assert_eq!(y["y"], array![[[4., 5.], [0., 1.]]].into_dyn());
+    insta::assert_snapshot!(error(run(&embedding(), ids_batch(array![[0, 1], [1, 3]]))), @"ids holds 3 at row 1, but table (node gather) has only 3 rows: is the calibration data made for another vocabulary or length?");
+}
+
+#[test]
+fn int64_cumsum_runs() {
+    let model = model(
+        17,
+        vec![info("ids", DataType::Int64, &["b", "s"])],
+        vec![
+            make_node("CumSum", "sum", &["ids", "axis"], &["c"], vec![]),
+            make_node("Sub", "sub", &["c", "one"], &["d"], vec![]),
+            make_node("Gather", "gather", &["table", "d"], &["y"], vec![]),
+        ],
+        vec![
+            tensor::from_i64("axis", &[], &[1]),
+            tensor::from_i64("one", &[], &[1]),
+            tensor::from_f32("table", &[3, 1], &[10., 20., 30.], DataType::Float),
+        ],
+        &["y"],
+    );
+    let y = run(&model, ids_batch(array![[1, 1, 1], [1, 0, 1]])).unwrap();
+    assert_eq!(
+        y["y"],
+        array![[[10.], [20.], [30.]], [[10.], [10.], [20.]]].into_dyn()
+    );
+}
+
+/// A query sees the keys whose mask is true: with a causal mask the first one sees itself alone.
+#[test]
+fn attention_with_a_boolean_mask() {
+    let causal = tensor::from_f32("visible", &[2, 2], &[1., 0., 1., 1.], DataType::Float);
+    let bool_type = vec![int_attr("to", DataType::Bool as i64)];
+    let nodes = vec![
+        make_node("Cast", "cast", &["visible"], &["m"], bool_type),
+        make_node("Identity", "pass", &["m"], &["mask"], vec![]),
+        make_node(
+            "Attention",
+            "masked",
+            &["x", "x", "x", "mask"],
+            &["y"],
+            vec![],
+        ),
+        make_node("Attention", "free", &["x", "x", "x"], &["z"], vec![]),
+    ];
+    let x = info("x", DataType::Float, &["b", "1", "2", "4"]);
+    let model = model(23, vec![x], nodes, vec![causal], &["y", "z"]);
+    let x = wave(&[3, 1, 2, 4]);
+    let out = run(&model, f32_batch("x", x.clone(), 0)).unwrap();
+    let position = |a: &ArrayD<f32>, s: usize| a.index_axis(ndarray::Axis(2), s).to_owned();
+    assert_eq!(position(&out["y"], 0), position(&x, 0));
+    assert_ne!(position(&out["z"], 0), position(&x, 0));
+    let difference = position(&out["y"], 1) - position(&out["z"], 1);
+    assert!(difference.iter().all(|d| d.abs() < 1e-6), "{difference}");
+}
+
+#[test]
+fn dropout_in_training_mode_is_the_identity() {
+    let mut with_dropout = model(
+        17,
+        vec![info("x", DataType::Float, &["b", "2"])],
+        vec![make_node(
+            "Dropout",
+            "drop",
+            &["x", "ratio", "training"],
+            &["d", "mask"],
+            vec![],
+        )],
+        vec![
+            tensor::from_f32("ratio", &[], &[0.5], DataType::Float),
+            TensorProto {
+                name: Some("training".into()),
+                data_type: Some(DataType::Bool as i32),
+                int32_data: vec![1],
+                ..Default::default()
+            },
+        ],
+        &["d"],
+    );
+    let x = wave(&[2, 2]);
+    let y = run(&with_dropout, f32_batch("x", x.clone(), 0)).unwrap();
+    assert_eq!(y["d"], x);
+
+    let graph = with_dropout.graph_mut();
+    let cast = make_node("Cast", "cast", &["mask"], &["m"], vec![int_attr("to", 1)]);
+    graph.node.push(cast);
+    graph.output.push(info("m", DataType::Float, &[]));
+    insta::assert_snapshot!(error(run(&with_dropout, f32_batch("x", x, 0))), @"calibration cannot run node drop (Dropout): its mask output is used");
+}
+
+#[test]
+fn operators_of_another_domain_are_refused_by_name() {
+    let mut attention = make_node("Attention", "att", &["x", "w"], &["a"], vec![]);
+    attention.domain = Some("com.microsoft".into());
+    let mut second = attention.clone();
+    second.output = vec!["a2".into()];
+    let inner = GraphProto {
+        node: vec![make_node("FusedThing", "", &["x"], &["i"], vec![])],
+        output: vec![info("i", DataType::Float, &[])],
+        ..Default::default()
+    };
+    let model = model(
+        17,
+        vec![
+            info("x", DataType::Float, &["b", "2"]),
+            info("c", DataType::Bool, &["1"]),
+        ],
+        vec![
+            attention,
+            second,
+            make_node(
+                "If",
+                "if",
+                &["c"],
+                &["y"],
+                vec![
+                    graph_attr("then_branch", inner.clone()),
+                    graph_attr("else_branch", inner),
+                ],
+            ),
+        ],
+        vec![tensor::from_f32("w", &[2], &[1., 1.], DataType::Float)],
+        &["y"],
+    );
+    let mut batch = f32_batch("x", wave(&[1, 2]), 0);
+    let condition = InputTensor::from_values(Values::Bool(array![true].into_dyn()));
+    batch.inputs.insert("c".into(), condition);
+    insta::assert_snapshot!(error(run(&model, batch)), @"calibration cannot run some operators of this model: FusedThing (node i), com.microsoft.Attention (node att)");
+}
+
+#[test]
+fn float16_models_run_in_float32() {
+    let half = |name: &str, shape: &[usize], data: &[f32]| {
+        tensor::from_f32(name, shape, data, DataType::Float16)
+    };
+    let model = model(
+        17,
+        vec![info("x", DataType::Float16, &["b", "2"])],
+        vec![
+            make_node("MatMul", "mm", &["x", "w"], &["h"], vec![]),
+            make_node(
+                "Constant",
+                "k",
+                &[],
+                &["two"],
+                vec![tensor_attr("value", half("", &[], &[2.]))],
+            ),
+            make_node("Mul", "mul", &["h", "two"], &["m"], vec![]),
+            make_node(
+                "Cast",
+                "down",
+                &["m"],
+                &["d"],
+                vec![int_attr("to", DataType::Double as i64)],
+            ),
+            make_node(
+                "Cast",
+                "up",
+                &["d"],
+                &["y"],
+                vec![int_attr("to", DataType::Bfloat16 as i64)],
+            ),
+        ],
+        vec![half("w", &[2, 2], &[1., 2., 3., 4.])],
+        &["y"],
+    );
+    let y = run(&model, f32_batch("x", array![[1f32, 10.]].into_dyn(), 0)).unwrap();
+    assert_eq!(y["y"], array![[62f32, 84.]].into_dyn());
+}
+
+#[test]
+fn subgraphs_read_constants_of_the_main_graph() {
+    let branch = |op: &str| GraphProto {
+        node: vec![make_node(op, op, &["x", "w"], &["z"], vec![])],
+        output: vec![info("z", DataType::Float, &[])],
+        ..Default::default()
+    };
+    let model = model(
+        17,
+        vec![
+            info("x", DataType::Float, &["b", "2"]),
+            info("use_cache_branch", DataType::Bool, &["1"]),
+        ],
+        vec![make_node(
+            "If",
+            "if",
+            &["use_cache_branch"],
+            &["y"],
+            vec![
+                graph_attr("then_branch", branch("Add")),
+                graph_attr("else_branch", branch("Mul")),
+            ],
+        )],
+        vec![tensor::from_f32("w", &[2], &[10., 100.], DataType::Float)],
+        &["y"],
+    );
+    let mut batch = f32_batch("x", array![[2f32, 3.]].into_dyn(), 0);
+    let condition = InputTensor::from_values(Values::Bool(array![false].into_dyn()));
+    batch.inputs.insert("use_cache_branch".into(), condition);
+    let y = run(&model, batch).unwrap();
+    assert_eq!(y["y"], array![[20f32, 300.]].into_dyn());
+}
+
+/// x: [b, 3] → Q/DQ of `zero` type → MatMul with an int8 weight behind DequantizeLinear on axis 1.
+fn qdq(opset: i64, zero: TensorProto) -> Model {
+    model(
+        opset,
+        vec![info("x", DataType::Float, &["b", "3"])],
+        vec![
+            make_node("QuantizeLinear", "q", &["x", "s", "z"], &["xq"], vec![]),
+            make_node("DequantizeLinear", "dq", &["xq", "s", "z"], &["xd"], vec![]),
+            make_node(
+                "DequantizeLinear",
+                "wdq",
+                &["w", "ws", "wz"],
+                &["wd"],
+                vec![int_attr("axis", 1)],
+            ),
+            make_node("MatMul", "mm", &["xd", "wd"], &["m"], vec![]),
+            make_node("Add", "add", &["m", "bias"], &["y"], vec![]),
+        ],
+        vec![
+            tensor::from_f32("s", &[], &[0.5], DataType::Float),
+            zero,
+            tensor::from_i8("w", &[3, 2], &[1, -2, 3, -4, 5, -128]),
+            tensor::from_f32("ws", &[2], &[0.5, 2.0], DataType::Float),
+            tensor::from_i8("wz", &[2], &[0, 0]),
+            tensor::from_f32("bias", &[1, 2], &[1., -1.], DataType::Float),
+        ],
+        &["y"],
+    )
+}
+
+#[test]
+fn quantized_graphs_run_exactly() {
+    let x = array![[0.74f32, -0.75, 1.25], [100., -100., 0.25]];
+    let w = array![[0.5f32, -4.], [1.5, -8.], [2.5, -256.]];
+    let bias = array![[1f32, -1.]];
+    // round half to even, then saturate: 0.75 / 0.5 = 1.5 → 2, 1.25 / 0.5 = 2.5 → 2, 0.25 / 0.5 = 0.5 → 0
+    let cases = [
+        (
+            tensor::from_i8("z", &[], &[0]),
+            array![[0.5f32, -1., 1.], [63.5, -64., 0.]],
+        ),
+        (
+            tensor::from_u8("z", &[], &[100]),
+            array![[0.5f32, -1., 1.], [77.5, -50., 0.]],
+        ),
+    ];
+    for opset in [13, 19, 21] {
+        for (zero, rounded) in &cases {
+            let model = qdq(opset, zero.clone());
+            let y = run(&model, f32_batch("x", x.clone().into_dyn(), 0)).unwrap();
+            let expected = rounded.dot(&w) + &bias;
+            assert_eq!(y["y"], expected.into_dyn(), "opset {opset}");
+        }
+    }
+}
+
+#[test]
+fn taps_need_a_float_value_that_exists() {
+    let batch = || ids_batch(array![[0, 1]]);
+    insta::assert_snapshot!(error(tap(&embedding(), batch(), "nothing")), @"the model has no value named nothing");
+    insta::assert_snapshot!(error(tap(&embedding(), batch(), "ids")), @"value ids is int64; statistics need float32");
+    insta::assert_snapshot!(error(tap(&embedding(), batch(), "i")), @"value i is int32; statistics need float32");
+}
+
+#[test]
+fn data_that_the_plan_cannot_take_are_errors() {
+    let model = qdq(13, tensor::from_i8("z", &[], &[0]));
+    insta::assert_snapshot!(error(run(&model, ids_batch(array![[1]]))), @"the batch gives no data for model input x");
+    let wrong = f32_batch("x", wave(&[2, 4]), 0);
+    let text = error(run(&model, wrong));
+    assert!(
+        text.starts_with("the engine cannot prepare the model for inputs x [2, 4]: "),
+        "{text}"
+    );
+    assert!(text.contains("mm"), "names the node: {text}");
+}
+
+#[test]
+fn a_node_without_a_type_is_an_error_and_not_a_panic() {
+    let mut broken = qdq(13, tensor::from_i8("z", &[], &[0]));
+    broken.graph_mut().node[3].input[1] = "missing".into();
+    insta::assert_snapshot!(error(run(&broken, f32_batch("x", wave(&[1, 3]), 0))), @"the model has no value named missing");
+}
+
+/// x + bias, with two more outputs: an integer one and a constant one.
+fn shifted(bias: f32) -> Model {
+    model(
+        17,
+        vec![info("x", DataType::Float, &["b", "s", "2"])],
+        vec![
+            make_node("Add", "add", &["x", "bias"], &["y"], vec![]),
+            make_node("Shape", "shape", &["x"], &["n"], vec![]),
+        ],
+        vec![tensor::from_f32("bias", &[], &[bias], DataType::Float)],
+        &["y", "n"],
+    )
+}
+
+#[test]
+fn integer_outputs_are_skipped_and_listed() {
+    let x = f32_batch("x", wave(&[1, 2, 2]), 0);
+    let outputs = outputs(&TractEngine, &shifted(0.), &[x], 1, &NoProgress).unwrap();
+    assert_eq!(outputs.skipped, ["n"]);
+    assert_eq!(outputs.batches[0].len(), 1);
+}
+
+#[test]
+fn comparison_measures_real_tokens_only() {
+    // Two batches of different length; the padded token would change every number.
+    let first = array![[[1f32, 2.], [3., 4.]], [[5., 6.], [900., 900.]]];
+    let mut a = f32_batch("x", first.into_dyn(), 0);
+    a.mask = Some(array![[true, true], [true, false]]);
+    let b = f32_batch("x", array![[[-1f32, 0.]]].into_dyn(), 2);
+    let same = shifted(0.);
+    let other = shifted(0.5);
+    let result = compare(
+        &TractEngine,
+        &same,
+        &[&same, &other],
+        &[a, b],
+        2,
+        &NoProgress,
+    )
+    .unwrap();
+    assert_eq!(
+        result[0],
+        [OutputComparison {
+            name: "y".into(),
+            sqnr_db: f64::INFINITY,
+            cosine: 1.0,
+            max_abs_error: 0.0,
+            max_relative_error: 0.0,
+            range: (-1., 6.),
+            elements: 8,
+        }]
+    );
+    // Σ r² = 92, Σ r = 20, 8 elements, error 0.5 each.
+    let found = &result[1][0];
+    assert!((found.sqnr_db - 10. * (92f64 / 2.).log10()).abs() < 1e-12);
+    assert!((found.cosine - (92. + 10.) / (92f64 * (92. + 20. + 2.)).sqrt()).abs() < 1e-12);
+    assert_eq!(found.max_abs_error, 0.5);
+    assert!((found.max_relative_error - 0.5 / 7.).abs() < 1e-12);
+}
+
+#[test]
+fn comparison_does_not_depend_on_threads_or_on_the_memory_allowed() {
+    let batches: Vec<Batch> = (0..7)
+        .map(|i| f32_batch("x", wave(&[2, 3 + i / 4, 2]) + i as f32 * 0.1, 2 * i as u64))
+        .collect();
+    let (same, other) = (shifted(0.), shifted(0.3));
+    let run = |budget, threads| {
+        let models = [&same, &other];
+        compare_within(
+            budget,
+            &TractEngine,
+            &same,
+            &models,
+            &batches,
+            threads,
+            &NoProgress,
+        )
+    };
+    let result = run(usize::MAX, 1).unwrap();
+    assert_eq!(result[1][0].elements, 7 * 2 * 2 * 3 + 3 * 2 * 2);
+    for (budget, threads) in [(0, 1), (100, 1), (0, 2), (usize::MAX, 2)] {
+        assert_eq!(run(budget, threads).unwrap(), result);
+    }
+}
+
+#[test]
+fn an_empty_past_runs() {
+    let model = model(
+        17,
+        vec![
+            info("x", DataType::Float, &["b", "1", "s", "2"]),
+            info(
+                "past_key_values.0.key",
+                DataType::Float,
+                &["b", "1", "p", "2"],
+            ),
+        ],
+        vec![make_node(
+            "Concat",
+            "cat",
+            &["past_key_values.0.key", "x"],
+            &["present"],
+            vec![int_attr("axis", 2)],
+        )],
+        vec![],
+        &["present"],
+    );
+    let x = wave(&[2, 1, 3, 2]);
+    let mut batch = f32_batch("x", x.clone(), 0);
+    let past = InputTensor::from_values(Values::F32(wave(&[2, 1, 0, 2])));
+    batch.inputs.insert("past_key_values.0.key".into(), past);
+    assert_eq!(run(&model, batch).unwrap()["present"], x);
+}
+
+#[test]
+fn models_with_different_outputs_cannot_be_compared() {
+    let x = || [f32_batch("x", wave(&[1, 2, 2]), 0)];
+    let reference = shifted(0.);
+    let mut renamed = shifted(0.);
+    renamed.graph_mut().node[0].output[0] = "z".into();
+    renamed.graph_mut().output[0].name = Some("z".into());
+    let compared = |other: &Model| {
+        error(compare(
+            &TractEngine,
+            &reference,
+            &[other],
+            &x(),
+            1,
+            &NoProgress,
+        ))
+    };
+    insta::assert_snapshot!(compared(&renamed), @"output z is missing in one of the models");
+    let infinite = shifted(f32::INFINITY);
+    insta::assert_snapshot!(compared(&infinite), @"output y is inf at row 0, where the other model gives -0.26");
+    let mut flat = shifted(0.);
+    flat.graph_mut().node[0] = make_node("Flatten", "f", &["x"], &["y"], vec![]);
+    insta::assert_snapshot!(compared(&flat), @"output y has shape [1, 2, 2] in one model and [1, 4] in the other");
+}
+
+#[test]
+fn layer_norm_and_gelu_of_new_opsets_run() {
+    let model = model(
+        20,
+        vec![info("x", DataType::Float, &["b", "2"])],
+        vec![
+            make_node(
+                "LayerNormalization",
+                "ln",
+                &["x", "g", "b0"],
+                &["n"],
+                vec![float_attr("epsilon", 0.0), int_attr("axis", -1)],
+            ),
+            make_node("Gelu", "gelu", &["n"], &["y"], vec![]),
+        ],
+        vec![
+            tensor::from_f32("g", &[2], &[1., 1.], DataType::Float),
+            tensor::from_f32("b0", &[2], &[0., 0.], DataType::Float),
+        ],
+        &["y"],
+    );
+    let y = run(&model, f32_batch("x", array![[1f32, 3.]].into_dyn(), 0)).unwrap();
+    // LayerNorm gives −1 and 1; GELU(1) = Φ(1) = 0.841345, GELU(−1) = −Φ(−1) = −0.158655.
+    let difference = &y["y"] - &array![[-0.158_655f32, 0.841_345]].into_dyn();
+    assert!(difference.iter().all(|d| d.abs() < 1e-5), "{:?}", y["y"]);
+}
