@@ -344,14 +344,15 @@ impl<'a> Run<'a> {
                 continue;
             };
             let params = self.options.activation().params(*min, *max);
-            for &l in site
+            for (&l, rank) in site
                 .linears
                 .iter()
-                .filter(|&&l| blocks.skipped[l].is_none())
+                .zip(&site.ranks)
+                .filter(|(l, _)| blocks.skipped[**l].is_none())
             {
                 activations[l] = Some(Activation {
                     params,
-                    rank: stats.rank,
+                    rank: rank.unwrap_or(stats.rank),
                 });
             }
         }
