@@ -72,15 +72,24 @@ pub(super) fn without_epsilon(view: &View, value: ValueId) -> (ValueId, bool) {
     }
 }
 
-/// A ReduceMean: what it averages, and why it is not over the last axis, if so.
+/// A mean: what it averages, and why it is not over the last axis, if so.
 pub(super) struct Mean {
     pub of: ValueId,
     pub problem: Option<String>,
 }
 
-/// The ReduceMean that computes a value.
+/// The ReduceMean that computes a value, or the GlobalAveragePool that tf2onnx makes of it for rank 3.
 pub(super) fn mean_of(view: &View, value: ValueId) -> Option<Mean> {
-    let node = view.producer_is(see_through(view, value), "ReduceMean")?;
+    let value = see_through(view, value);
+    if let Some(pool) = view.producer_is(value, "GlobalAveragePool") {
+        let of = view.input(pool, 0)?;
+        let rank = view.shape(of).map_or(3, |s| s.len());
+        let problem = (rank != 3).then(|| {
+            format!("its mean is a GlobalAveragePool of rank {rank}, not over the last axis alone")
+        });
+        return Some(Mean { of, problem });
+    }
+    let node = view.producer_is(value, "ReduceMean")?;
     let of = view.input(node, 0)?;
     let axes = match (attr_ints(view.node(node), "axes"), view.input(node, 1)) {
         (Some(axes), _) => Some(axes.to_vec()),

@@ -74,6 +74,24 @@ fn another_axis() {
     );
 }
 
+/// Over two axes: the normalization of an image's channels.
+#[test]
+fn pooled_image() {
+    let found = found(&model(
+        "in x[2, 8, 4, 4]
+         const g[4]
+         q = Mul(x, x)
+         v = GlobalAveragePool(q)
+         s = Sqrt(v)
+         n = Div(x, s)
+         y = Mul(n, g)
+         out y",
+    ));
+    assert_eq!(found.norms, vec![]);
+    let words = ["GlobalAveragePool of rank 4"];
+    check(&found.near_misses, RMS, "s_node", &words, "rank 4");
+}
+
 #[test]
 fn dropped_axis() {
     let lines = layer_with(&[(
