@@ -83,7 +83,7 @@ pub(super) fn mean_of(view: &View, value: ValueId) -> Option<Mean> {
     let value = see_through(view, value);
     if let Some(pool) = view.producer_is(value, "GlobalAveragePool") {
         let of = view.input(pool, 0)?;
-        let rank = view.shape(of).map_or(3, |s| s.len());
+        let rank = rank_of(view, of).unwrap_or(3);
         let problem = (rank != 3).then(|| {
             format!("its mean is a GlobalAveragePool of rank {rank}, not over the last axis alone")
         });
@@ -105,7 +105,7 @@ pub(super) fn mean_of(view: &View, value: ValueId) -> Option<Mean> {
         },
         (None, None) => None,
     };
-    let rank = view.shape(of).map(|s| s.len() as i64);
+    let rank = rank_of(view, of).map(|rank| rank as i64);
     let keep = attr_i(view.node(node), "keepdims").unwrap_or(1) != 0;
     let problem = match axes.as_deref() {
         _ if !keep => Some(
@@ -123,6 +123,26 @@ pub(super) fn mean_of(view: &View, value: ValueId) -> Option<Mean> {
         None => Some("its mean is over all axes, not over the last axis alone".to_owned()),
     };
     Some(Mean { of, problem })
+}
+
+/// The rank of a value, or of what it is an elementwise function of.
+fn rank_of(view: &View, value: ValueId) -> Option<usize> {
+    let mut value = value;
+    // The squares of a difference of a cast: four steps.
+    for _ in 0..4 {
+        if let Some(shape) = view.shape(value) {
+            return Some(shape.len());
+        }
+        let (node, _) = view.producer(value)?;
+        if !matches!(
+            view.op(node),
+            "Pow" | "Mul" | "Sub" | "Identity" | "Cast" | "Dropout"
+        ) {
+            return None;
+        }
+        value = view.input(node, 0)?;
+    }
+    view.shape(value).map(|shape| shape.len())
 }
 
 /// d, seen through, from Pow(d, 2) or Mul(d, d).
