@@ -341,6 +341,7 @@ fn attention_is_no_near_miss() {
          qs = Div(q, root)
          ks = Div(k, root2)
          scores = MatMul(qs, ks)
+         more = com.microsoft:FusedMatMul(qs, ks)
          scaled = Div(scores, root3)
          p = Softmax(scaled)
          o = MatMul(p, v)
@@ -350,6 +351,7 @@ fn attention_is_no_near_miss() {
          sum = ReduceSum(sq, axis)
          length = Sqrt(sum)
          out o
+         out more
          out length",
     );
     let found = found(&model);
