@@ -4,9 +4,13 @@ use std::collections::{BTreeMap, HashSet};
 
 use thiserror::Error;
 
+use super::check::{GraphError, check};
 use super::view::{NodeId, View};
 use crate::onnx::Model;
-use crate::onnx::proto::{NodeProto, OperatorSetIdProto, TensorProto};
+use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension};
+use crate::onnx::proto::{
+    NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, ValueInfoProto, type_proto,
+};
 
 /// Why a patch could not be applied. Each is a defect of the rule that made the patch, never of the user's file;
 /// the model is left as it was.
@@ -22,25 +26,21 @@ pub enum PatchError {
         /// The reason of the one that came second.
         second: String,
     },
-    /// A value would be read before, or without, being defined.
-    #[error(
-        "after `{reason}`, node `{node}` would read `{value}`, which nothing before it defines"
-    )]
-    Undefined {
-        /// The reason of the last patch.
+    /// An initializer that does not exist was to be overwritten.
+    #[error("`{reason}` would overwrite the initializer `{name}`, which does not exist")]
+    NoInitializer {
+        /// The reason of the patch.
         reason: String,
-        /// The reader.
-        node: String,
-        /// The missing value.
-        value: String,
+        /// The name.
+        name: String,
     },
-    /// A value would be defined twice.
-    #[error("after `{reason}`, `{value}` would be defined twice")]
-    Redefined {
+    /// The result would not be a graph.
+    #[error("after `{reason}`, {problem}")]
+    Broken {
         /// The reason of the last patch.
         reason: String,
-        /// The value.
-        value: String,
+        /// What would be wrong with the result.
+        problem: GraphError,
     },
 }
 
@@ -178,6 +178,14 @@ pub fn apply(model: &mut Model, patches: Vec<Patch>) -> Result<(), PatchError> {
     }
     let reasons: Vec<String> = patches.iter().map(|p| p.reason.clone()).collect();
     let plan = merge(patches, &reasons)?;
+    for (name, (_, p)) in &plan.set {
+        if !model.graph().initializer.iter().any(|t| t.name() == name) {
+            return Err(PatchError::NoInitializer {
+                reason: reasons[*p].clone(),
+                name: name.clone(),
+            });
+        }
+    }
     let unused_before = unused(&View::new(model));
 
     let mut changed = model.clone();
@@ -214,9 +222,19 @@ pub fn apply(model: &mut Model, patches: Vec<Patch>) -> Result<(), PatchError> {
         }
     }
     graph.initializer.extend(plan.add);
+    let infos = graph.input.iter_mut().chain(&mut graph.value_info);
+    for info in infos {
+        if let Some((with, _)) = info.name.as_ref().and_then(|n| plan.set.get(n)) {
+            state_type_of(info, with);
+        }
+    }
 
     prune(&mut changed, &unused_before);
-    check(&changed, reasons.last().map_or("", |r| r.as_str()))?;
+    forget(model, &mut changed);
+    check(&changed).map_err(|problem| PatchError::Broken {
+        reason: reasons.last().cloned().unwrap_or_default(),
+        problem,
+    })?;
     *model = changed;
     Ok(())
 }
@@ -276,6 +294,19 @@ fn merge(patches: Vec<Patch>, reasons: &[String]) -> Result<Plan, PatchError> {
                     }
                 }
             }
+        }
+    }
+    // An edit of a node that is taken out would be lost without a word.
+    for (node, (with, first)) in &plan.replace {
+        let slots = (*node, 0)..(*node + 1, 0);
+        let rewired = plan.rewire.range(slots.clone());
+        let edited = rewired.chain(plan.rename.range(slots)).next();
+        if let (None, Some((_, (_, second)))) = (with, edited) {
+            return Err(PatchError::Conflict {
+                place: format!("node {node}"),
+                first: reasons[*first].clone(),
+                second: reasons[*second].clone(),
+            });
         }
     }
     Ok(plan)
@@ -347,55 +378,34 @@ fn prune(model: &mut Model, unused_before: &HashSet<String>) {
     }
 }
 
-/// The graph must still be a graph: every value defined once, and before it is read.
-fn check(model: &Model, reason: &str) -> Result<(), PatchError> {
-    let graph = model.graph();
-    let mut defined: HashSet<&str> = HashSet::new();
-    defined.extend(graph.input.iter().filter_map(|i| i.name.as_deref()));
-    let sparse = graph
-        .sparse_initializer
-        .iter()
-        .filter_map(|t| t.values.as_ref()?.name.as_deref());
-    defined.extend(sparse);
-    let listed: HashSet<&str> = defined.clone();
-    for name in graph.initializer.iter().filter_map(|t| t.name.as_deref()) {
-        if !defined.insert(name) && !listed.contains(name) {
-            return Err(PatchError::Redefined {
-                reason: reason.to_owned(),
-                value: name.to_owned(),
-            });
-        }
-    }
-    let view = View::new(model);
-    for (id, node) in view.nodes() {
-        for name in node.input.iter().filter(|n| !n.is_empty()) {
-            if !defined.contains(name.as_str()) {
-                return Err(PatchError::Undefined {
-                    reason: reason.to_owned(),
-                    node: view.node_name(id).to_owned(),
-                    value: name.clone(),
-                });
-            }
-        }
-        for name in node.output.iter().filter(|n| !n.is_empty()) {
-            if !defined.insert(name) {
-                return Err(PatchError::Redefined {
-                    reason: reason.to_owned(),
-                    value: name.clone(),
-                });
-            }
-        }
-    }
-    for output in graph.output.iter().filter_map(|o| o.name.as_deref()) {
-        if !defined.contains(output) {
-            return Err(PatchError::Undefined {
-                reason: reason.to_owned(),
-                node: "(graph output)".to_owned(),
-                value: output.to_owned(),
-            });
-        }
-    }
-    Ok(())
+/// A value info of an initializer (before IR 4 its input as well) follows the initializer.
+fn state_type_of(info: &mut ValueInfoProto, tensor: &TensorProto) {
+    let Some(type_proto::Value::TensorType(ty)) =
+        info.r#type.as_mut().and_then(|ty| ty.value.as_mut())
+    else {
+        return;
+    };
+    ty.elem_type = tensor.data_type;
+    let length = |&length| Dimension {
+        value: Some(dimension::Value::DimValue(length)),
+        ..Dimension::default()
+    };
+    ty.shape = Some(TensorShapeProto {
+        dim: tensor.dims.iter().map(length).collect(),
+    });
+}
+
+/// Removes the value infos of values that were defined before and are not any longer.
+fn forget(before: &Model, after: &mut Model) {
+    let defined = |model: &Model| -> HashSet<String> {
+        let graph = model.graph();
+        let outputs = graph.node.iter().flat_map(|n| n.output.iter().cloned());
+        let constants = graph.initializer.iter().filter_map(|t| t.name.clone());
+        outputs.chain(constants).collect()
+    };
+    let gone = &defined(before) - &defined(after);
+    let keep = |info: &ValueInfoProto| info.name.as_ref().is_none_or(|n| !gone.contains(n));
+    after.graph_mut().value_info.retain(keep);
 }
 
 /// Sets the version of the standard operator set and the IR version that goes with it.
