@@ -7,12 +7,14 @@
 //! [`load()`] gives a [`Model`] in which every tensor is inline, wherever its data was stored, and refuses a file of
 //! which anything would be lost. [`save()`] streams it out again; a model that was not changed comes out byte for
 //! byte as it came in (when it has been written in the canonical order of protobuf, as every known exporter does).
-//! [`tensor`] turns tensors to arrays and back, [`node`] reads and makes nodes and their attributes.
+//! [`tensor`] turns tensors to arrays and back, [`node`] reads and makes nodes and their attributes. [`text()`] shows a
+//! model in ONNX's textual syntax.
 
 pub mod load;
 pub mod node;
 pub mod save;
 pub mod tensor;
+pub mod text;
 mod visit;
 mod wire;
 
@@ -20,6 +22,7 @@ pub use load::{LoadError, load};
 pub use proto::tensor_proto::DataType;
 pub use save::{SaveError, SaveOptions, SaveSummary, save};
 pub use tensor::TensorError;
+pub use text::{TextOptions, text};
 
 /// The ONNX schema, generated from `proto/onnx.proto`: proto2, so every scalar is an `Option`; enum fields are `i32`.
 #[allow(missing_docs, clippy::all, rustdoc::all)]

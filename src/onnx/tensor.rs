@@ -101,7 +101,7 @@ pub fn is_float(dtype: DataType) -> bool {
 }
 
 /// Bits of one element; `None` for strings and the undefined type.
-fn bits(dtype: DataType) -> Option<usize> {
+pub(super) fn bits(dtype: DataType) -> Option<usize> {
     use DataType::*;
     Some(match dtype {
         Undefined | String => return None,
