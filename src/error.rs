@@ -26,6 +26,19 @@ pub enum Error {
     /// Nothing to do.
     #[error("no Linear could be quantized: {0}")]
     NothingToQuantize(String),
+    /// A constant that shift, scale or rounding would have to be folded into is no number.
+    #[error(
+        "the constant `{constant}` holds {value} (element {at}): the model is damaged, export it again; \
+         or leave the Linears that use it in float with --exclude"
+    )]
+    NotFinite {
+        /// The constant's name.
+        constant: String,
+        /// The position of the first such element, row-major.
+        at: usize,
+        /// NaN or infinity.
+        value: f32,
+    },
     /// The target accepts no operator set as new as the model's.
     #[error(
         "the model has opset {found}, but --target {target} needs {max} or older: \

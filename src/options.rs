@@ -2,6 +2,7 @@
 
 use regex::Regex;
 
+use crate::review::Settings;
 use crate::solve::{ActivationSpec, Method, WeightSpec};
 use crate::target::{Profile, Target};
 
@@ -87,5 +88,31 @@ impl Options {
             return Some("its name does not match --include");
         }
         None
+    }
+
+    /// These settings as the report shows them; what a run finds out is left empty.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            target: self.profile().name.to_owned(),
+            format: match self.format {
+                Format::Qdq => "qdq",
+                Format::Float => "float",
+            }
+            .to_owned(),
+            method: match self.method {
+                Method::OsPlus => "osplus",
+                Method::SmoothQuant { .. } => "smoothquant",
+                Method::None => "none",
+            }
+            .to_owned(),
+            weight_bits: self.weight_bits,
+            activation_bits: self.activation_bits,
+            activation_symmetric: self.activation().symmetric,
+            include: self.include.as_ref().map(|r| r.as_str().to_owned()),
+            exclude: self.exclude.as_ref().map(|r| r.as_str().to_owned()),
+            seed: self.seed,
+            sample_tokens: self.sample_tokens,
+            ..Settings::default()
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! The steps of [`crate::run`], in order, and what they have to remember for the report.
 
+mod blocks;
+
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -7,38 +9,21 @@ use crate::calibrate::{
     Batch, ChannelStats, Dataset, Engine, OutputComparison, StatOptions, compare, statistics,
 };
 use crate::graph::{self, Names, View, opset};
-use crate::onnx::{DataType, Model};
+use crate::onnx::Model;
 use crate::progress::Progress;
-use crate::recognise::{Linear, Recognised, recognise};
+use crate::recognise::{Linear, recognise};
 use crate::review::{
-    Decision, FloatCheck, LinearReport, NearMissReport, OutputReport, Report, Settings, SiteReport,
+    Decision, FloatCheck, Report, Settings, gain_db, linear_report, output_reports, site_report,
 };
 use crate::rewrite::{self, Activation, Affine, QuantizePlan};
-use crate::site::{Sink, Site, find_sites};
+use crate::site::Site;
 use crate::solve::{Fold, Method, SiteProblem, Solution, SolveSettings, solve_site};
 use crate::target::MIN_OPSET;
 use crate::{Error, Format, Options};
+use blocks::Blocks;
 
 /// The largest difference between original and migrated float outputs, relative to the output's range.
 const FLOAT_LIMIT: f64 = 1e-4;
-
-/// What was recognised in a model.
-pub(crate) struct Blocks {
-    found: Recognised,
-    sites: Vec<Site>,
-    /// The name of each site's value.
-    values: Vec<String>,
-    /// Why a Linear is left in float, per Linear.
-    skipped: Vec<Option<String>>,
-}
-
-impl Blocks {
-    /// The Linears of a site that are to be quantized.
-    fn selected<'a>(&'a self, site: &'a Site) -> impl Iterator<Item = &'a Linear> {
-        let wanted = site.linears.iter().filter(|&&l| self.skipped[l].is_none());
-        wanted.map(|&l| &self.found.linears[l])
-    }
-}
 
 /// Solutions per site; `None` where no Linear of the site is to be quantized.
 type Solutions = Vec<Option<Solution>>;
@@ -76,7 +61,7 @@ impl<'a> Run<'a> {
                     0
                 },
                 opset: original.opset(),
-                ..settings(options)
+                ..options.settings()
             },
             verified_on: if split.held_out_used {
                 format!("{held_out_rows} rows held out of calibration")
@@ -133,35 +118,9 @@ impl<'a> Run<'a> {
 
     /// Finds norms, Linears and sites, and which Linears are to be quantized.
     pub fn recognise(&mut self, model: &Model) -> Result<Blocks, Error> {
-        let view = View::new(model);
-        let found = recognise(&view);
-        let sites = find_sites(&view, &found);
-        let skipped = found.linears.iter().map(|l| self.why_skipped(l)).collect();
-        let values = sites
-            .iter()
-            .map(|s| view.name(s.value).to_owned())
-            .collect();
-        let blocks = Blocks {
-            found,
-            sites,
-            values,
-            skipped,
-        };
-        if blocks.skipped.iter().all(Option::is_some) {
-            return Err(Error::NothingToQuantize(nothing_because(&blocks)));
-        }
+        let blocks = Blocks::find(&View::new(model), self.options)?;
         self.finish_step("recognise");
         Ok(blocks)
-    }
-
-    fn why_skipped(&self, linear: &Linear) -> Option<String> {
-        if let Some(reason) = self.options.refuses(&linear.name) {
-            return Some(reason.to_owned());
-        }
-        (linear.dtype != DataType::Float).then(|| {
-            let dtype = linear.dtype.as_str_name();
-            format!("its weight is {dtype}; only FLOAT (float32) Linears can be quantized")
-        })
     }
 
     /// Per-channel statistics of every value whose Linears are to be quantized.
@@ -456,87 +415,25 @@ impl<'a> Run<'a> {
             options,
             ..
         } = self;
-        let linears = &blocks.found.linears;
+        let Blocks {
+            found,
+            sites,
+            values,
+            skipped,
+        } = blocks;
+        let quantizes = options.format == Format::Qdq;
+        let linears = found.linears.iter().zip(skipped);
         report.linears = linears
-            .iter()
-            .zip(&blocks.skipped)
-            .map(|(linear, reason)| {
-                let quantized = reason.is_none() && options.format == Format::Qdq;
-                let float = "--format float quantizes nothing".to_owned();
-                LinearReport {
-                    name: linear.name.clone(),
-                    k: linear.k,
-                    n: linear.n,
-                    status: if quantized { "quantized" } else { "skipped" }.to_owned(),
-                    reason: if quantized {
-                        None
-                    } else {
-                        Some(reason.clone().unwrap_or(float))
-                    },
-                }
-            })
+            .map(|(linear, skipped)| linear_report(linear, skipped, quantizes))
             .collect();
         let kept = report.decision != Decision::PlainWasBetter;
-        report.sites = blocks
-            .sites
-            .iter()
-            .zip(&blocks.values)
-            .zip(solutions)
+        let sites = sites.iter().zip(values).zip(solutions);
+        report.sites = sites
             .filter_map(|((site, value), solution)| Some((site, value, solution?)))
-            .map(|(site, value, solution)| site_report(&blocks, site, value, solution, kept))
+            .map(|(site, value, solution)| site_report(&found, site, value, solution, kept))
             .collect();
-        report.near_misses = blocks
-            .found
-            .near_misses
-            .into_iter()
-            .map(|m| NearMissReport {
-                name: m.name,
-                kind: m.kind.to_owned(),
-                reason: m.reason,
-            })
-            .collect();
+        report.near_misses = found.near_misses.into_iter().map(Into::into).collect();
         report
-    }
-}
-
-fn settings(options: &Options) -> Settings {
-    Settings {
-        target: options.profile().name.to_owned(),
-        format: match options.format {
-            Format::Qdq => "qdq",
-            Format::Float => "float",
-        }
-        .to_owned(),
-        method: match options.method {
-            Method::OsPlus => "osplus",
-            Method::SmoothQuant { .. } => "smoothquant",
-            Method::None => "none",
-        }
-        .to_owned(),
-        weight_bits: options.weight_bits,
-        activation_bits: options.activation_bits,
-        activation_symmetric: options.activation().symmetric,
-        include: options.include.as_ref().map(|r| r.as_str().to_owned()),
-        exclude: options.exclude.as_ref().map(|r| r.as_str().to_owned()),
-        seed: options.seed,
-        sample_tokens: options.sample_tokens,
-        ..Settings::default()
-    }
-}
-
-fn nothing_because(blocks: &Blocks) -> String {
-    let misses = blocks
-        .found
-        .near_misses
-        .iter()
-        .map(|m| format!("{}: {}", m.name, m.reason));
-    let skipped = blocks.found.linears.iter().zip(&blocks.skipped);
-    let skipped = skipped.filter_map(|(l, r)| Some(format!("{}: {}", l.name, r.as_ref()?)));
-    let reasons: Vec<String> = skipped.chain(misses).collect();
-    match reasons.len() {
-        0 => "the graph has no MatMul or Gemm with a constant weight".to_owned(),
-        n if n > 3 => format!("{} (and {} more, see -v)", reasons[..3].join("; "), n - 3),
-        _ => reasons.join("; "),
     }
 }
 
@@ -552,85 +449,4 @@ fn range(stats: &ChannelStats) -> (f32, f32) {
             .unwrap_or(0.0)
     };
     (all(f32::min, |f| &f.min), all(f32::max, |f| &f.max))
-}
-
-/// How many dB `ours` is above `plain` in one output. Two exact outputs are equally good.
-fn gain_db(ours: &OutputComparison, plain: &OutputComparison) -> f64 {
-    if ours.sqnr_db == plain.sqnr_db {
-        return 0.0;
-    }
-    // An exact output is as good as 32 bits can be.
-    ours.sqnr_db.min(192.0) - plain.sqnr_db.min(192.0)
-}
-
-fn output_reports(
-    ours: &[OutputComparison],
-    plain: Option<&[OutputComparison]>,
-) -> BTreeMap<String, OutputReport> {
-    let finite = |db: f64| db.is_finite().then_some(db);
-    ours.iter()
-        .map(|o| {
-            let plain = plain.and_then(|p| p.iter().find(|p| p.name == o.name));
-            let report = OutputReport {
-                sqnr_db: finite(o.sqnr_db),
-                cosine: o.cosine,
-                plain_sqnr_db: plain.and_then(|p| finite(p.sqnr_db)),
-            };
-            (o.name.clone(), report)
-        })
-        .collect()
-}
-
-fn site_report(
-    blocks: &Blocks,
-    site: &Site,
-    value: &str,
-    solution: Solution,
-    kept: bool,
-) -> SiteReport {
-    let (kind, norm, no_sink) = match &site.sink {
-        Sink::Norm(i) => {
-            let norm = &blocks.found.norms[*i];
-            (norm.kind.op_type(), Some(norm.name.clone()), None)
-        }
-        Sink::None(reason) => ("plain", None, Some(reason.clone())),
-    };
-    let folded = kept && (solution.shift.is_some() || solution.scale.is_some());
-    let no_gain = || {
-        let reason = if kept {
-            "neither shift nor scale lowers the loss on tokens that did not set the ranges"
-        } else {
-            "plain min-max was better for the whole model"
-        };
-        reason.to_owned()
-    };
-    SiteReport {
-        value: value.to_owned(),
-        kind: kind.to_owned(),
-        linears: site
-            .linears
-            .iter()
-            .map(|&l| blocks.found.linears[l].name.clone())
-            .collect(),
-        sink: norm.filter(|_| folded),
-        reason: if folded {
-            None
-        } else {
-            Some(no_sink.unwrap_or_else(no_gain))
-        },
-        shift: solution.shift.filter(|_| kept),
-        scale: solution.scale.filter(|_| kept),
-        range_before: solution.range_before,
-        range_after: if kept {
-            solution.range_after
-        } else {
-            solution.range_before
-        },
-        range_margin: if kept { solution.margin } else { 1.0 },
-        validated_gain_db: if kept {
-            solution.validated_gain_db
-        } else {
-            0.0
-        },
-    }
 }

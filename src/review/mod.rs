@@ -1,7 +1,9 @@
 //! What was done, and how good it is.
 
+mod account;
 mod report;
 
+pub use account::{gain_db, linear_report, output_reports, site_report};
 pub use report::{
     Decision, FloatCheck, LinearReport, NearMissReport, OutputReport, Report, Settings, SiteReport,
 };

@@ -1,0 +1,116 @@
+//! What a run works on: the recognised blocks of a model, and which of its Linears are to be quantized.
+
+use crate::graph::{ValueId, View};
+use crate::onnx::DataType;
+use crate::recognise::{Linear, Recognised, recognise};
+use crate::site::{Sink, Site, find_sites};
+use crate::{Error, Options};
+
+/// What was recognised in a model.
+pub(crate) struct Blocks {
+    pub found: Recognised,
+    pub sites: Vec<Site>,
+    /// The name of each site's value.
+    pub values: Vec<String>,
+    /// Why a Linear is left in float, per Linear.
+    pub skipped: Vec<Option<String>>,
+}
+
+impl Blocks {
+    /// Finds norms, Linears and sites, and which Linears are to be quantized.
+    ///
+    /// # Errors
+    /// No Linear to quantize; NaN or infinity in a constant of one that is, or of the norm before it.
+    pub fn find(view: &View, options: &Options) -> Result<Blocks, Error> {
+        let found = recognise(view);
+        let sites = find_sites(view, &found);
+        let skipped = found
+            .linears
+            .iter()
+            .map(|l| why_skipped(l, options))
+            .collect();
+        let value = |site: &Site| view.name(site.value).to_owned();
+        let values = sites.iter().map(value).collect();
+        let blocks = Blocks {
+            found,
+            sites,
+            values,
+            skipped,
+        };
+        if blocks.skipped.iter().all(Option::is_some) {
+            return Err(Error::NothingToQuantize(blocks.nothing_because()));
+        }
+        blocks.check_constants(view)?;
+        Ok(blocks)
+    }
+
+    /// The Linears of a site that are to be quantized.
+    pub fn selected<'a>(&'a self, site: &'a Site) -> impl Iterator<Item = &'a Linear> {
+        let wanted = site.linears.iter().filter(|&&l| self.skipped[l].is_none());
+        wanted.map(|&l| &self.found.linears[l])
+    }
+
+    /// NaN and infinity are looked for here, before the model is run: there they would appear somewhere downstream,
+    /// under the name of a value that no one can trace.
+    fn check_constants(&self, view: &View) -> Result<(), Error> {
+        for site in &self.sites {
+            let mut linears = self.selected(site).peekable();
+            if linears.peek().is_none() {
+                continue;
+            }
+            if let Sink::Norm(norm) = site.sink {
+                let norm = &self.found.norms[norm];
+                check_finite(view, norm.gamma.value)?;
+                norm.beta.map_or(Ok(()), |b| check_finite(view, b.value))?;
+            }
+            for linear in linears {
+                check_finite(view, linear.weight)?;
+                linear
+                    .bias
+                    .map_or(Ok(()), |b| check_finite(view, b.value))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn nothing_because(&self) -> String {
+        let misses = self
+            .found
+            .near_misses
+            .iter()
+            .map(|m| format!("{}: {}", m.name, m.reason));
+        let skipped = self.found.linears.iter().zip(&self.skipped);
+        let skipped = skipped.filter_map(|(l, r)| Some(format!("{}: {}", l.name, r.as_ref()?)));
+        let reasons: Vec<String> = skipped.chain(misses).collect();
+        match reasons.len() {
+            0 => "the graph has no MatMul or Gemm with a constant weight".to_owned(),
+            n if n > 3 => format!("{} (and {} more, see -v)", reasons[..3].join("; "), n - 3),
+            _ => reasons.join("; "),
+        }
+    }
+}
+
+fn why_skipped(linear: &Linear, options: &Options) -> Option<String> {
+    if let Some(reason) = options.refuses(&linear.name) {
+        return Some(reason.to_owned());
+    }
+    (linear.dtype != DataType::Float).then(|| {
+        let dtype = linear.dtype.as_str_name();
+        format!("its weight is {dtype}; only FLOAT (float32) Linears can be quantized")
+    })
+}
+
+fn check_finite(view: &View, value: ValueId) -> Result<(), Error> {
+    let constant = view.constant(value).and_then(|c| c.into_float());
+    let Some((array, _)) = constant else {
+        return Ok(());
+    };
+    let bad = array.iter().position(|x| !x.is_finite());
+    bad.map_or(Ok(()), |at| {
+        Err(Error::NotFinite {
+            constant: view.name(value).to_owned(),
+            at,
+            value: array.iter().nth(at).copied().unwrap_or(f32::NAN),
+        })
+    })
+}

@@ -1,0 +1,115 @@
+//! Turns what the steps found into the entries of a [`Report`](super::Report).
+
+use std::collections::BTreeMap;
+
+use super::{LinearReport, NearMissReport, OutputReport, SiteReport};
+use crate::calibrate::OutputComparison;
+use crate::recognise::{Linear, NearMiss, Recognised};
+use crate::site::{Sink, Site};
+use crate::solve::Solution;
+
+/// How many dB `ours` is above `plain` in one output. Two exact outputs are equally good.
+pub fn gain_db(ours: &OutputComparison, plain: &OutputComparison) -> f64 {
+    if ours.sqnr_db == plain.sqnr_db {
+        return 0.0;
+    }
+    // An exact output is as good as 32 bits can be.
+    ours.sqnr_db.min(192.0) - plain.sqnr_db.min(192.0)
+}
+
+/// One entry per output, with the figure of plain min-max quantization beside it if there is one.
+pub fn output_reports(
+    ours: &[OutputComparison],
+    plain: Option<&[OutputComparison]>,
+) -> BTreeMap<String, OutputReport> {
+    let finite = |db: f64| db.is_finite().then_some(db);
+    ours.iter()
+        .map(|o| {
+            let plain = plain.and_then(|p| p.iter().find(|p| p.name == o.name));
+            let report = OutputReport {
+                sqnr_db: finite(o.sqnr_db),
+                cosine: o.cosine,
+                plain_sqnr_db: plain.and_then(|p| finite(p.sqnr_db)),
+            };
+            (o.name.clone(), report)
+        })
+        .collect()
+}
+
+/// One Linear; `quantizes` is false if the format keeps every Linear in float.
+pub fn linear_report(linear: &Linear, skipped: Option<String>, quantizes: bool) -> LinearReport {
+    let quantized = skipped.is_none() && quantizes;
+    let reason = skipped.unwrap_or_else(|| "--format float quantizes nothing".to_owned());
+    LinearReport {
+        name: linear.name.clone(),
+        k: linear.k,
+        n: linear.n,
+        status: if quantized { "quantized" } else { "skipped" }.to_owned(),
+        reason: (!quantized).then_some(reason),
+    }
+}
+
+/// One site; `kept` is false if the whole result was discarded for plain min-max quantization.
+pub fn site_report(
+    found: &Recognised,
+    site: &Site,
+    value: String,
+    solution: Solution,
+    kept: bool,
+) -> SiteReport {
+    let (kind, norm, no_sink) = match &site.sink {
+        Sink::Norm(i) => {
+            let norm = &found.norms[*i];
+            (norm.kind.op_type(), Some(norm.name.clone()), None)
+        }
+        Sink::None(reason) => ("plain", None, Some(reason.clone())),
+    };
+    let folded = kept && (solution.shift.is_some() || solution.scale.is_some());
+    let no_gain = || {
+        let reason = if kept {
+            "neither shift nor scale lowers the loss on tokens that did not set the ranges"
+        } else {
+            "plain min-max was better for the whole model"
+        };
+        reason.to_owned()
+    };
+    SiteReport {
+        value,
+        kind: kind.to_owned(),
+        linears: site
+            .linears
+            .iter()
+            .map(|&l| found.linears[l].name.clone())
+            .collect(),
+        sink: norm.filter(|_| folded),
+        reason: if folded {
+            None
+        } else {
+            Some(no_sink.unwrap_or_else(no_gain))
+        },
+        shift: solution.shift.filter(|_| kept),
+        scale: solution.scale.filter(|_| kept),
+        range_before: solution.range_before,
+        range_after: if kept {
+            solution.range_after
+        } else {
+            solution.range_before
+        },
+        range_margin: if kept { solution.margin } else { 1.0 },
+        validated_gain_db: if kept {
+            solution.validated_gain_db
+        } else {
+            0.0
+        },
+    }
+}
+
+impl From<NearMiss> for NearMissReport {
+    fn from(miss: NearMiss) -> Self {
+        NearMissReport {
+            name: miss.name,
+            kind: miss.kind.to_owned(),
+            reason: miss.reason,
+        }
+    }
+}
