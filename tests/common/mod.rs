@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "every test file uses its own part of this one")]
 
+pub mod graphs;
+
 use bytes::Bytes;
 use onnx_osplus::onnx::DataType;
 use onnx_osplus::onnx::proto::tensor_shape_proto::{Dimension, dimension};
