@@ -4,9 +4,12 @@ use std::collections::{BTreeMap, HashSet};
 
 use thiserror::Error;
 
-use super::view::{NodeId, View};
+use super::view::{NodeId, View, captured_names};
 use crate::onnx::Model;
-use crate::onnx::proto::{NodeProto, OperatorSetIdProto, TensorProto};
+use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension};
+use crate::onnx::proto::{
+    NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, ValueInfoProto, type_proto,
+};
 
 /// Why a patch could not be applied. Each is a defect of the rule that made the patch, never of the user's file;
 /// the model is left as it was.
@@ -214,8 +217,15 @@ pub fn apply(model: &mut Model, patches: Vec<Patch>) -> Result<(), PatchError> {
         }
     }
     graph.initializer.extend(plan.add);
+    let infos = graph.input.iter_mut().chain(&mut graph.value_info);
+    for info in infos {
+        if let Some((with, _)) = info.name.as_ref().and_then(|n| plan.set.get(n)) {
+            state_type_of(info, with);
+        }
+    }
 
     prune(&mut changed, &unused_before);
+    forget(model, &mut changed);
     check(&changed, reasons.last().map_or("", |r| r.as_str()))?;
     *model = changed;
     Ok(())
@@ -347,6 +357,36 @@ fn prune(model: &mut Model, unused_before: &HashSet<String>) {
     }
 }
 
+/// A value info of an initializer (before IR 4 its input as well) follows the initializer.
+fn state_type_of(info: &mut ValueInfoProto, tensor: &TensorProto) {
+    let Some(type_proto::Value::TensorType(ty)) =
+        info.r#type.as_mut().and_then(|ty| ty.value.as_mut())
+    else {
+        return;
+    };
+    ty.elem_type = tensor.data_type;
+    let length = |&length| Dimension {
+        value: Some(dimension::Value::DimValue(length)),
+        ..Dimension::default()
+    };
+    ty.shape = Some(TensorShapeProto {
+        dim: tensor.dims.iter().map(length).collect(),
+    });
+}
+
+/// Removes the value infos of values that were defined before and are not any longer.
+fn forget(before: &Model, after: &mut Model) {
+    let defined = |model: &Model| -> HashSet<String> {
+        let graph = model.graph();
+        let outputs = graph.node.iter().flat_map(|n| n.output.iter().cloned());
+        let constants = graph.initializer.iter().filter_map(|t| t.name.clone());
+        outputs.chain(constants).collect()
+    };
+    let gone = &defined(before) - &defined(after);
+    let keep = |info: &ValueInfoProto| info.name.as_ref().is_none_or(|n| !gone.contains(n));
+    after.graph_mut().value_info.retain(keep);
+}
+
 /// The graph must still be a graph: every value defined once, and before it is read.
 fn check(model: &Model, reason: &str) -> Result<(), PatchError> {
     let graph = model.graph();
@@ -368,12 +408,14 @@ fn check(model: &Model, reason: &str) -> Result<(), PatchError> {
     }
     let view = View::new(model);
     for (id, node) in view.nodes() {
-        for name in node.input.iter().filter(|n| !n.is_empty()) {
-            if !defined.contains(name.as_str()) {
+        let inputs = node.input.iter().map(String::as_str);
+        let read = inputs.filter(|n| !n.is_empty()).chain(captured_names(node));
+        for name in read {
+            if !defined.contains(name) {
                 return Err(PatchError::Undefined {
                     reason: reason.to_owned(),
                     node: view.node_name(id).to_owned(),
-                    value: name.clone(),
+                    value: name.to_owned(),
                 });
             }
         }

@@ -162,8 +162,8 @@ impl Writer {
     }
 
     fn node(&mut self, node: &NodeProto, depth: usize) {
-        if let Some(name) = &node.name {
-            self.put(format!("[{}] ", id(name)));
+        if !node.name().is_empty() {
+            self.put(format!("[{}] ", id(node.name())));
         }
         self.put(format!("{} = ", ids(&node.output)));
         if !node.domain().is_empty() {

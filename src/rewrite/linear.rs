@@ -5,7 +5,6 @@ use ndarray::Array2;
 use super::RewriteError;
 use crate::graph::{Names, Patch, Source, Use, ValueId, View};
 
-use crate::onnx::node::float_attr;
 use crate::onnx::proto::{NodeProto, TensorProto};
 use crate::onnx::{DataType, tensor};
 use crate::recognise::{Linear, LinearForm};
@@ -87,17 +86,26 @@ pub(super) fn stored_weight(linear: &Linear, w: Array2<f32>) -> NewConstant {
     }
 }
 
-/// The node of `linear` for constants that already contain alpha and beta; `None` if it needs no change.
-pub(super) fn without_factors(view: &View, linear: &Linear) -> Option<NodeProto> {
-    match linear.form {
-        LinearForm::Gemm { alpha, beta, .. } if alpha != 1.0 || beta != 1.0 => {
-            let mut node = view.node(linear.node).clone();
-            node.attribute
-                .retain(|a| !matches!(a.name.as_deref(), Some("alpha" | "beta")));
-            node.attribute.push(float_attr("alpha", 1.0));
-            node.attribute.push(float_attr("beta", 1.0));
-            Some(node)
-        }
-        _ => None,
-    }
+/// The node of `linear` for constants that already contain its factors: alpha if the `weight` has been written anew,
+/// beta if the `bias` has. `None` if the node needs no change.
+pub(super) fn without_factors(
+    view: &View,
+    linear: &Linear,
+    weight: bool,
+    bias: bool,
+) -> Option<NodeProto> {
+    let LinearForm::Gemm { alpha, beta, .. } = linear.form else {
+        return None;
+    };
+    let (alpha, beta) = (weight && alpha != 1.0, bias && beta != 1.0);
+    (alpha || beta).then(|| {
+        let mut node = view.node(linear.node).clone();
+        // Both are 1 where they are left out.
+        node.attribute.retain(|a| match a.name.as_deref() {
+            Some("alpha") => !alpha,
+            Some("beta") => !beta,
+            _ => true,
+        });
+        node
+    })
 }

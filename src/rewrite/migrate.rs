@@ -88,8 +88,9 @@ fn fold_norm(
         Some(beta) => fold_param(view, beta, patch, names, |c, b| (b - shift(c)) / scale(c)),
         None if affine.shift.is_some() => {
             let gamma = read(view, norm.gamma)?;
-            let data = (0..norm.channels).map(|c| -shift(c) / scale(c)).collect();
-            let name = names.derive(view.name(norm.gamma.value), "shift");
+            let beta = |c| (0.0 - shift(c)) / scale(c);
+            let data = (0..norm.channels).map(beta).collect();
+            let name = names.derive(&norm.name, "beta");
             let new = NewConstant {
                 shape: vec![norm.channels],
                 data,
@@ -155,23 +156,13 @@ fn fold_linear(
             row *= s;
         }
     }
-    let factors = without_factors(view, linear);
-    if affine.scale.is_some() || factors.is_some() {
+    if affine.scale.is_some() {
         let new = stored_weight(linear, weight);
         set_constant(view, patch, names, (linear.node, 1), linear.weight, new)?;
     }
-    if let Some(node) = factors {
-        // alpha and beta are in the constants now; a bias that has not been rewritten must follow.
+    let (scaled, shifted) = (affine.scale.is_some(), affine.shift.is_some());
+    if let Some(node) = without_factors(view, linear, scaled, shifted) {
         patch.replace(linear.node, node);
-        if let (None, Some(bias)) = (&affine.shift, linear.bias) {
-            let b = linear.load_bias(view).ok_or_else(unreadable)?;
-            let new = NewConstant {
-                shape: vec![linear.n],
-                data: b.to_vec(),
-                dtype: linear.dtype,
-            };
-            set_constant(view, patch, names, (bias.node, bias.slot), bias.value, new)?;
-        }
     }
     Ok(())
 }

@@ -107,7 +107,9 @@ impl Writer<'_, '_> {
             (LinearForm::Gemm { .. }, _) => {
                 self.gemm(linear, activation, &weight, [&x, &w], &mut patch)?
             }
-            (LinearForm::MatMul, Some(_)) if activation.rank == 2 => {
+            (LinearForm::MatMul, Some(bias))
+                if activation.rank == 2 && self.rank_of_constant(bias.value) <= 2 =>
+            {
                 self.matmul_of_rank_2(linear, activation, &weight, [&x, &w], &mut patch)?;
             }
             (LinearForm::MatMul, _) => {
@@ -290,9 +292,10 @@ impl Writer<'_, '_> {
             return Ok(());
         }
         node.attribute.retain(|a| a.name.as_deref() != Some("beta"));
-        node.attribute.push(float_attr("beta", 1.0));
         match self.plan.profile.gemm_bias {
             GemmBias::Int32 => {
+                // ONNX Runtime fuses only what has beta written out.
+                node.attribute.push(float_attr("beta", 1.0));
                 node.input[2] = self.int32_bias(linear, activation, weight, linear.node, patch)?;
                 patch.replace(linear.node, node);
             }
@@ -338,6 +341,12 @@ impl Writer<'_, '_> {
         Ok(())
     }
 
+    /// More than 2 gives the product of two matrices more axes, which no Gemm does.
+    fn rank_of_constant(&self, value: ValueId) -> usize {
+        let constant = self.view.constant(value).and_then(|c| c.into_float());
+        constant.map_or(0, |(array, _)| array.ndim())
+    }
+
     fn output_name(&self, node: NodeId) -> String {
         self.view
             .output(node, 0)
@@ -352,11 +361,14 @@ impl Writer<'_, '_> {
             .ok_or_else(|| RewriteError::Constant(name.to_owned()))
     }
 
-    /// The effective float bias as an initializer of shape [N].
+    /// The effective float bias: the constant itself, or a new one with beta in it.
     fn float_bias(&mut self, linear: &Linear, patch: &mut Patch) -> Result<String, RewriteError> {
-        let b = self.load_bias(linear)?;
         let base = linear.bias.map_or("", |b| self.view.name(b.value));
-        let name = self.names.derive(base, "row");
+        if !matches!(linear.form, LinearForm::Gemm { beta, .. } if beta != 1.0) {
+            return Ok(base.to_owned());
+        }
+        let b = self.load_bias(linear)?;
+        let name = self.names.derive(base, "scaled");
         let new = NewConstant {
             shape: vec![linear.n],
             data: b.to_vec(),
