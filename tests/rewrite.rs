@@ -3,14 +3,21 @@
 
 mod common;
 
+use std::collections::BTreeMap;
+
 use common::graphs::{FORMS, Form, Size, form_named};
+use ndarray::ArrayD;
+use onnx_osplus::calibrate::{Batch, InputTensor, TractEngine, Values, compare};
 use onnx_osplus::graph::{self, Names, View};
-use onnx_osplus::onnx::{Model, TextOptions, text};
-use onnx_osplus::recognise::recognise;
+use onnx_osplus::onnx::node::attr_i;
+use onnx_osplus::onnx::{Model, TextOptions, tensor, text};
+use onnx_osplus::progress::NoProgress;
+use onnx_osplus::recognise::{LinearForm, recognise};
 use onnx_osplus::rewrite::{Activation, Affine, QuantizePlan, migrate, quantize};
 use onnx_osplus::site::find_sites;
 use onnx_osplus::solve::{ActivationSpec, WeightSpec};
 use onnx_osplus::target::Target;
+use proptest::prelude::*;
 
 /// Migrates every site that has a sink; shift and scale are `numbers()` for each channel.
 fn migrated(model: &Model, numbers: &mut dyn FnMut() -> (f32, f32)) -> Model {
@@ -105,5 +112,134 @@ fn snapshots() {
     for (name, rank) in [("pre_ln", 3), ("gemm", 2)] {
         let story = story(form_named(name), rank, 6);
         insta::assert_snapshot!(format!("{name}_rank_{rank}_6_bits"), story);
+    }
+}
+
+/// Scales are between 1/S and S.
+const S: f32 = 100.0;
+
+/// Any size, and a seed for everything else.
+fn cases() -> impl Strategy<Value = (usize, usize, u64)> {
+    (3..20_usize, 1..9_usize, any::<u64>())
+}
+
+/// Numbers in [-1, 1], uniform, from a seed (a linear congruential generator, upper bits).
+fn numbers(seed: u64) -> impl FnMut() -> f32 {
+    let mut state = seed;
+    move || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+}
+
+/// A batch of tokens, some with outliers as the norms of transformers see them.
+fn batch(size: Size, next: &mut dyn FnMut() -> f32) -> Batch {
+    let shape = match size.rank {
+        2 => vec![6, size.c],
+        _ => vec![2, 3, size.c],
+    };
+    let rows = (0..shape[0] as u64).collect();
+    let elements = (0..shape.iter().product::<usize>()).map(|i| {
+        let outlier = if i % size.c == 1 { 20.0 } else { 1.0 };
+        next() * 3.0 * outlier
+    });
+    let array = ArrayD::from_shape_vec(shape, elements.collect()).unwrap();
+    let input = InputTensor::from_values(Values::F32(array));
+    Batch::new(BTreeMap::from([("x".to_owned(), input)]), rows)
+}
+
+/// The integer weight of each Linear, and how far it may be from the float one.
+fn check_weights(float: &Model, quantized: &Model) {
+    let (float, quantized) = (View::new(float), View::new(quantized));
+    let linears = recognise(&float).linears;
+    assert!(!linears.is_empty());
+    for linear in linears {
+        let w = linear.load_weight(&float).unwrap();
+        let (node, _) = quantized
+            .nodes()
+            .find(|(id, _)| quantized.node_name(*id) == linear.name)
+            .unwrap();
+        let dequantized = quantized.input(node, 1).unwrap();
+        let dequantize = quantized
+            .producer_is(dequantized, "DequantizeLinear")
+            .unwrap();
+        let [q, scale, zero] = [0, 1, 2].map(|slot| {
+            let value = quantized.input(dequantize, slot).unwrap();
+            quantized.initializer(value).unwrap()
+        });
+        assert!(tensor::int_array(zero).unwrap().iter().all(|&z| z == 0));
+        let q = tensor::int_array(q).unwrap();
+        let scale = tensor::float_array(scale).unwrap();
+        let axis = attr_i(quantized.node(dequantize), "axis").unwrap() as usize;
+        let transposed = linear.form != LinearForm::MatMul && axis == 0;
+        for ((k, n), &w) in w.indexed_iter() {
+            let at = if transposed { [n, k] } else { [k, n] };
+            let (q, step) = (q[at.as_slice()], scale[[n].as_slice()]);
+            let error = (q as f32 * step - w).abs();
+            assert!(
+                error <= 0.5001 * step,
+                "{error} at {at:?} of {}, a step is {step}",
+                linear.name
+            );
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn migration_keeps_the_function((c, n, seed) in cases()) {
+        for form in FORMS {
+            for &rank in form.ranks {
+                let size = Size { c, n, rank };
+                let mut next = numbers(seed);
+                let original = form.model(size, &mut || 2.0 * next());
+                let migrated = migrated(&original, &mut || (50.0 * next(), S.powf(next())));
+                prop_assert_eq!(migrated == original, form.sinks == 0, "{}", form.name);
+                let batches = [batch(size, &mut next)];
+                let engine = TractEngine;
+                let compared = compare(&engine, &original, &[&migrated], &batches, 1, &NoProgress).unwrap();
+                for output in &compared[0] {
+                    prop_assert!(
+                        output.max_relative_error < 1e-4,
+                        "{} at rank {rank}: {output:?}", form.name
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_quantized_model_runs_and_its_weights_are_half_a_step_away((c, n, seed) in cases(), bits in 2..=8_u8) {
+        for form in FORMS {
+            for &rank in form.ranks {
+                let size = Size { c, n, rank };
+                let mut next = numbers(seed);
+                let original = form.model(size, &mut || 2.0 * next());
+                let migrated = migrated(&original, &mut || (50.0 * next(), S.powf(next())));
+                for target in Target::ALL {
+                    let quantized = quantized(&migrated, rank, target, bits);
+                    check_weights(&migrated, &quantized);
+                    // The fixed range of the inputs fits nothing; what is checked here is that it runs, and the shapes.
+                    let batches = [batch(size, &mut next)];
+                    let engine = TractEngine;
+                    compare(&engine, &original, &[&quantized], &batches, 1, &NoProgress).unwrap();
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_form_has_its_sinks() {
+    for form in FORMS {
+        let model = small_model(form, form.ranks[0]);
+        let view = View::new(&model);
+        let sites = find_sites(&view, &recognise(&view));
+        let sinks = sites.iter().filter(|s| s.has_sink()).count();
+        assert_eq!(sinks, form.sinks, "{}", form.name);
     }
 }

@@ -178,6 +178,8 @@ pub const FORMS: &[Form] = &[
     form("no_bias", no_bias, BOTH, 1),
     form("gemm", gemm, &[2], 1),
     form("gemm_bias_forms", gemm_bias_forms, &[2], 1),
+    form("gemm_computed_bias", gemm_computed_bias, &[2], 1),
+    form("bias_of_rank_3", bias_of_rank_3, BOTH, 1),
     form("dropout_and_cast", dropout_and_cast, BOTH, 1),
     form("dropout_and_residual", dropout_and_residual, BOTH, 1),
     form("transposed_weight", transposed_weight, BOTH, 1),
@@ -355,6 +357,31 @@ fn gemm_bias_forms(b: &mut Builder) {
     b.node("Gemm", &["norm", "weight2", "number"], "second");
     b.node("Add", &["first", "second"], "y");
     b.output("y", n);
+}
+
+/// The bias of a Gemm with every attribute is computed: it can take no shift.
+fn gemm_computed_bias(b: &mut Builder) {
+    let Size { c, n, .. } = b.size;
+    b.layer_norm("x", "norm");
+    b.weight("weight1", &[c, n]);
+    b.weight("weight2", &[c, n]);
+    b.node("Gemm", &["norm", "weight1"], "first");
+    let attributes = vec![float_attr("alpha", 0.5), float_attr("beta", 2.0)];
+    b.node_with("Gemm", &["norm", "weight2", "first"], "y", attributes);
+    b.output("y", n);
+}
+
+/// A bias with more axes than it needs. If x has two, y has three.
+fn bias_of_rank_3(b: &mut Builder) {
+    let Size { c, n, rank } = b.size;
+    b.layer_norm("x", "norm");
+    b.weight("weight", &[c, n]);
+    b.weight("bias", &[1, 1, n]);
+    b.node("MatMul", &["norm", "weight"], "product");
+    b.node("Add", &["product", "bias"], "y");
+    b.size.rank = 3;
+    b.output("y", n);
+    b.size.rank = rank;
 }
 
 /// Dropout and Cast between the norm and its Linear.
