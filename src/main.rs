@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let arguments = cli::parse();
-    match cli::quantize(&arguments) {
+    match cli::catch_panics(|| cli::quantize(&arguments)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

@@ -241,7 +241,7 @@ impl Dataset {
         if rows == 0 {
             return Err(CalibError::Source {
                 file: any.file.clone(),
-                problem: "has no rows".into(),
+                problem: format!("has no rows for input {}", any.input),
             });
         }
         if let Some(batch) = fixed {

@@ -6,8 +6,10 @@ mod summary;
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -27,6 +29,21 @@ pub fn exit_status(error: &anyhow::Error) -> ExitCode {
         Some(onnx_osplus::Error::NothingToQuantize(_)) => ExitCode::from(NOTHING_TO_QUANTIZE),
         _ => ExitCode::FAILURE,
     }
+}
+
+/// Runs `work`; a panic becomes an error that asks for a report.
+///
+/// The engine panics on some models, which the library catches and explains. The usual text of a panic would be
+/// printed all the same, before that explanation, so it is kept back here and shown only if nothing else caught it.
+pub fn catch_panics(work: impl FnOnce() -> Result<()>) -> Result<()> {
+    static LAST: Mutex<String> = Mutex::new(String::new());
+    std::panic::set_hook(Box::new(|info| {
+        *LAST.lock().unwrap_or_else(PoisonError::into_inner) = info.to_string();
+    }));
+    std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+        let what = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+        bail!("internal error: {what}; please report this with the command and the model")
+    })
 }
 
 /// The main job: read IN, migrate and quantize it, write OUT, say what was done.

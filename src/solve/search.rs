@@ -7,8 +7,8 @@
 //!
 //! Two stages. The *survey* tries every kind of shift over a coarse grid of thresholds and a few margins, then
 //! thresholds around the best of each kind, on a part of the tokens and of the output columns. The *final* scores the
-//! best of them with all margins on all columns. The winner's kind, threshold and margin are then applied to the
-//! extremes of all tokens.
+//! best of them with all margins on all columns (on a part, for the Linear of a vocabulary). The winner's kind,
+//! threshold and margin are then applied to the extremes of all tokens.
 
 use super::loss::{SiteLoss, Trial, migrate};
 use super::migration::{Migration, ShiftKind, extremes, shift};
@@ -36,6 +36,8 @@ pub struct Recipe {
     pub margins: Vec<f32>,
     /// Sample tokens of each fold used in the final, at most.
     pub tokens: usize,
+    /// Output columns used in the final, about: only a vocabulary's Linear has more.
+    pub columns: usize,
 }
 
 impl Default for Recipe {
@@ -59,6 +61,7 @@ impl Default for Recipe {
             // 384 instead of 256: +0.5 dB on sparse one-sided channels, where a few tokens decide, ±0.1 elsewhere;
             // 512 adds 0.1 there.
             tokens: 384,
+            columns: 4096,
         }
     }
 }
@@ -92,7 +95,12 @@ pub fn solve_site_with(
     recipe: &Recipe,
 ) -> Solution {
     let all = all_tokens(problem);
-    let loss = SiteLoss::new(problem, settings, recipe.tokens, usize::MAX);
+    let columns = match settings.method {
+        // Its scale is made from all columns.
+        Method::SmoothQuant { .. } => usize::MAX,
+        Method::OsPlus | Method::None => recipe.columns,
+    };
+    let loss = SiteLoss::new(problem, settings, recipe.tokens, columns);
     match settings.method {
         Method::OsPlus if loss.directions() > 0 => {
             let surveyed = survey(problem, settings, recipe, &all);

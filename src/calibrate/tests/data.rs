@@ -457,7 +457,7 @@ fn errors_name_file_array_and_what_was_expected() {
     write_npy(file("int.npy"), &Array3::<i64>::zeros((2, 2, 3))).unwrap();
     insta::assert_snapshot!(error(&x, &[source(file("int.npy"))]), @"int.npy does not fit input x: expected float32, found int64; convert with array.astype('float32')");
     write_npy(file("none.npy"), &Array3::<f32>::zeros((0, 2, 3))).unwrap();
-    insta::assert_snapshot!(error(&x, &[source(file("none.npy"))]), @"none.npy: has no rows");
+    insta::assert_snapshot!(error(&x, &[source(file("none.npy"))]), @"none.npy: has no rows for input x");
     let mut nan = Array3::<f32>::zeros((2, 2, 3));
     nan[[1, 0, 2]] = f32::NAN;
     write_npy(file("nan.npy"), &nan).unwrap();

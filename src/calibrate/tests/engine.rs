@@ -30,6 +30,7 @@ fn ids_batch(ids: ndarray::Array2<i64>) -> Batch {
 
 fn tap(model: &Model, batch: Batch, name: &str) -> Result<(), EngineError> {
     let options = StatOptions {
+        channels_first: Default::default(),
         sample_tokens: 4,
         seed: 0,
         threads: 1,

@@ -36,6 +36,7 @@ fn take(
 ) -> Result<BTreeMap<String, ChannelStats>, EngineError> {
     let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
     let options = StatOptions {
+        channels_first: Default::default(),
         sample_tokens,
         seed: 7,
         threads,
@@ -194,6 +195,7 @@ fn the_sample_holds_the_same_tokens_of_every_value_and_depends_on_the_seed() {
     let (h, y) = (&stats["h"].folds[0], &stats["y"].folds[0]);
     assert_eq!(y.sample, h.sample.mapv(|v| v.max(0.0)));
     let options = StatOptions {
+        channels_first: Default::default(),
         sample_tokens: 6,
         seed: 8,
         threads: 1,
@@ -250,6 +252,7 @@ fn progress_counts_every_row_once() {
     }
     let counter = Counter::default();
     let options = StatOptions {
+        channels_first: Default::default(),
         sample_tokens: 1,
         seed: 0,
         threads: 2,
@@ -265,4 +268,53 @@ fn progress_counts_every_row_once() {
     )
     .unwrap();
     assert_eq!(*counter.0.lock().unwrap(), (vec![12], 12, true));
+}
+
+#[test]
+fn channels_on_the_first_axis() {
+    let transposed = model(
+        17,
+        vec![info("x", DataType::Float, &["b", "5"])],
+        vec![
+            make_node("Transpose", "t", &["x"], &["xt"], vec![]),
+            make_node("Relu", "relu", &["xt"], &["y"], vec![]),
+        ],
+        vec![],
+        &["y"],
+    );
+    let x = wave(&[4, C]);
+    let batches = [f32_batch("x", x.clone(), 0)];
+    let options = StatOptions {
+        channels_first: ["xt".to_owned()].into(),
+        sample_tokens: 8,
+        seed: 7,
+        threads: 1,
+    };
+    let names = ["x".to_owned(), "xt".to_owned()];
+    let stats = statistics(
+        &TractEngine,
+        &transposed,
+        &batches,
+        &names,
+        &options,
+        &NoProgress,
+    );
+    let stats = stats.unwrap();
+    assert_eq!((stats["x"].rank, stats["xt"].rank), (2, 2));
+    // The same numbers per channel, whichever axis holds the channels; only the folds may differ.
+    let extremes = |name: &str,
+                    pick: fn(&crate::calibrate::FoldStats) -> &Vec<f32>,
+                    f: fn(f32, f32) -> f32| {
+        let [a, b] = stats[name].folds.each_ref().map(|fold| pick(fold).clone());
+        a.iter().zip(&b).map(|(a, b)| f(*a, *b)).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        extremes("x", |f| &f.min, f32::min),
+        extremes("xt", |f| &f.min, f32::min)
+    );
+    assert_eq!(
+        extremes("x", |f| &f.max, f32::max),
+        extremes("xt", |f| &f.max, f32::max)
+    );
+    assert_eq!(extremes("xt", |f| &f.max, f32::max).len(), C);
 }
