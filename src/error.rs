@@ -17,6 +17,9 @@ pub enum Error {
     /// The model cannot be run.
     #[error(transparent)]
     Engine(#[from] crate::calibrate::EngineError),
+    /// The model is no valid graph.
+    #[error("the model is not valid: {0}; onnx.checker.check_model finds more such errors")]
+    Graph(#[from] crate::graph::GraphError),
     /// The operator set cannot be raised to 13.
     #[error(transparent)]
     Opset(#[from] crate::graph::opset::OpsetError),

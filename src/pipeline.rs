@@ -99,6 +99,7 @@ impl<'a> Run<'a> {
 
     /// A copy of the model (weights shared) at an operator set that has per-axis DequantizeLinear.
     pub fn raise_opset(&mut self) -> Result<Model, Error> {
+        graph::check(self.original)?;
         let mut model = self.original.clone();
         let profile = self.options.profile();
         if let Some(max) = profile.max_opset

@@ -2,7 +2,10 @@
 
 mod common;
 
-use onnx_osplus::onnx::{TextOptions, load, text};
+use onnx_osplus::onnx::node::{make_node, string_attr};
+use onnx_osplus::onnx::proto::GraphProto;
+use onnx_osplus::onnx::{Model, TextOptions, load, text};
+use proptest::prelude::*;
 use std::path::Path;
 
 #[test]
@@ -26,5 +29,46 @@ fn the_texts_are_written_for_the_python_test() {
             let text = text(&model, options);
             std::fs::write(out.join(format!("{stem}.{suffix}.txt")), text).unwrap();
         }
+    }
+}
+
+#[test]
+fn the_short_text_of_a_model_with_everything() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let model = load(&root.join("tests/data/onnx.onnx")).unwrap();
+    insta::assert_snapshot!(text(&model, TextOptions::SHORT));
+}
+
+#[test]
+fn names_and_strings_are_quoted_where_they_must_be() {
+    let names = ["plain_1", "1st", "a/b", "float", "seq", "say \"\\\"", "é"];
+    let graph = GraphProto {
+        name: Some("bfloat16".to_owned()),
+        node: vec![make_node(
+            "Op",
+            "",
+            &names,
+            &["y"],
+            vec![string_attr("s", "\"\\")],
+        )],
+        ..GraphProto::default()
+    };
+    let text = text(&common::graphs::model(17, 8, graph), TextOptions::FULL);
+    let expected = r#""bfloat16" () => ()
+{
+  y = Op <s = "\"\\"> (plain_1, "1st", "a/b", "float", "seq", "say \"\\\"", "é")
+}
+"#;
+    assert_eq!(text.split_once('\n').unwrap().1, expected);
+}
+
+proptest! {
+    /// Models that make no sense have a text, too, and the same one for the same bytes.
+    #[test]
+    fn any_model_has_a_text(proto in common::model()) {
+        let model = Model { proto };
+        prop_assert_eq!(text(&model, TextOptions::FULL), text(&model.clone(), TextOptions::FULL));
+        let elided = text(&model, TextOptions { max_elements: 0 });
+        prop_assert!(elided.starts_with("<ir_version"));
     }
 }

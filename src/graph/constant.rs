@@ -8,6 +8,9 @@ use crate::onnx::node::{attr, attr_f, attr_i, attr_ints, attr_t};
 use crate::onnx::proto::NodeProto;
 use crate::onnx::tensor;
 
+/// Exporters leave two or three such nodes in a row; a longer chain is somebody's computation.
+const MAX_DEPTH: usize = 8;
+
 /// A constant value as an array.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Constant {
@@ -67,22 +70,28 @@ impl View<'_> {
 
     /// Whether a value is a constant, without reading it.
     pub fn is_constant(&self, id: ValueId) -> bool {
+        self.is_constant_at_depth(id, 0)
+    }
+
+    fn is_constant_at_depth(&self, id: ValueId, depth: usize) -> bool {
         match self.source(id) {
+            _ if depth > MAX_DEPTH => false,
             Source::Initializer(_) => true,
             Source::Node { node, .. } => {
                 let op = self.op(node);
+                let constant = |i| {
+                    let input = self.input(node, i);
+                    input.is_none_or(|v| self.is_constant_at_depth(v, depth + 1))
+                };
                 op == "Constant"
-                    || (constant_expression(op)
-                        && (0..self.node(node).input.len())
-                            .all(|i| self.input(node, i).is_none_or(|v| self.is_constant(v))))
+                    || (constant_expression(op) && (0..self.node(node).input.len()).all(constant))
             }
             _ => false,
         }
     }
 
     fn constant_at_depth(&self, id: ValueId, depth: usize) -> Option<Constant> {
-        // Exporters leave two or three such nodes in a row; a longer chain is somebody's computation.
-        if depth > 8 {
+        if depth > MAX_DEPTH {
             return None;
         }
         match self.source(id) {
@@ -244,6 +253,9 @@ fn reshape<T: Clone>(array: ArrayD<T>, shape: Shape) -> Option<ArrayD<T>> {
                 .iter()
                 .map(|a| if *a < 0 { a + rank } else { *a })
                 .collect();
+            if axes.iter().any(|a| !(0..rank).contains(a)) {
+                return None;
+            }
             let keep = dims
                 .iter()
                 .enumerate()
@@ -283,7 +295,8 @@ fn reshape_target(dims: &[usize], target: &[i64], allow_zero: bool) -> Option<Ve
             t => usize::try_from(t).ok()?,
         });
     }
-    let known: usize = shape.iter().filter(|&&d| d != usize::MAX).product();
+    let mut known = shape.iter().filter(|&&d| d != usize::MAX);
+    let known = known.try_fold(1usize, |product, &d| product.checked_mul(d))?;
     for d in shape.iter_mut().filter(|d| **d == usize::MAX) {
         *d = total.checked_div(known)?;
     }
@@ -293,19 +306,8 @@ fn reshape_target(dims: &[usize], target: &[i64], allow_zero: bool) -> Option<Ve
 fn cast(value: Constant, to: i64) -> Option<Constant> {
     let to = DataType::try_from(i32::try_from(to).ok()?).ok()?;
     match value {
-        Constant::Float { array, .. } if tensor::is_float(to) => {
-            // A narrowing Cast rounds, and so must its constant.
-            let array = match to {
-                DataType::Float16 => array.mapv(|x| half::f16::from_f32(x).to_f32()),
-                DataType::Bfloat16 => array.mapv(|x| half::bf16::from_f32(x).to_f32()),
-                _ => array,
-            };
-            Some(Constant::Float { array, dtype: to })
-        }
-        Constant::Int(array) if tensor::is_float(to) => Some(Constant::Float {
-            array: array.mapv(|x| x as f32),
-            dtype: to,
-        }),
+        Constant::Float { array, .. } if tensor::is_float(to) => Some(float(array, to)),
+        Constant::Int(array) if tensor::is_float(to) => Some(float(array.mapv(|x| x as f32), to)),
         Constant::Int(array) if matches!(to, DataType::Int64 | DataType::Int32) => {
             Some(Constant::Int(array))
         }
@@ -313,12 +315,19 @@ fn cast(value: Constant, to: i64) -> Option<Constant> {
     }
 }
 
+/// A constant of type `dtype`: what is computed in float16 is rounded to float16, and so must be its constant.
+fn float(array: ArrayD<f32>, dtype: DataType) -> Constant {
+    let array = match dtype {
+        DataType::Float16 => array.mapv(|x| half::f16::from_f32(x).to_f32()),
+        DataType::Bfloat16 => array.mapv(|x| half::bf16::from_f32(x).to_f32()),
+        _ => array,
+    };
+    Constant::Float { array, dtype }
+}
+
 fn unary(value: Constant, f: impl Fn(f32) -> f32) -> Option<Constant> {
     let (array, dtype) = value.into_float()?;
-    Some(Constant::Float {
-        array: array.mapv(f),
-        dtype,
-    })
+    Some(float(array.mapv(f), dtype))
 }
 
 fn binary(a: Constant, b: Constant, f: impl Fn(f32, f32) -> f32) -> Option<Constant> {
@@ -329,7 +338,7 @@ fn binary(a: Constant, b: Constant, f: impl Fn(f32, f32) -> f32) -> Option<Const
     let shape = broadcast_shape(a.shape(), b.shape())?;
     let (a, b) = (a.broadcast(shape.clone())?, b.broadcast(shape)?);
     let array = ndarray::Zip::from(&a).and(&b).map_collect(|&x, &y| f(x, y));
-    Some(Constant::Float { array, dtype })
+    Some(float(array, dtype))
 }
 
 /// NumPy's broadcasting rule for two shapes.

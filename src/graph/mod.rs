@@ -4,12 +4,14 @@
 //! collects edits against that view together with the reason for them; [`apply`] carries them out and checks
 //! the result. Inside, values and nodes are ids; names appear only at the edges.
 
+mod check;
 mod constant;
 mod names;
 pub mod opset;
 mod patch;
 mod view;
 
+pub use check::{GraphError, check};
 pub use constant::{Constant, constant_expression};
 pub use names::Names;
 pub use patch::{Patch, PatchError, apply};

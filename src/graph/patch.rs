@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashSet};
 
 use thiserror::Error;
 
-use super::view::{NodeId, View, captured_names};
+use super::check::{GraphError, check};
+use super::view::{NodeId, View};
 use crate::onnx::Model;
 use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension};
 use crate::onnx::proto::{
@@ -25,25 +26,21 @@ pub enum PatchError {
         /// The reason of the one that came second.
         second: String,
     },
-    /// A value would be read before, or without, being defined.
-    #[error(
-        "after `{reason}`, node `{node}` would read `{value}`, which nothing before it defines"
-    )]
-    Undefined {
-        /// The reason of the last patch.
+    /// An initializer that does not exist was to be overwritten.
+    #[error("`{reason}` would overwrite the initializer `{name}`, which does not exist")]
+    NoInitializer {
+        /// The reason of the patch.
         reason: String,
-        /// The reader.
-        node: String,
-        /// The missing value.
-        value: String,
+        /// The name.
+        name: String,
     },
-    /// A value would be defined twice.
-    #[error("after `{reason}`, `{value}` would be defined twice")]
-    Redefined {
+    /// The result would not be a graph.
+    #[error("after `{reason}`, {problem}")]
+    Broken {
         /// The reason of the last patch.
         reason: String,
-        /// The value.
-        value: String,
+        /// What would be wrong with the result.
+        problem: GraphError,
     },
 }
 
@@ -181,6 +178,14 @@ pub fn apply(model: &mut Model, patches: Vec<Patch>) -> Result<(), PatchError> {
     }
     let reasons: Vec<String> = patches.iter().map(|p| p.reason.clone()).collect();
     let plan = merge(patches, &reasons)?;
+    for (name, (_, p)) in &plan.set {
+        if !model.graph().initializer.iter().any(|t| t.name() == name) {
+            return Err(PatchError::NoInitializer {
+                reason: reasons[*p].clone(),
+                name: name.clone(),
+            });
+        }
+    }
     let unused_before = unused(&View::new(model));
 
     let mut changed = model.clone();
@@ -226,7 +231,10 @@ pub fn apply(model: &mut Model, patches: Vec<Patch>) -> Result<(), PatchError> {
 
     prune(&mut changed, &unused_before);
     forget(model, &mut changed);
-    check(&changed, reasons.last().map_or("", |r| r.as_str()))?;
+    check(&changed).map_err(|problem| PatchError::Broken {
+        reason: reasons.last().cloned().unwrap_or_default(),
+        problem,
+    })?;
     *model = changed;
     Ok(())
 }
@@ -286,6 +294,19 @@ fn merge(patches: Vec<Patch>, reasons: &[String]) -> Result<Plan, PatchError> {
                     }
                 }
             }
+        }
+    }
+    // An edit of a node that is taken out would be lost without a word.
+    for (node, (with, first)) in &plan.replace {
+        let slots = (*node, 0)..(*node + 1, 0);
+        let rewired = plan.rewire.range(slots.clone());
+        let edited = rewired.chain(plan.rename.range(slots)).next();
+        if let (None, Some((_, (_, second)))) = (with, edited) {
+            return Err(PatchError::Conflict {
+                place: format!("node {node}"),
+                first: reasons[*first].clone(),
+                second: reasons[*second].clone(),
+            });
         }
     }
     Ok(plan)
@@ -385,59 +406,6 @@ fn forget(before: &Model, after: &mut Model) {
     let gone = &defined(before) - &defined(after);
     let keep = |info: &ValueInfoProto| info.name.as_ref().is_none_or(|n| !gone.contains(n));
     after.graph_mut().value_info.retain(keep);
-}
-
-/// The graph must still be a graph: every value defined once, and before it is read.
-fn check(model: &Model, reason: &str) -> Result<(), PatchError> {
-    let graph = model.graph();
-    let mut defined: HashSet<&str> = HashSet::new();
-    defined.extend(graph.input.iter().filter_map(|i| i.name.as_deref()));
-    let sparse = graph
-        .sparse_initializer
-        .iter()
-        .filter_map(|t| t.values.as_ref()?.name.as_deref());
-    defined.extend(sparse);
-    let listed: HashSet<&str> = defined.clone();
-    for name in graph.initializer.iter().filter_map(|t| t.name.as_deref()) {
-        if !defined.insert(name) && !listed.contains(name) {
-            return Err(PatchError::Redefined {
-                reason: reason.to_owned(),
-                value: name.to_owned(),
-            });
-        }
-    }
-    let view = View::new(model);
-    for (id, node) in view.nodes() {
-        let inputs = node.input.iter().map(String::as_str);
-        let read = inputs.filter(|n| !n.is_empty()).chain(captured_names(node));
-        for name in read {
-            if !defined.contains(name) {
-                return Err(PatchError::Undefined {
-                    reason: reason.to_owned(),
-                    node: view.node_name(id).to_owned(),
-                    value: name.to_owned(),
-                });
-            }
-        }
-        for name in node.output.iter().filter(|n| !n.is_empty()) {
-            if !defined.insert(name) {
-                return Err(PatchError::Redefined {
-                    reason: reason.to_owned(),
-                    value: name.clone(),
-                });
-            }
-        }
-    }
-    for output in graph.output.iter().filter_map(|o| o.name.as_deref()) {
-        if !defined.contains(output) {
-            return Err(PatchError::Undefined {
-                reason: reason.to_owned(),
-                node: "(graph output)".to_owned(),
-                value: output.to_owned(),
-            });
-        }
-    }
-    Ok(())
 }
 
 /// Sets the version of the standard operator set and the IR version that goes with it.

@@ -190,14 +190,33 @@ def test_weight_shorter_than_its_shape(tmp_path):
     assert_fails(run_tool(path, out, "--calib", TINY.calib), 1, tensor.name, out=out)
 
 
-def test_nan_in_a_weight(tmp_path):
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "encoder.layer.0.attention.self.query.weight_t",
+        "encoder.layer.0.attention.self.query.bias",
+        "embeddings.LayerNorm.weight",
+        "embeddings.LayerNorm.bias",
+    ],
+)
+def test_nan_in_a_constant(tmp_path, name, bad):
     model, path, out = onnx.load(TINY.model), tmp_path / "nan.onnx", tmp_path / "out.onnx"
-    tensor = next(t for t in model.graph.initializer if t.name == "encoder.layer.0.attention.self.query.weight_t")
+    tensor = next(t for t in model.graph.initializer if t.name == name)
     array = numpy_helper.to_array(tensor).copy()
-    array[3, 5] = np.nan
+    array.flat[5] = bad
     tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     path.write_bytes(model.SerializeToString())
-    assert_fails(run_tool(path, out, "--calib", TINY.calib), 1, out=out)
+    assert_fails(run_tool(path, out, "--calib", TINY.calib), 1, name, "element 5", out=out)
+
+
+def test_unsorted_nodes(tmp_path):
+    model, path, out = onnx.load(TINY.model), tmp_path / "unsorted.onnx", tmp_path / "out.onnx"
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(reversed(nodes))
+    path.write_bytes(model.SerializeToString())
+    assert_fails(run_tool(path, out, "--calib", TINY.calib), 1, "nothing before it defines", out=out)
 
 
 def test_external_weights(job, tmp_path):
