@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use crate::calibrate::{
-    Batch, ChannelStats, Dataset, Engine, OutputComparison, StatOptions, compare, statistics,
+    Batch, ChannelStats, Dataset, Engine, OutputComparison, StatOptions, compare, shapes,
+    statistics,
 };
 use crate::graph::{self, Names, View, opset};
 use crate::onnx::Model;
@@ -16,7 +17,7 @@ use crate::review::{
     Decision, FloatCheck, Report, Settings, gain_db, linear_report, output_reports, site_report,
 };
 use crate::rewrite::{self, Activation, Affine, QuantizePlan};
-use crate::site::Site;
+use crate::site::{Sink, Site, Trace};
 use crate::solve::{Fold, Method, SiteProblem, Solution, SolveSettings, solve_site};
 use crate::target::MIN_OPSET;
 use crate::{Error, Format, Options};
@@ -24,6 +25,9 @@ use blocks::Blocks;
 
 /// The largest difference between original and migrated float outputs, relative to the output's range.
 const FLOAT_LIMIT: f64 = 1e-4;
+
+/// What an explicit Mul must gain at its site to be worth its run time.
+const EXPLICIT_GAIN_DB: f64 = 1.0;
 
 /// Solutions per site; `None` where no Linear of the site is to be quantized.
 type Solutions = Vec<Option<Solution>>;
@@ -33,6 +37,7 @@ pub(crate) struct Run<'a> {
     engine: &'a dyn Engine,
     options: &'a Options,
     progress: &'a dyn Progress,
+    smallest: Batch,
     calibration: Vec<Batch>,
     held_out: Vec<Batch>,
     report: Report,
@@ -81,6 +86,7 @@ impl<'a> Run<'a> {
             engine,
             options,
             progress,
+            smallest: data.smallest_batch(),
             calibration: split.calibration,
             held_out: split.held_out,
             report,
@@ -119,7 +125,11 @@ impl<'a> Run<'a> {
 
     /// Finds norms, Linears and sites, and which Linears are to be quantized.
     pub fn recognise(&mut self, model: &Model) -> Result<Blocks, Error> {
-        let blocks = Blocks::find(&View::new(model), self.options)?;
+        let shapes = |values: &[String]| match values {
+            [] => Ok(BTreeMap::new()),
+            _ => Ok(shapes(self.engine, model, &self.smallest, values)?),
+        };
+        let blocks = Blocks::find(&View::new(model), self.options, shapes)?;
         self.finish_step("recognise");
         Ok(blocks)
     }
@@ -192,13 +202,18 @@ impl<'a> Run<'a> {
     ) -> Solution {
         let linears: Vec<&Linear> = blocks.selected(site).collect();
         let weights: Vec<_> = linears.iter().filter_map(|l| l.load_weight(view)).collect();
-        let folds = stats.folds.each_ref().map(|f| Fold {
-            min: &f.min,
-            max: &f.max,
-            sample: f.sample.view(),
-        });
-        let problem = SiteProblem {
-            folds,
+        let extremes: Vec<_> = stats
+            .folds
+            .iter()
+            .map(|f| tied(site, &f.min, &f.max))
+            .collect();
+        let fold = |i: usize| Fold {
+            min: &extremes[i].0,
+            max: &extremes[i].1,
+            sample: stats.folds[i].sample.view(),
+        };
+        let mut problem = SiteProblem {
+            folds: [fold(0), fold(1)],
             weights: weights.iter().map(|w| w.view()).collect(),
             allow_shift: site.has_sink() && site.allow_shift,
             allow_scale: site.has_sink(),
@@ -208,7 +223,13 @@ impl<'a> Run<'a> {
             weight: self.options.weight(),
             method: self.options.method,
         };
-        solve_site(&problem, &settings)
+        let solution = solve_site(&problem, &settings);
+        let costs_a_node = matches!(site.sink, Sink::Explicit(_)) && solution.scale.is_some();
+        if costs_a_node && solution.validated_gain_db < EXPLICIT_GAIN_DB {
+            problem.allow_scale = false;
+            return solve_site(&problem, &settings);
+        }
+        solution
     }
 
     /// The float model with every shift and scale folded.
@@ -220,19 +241,24 @@ impl<'a> Run<'a> {
     ) -> Result<Model, Error> {
         let view = View::new(model);
         let mut names = Names::new(model);
-        let mut patches = Vec::new();
-        for (site, solution) in blocks.sites.iter().zip(solutions) {
-            let Some(solution) = solution else { continue };
-            let affine = Affine {
-                shift: solution.shift.clone(),
-                scale: solution.scale.clone(),
-            };
-            if site.has_sink() && !affine.is_identity() {
-                let patch = rewrite::migrate(&view, &blocks.found, site, &affine, &mut names)?;
-                patches.push(patch);
-            }
-        }
-        self.migrated_sites = patches.len();
+        let migrations: Vec<(&Site, Affine)> = blocks
+            .sites
+            .iter()
+            .zip(solutions)
+            .filter_map(|(site, solution)| Some((site, solution.as_ref()?)))
+            .map(|(site, s)| {
+                (
+                    site,
+                    Affine {
+                        shift: s.shift.clone(),
+                        scale: s.scale.clone(),
+                    },
+                )
+            })
+            .filter(|(site, affine)| site.has_sink() && !affine.is_identity())
+            .collect();
+        self.migrated_sites = migrations.len();
+        let patches = rewrite::migrate(&view, &blocks.found, &migrations, &mut names)?;
         let mut migrated = model.clone();
         graph::apply(&mut migrated, patches).map_err(rewrite::RewriteError::from)?;
         self.finish_step("migrate");
@@ -344,14 +370,15 @@ impl<'a> Run<'a> {
                 continue;
             };
             let params = self.options.activation().params(*min, *max);
-            for &l in site
+            for (&l, rank) in site
                 .linears
                 .iter()
-                .filter(|&&l| blocks.skipped[l].is_none())
+                .zip(&site.ranks)
+                .filter(|(l, _)| blocks.skipped[**l].is_none())
             {
                 activations[l] = Some(Activation {
                     params,
-                    rank: stats.rank,
+                    rank: rank.unwrap_or(stats.rank),
                 });
             }
         }
@@ -436,6 +463,24 @@ impl<'a> Run<'a> {
         report.near_misses = found.near_misses.into_iter().map(Into::into).collect();
         report
     }
+}
+
+/// The extremes of every channel; channels that are tied have those of all of them, and so get one shift and scale.
+fn tied(site: &Site, min: &[f32], max: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    let (mut low, mut high) = (min.to_vec(), max.to_vec());
+    if let Sink::Traced(Trace {
+        ties: Some(ties), ..
+    }) = &site.sink
+    {
+        for (channel, &group) in ties.iter().enumerate() {
+            low[group as usize] = low[group as usize].min(min[channel]);
+            high[group as usize] = high[group as usize].max(max[channel]);
+        }
+        for (channel, &group) in ties.iter().enumerate() {
+            (low[channel], high[channel]) = (low[group as usize], high[group as usize]);
+        }
+    }
+    (low, high)
 }
 
 /// The range of a value over all calibration tokens.

@@ -119,7 +119,12 @@ fn table() -> BTreeMap<String, BTreeSet<String>> {
         .map(|line| {
             let cells: Vec<&str> = line.split('|').collect();
             let imports = cells[2].split(',').map(cell);
-            (cell(cells[1]), imports.filter(|i| !i.is_empty()).collect())
+            (
+                cell(cells[1]),
+                imports
+                    .filter(|i| !matches!(i.as_str(), "" | "–"))
+                    .collect(),
+            )
         })
         .collect()
 }

@@ -7,6 +7,7 @@
 //! - float16, bfloat16 and float64 become float32: inputs, constants, `Cast`, operator attributes;
 //! - `Dropout` becomes `Identity` (exporters leave it in training mode between norm and Linear);
 //! - `CumSum` of integers is computed in float32, exact up to 2²⁴;
+//! - the boolean mask of an `Attention` becomes the float32 mask that is added to the scores;
 //! - constants are taken out and handed over separately, so that their bytes are copied once, into the engine.
 //!
 //! Names of values stay what they are: statistics are asked for by them.
@@ -15,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::calibrate::engine::EngineError;
 use crate::calibrate::input::Shapes;
-use crate::onnx::node::{attr_t, int_attr, make_node, subgraphs};
+use crate::onnx::node::{attr_t, int_attr, make_node, subgraphs, tensor_attr};
 use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension};
 use crate::onnx::proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TensorShapeProto, TypeProto,
@@ -68,14 +69,17 @@ pub(super) fn calibration_copy<'m>(
         .filter(|t| !is_numeric(t))
         .cloned()
         .collect();
-    let used = used_values(graph);
+    let known = Known {
+        used: used_values(graph),
+        boolean: boolean_values(graph),
+    };
     let mut nodes = Vec::with_capacity(graph.node.len());
     for node in &graph.node {
         match constant_value(node) {
             Some((name, value)) => {
                 constants.insert(name, value);
             }
-            None => convert_node(node, &used, &mut nodes)?,
+            None => convert_node(node, &known, &mut nodes)?,
         }
     }
     let mut inputs = Vec::new();
@@ -186,16 +190,59 @@ fn used_values(graph: &GraphProto) -> BTreeSet<&str> {
     used
 }
 
+/// What the conversion of a node has to know of the graph around it.
+struct Known<'g> {
+    used: BTreeSet<&'g str>,
+    boolean: BTreeSet<&'g str>,
+}
+
+/// Names of the boolean values that the file or the operators tell.
+fn boolean_values(graph: &GraphProto) -> BTreeSet<&str> {
+    let is_boolean = |info: &&ValueInfoProto| {
+        matches!(
+            info.r#type.as_ref().and_then(|t| t.value.as_ref()),
+            Some(type_proto::Value::TensorType(t)) if t.elem_type() == DataType::Bool as i32
+        )
+    };
+    let stated = graph.value_info.iter().chain(&graph.input);
+    let mut boolean: BTreeSet<&str> = stated.filter(is_boolean).map(|info| info.name()).collect();
+    let constants = graph.initializer.iter();
+    let constants = constants.filter(|t| t.data_type() == DataType::Bool as i32);
+    boolean.extend(constants.map(|t| t.name()));
+    for node in graph.node.iter().filter(|n| is_standard(n.domain())) {
+        let passes_on = || {
+            node.input
+                .first()
+                .is_some_and(|x| boolean.contains(x.as_str()))
+        };
+        let result = match node.op_type() {
+            "And" | "Or" | "Xor" | "Not" | "Equal" | "Less" | "LessOrEqual" | "Greater"
+            | "GreaterOrEqual" => true,
+            "Cast" => node
+                .attribute
+                .iter()
+                .any(|a| a.name() == "to" && a.i() == DataType::Bool as i64),
+            "Identity" | "Expand" | "Unsqueeze" | "Squeeze" | "Reshape" | "Transpose" | "Slice"
+            | "Gather" | "GatherND" | "Concat" | "Tile" => passes_on(),
+            _ => false,
+        };
+        if result && let Some(output) = node.output.first() {
+            boolean.insert(output);
+        }
+    }
+    boolean
+}
+
 /// Appends the engine's form of `node` to `out`.
 fn convert_node(
     node: &NodeProto,
-    used: &BTreeSet<&str>,
+    known: &Known<'_>,
     out: &mut Vec<NodeProto>,
 ) -> Result<(), EngineError> {
     match node.op_type() {
         "Dropout" if is_standard(node.domain()) => {
             let mask = node.output.get(1).filter(|name| !name.is_empty());
-            if mask.is_some_and(|name| used.contains(name.as_str())) {
+            if mask.is_some_and(|name| known.used.contains(name.as_str())) {
                 return Err(EngineError::Refused {
                     node: node_label(node),
                     op: "Dropout".into(),
@@ -211,6 +258,15 @@ fn convert_node(
             });
         }
         "CumSum" if is_standard(node.domain()) => convert_cumsum(node, out),
+        "Attention"
+            if is_standard(node.domain())
+                && node
+                    .input
+                    .get(3)
+                    .is_some_and(|m| known.boolean.contains(m.as_str())) =>
+        {
+            convert_attention_mask(node, out);
+        }
         _ => {
             let mut node = node.clone();
             for attr in &mut node.attribute {
@@ -250,6 +306,31 @@ fn convert_cumsum(node: &NodeProto, out: &mut Vec<NodeProto>) {
     ));
 }
 
+/// `Attention(q, k, v, mask)` becomes `Attention(q, k, v, Where(mask, 0, −10³⁰))`: what is masked out weighs nothing.
+fn convert_attention_mask(node: &NodeProto, out: &mut Vec<NodeProto>) {
+    let y = node.output.first().map_or("", String::as_str);
+    let label = node_label(node);
+    let constants = [("kept", 0.0), ("masked", -1e30)].map(|(what, x)| {
+        let name = format!("{y}/{what}");
+        let value = tensor::from_f32(&name, &[], &[x], DataType::Float);
+        let label = format!("{label}/{what}");
+        let value = vec![tensor_attr("value", value)];
+        out.push(make_node("Constant", &label, &[], &[&name], value));
+        name
+    });
+    let mask = format!("{y}/mask");
+    out.push(make_node(
+        "Where",
+        &format!("{label}/Where"),
+        &[&node.input[3], &constants[0], &constants[1]],
+        &[&mask],
+        vec![],
+    ));
+    let mut attention = node.clone();
+    attention.input[3] = mask;
+    out.push(attention);
+}
+
 /// Turns types and tensors of attributes into float32, and subgraphs into their copies.
 fn convert_attribute(attr: &mut AttributeProto) -> Result<(), EngineError> {
     let names_a_type = matches!(
@@ -285,9 +366,12 @@ fn convert_subgraph(graph: &mut GraphProto) -> Result<(), EngineError> {
     graph.value_info.clear();
     let mut nodes = Vec::with_capacity(graph.node.len());
     {
-        let used = used_values(graph);
+        let known = Known {
+            used: used_values(graph),
+            boolean: boolean_values(graph),
+        };
         for node in &graph.node {
-            convert_node(node, &used, &mut nodes)?;
+            convert_node(node, &known, &mut nodes)?;
         }
     }
     graph.node = nodes;

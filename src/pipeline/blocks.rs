@@ -3,7 +3,7 @@
 use crate::graph::{ValueId, View};
 use crate::onnx::DataType;
 use crate::recognise::{Linear, Recognised, recognise};
-use crate::site::{Sink, Site, find_sites};
+use crate::site::{Shapes, Sink, Site, find_sites, wanted_shapes};
 use crate::{Error, Options};
 
 /// What was recognised in a model.
@@ -21,16 +21,30 @@ impl Blocks {
     ///
     /// # Errors
     /// No Linear to quantize; NaN or infinity in a constant of one that is, or of the norm before it.
-    pub fn find(view: &View, options: &Options) -> Result<Blocks, Error> {
+    pub fn find(
+        view: &View,
+        options: &Options,
+        shapes: impl FnOnce(&[String]) -> Result<Shapes, Error>,
+    ) -> Result<Blocks, Error> {
         let found = recognise(view);
-        let sites = find_sites(view, &found);
-        let skipped = found
+        let shapes = shapes(&wanted_shapes(view, &found))?;
+        let sites = find_sites(view, &found, &shapes, options.extra_nodes);
+        let mut skipped: Vec<_> = found
             .linears
             .iter()
             .map(|l| why_skipped(l, options))
             .collect();
         let value = |site: &Site| view.name(site.value).to_owned();
-        let values = sites.iter().map(value).collect();
+        let values: Vec<String> = sites.iter().map(value).collect();
+        for (i, site) in sites.iter().enumerate() {
+            // Statistics are per value, and a value has its channels on one axis.
+            if values[..i].contains(&values[i]) {
+                let reason = format!("another Linear reads `{}` along its other axis", values[i]);
+                site.linears
+                    .iter()
+                    .for_each(|&l| skipped[l] = Some(reason.clone()));
+            }
+        }
         let blocks = Blocks {
             found,
             sites,

@@ -4,8 +4,10 @@
 //! transB, alpha and beta. W is an initializer or a Constant node, possibly behind Transpose, Identity, Reshape,
 //! Cast and the like (whatever [`View::constant`] evaluates).
 //!
-//! *Not matched*, with the reason: W of a rank other than 2, W of integers (already quantized), W that a caller may
-//! override. A MatMul of two computed values is attention's business and no near miss.
+//! *Not matched*, with the reason: W of a rank other than 2, W of integers or behind a DequantizeLinear (already
+//! quantized), W that a caller may override, W computed from constants by operators that are not evaluated here, W on
+//! the left, operators that multiply quantized values. A MatMul of two computed values is attention's business and no
+//! near miss.
 
 use ndarray::{Array1, Array2, Ix2};
 
@@ -114,23 +116,89 @@ impl Linear {
 pub(super) fn match_at(view: &View, node: NodeId) -> Option<Result<Linear, String>> {
     match view.op(node) {
         "MatMul" | "Gemm" => {}
-        _ => return None,
+        _ => return quantized_product(view, node).map(Err),
     }
     let (x, w) = (view.input(node, 0)?, view.input(node, 1)?);
-    if !view.is_constant(w) {
-        if view.is_constant(x) {
-            return Some(Err(format!(
-                "the constant `{}` is on the left of the product",
-                view.name(x)
-            )));
-        }
-        return overridable(view, w).map(|name| {
-            Err(format!(
-                "its weight `{name}` is also a graph input, so a caller may replace it; remove it from the inputs"
-            ))
-        });
+    if view.is_constant(w) {
+        return Some(match_constant(view, node, x, w));
     }
-    Some(match_constant(view, node, x, w))
+    let name = view.name(w);
+    let reason = if view.is_constant(x) {
+        format!(
+            "the constant `{}` is on the left of the product; a weight is expected on the right",
+            view.name(x)
+        )
+    } else if let Some(name) = overridable(view, w) {
+        format!(
+            "its weight `{name}` is also a graph input, so a caller may replace it; remove it from the inputs"
+        )
+    } else if let Some(dequantize) = dequantized(view, w) {
+        format!(
+            "its weight `{name}` comes from DequantizeLinear `{dequantize}`, so it is already quantized"
+        )
+    } else if let Some(op) = fixed(view, w, 0) {
+        format!(
+            "its weight `{name}` is computed from constants by {op}, which this tool does not evaluate; \
+             simplify the model first"
+        )
+    } else {
+        return None;
+    };
+    Some(Err(reason))
+}
+
+/// Why an operator that multiplies quantized values is no float Linear.
+fn quantized_product(view: &View, node: NodeId) -> Option<String> {
+    let proto = view.node(node);
+    let op = proto.op_type.as_deref()?;
+    let reason = match (proto.domain.as_deref().unwrap_or(""), op) {
+        ("" | "ai.onnx", "MatMulInteger" | "QLinearMatMul")
+        | (
+            "com.microsoft",
+            "MatMulNBits"
+            | "MatMulBnb4"
+            | "MatMulIntegerToFloat"
+            | "DynamicQuantizeMatMul"
+            | "QGemm",
+        ) => format!("it is {op}: already quantized"),
+        ("com.microsoft", "FusedMatMul" | "FusedGemm" | "GemmFastGelu") => format!(
+            "com.microsoft.{op} is a fusion of ONNX Runtime; give the model as it was before ONNX Runtime optimized it"
+        ),
+        _ => return None,
+    };
+    Some(reason)
+}
+
+/// The DequantizeLinear that a value comes from through operators that only reshape it.
+fn dequantized<'m>(view: &View<'m>, mut value: ValueId) -> Option<&'m str> {
+    while let (node, 0) = view.producer(value)? {
+        match view.op(node) {
+            "DequantizeLinear" => return Some(view.node_name(node)),
+            "Identity" | "Cast" | "Transpose" | "Reshape" | "Squeeze" | "Unsqueeze" => {
+                value = view.input(node, 0)?;
+            }
+            _ => return None,
+        }
+    }
+    None
+}
+
+/// The operator that computes a value from nothing but constants, if it is not one [`View::constant`] evaluates.
+fn fixed<'m>(view: &View<'m>, value: ValueId, depth: usize) -> Option<&'m str> {
+    let (node, _) = view.producer(value)?;
+    let proto = view.node(node);
+    // What has inputs left out, subgraphs, or more than a few steps is a computation and no stored weight.
+    if depth > 4 || proto.input.is_empty() || crate::onnx::node::subgraphs(proto).next().is_some() {
+        return None;
+    }
+    let mut unknown = None;
+    for slot in 0..proto.input.len() {
+        let input = view.input(node, slot)?;
+        if !view.is_constant(input) {
+            unknown = Some(fixed(view, input, depth + 1)?);
+        }
+    }
+    unknown.or(proto.op_type.as_deref())
 }
 
 /// The name of the graph input with a default value that a value is made of, if it is.
@@ -192,13 +260,12 @@ fn match_constant(view: &View, node: NodeId, x: ValueId, w: ValueId) -> Result<L
     } else {
         (rows, columns)
     };
-    if let Some(found) = view.shape(x).and_then(|s| {
-        if form == LinearForm::MatMul {
-            *s.last()?
-        } else {
-            None
-        }
-    }) && found != k
+    let channels = view.shape(x).and_then(|shape| match form {
+        LinearForm::Gemm { trans_a: true, .. } => *shape.first()?,
+        _ => *shape.last()?,
+    });
+    if let Some(found) = channels
+        && found != k
     {
         return Err(format!(
             "its input has {found} channels where its weight `{weight_name}` takes {k}"

@@ -3,7 +3,9 @@
 //! A recogniser never changes the graph. What almost matched is kept with the reason ([`NearMiss`]), so that a
 //! user learns why a block was left alone.
 
+mod decomposed;
 mod linear;
+mod moments;
 mod norm;
 mod transparent;
 

@@ -48,6 +48,7 @@ pub struct Settings {
     pub include: Option<String>,
     pub exclude: Option<String>,
     pub seed: u64,
+    pub extra_nodes: bool,
     pub sample_tokens: usize,
     pub calibration_rows: usize,
     pub held_out_rows: usize,

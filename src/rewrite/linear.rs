@@ -5,9 +5,9 @@ use ndarray::{Array1, Array2, Axis};
 use super::RewriteError;
 use crate::graph::{Names, Patch, Source, Use, ValueId, View};
 
+use crate::onnx::node::make_node;
 use crate::onnx::proto::{NodeProto, TensorProto};
 use crate::onnx::{DataType, tensor};
-use crate::onnx::node::make_node;
 use crate::recognise::{Linear, LinearForm};
 
 use super::Affine;
@@ -132,7 +132,11 @@ pub(super) struct LinearFold {
 impl LinearFold {
     /// No change to a Linear with `n` outputs.
     pub fn new(n: usize) -> Self {
-        LinearFold { input: Affine::default(), output_shift: vec![0.0; n], output_scale: vec![1.0; n] }
+        LinearFold {
+            input: Affine::default(),
+            output_shift: vec![0.0; n],
+            output_scale: vec![1.0; n],
+        }
     }
 
     /// Takes the affine of the site that the Linear reads; there is only one.
@@ -155,23 +159,29 @@ impl LinearFold {
         let scales_output = self.output_scale.iter().any(|&s| s != 1.0);
         let shifts_output = self.output_shift.iter().any(|&z| z != 0.0);
         let new_weight = self.input.scale.is_some() || scales_output;
-        let new_bias = self.input.shift.is_some()
-            || shifts_output
-            || (scales_output && linear.bias.is_some());
+        let new_bias =
+            self.input.shift.is_some() || shifts_output || (scales_output && linear.bias.is_some());
         let mut weight = linear.load_weight(view).ok_or_else(unreadable)?;
         if new_bias {
-            let mut bias = linear.load_bias(view).unwrap_or_else(|| Array1::zeros(linear.n));
+            let mut bias = linear
+                .load_bias(view)
+                .unwrap_or_else(|| Array1::zeros(linear.n));
             if let Some(z) = &self.input.shift {
                 // z enters before the division by s, so it meets the weight as it was.
                 bias += &Array1::from(z.clone()).dot(&weight);
             }
             let outputs = self.output_shift.iter().zip(&self.output_scale);
-            bias.iter_mut().zip(outputs).for_each(|(b, (z, s))| *b = (*b - z) / s);
+            bias.iter_mut()
+                .zip(outputs)
+                .for_each(|(b, (z, s))| *b = (*b - z) / s);
             set_bias(view, linear, bias, patch, names)?;
         }
         if new_weight {
             if let Some(s) = &self.input.scale {
-                weight.axis_iter_mut(Axis(0)).zip(s).for_each(|(mut row, &s)| row *= s);
+                weight
+                    .axis_iter_mut(Axis(0))
+                    .zip(s)
+                    .for_each(|(mut row, &s)| row *= s);
             }
             if scales_output {
                 weight /= &ndarray::aview1(&self.output_scale);
@@ -197,13 +207,29 @@ fn set_bias(
     let dtype = linear.dtype;
     if let Some(old) = linear.bias {
         let unreadable = || RewriteError::Constant(view.name(old.value).to_owned());
-        let stored = view.constant(old.value).and_then(|c| c.into_float()).ok_or_else(unreadable)?.0;
+        let stored = view
+            .constant(old.value)
+            .and_then(|c| c.into_float())
+            .ok_or_else(unreadable)?
+            .0;
         // A single number for all columns is a vector from now on.
-        let shape = if stored.len() == linear.n { stored.shape().to_vec() } else { vec![linear.n] };
-        let new = NewConstant { shape, data: bias.to_vec(), dtype };
+        let shape = if stored.len() == linear.n {
+            stored.shape().to_vec()
+        } else {
+            vec![linear.n]
+        };
+        let new = NewConstant {
+            shape,
+            data: bias.to_vec(),
+            dtype,
+        };
         return set_constant(view, patch, names, (old.node, old.slot), old.value, new);
     }
-    let new = NewConstant { shape: vec![linear.n], data: bias.to_vec(), dtype };
+    let new = NewConstant {
+        shape: vec![linear.n],
+        data: bias.to_vec(),
+        dtype,
+    };
     let name = names.derive(view.name(linear.weight), "bias");
     patch.add_initializer(new.into_tensor(&name)?);
     match linear.form {

@@ -131,7 +131,12 @@ impl Migration<'_, '_> {
         self.linears.entry(l).or_insert_with(|| LinearFold::new(n))
     }
 
-    fn fold(&mut self, fold: &Fold, affine: &Affine, patch: &mut Patch) -> Result<(), RewriteError> {
+    fn fold(
+        &mut self,
+        fold: &Fold,
+        affine: &Affine,
+        patch: &mut Patch,
+    ) -> Result<(), RewriteError> {
         match fold.place {
             Place::Linear(l) => {
                 let linear = self.linear(l);
@@ -146,17 +151,28 @@ impl Migration<'_, '_> {
             Place::Norm(n) => {
                 let affine = match fold.takes_shift {
                     true => affine.clone(),
-                    false => Affine { shift: None, scale: affine.scale.clone() },
+                    false => Affine {
+                        shift: None,
+                        scale: affine.scale.clone(),
+                    },
                 };
                 self.fold_norm(&self.found.norms[n], &affine, &fold.channels, patch)
             }
-            Place::Constant { node, slot, value, shift_sign } => {
+            Place::Constant {
+                node,
+                slot,
+                value,
+                shift_sign,
+            } => {
                 let count = fold.channels.len();
-                let constant = self.constants.entry((node, slot)).or_insert_with(|| ConstantFold {
-                    value,
-                    shift: vec![0.0; count],
-                    scale: vec![1.0; count],
-                });
+                let constant = self
+                    .constants
+                    .entry((node, slot))
+                    .or_insert_with(|| ConstantFold {
+                        value,
+                        shift: vec![0.0; count],
+                        scale: vec![1.0; count],
+                    });
                 for (i, &channel) in fold.channels.iter().enumerate() {
                     constant.scale[i] *= affine.s(channel);
                     constant.shift[i] += f32::from(shift_sign) * affine.z(channel);
@@ -172,7 +188,11 @@ impl Migration<'_, '_> {
             let name = self.view.name(fold.value);
             let mut patch = Patch::new(format!("fold shift and scale into `{name}`"));
             let change = |i: usize, c: f32| (c + fold.shift[i]) / fold.scale[i];
-            let param = NormParam { node, slot, value: fold.value };
+            let param = NormParam {
+                node,
+                slot,
+                value: fold.value,
+            };
             self.fold_param(param, &mut patch, change)?;
             self.patches.push(patch);
         }
@@ -203,7 +223,11 @@ impl Migration<'_, '_> {
                 let (_, dtype) = read(self.view, norm.gamma)?;
                 let data = (0..norm.channels).map(|c| beta(c, 0.0)).collect();
                 let name = self.names.derive(&norm.name, "beta");
-                let new = NewConstant { shape: vec![norm.channels], data, dtype };
+                let new = NewConstant {
+                    shape: vec![norm.channels],
+                    data,
+                    dtype,
+                };
                 patch.add_initializer(new.into_tensor(&name)?);
                 // LayerNormalization reads its optional β as input 2.
                 patch.rewire(norm.node, 2, name);
@@ -221,7 +245,11 @@ impl Migration<'_, '_> {
     ) -> Result<(), RewriteError> {
         let (array, dtype) = read(self.view, param)?;
         let data = array.iter().enumerate().map(|(c, &x)| fold(c, x)).collect();
-        let new = NewConstant { shape: array.shape().to_vec(), data, dtype };
+        let new = NewConstant {
+            shape: array.shape().to_vec(),
+            data,
+            dtype,
+        };
         let at = (param.node, param.slot);
         set_constant(self.view, patch, self.names, at, param.value, new)
     }
@@ -246,8 +274,17 @@ impl Migration<'_, '_> {
             ("Add", "restore_shift", affine.shift.clone()),
         ];
         let dtype = read(self.view, norm.gamma)?.1;
-        let nodes = self.chain(steps, (&norm.name, original), migrated, original, dtype, patch)?;
-        nodes.into_iter().for_each(|node| patch.insert_after(norm.last, node));
+        let nodes = self.chain(
+            steps,
+            (&norm.name, original),
+            migrated,
+            original,
+            dtype,
+            patch,
+        )?;
+        nodes
+            .into_iter()
+            .for_each(|node| patch.insert_after(norm.last, node));
         Ok(())
     }
 
@@ -261,17 +298,39 @@ impl Migration<'_, '_> {
         let linear = &self.found.linears[site.linears[0]];
         let original = self.view.name(site.value);
         let migrated = self.names.derive(original, "migrated");
-        let inverse = affine.scale.as_ref().map(|s| s.iter().map(|s| 1.0 / s).collect::<Vec<f32>>());
+        let inverse = affine
+            .scale
+            .as_ref()
+            .map(|s| s.iter().map(|s| 1.0 / s).collect::<Vec<f32>>());
         let offset = affine.shift.as_ref().map(|z| {
             let s = |c: usize| affine.scale.as_ref().map_or(1.0, |s| s[c]);
-            z.iter().enumerate().map(|(c, z)| -z / s(c)).collect::<Vec<f32>>()
+            z.iter()
+                .enumerate()
+                .map(|(c, z)| -z / s(c))
+                .collect::<Vec<f32>>()
         });
-        let steps = [("Mul", "migrate_scale", inverse), ("Add", "migrate_shift", offset)];
+        let steps = [
+            ("Mul", "migrate_scale", inverse),
+            ("Add", "migrate_shift", offset),
+        ];
         let names = (original, original);
-        let nodes =
-            self.chain(steps, names, original.to_owned(), &migrated, linear.dtype, patch)?;
-        let first = site.absorb.iter().map(|&(node, _)| node).min().unwrap_or(linear.node);
-        nodes.into_iter().for_each(|node| patch.insert_before(first, node));
+        let nodes = self.chain(
+            steps,
+            names,
+            original.to_owned(),
+            &migrated,
+            linear.dtype,
+            patch,
+        )?;
+        let first = site
+            .absorb
+            .iter()
+            .map(|&(node, _)| node)
+            .min()
+            .unwrap_or(linear.node);
+        nodes
+            .into_iter()
+            .for_each(|node| patch.insert_before(first, node));
         for &(node, input) in &site.absorb {
             patch.rewire(node, input, migrated.clone());
         }
@@ -288,14 +347,20 @@ impl Migration<'_, '_> {
         dtype: DataType,
         patch: &mut Patch,
     ) -> Result<Vec<crate::onnx::proto::NodeProto>, RewriteError> {
-        let steps: Vec<_> =
-            steps.into_iter().filter_map(|(op, what, v)| Some((op, what, v?))).collect();
+        let steps: Vec<_> = steps
+            .into_iter()
+            .filter_map(|(op, what, v)| Some((op, what, v?)))
+            .collect();
         let count = steps.len();
         let mut nodes = Vec::new();
         let mut current = from;
         for (i, (op, what, data)) in steps.into_iter().enumerate() {
             let constant = self.names.derive(value_base, what);
-            let new = NewConstant { shape: vec![data.len()], data, dtype };
+            let new = NewConstant {
+                shape: vec![data.len()],
+                data,
+                dtype,
+            };
             patch.add_initializer(new.into_tensor(&constant)?);
             let output = if i + 1 == count {
                 to.to_owned()
@@ -303,17 +368,20 @@ impl Migration<'_, '_> {
                 self.names.derive(value_base, &format!("{what}d"))
             };
             let node = self.names.derive(node_base, what);
-            nodes.push(make_node(op, &node, &[&current, &constant], &[&output], vec![]));
+            nodes.push(make_node(
+                op,
+                &node,
+                &[&current, &constant],
+                &[&output],
+                vec![],
+            ));
             current = output;
         }
         Ok(nodes)
     }
 }
 
-fn read(
-    view: &View,
-    param: NormParam,
-) -> Result<(ndarray::ArrayD<f32>, DataType), RewriteError> {
+fn read(view: &View, param: NormParam) -> Result<(ndarray::ArrayD<f32>, DataType), RewriteError> {
     view.constant(param.value)
         .and_then(|c| c.into_float())
         .ok_or_else(|| RewriteError::Constant(view.name(param.value).to_owned()))

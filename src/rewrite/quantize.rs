@@ -117,6 +117,7 @@ impl Writer<'_, '_> {
                 patch.rewire(linear.node, 1, w);
                 if activation.rank >= 3 {
                     self.bias_as_row(linear, &mut patch)?;
+                    self.bias_before_clip(linear, &mut patch)?;
                 }
             }
         }
@@ -270,6 +271,37 @@ impl Writer<'_, '_> {
             bias.value,
             new,
         )
+    }
+
+    /// A zero bias between a MatMul without one and a Relu or Clip, where activations are int8.
+    ///
+    /// ONNX Runtime looks through a Relu for a QuantizeLinear. One with int8 and zero point 0 does not make the Relu
+    /// redundant, and the MatMul is then left in float; with an Add in between it fuses, and the Add with it.
+    fn bias_before_clip(&mut self, linear: &Linear, patch: &mut Patch) -> Result<(), RewriteError> {
+        let view = self.view;
+        let clipped = view
+            .output(linear.node, 0)
+            .and_then(|product| view.only_reader(product))
+            .is_some_and(|(reader, _)| matches!(view.op(reader), "Relu" | "Clip"));
+        if !self.plan.profile.symmetric || linear.bias.is_some() || !clipped {
+            return Ok(());
+        }
+        let zeros = self.names.derive(view.name(linear.weight), "no_bias");
+        let new = NewConstant {
+            shape: vec![1, linear.n],
+            data: vec![0.0; linear.n],
+            dtype: linear.dtype,
+        };
+        patch.add_initializer(new.into_tensor(&zeros)?);
+        let output = self.output_name(linear.node);
+        let product = self.names.derive(&output, "product");
+        let add = self.names.derive(&linear.name, "no_bias");
+        patch.rename_output(linear.node, 0, product.clone());
+        patch.insert_after(
+            linear.node,
+            make_node("Add", &add, &[&product, &zeros], &[&output], vec![]),
+        );
+        Ok(())
     }
 
     /// A Gemm over quantized factors. Its bias takes the form that the target fuses.

@@ -7,7 +7,7 @@
 //! Where one element belongs to several channels (a value broadcast to several heads), these channels are *tied*:
 //! they must get one shift and one scale.
 
-use ndarray::{ArrayD, Axis, IxDyn, Slice};
+use ndarray::{ArrayD, Axis, Dimension, IxDyn, Slice};
 
 /// An element that belongs to no channel of the site.
 pub(super) const NONE: u32 = u32::MAX;
@@ -18,7 +18,9 @@ pub(super) type Labels = ArrayD<u32>;
 /// Labels of a value whose channels are its last axis.
 pub(super) fn channels_last(shape: &[usize]) -> Labels {
     let channels = shape.last().copied().unwrap_or(1);
-    ArrayD::from_shape_fn(IxDyn(shape), |index| (index[index.ndim() - 1] % channels) as u32)
+    ArrayD::from_shape_fn(IxDyn(shape), |index| {
+        (index[index.ndim() - 1] % channels) as u32
+    })
 }
 
 /// Channels that must be treated alike, as a union-find forest.
@@ -30,7 +32,9 @@ pub(super) struct Ties {
 impl Ties {
     /// No ties among `channels` channels.
     pub fn new(channels: usize) -> Self {
-        Ties { parent: (0..channels as u32).collect() }
+        Ties {
+            parent: (0..channels as u32).collect(),
+        }
     }
 
     /// The smallest channel that `channel` is tied to.
@@ -49,8 +53,14 @@ impl Ties {
 
     /// For every channel the smallest one it is tied to; `None` if nothing is tied.
     pub fn groups(&self) -> Option<Vec<u32>> {
-        let groups: Vec<u32> = (0..self.parent.len() as u32).map(|c| self.find(c)).collect();
-        groups.iter().enumerate().any(|(c, &g)| c as u32 != g).then_some(groups)
+        let groups: Vec<u32> = (0..self.parent.len() as u32)
+            .map(|c| self.find(c))
+            .collect();
+        groups
+            .iter()
+            .enumerate()
+            .any(|(c, &g)| c as u32 != g)
+            .then_some(groups)
     }
 }
 
@@ -97,7 +107,12 @@ pub(super) fn through_product(labels: &Labels, shape: &[usize], ties: &mut Ties)
 }
 
 /// Labels of the larger value of which `labels` are the elements `range` along `axis`; the rest belongs to no channel.
-pub(super) fn unslice(labels: &Labels, shape: &[usize], axis: usize, range: Slice) -> Option<Labels> {
+pub(super) fn unslice(
+    labels: &Labels,
+    shape: &[usize],
+    axis: usize,
+    range: Slice,
+) -> Option<Labels> {
     let mut whole: Labels = ArrayD::from_elem(IxDyn(shape), NONE);
     let mut part = whole.slice_axis_mut(Axis(axis), range);
     if part.shape() != labels.shape() {

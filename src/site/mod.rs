@@ -8,7 +8,7 @@ mod labels;
 mod trace;
 
 use crate::graph::{NodeId, Use, ValueId, View};
-use crate::recognise::{Linear, NormKind, Passage, Recognised, passage};
+use crate::recognise::{Linear, LinearForm, NormKind, Passage, Recognised, passage};
 
 pub use trace::{Fold, Place, Shapes, Trace};
 
@@ -36,6 +36,8 @@ pub struct Site {
     pub linears: Vec<usize>,
     /// The node inputs through which they read it: the Linear's own, or that of a Cast or Dropout before it.
     pub absorb: Vec<(NodeId, usize)>,
+    /// Per entry of `linears`, the rank of what it reads where a Reshape makes it another one than that of `value`.
+    pub ranks: Vec<Option<usize>>,
     /// Whether anything else reads the value and needs the exact inverse, x = x' s + z.
     pub restore: bool,
     /// Whether a shift is free here: the sink has a β (or can be given one), and every bias can take z W.
@@ -61,7 +63,10 @@ pub fn wanted_shapes(view: &View, found: &Recognised) -> Vec<String> {
         .collect();
     values.sort_unstable();
     values.dedup();
-    values.into_iter().map(|v| view.name(v).to_owned()).collect()
+    values
+        .into_iter()
+        .map(|v| view.name(v).to_owned())
+        .collect()
 }
 
 /// Finds every site: first those behind norms, then the inputs of all remaining Linears, in graph order of their
@@ -93,15 +98,20 @@ pub fn find_sites(
         }
         let fused_layer_norm = norm.fused && norm.kind == NormKind::Layer;
         let takes_shift = norm.beta.is_some() || fused_layer_norm;
-        let biases_take_it = readers.linears.iter().all(|&l| !found.linears[l].odd_bias);
-        for &l in &readers.linears {
+        let biases_take_it = readers
+            .linears
+            .iter()
+            .all(|&(l, _)| !found.linears[l].odd_bias);
+        for &(l, _) in &readers.linears {
             taken[l] = Some(sites.len());
         }
+        let (linears, ranks) = readers.linears.into_iter().unzip();
         sites.push(Site {
             value: norm.output,
             sink: Sink::Norm(index),
-            linears: readers.linears,
+            linears,
             absorb: readers.absorb,
+            ranks,
             restore: readers.others,
             allow_shift: takes_shift && biases_take_it,
         });
@@ -120,6 +130,7 @@ pub fn find_sites(
         if let Some(site) = shared {
             sites[site].linears.push(l);
             sites[site].absorb.push((linear.node, 0));
+            sites[site].ranks.push(None);
             continue;
         }
         sites.push(Site {
@@ -127,6 +138,7 @@ pub fn find_sites(
             sink: Sink::None(String::new()),
             linears: vec![l],
             absorb: vec![(linear.node, 0)],
+            ranks: vec![None],
             restore: false,
             allow_shift: false,
         });
@@ -165,19 +177,26 @@ fn reach(view: &View, found: &Recognised, shapes: &Shapes, site: &Site) -> Resul
     let mut trace = trace::trace(view, found, shapes, site.value, &readers)?;
     // One scale for all channels moves nothing from one to another.
     if let Some(ties) = &trace.ties {
-        let free = ties.iter().enumerate().filter(|&(c, &g)| c as u32 == g).count();
+        let free = ties
+            .iter()
+            .enumerate()
+            .filter(|&(c, &g)| c as u32 == g)
+            .count();
         if free < 2 {
             return Err("all its channels share one constant".to_owned());
         }
     }
-    trace.folds.retain(|f| f.channels.iter().any(Option::is_some));
+    trace
+        .folds
+        .retain(|f| f.channels.iter().any(Option::is_some));
     Ok(trace)
 }
 
-/// The readers of a value, seen through Identity, Dropout and Cast.
+/// The readers of a value, seen through Identity, Dropout, Cast and Reshape.
 #[derive(Default)]
 struct Readers {
-    linears: Vec<usize>,
+    /// Index into `Recognised::linears`, and the rank it reads if that is another one.
+    linears: Vec<(usize, Option<usize>)>,
     absorb: Vec<(NodeId, usize)>,
     others: bool,
     graph_output: bool,
@@ -191,29 +210,49 @@ fn readers(view: &View, found: &Recognised, value: ValueId, channels: usize) -> 
             all.others = true;
             continue;
         };
+        // x' has the shape of x.
+        if matches!(view.op(node), "Shape" | "Size") {
+            continue;
+        }
         let linear = found
             .linears
             .iter()
             .position(|l| l.node == node && input == 0 && l.channels_last() && l.k == channels);
         if let Some(linear) = linear {
-            all.linears.push(linear);
+            all.linears.push((linear, None));
             all.absorb.push((node, input));
             continue;
         }
-        let passed_on = match (passage(view, node), view.output(node, 0)) {
-            (Some(passage), Some(output)) if input == 0 => {
-                Some((passage, readers(view, found, output, channels)))
+        let passed_on = match (passes(view, node), view.output(node, 0)) {
+            (Some(pass), Some(output)) if input == 0 => {
+                Some((pass, readers(view, found, output, channels)))
             }
             _ => None,
         };
         match passed_on {
             // Nothing but Linears behind it: it can carry x' in place of x.
-            Some((_, behind)) if !behind.others && !behind.linears.is_empty() => {
-                all.linears.extend(behind.linears);
+            Some((pass, behind)) if !behind.others && !behind.linears.is_empty() => {
+                let reshaped = |(linear, rank): (usize, Option<usize>)| match pass {
+                    Pass::Rows(new) => (linear, rank.or(new)),
+                    _ => (linear, rank),
+                };
+                let carried: Vec<_> = behind.linears.into_iter().map(reshaped).collect();
+                let unknown = matches!(pass, Pass::Rows(None));
+                if unknown
+                    && carried
+                        .iter()
+                        .any(|&(l, r)| r.is_none() && needs_rank(found, l))
+                {
+                    all.others = true;
+                    continue;
+                }
+                all.linears.extend(carried);
                 all.absorb.push((node, input));
             }
+            // Nothing but Shape behind it.
+            Some((_, behind)) if !behind.others => {}
             // Others read it too, but it changes nothing: its Linears can read x' directly.
-            Some((Passage::Same, behind)) => {
+            Some((Pass::Same, behind)) => {
                 all.linears.extend(behind.linears);
                 all.absorb.extend(behind.absorb);
                 all.others = true;
@@ -224,4 +263,55 @@ fn readers(view: &View, found: &Recognised, value: ValueId, channels: usize) -> 
     }
     all.linears.sort_unstable();
     all
+}
+
+/// How a node hands on the channels of its input.
+#[derive(Clone, Copy)]
+enum Pass {
+    Same,
+    FloatCast,
+    /// The rows are grouped anew, to a value of this rank where it is known. What has C channels on its last axis
+    /// before and after keeps them: the elements stay in their row-major order.
+    Rows(Option<usize>),
+}
+
+fn passes(view: &View, node: NodeId) -> Option<Pass> {
+    match passage(view, node) {
+        Some(Passage::Same) => return Some(Pass::Same),
+        Some(Passage::FloatCast) => return Some(Pass::FloatCast),
+        None => {}
+    }
+    match view.op(node) {
+        "Flatten" => Some(Pass::Rows(Some(2))),
+        "Reshape" => Some(Pass::Rows(
+            view.input(node, 1).and_then(|target| length(view, target)),
+        )),
+        _ => None,
+    }
+}
+
+/// The number of elements of a target shape.
+fn length(view: &View, target: ValueId) -> Option<usize> {
+    if let Some(ints) = view.constant(target).and_then(|c| c.into_ints()) {
+        return Some(ints.len());
+    }
+    let (node, _) = view.producer(target)?;
+    match view.op(node) {
+        "Concat" => (0..view.node(node).input.len())
+            .map(|slot| length(view, view.input(node, slot)?))
+            .sum(),
+        "Identity" | "Cast" => length(view, view.input(node, 0)?),
+        // A shape has one axis, so what was unsqueezed is a number.
+        "Unsqueeze" => Some(1),
+        _ => match view.shape(target)?.as_slice() {
+            &[length] => length,
+            _ => None,
+        },
+    }
+}
+
+/// Whether a Linear is quantized in different forms for rank 2 and for others.
+fn needs_rank(found: &Recognised, linear: usize) -> bool {
+    let linear = &found.linears[linear];
+    linear.form == LinearForm::MatMul && linear.bias.is_some()
 }

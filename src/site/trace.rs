@@ -84,11 +84,18 @@ pub fn values_on_the_way(view: &View, found: &Recognised, value: ValueId) -> Vec
         if seen.len() > 64 || sink(view, found, value).is_some() {
             continue;
         }
-        let Some((node, _)) = view.producer(value) else { continue };
+        let Some((node, _)) = view.producer(value) else {
+            continue;
+        };
         if !passes(view.op(node)) {
             continue;
         }
-        for slot in 0..view.node(node).input.len() {
+        // The other inputs of these are the channels' business, not channels: a target shape, indices, a ratio.
+        let inputs = match view.op(node) {
+            "Add" | "Sub" | "Mul" | "Div" | "MatMul" | "Concat" => view.node(node).input.len(),
+            _ => 1,
+        };
+        for slot in 0..inputs {
             if let Some(input) = view.input(node, slot)
                 && !view.is_constant(input)
                 && !seen.contains(&input)
@@ -103,9 +110,25 @@ pub fn values_on_the_way(view: &View, found: &Recognised, value: ValueId) -> Vec
 fn passes(op: &str) -> bool {
     matches!(
         op,
-        "Add" | "Sub" | "Mul" | "Div" | "Relu" | "MatMul" | "Reshape" | "Transpose" | "Squeeze"
-            | "Unsqueeze" | "Flatten" | "Expand" | "Slice" | "Split" | "Gather" | "Concat" | "Identity"
-            | "Dropout" | "Cast"
+        "Add"
+            | "Sub"
+            | "Mul"
+            | "Div"
+            | "Relu"
+            | "MatMul"
+            | "Reshape"
+            | "Transpose"
+            | "Squeeze"
+            | "Unsqueeze"
+            | "Flatten"
+            | "Expand"
+            | "Slice"
+            | "Split"
+            | "Gather"
+            | "Concat"
+            | "Identity"
+            | "Dropout"
+            | "Cast"
     )
 }
 
@@ -120,13 +143,25 @@ pub fn trace(
     value: ValueId,
     readers: &[Use],
 ) -> Result<Trace, String> {
-    let shape = shapes.get(view.name(value)).ok_or("its shape is not known")?;
+    let shape = shapes
+        .get(view.name(value))
+        .ok_or("its shape is not known")?;
     let channels = shape.last().copied().unwrap_or(0);
     // With a shift if possible; where a rule refuses the shift, the scale alone may pass.
     let attempt = |shift: bool| {
-        let mut walk = Walk { view, found, shapes, ties: Ties::new(channels), folds: Vec::new() };
+        let mut walk = Walk {
+            view,
+            found,
+            shapes,
+            ties: Ties::new(channels),
+            folds: Vec::new(),
+        };
         walk.visit(value, channels_last(shape), shift, readers)?;
-        Ok::<_, String>(Trace { ties: walk.ties.groups(), folds: walk.folds, allow_shift: shift })
+        Ok::<_, String>(Trace {
+            ties: walk.ties.groups(),
+            folds: walk.folds,
+            allow_shift: shift,
+        })
     };
     attempt(true).or_else(|_| attempt(false))
 }
@@ -142,8 +177,17 @@ struct Walk<'a, 'm> {
 
 /// A norm or Linear whose output is `value`.
 fn sink(view: &View, found: &Recognised, value: ValueId) -> Option<Place> {
-    let linear = found.linears.iter().position(|l| l.output(view) == Some(value));
-    let norm = || found.norms.iter().position(|n| n.output == value).map(Place::Norm);
+    let linear = found
+        .linears
+        .iter()
+        .position(|l| l.output(view) == Some(value));
+    let norm = || {
+        found
+            .norms
+            .iter()
+            .position(|n| n.output == value)
+            .map(Place::Norm)
+    };
     linear.map(Place::Linear).or_else(norm)
 }
 
@@ -162,7 +206,11 @@ impl Walk<'_, '_> {
         }
         for reader in view.uses(value).iter().filter(|u| !from.contains(u)) {
             if !self.sees_no_channel(&labels, *reader) {
-                return Err(format!("`{}` is also read by {}", view.name(value), self.who(*reader)));
+                return Err(format!(
+                    "`{}` is also read by {}",
+                    view.name(value),
+                    self.who(*reader)
+                ));
             }
         }
         if let Some(place) = sink(view, self.found, value) {
@@ -204,16 +252,29 @@ impl Walk<'_, '_> {
         if let Place::Linear(l) = place
             && self.found.linears[l].odd_bias
         {
-            return Err(format!("the bias of `{}` is no constant per column", self.found.linears[l].name));
+            return Err(format!(
+                "the bias of `{}` is no constant per column",
+                self.found.linears[l].name
+            ));
         }
         let columns = unbroadcast(labels, &[count], &mut self.ties)
             .ok_or("its columns belong to a channel in some places only")?;
-        self.folds.push(Fold { place, channels: channels(&columns), takes_shift: shift });
+        self.folds.push(Fold {
+            place,
+            channels: channels(&columns),
+            takes_shift: shift,
+        });
         Ok(())
     }
 
     /// The rule of one operator: `labels` are those of its output number `output`.
-    fn rule(&mut self, node: NodeId, output: usize, labels: Labels, shift: bool) -> Result<(), String> {
+    fn rule(
+        &mut self,
+        node: NodeId,
+        output: usize,
+        labels: Labels,
+        shift: bool,
+    ) -> Result<(), String> {
         let view = self.view;
         let op = view.op(node);
         if output == 0 && passage(view, node).is_some() {
@@ -248,9 +309,14 @@ impl Walk<'_, '_> {
             }
             "Slice" => {
                 let shape = self.shape_of_input(node, 0)?;
-                let (axis, range) = slice_of(view, node, &shape)
-                    .ok_or_else(|| format!("Slice `{}` is not along one axis by constants", view.node_name(node)))?;
-                let labels = unslice(&labels, &shape, axis, range).ok_or("its Slice is malformed")?;
+                let (axis, range) = slice_of(view, node, &shape).ok_or_else(|| {
+                    format!(
+                        "Slice `{}` is not along one axis by constants",
+                        view.node_name(node)
+                    )
+                })?;
+                let labels =
+                    unslice(&labels, &shape, axis, range).ok_or("its Slice is malformed")?;
                 self.pass(node, 0, labels, shift)
             }
             "Split" => {
@@ -258,26 +324,45 @@ impl Walk<'_, '_> {
                 let axis = split_axis(view, node, shape.len()).ok_or("its Split is malformed")?;
                 let start = self.split_start(node, output, axis)?;
                 let range = Slice::from(start..start + labels.shape()[axis]);
-                let labels = unslice(&labels, &shape, axis, range).ok_or("its Split is malformed")?;
+                let labels =
+                    unslice(&labels, &shape, axis, range).ok_or("its Split is malformed")?;
                 self.pass(node, 0, labels, shift)
             }
             "Gather" => {
                 let shape = self.shape_of_input(node, 0)?;
-                let (axis, index) = gather_of(view, node, &shape)
-                    .ok_or_else(|| format!("Gather `{}` takes no single constant index", view.node_name(node)))?;
+                let (axis, index) = gather_of(view, node, &shape).ok_or_else(|| {
+                    format!(
+                        "Gather `{}` takes no single constant index",
+                        view.node_name(node)
+                    )
+                })?;
                 let range = Slice::from(index..index + 1);
-                let labels = unslice(&labels.insert_axis(ndarray::Axis(axis)), &shape, axis, range)
-                    .ok_or("its Gather is malformed")?;
+                let labels = unslice(
+                    &labels.insert_axis(ndarray::Axis(axis)),
+                    &shape,
+                    axis,
+                    range,
+                )
+                .ok_or("its Gather is malformed")?;
                 self.pass(node, 0, labels, shift)
             }
             "Concat" => self.concat(node, &labels, shift),
-            "" => Err(format!("it is computed by {}", view.node(node).op_type.as_deref().unwrap_or("?"))),
+            "" => Err(format!(
+                "it is computed by {}",
+                view.node(node).op_type.as_deref().unwrap_or("?")
+            )),
             op => Err(format!("it is computed by {op} `{}`", view.node_name(node))),
         }
     }
 
     /// The input `slot` of `node` must become what the labels say.
-    fn pass(&mut self, node: NodeId, slot: usize, labels: Labels, shift: bool) -> Result<(), String> {
+    fn pass(
+        &mut self,
+        node: NodeId,
+        slot: usize,
+        labels: Labels,
+        shift: bool,
+    ) -> Result<(), String> {
         let input = self.view.input(node, slot).ok_or("an input is missing")?;
         self.visit(input, labels, shift, &[Use::Node { node, input: slot }])
     }
@@ -285,14 +370,21 @@ impl Walk<'_, '_> {
     fn shape_of_input(&self, node: NodeId, slot: usize) -> Result<Vec<usize>, String> {
         let input = self.view.input(node, slot).ok_or("an input is missing")?;
         let name = self.view.name(input);
-        self.shapes.get(name).cloned().ok_or_else(|| format!("the shape of `{name}` is not known"))
+        self.shapes
+            .get(name)
+            .cloned()
+            .ok_or_else(|| format!("the shape of `{name}` is not known"))
     }
 
     /// a + c: c' = (c − z) / s, a' = a / s. (a − c: the sign of z turns; c − a: a' = a / s as well.)
     fn add(&mut self, node: NodeId, labels: Labels, shift: bool) -> Result<(), String> {
         let view = self.view;
         let (slot, value) = self.constant_input(node).ok_or_else(|| {
-            format!("{} `{}` adds two computed values", view.op(node), view.node_name(node))
+            format!(
+                "{} `{}` adds two computed values",
+                view.op(node),
+                view.node_name(node)
+            )
         })?;
         let (array, _) = view
             .constant(value)
@@ -300,9 +392,18 @@ impl Walk<'_, '_> {
             .ok_or("a constant that is added is not float")?;
         let own = unbroadcast(&labels, array.shape(), &mut self.ties)
             .ok_or("a constant that is added spans more than the channels")?;
-        let sign = if view.op(node) == "Sub" && slot == 1 { 1 } else { -1 };
+        let sign = if view.op(node) == "Sub" && slot == 1 {
+            1
+        } else {
+            -1
+        };
         self.folds.push(Fold {
-            place: Place::Constant { node, slot, value, shift_sign: if shift { sign } else { 0 } },
+            place: Place::Constant {
+                node,
+                slot,
+                value,
+                shift_sign: if shift { sign } else { 0 },
+            },
             channels: channels(&own),
             takes_shift: shift,
         });
@@ -327,7 +428,12 @@ impl Walk<'_, '_> {
                 let own = unbroadcast(&labels, array.shape(), &mut self.ties)
                     .ok_or("a constant factor spans more than the channels")?;
                 self.folds.push(Fold {
-                    place: Place::Constant { node, slot, value, shift_sign: 0 },
+                    place: Place::Constant {
+                        node,
+                        slot,
+                        value,
+                        shift_sign: 0,
+                    },
                     channels: channels(&own),
                     takes_shift: false,
                 });
@@ -335,7 +441,11 @@ impl Walk<'_, '_> {
             }
         }
         // A quotient is scaled through its numerator; a product through whichever factor has a way.
-        let slots: &[usize] = if view.op(node) == "Div" { &[0] } else { &[1, 0] };
+        let slots: &[usize] = if view.op(node) == "Div" {
+            &[0]
+        } else {
+            &[1, 0]
+        };
         let mut reasons = Vec::new();
         for &slot in slots {
             let mut attempt = self.clone();
@@ -358,7 +468,11 @@ impl Walk<'_, '_> {
         let view = self.view;
         let p = view.input(node, 0).ok_or("an input is missing")?;
         let p = crate::recognise::see_through(view, p);
-        if shift && view.producer_is(p, "Softmax").is_none_or(|s| !self.over_last_axis(s)) {
+        if shift
+            && view
+                .producer_is(p, "Softmax")
+                .is_none_or(|s| !self.over_last_axis(s))
+        {
             return Err("the rows of its left factor need not sum to 1".to_owned());
         }
         let shape = self.shape_of_input(node, 1)?;
@@ -369,7 +483,10 @@ impl Walk<'_, '_> {
 
     fn over_last_axis(&self, softmax: NodeId) -> bool {
         let axis = attr_i(self.view.node(softmax), "axis").unwrap_or(-1);
-        let rank = self.view.output(softmax, 0).and_then(|v| self.shapes.get(self.view.name(v)));
+        let rank = self
+            .view
+            .output(softmax, 0)
+            .and_then(|v| self.shapes.get(self.view.name(v)));
         axis == -1 || rank.is_some_and(|shape| axis + 1 == shape.len() as i64)
     }
 
@@ -379,7 +496,11 @@ impl Walk<'_, '_> {
         let axis = usize::try_from(if axis < 0 { axis + rank } else { axis }).unwrap_or(0);
         let mut start = 0;
         for slot in 0..self.view.node(node).input.len() {
-            let length = self.shape_of_input(node, slot)?.get(axis).copied().unwrap_or(0);
+            let length = self
+                .shape_of_input(node, slot)?
+                .get(axis)
+                .copied()
+                .unwrap_or(0);
             if start + length > labels.shape()[axis] {
                 return Err("its Concat is malformed".to_owned());
             }
@@ -402,14 +523,19 @@ impl Walk<'_, '_> {
     }
 
     fn constant_input(&self, node: NodeId) -> Option<(usize, ValueId)> {
-        let inputs = [1, 0].into_iter().filter_map(|s| Some((s, self.view.input(node, s)?)));
+        let inputs = [1, 0]
+            .into_iter()
+            .filter_map(|s| Some((s, self.view.input(node, s)?)));
         inputs.into_iter().find(|&(_, v)| self.view.is_constant(v))
     }
 
     fn split_start(&self, node: NodeId, output: usize, axis: usize) -> Result<usize, String> {
         let mut start = 0;
         for earlier in 0..output {
-            let length = self.view.output(node, earlier).and_then(|v| self.shapes.get(self.view.name(v)));
+            let length = self
+                .view
+                .output(node, earlier)
+                .and_then(|v| self.shapes.get(self.view.name(v)));
             // Sibling outputs are not on the way, so the lengths come from the sizes of the Split.
             start += match length {
                 Some(shape) => shape[axis],
@@ -428,16 +554,24 @@ impl Walk<'_, '_> {
 
     /// Whether a reader sees nothing of the labelled channels.
     fn sees_no_channel(&self, labels: &Labels, reader: Use) -> bool {
-        let Use::Node { node, input: 0 } = reader else { return false };
+        let Use::Node { node, input: 0 } = reader else {
+            return false;
+        };
         let view = self.view;
         match view.op(node) {
             // Only the shape is read.
             "Shape" | "Size" => true,
             "Slice" => slice_of(view, node, labels.shape()).is_some_and(|(axis, range)| {
-                labels.slice_axis(ndarray::Axis(axis), range).iter().all(|&l| l == NONE)
+                labels
+                    .slice_axis(ndarray::Axis(axis), range)
+                    .iter()
+                    .all(|&l| l == NONE)
             }),
             "Gather" => gather_of(view, node, labels.shape()).is_some_and(|(axis, index)| {
-                labels.index_axis(ndarray::Axis(axis), index).iter().all(|&l| l == NONE)
+                labels
+                    .index_axis(ndarray::Axis(axis), index)
+                    .iter()
+                    .all(|&l| l == NONE)
             }),
             _ => false,
         }
@@ -450,11 +584,15 @@ fn channels(labels: &Labels) -> Vec<Option<u32>> {
 
 fn split_axis(view: &View, node: NodeId, rank: usize) -> Option<usize> {
     let axis = attr_i(view.node(node), "axis").unwrap_or(0);
-    usize::try_from(if axis < 0 { axis + rank as i64 } else { axis }).ok().filter(|a| *a < rank)
+    usize::try_from(if axis < 0 { axis + rank as i64 } else { axis })
+        .ok()
+        .filter(|a| *a < rank)
 }
 
 fn split_sizes(view: &View, node: NodeId) -> Option<Vec<usize>> {
-    let sizes = view.input(node, 1).and_then(|v| view.constant(v)?.into_ints())?;
+    let sizes = view
+        .input(node, 1)
+        .and_then(|v| view.constant(v)?.into_ints())?;
     sizes.into_iter().map(|s| usize::try_from(s).ok()).collect()
 }
 
@@ -467,14 +605,21 @@ fn gather_of(view: &View, node: NodeId, shape: &[usize]) -> Option<(usize, usize
     let axis = split_axis(view, node, shape.len())?;
     let (length, index) = (shape[axis] as i64, *indices.first()?);
     let index = if index < 0 { index + length } else { index };
-    (0..length).contains(&index).then_some((axis, index as usize))
+    (0..length)
+        .contains(&index)
+        .then_some((axis, index as usize))
 }
 
 /// Axis and range of a Slice along one axis by constants, with step 1.
 fn slice_of(view: &View, node: NodeId, shape: &[usize]) -> Option<(usize, Slice)> {
-    let ints = |slot: usize| view.input(node, slot).and_then(|v| view.constant(v)?.into_ints());
+    let ints = |slot: usize| {
+        view.input(node, slot)
+            .and_then(|v| view.constant(v)?.into_ints())
+    };
     let (starts, ends) = (ints(1)?, ints(2)?);
-    let (&[start], &[end]) = (starts.as_slice(), ends.as_slice()) else { return None };
+    let (&[start], &[end]) = (starts.as_slice(), ends.as_slice()) else {
+        return None;
+    };
     let axis = match view.input(node, 3) {
         Some(_) => *ints(3)?.first()?,
         None => 0,
@@ -482,7 +627,12 @@ fn slice_of(view: &View, node: NodeId, shape: &[usize]) -> Option<(usize, Slice)
     if view.input(node, 4).is_some() && ints(4)? != [1] {
         return None;
     }
-    let axis = usize::try_from(if axis < 0 { axis + shape.len() as i64 } else { axis }).ok()?;
+    let axis = usize::try_from(if axis < 0 {
+        axis + shape.len() as i64
+    } else {
+        axis
+    })
+    .ok()?;
     let length = *shape.get(axis)? as i64;
     let clamp = |i: i64| (if i < 0 { i + length } else { i }).clamp(0, length) as usize;
     let (start, end) = (clamp(start), clamp(end));

@@ -95,6 +95,34 @@ fn int64_cumsum_runs() {
     );
 }
 
+/// A query sees the keys whose mask is true: with a causal mask the first one sees itself alone.
+#[test]
+fn attention_with_a_boolean_mask() {
+    let causal = tensor::from_f32("visible", &[2, 2], &[1., 0., 1., 1.], DataType::Float);
+    let bool_type = vec![int_attr("to", DataType::Bool as i64)];
+    let nodes = vec![
+        make_node("Cast", "cast", &["visible"], &["m"], bool_type),
+        make_node("Identity", "pass", &["m"], &["mask"], vec![]),
+        make_node(
+            "Attention",
+            "masked",
+            &["x", "x", "x", "mask"],
+            &["y"],
+            vec![],
+        ),
+        make_node("Attention", "free", &["x", "x", "x"], &["z"], vec![]),
+    ];
+    let x = info("x", DataType::Float, &["b", "1", "2", "4"]);
+    let model = model(23, vec![x], nodes, vec![causal], &["y", "z"]);
+    let x = wave(&[3, 1, 2, 4]);
+    let out = run(&model, f32_batch("x", x.clone(), 0)).unwrap();
+    let position = |a: &ArrayD<f32>, s: usize| a.index_axis(ndarray::Axis(2), s).to_owned();
+    assert_eq!(position(&out["y"], 0), position(&x, 0));
+    assert_ne!(position(&out["z"], 0), position(&x, 0));
+    let difference = position(&out["y"], 1) - position(&out["z"], 1);
+    assert!(difference.iter().all(|d| d.abs() < 1e-6), "{difference}");
+}
+
 #[test]
 fn dropout_in_training_mode_is_the_identity() {
     let mut with_dropout = model(

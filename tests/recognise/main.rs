@@ -1,0 +1,10 @@
+//! The recognisers on every form that exporters write: what matches, that folding into it is exact, what does not match
+//! and why.
+
+mod form;
+mod linear;
+mod near_miss;
+mod norm;
+mod site;
+mod text;
+mod transparent;
