@@ -276,7 +276,7 @@ impl<'a> Run<'a> {
             .max_by(|a, b| a.max_relative_error.total_cmp(&b.max_relative_error));
         let error = worst.map_or(0.0, |o| o.max_relative_error);
         // A NaN is no agreement.
-        if !(error <= FLOAT_LIMIT) {
+        if error.is_nan() || error > FLOAT_LIMIT {
             let output = worst.map_or(String::new(), |o| o.name.clone());
             return Err(Error::FloatCheck {
                 output,

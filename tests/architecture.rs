@@ -7,6 +7,8 @@ use regex::Regex;
 
 /// Modules that put the others together.
 const FREE: [&str; 4] = ["error", "options", "pipeline", "lib"];
+/// The trait that every step reports its progress to.
+const FOR_ALL: &str = "progress";
 /// The command line: a program of its own that uses the library.
 const PROGRAM: [&str; 2] = ["cli", "main"];
 const MAX_LINES: usize = 500;
@@ -119,12 +121,7 @@ fn table() -> BTreeMap<String, BTreeSet<String>> {
         .map(|line| {
             let cells: Vec<&str> = line.split('|').collect();
             let imports = cells[2].split(',').map(cell);
-            (
-                cell(cells[1]),
-                imports
-                    .filter(|i| !matches!(i.as_str(), "" | "–"))
-                    .collect(),
-            )
+            (cell(cells[1]), imports.filter(|i| i != "–").collect())
         })
         .collect()
 }
@@ -143,7 +140,7 @@ fn modules_import_what_the_table_allows() {
             panic!("{module} has no row in ARCHITECTURE.md");
         };
         let of_crate = imports(&source).into_iter().filter(|i| modules.contains(i));
-        for import in of_crate.filter(|import| !allowed.contains(import)) {
+        for import in of_crate.filter(|import| import != FOR_ALL && !allowed.contains(import)) {
             wrong.push(format!("{} imports {import}", source.path.display()));
         }
     }

@@ -80,21 +80,21 @@ fn small_affine() -> impl FnMut() -> (f32, f32) {
     move || all.next().unwrap()
 }
 
-/// The text before and after each step.
+/// The text before and after each step, with every element: tests/python/test_snapshots.py runs it.
 fn story(form: &Form, rank: usize, bits: u8) -> String {
     let before = small_model(form, rank);
     let migrated = migrated(&before, &mut small_affine());
-    let mut chapters = vec![("before".to_owned(), text(&before, TextOptions::SHORT))];
+    let mut chapters = vec![("before".to_owned(), text(&before, TextOptions::FULL))];
     let after = if migrated == before {
         "(the same)\n".to_owned()
     } else {
-        text(&migrated, TextOptions::SHORT)
+        text(&migrated, TextOptions::FULL)
     };
     chapters.push(("migrated".to_owned(), after));
     for target in Target::ALL {
         let model = quantized(&migrated, rank, target, bits);
         let title = format!("quantized for {}", target.profile().name);
-        chapters.push((title, text(&model, TextOptions::SHORT)));
+        chapters.push((title, text(&model, TextOptions::FULL)));
     }
     let chapters = chapters
         .iter()

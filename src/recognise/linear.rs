@@ -34,7 +34,7 @@ pub enum LinearForm {
     },
 }
 
-/// Where the bias b: [N] is read.
+/// Where the bias `b: [N]` is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bias {
     /// The Add after a MatMul, or the Gemm itself.
@@ -94,7 +94,7 @@ impl Linear {
         })
     }
 
-    /// The effective bias b: [N], beta in it; `None` if the layer has none.
+    /// The effective bias `b: [N]`, beta in it; `None` if the layer has none.
     pub fn load_bias(&self, view: &View) -> Option<Array1<f32>> {
         let (array, _) = view.constant(self.bias?.value)?.into_float()?;
         let beta = match self.form {

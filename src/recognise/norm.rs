@@ -38,7 +38,7 @@ pub struct NormParam {
     pub node: NodeId,
     /// The input of the reader that holds the constant.
     pub slot: usize,
-    /// The constant: [C], or [1, …, C].
+    /// The constant: `[C]`, or `[1, …, C]`.
     pub value: ValueId,
 }
 

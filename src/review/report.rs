@@ -84,9 +84,9 @@ pub struct SiteReport {
     pub sink: Option<String>,
     /// Why nothing was folded.
     pub reason: Option<String>,
-    /// z: [C].
+    /// `z: [C]`.
     pub shift: Option<Vec<f32>>,
-    /// s: [C].
+    /// `s: [C]`.
     pub scale: Option<Vec<f32>>,
     /// Smallest and largest calibration value before.
     pub range_before: (f32, f32),

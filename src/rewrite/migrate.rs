@@ -23,9 +23,9 @@ use crate::site::{Fold, Place, Sink, Site};
 /// The affine x' = (x − z) / s of one site; a missing part is the identity.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Affine {
-    /// z: [C].
+    /// `z: [C]`.
     pub shift: Option<Vec<f32>>,
-    /// s: [C], every element > 0.
+    /// `s: [C]`, every element > 0.
     pub scale: Option<Vec<f32>>,
 }
 

@@ -13,7 +13,7 @@ use super::super::{DataType, tensor};
 /// The type of an attribute; files older than IR version 2 do not say it.
 pub(super) fn attribute_type(attribute: &AttributeProto) -> AttributeType {
     use AttributeType as Kind;
-    let named = AttributeType::try_from(attribute.r#type()).unwrap_or(Kind::Undefined);
+    let named = attribute.r#type();
     let guesses = [
         (named != Kind::Undefined, named),
         (attribute.f.is_some(), Kind::Float),

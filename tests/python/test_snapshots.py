@@ -1,0 +1,45 @@
+"""Runs the graphs in the snapshots of tests/rewrite.rs: each is a valid model to ONNX Runtime, and migration keeps the function."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnxruntime
+import pytest
+
+SNAPSHOTS = sorted((Path(__file__).resolve().parents[1] / "snapshots").glob("rewrite__*.snap"))
+
+
+def chapters(path):
+    """Title and text of the model before and after each step."""
+    text = path.read_text().split("---\n", 2)[2]
+    parts = re.split(r"^# (?=before|migrated|quantized)", text, flags=re.MULTILINE)[1:]
+    return [part.split("\n", 1) for part in parts]
+
+
+def run(text):
+    model = onnx.parser.parse_model(text)
+    onnx.checker.check_model(model, full_check=True)
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    x = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32).reshape((2, 3, 4) if len(dims) == 3 else (6, 4))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})
+
+
+def test_there_are_snapshots():
+    assert len(SNAPSHOTS) >= 30
+
+
+@pytest.mark.parametrize("path", SNAPSHOTS, ids=lambda path: path.stem.removeprefix("rewrite__"))
+def test_snapshot_runs(path):
+    models = dict(chapters(path))
+    assert list(models) == ["before", "migrated", "quantized for ort", "quantized for portable"]
+    if models["migrated"].startswith("(the same)"):
+        models["migrated"] = models["before"]
+    results = {title: run(text) for title, text in models.items()}
+    for title, result in results.items():
+        assert [r.shape for r in result] == [r.shape for r in results["before"]], title
+    for before, after in zip(results["before"], results["migrated"]):
+        assert np.abs(after - before).max() <= 1e-5 * np.ptp(before)
