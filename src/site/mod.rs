@@ -5,6 +5,7 @@
 //! it was. Together they are all readers, subgraph captures and graph outputs included.
 
 mod labels;
+mod rules;
 mod trace;
 
 use crate::graph::{NodeId, Use, ValueId, View};
@@ -166,11 +167,31 @@ pub fn find_sites(
     sites
 }
 
+/// Why the input of a Linear has no sink.
+fn no_sink(view: &View, found: &Recognised, linear: &Linear) -> String {
+    if !linear.channels_last() {
+        return "its channels are not on the last axis (Gemm with transA)".to_owned();
+    }
+    match view.producer(linear.input) {
+        None => "it is a graph input".to_owned(),
+        Some((node, _)) => {
+            let op = view.node(node).op_type.as_deref().unwrap_or("?");
+            match found.norms.iter().find(|n| n.output == linear.input) {
+                Some(norm) => format!(
+                    "`{}` has {} channels and the Linear {}",
+                    norm.name, norm.channels, linear.k
+                ),
+                None => format!("it is computed by {op}, not by a normalization"),
+            }
+        }
+    }
+}
+
 /// The constants behind the input of a site's Linears, or why none can be reached.
 fn reach(view: &View, found: &Recognised, shapes: &Shapes, site: &Site) -> Result<Trace, String> {
     let linear = &found.linears[site.linears[0]];
-    if !linear.channels_last() {
-        return Err("its channels are not on the last axis (Gemm with transA)".to_owned());
+    if !linear.channels_last() || !shapes.contains_key(view.name(site.value)) {
+        return Err(no_sink(view, found, linear));
     }
     let reader = |&(node, input): &(NodeId, usize)| Use::Node { node, input };
     let readers: Vec<Use> = site.absorb.iter().map(reader).collect();
