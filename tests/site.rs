@@ -81,7 +81,7 @@ fn near_misses_of_linears() {
     });
     assert_eq!(
         left,
-        linear("the constant `w` is on the left of the product")
+        linear("the constant `w` is on the left of the product; a weight is expected on the right")
     );
     let overridable = miss(3, |b| {
         b.weight("w", &[4, 2]);
@@ -173,27 +173,31 @@ fn near_misses_of_fused_norms() {
     };
     assert_eq!(
         miss(3, fused(1, &[3, 4])),
-        norm("it normalizes from axis 1, not over the last axis alone")
+        norm("it normalizes from axis 1 (of rank 3), not over the last axis alone")
     );
     assert_eq!(
         miss(3, fused(-1, &[3, 4])),
-        norm("its γ `g` has shape [3, 4], not one element per channel")
+        norm("its γ `g` has shape [3, 4], not one element per channel of the last axis")
     );
     assert_eq!(
         miss(3, fused(-1, &[])),
-        norm("its γ `g` has shape [], not one element per channel")
+        norm("its γ `g` has shape [], not one element per channel of the last axis")
     );
     let computed = miss(3, |b| {
         b.node("LayerNormalization", &["x", "x"], "n");
     });
-    assert_eq!(computed, norm("its γ `x` is not a float constant"));
+    assert_eq!(computed, norm("its γ `x` is not a constant"));
     let unequal = miss(3, |b| {
         b.weight("g", &[4]);
         b.weight("b", &[1]);
         b.node("LayerNormalization", &["x", "g", "b"], "n");
     });
-    assert_eq!(unequal, norm("γ has 4 elements and β 1"));
-    let mean_is_read = miss(3, |b| {
+    assert_eq!(
+        unequal,
+        norm("its β `b` has shape [1], not one element per channel of the last axis")
+    );
+    // Mean and deviation are those of x: they do not change with γ and β.
+    let mean_is_read = graph(3, |b| {
         b.weight("g", &[4]);
         let node = make_node(
             "LayerNormalization",
@@ -205,7 +209,7 @@ fn near_misses_of_fused_norms() {
         b.graph.node.push(node);
         b.node("Neg", &["mean"], "z");
     });
-    assert_eq!(mean_is_read, norm("its mean or deviation is read as well"));
+    assert_eq!(found(&mean_is_read).0.norms.len(), 1);
 }
 
 /// The decomposition of RMSNormalization up to the normalized value, with the mean over `axes`.
@@ -240,7 +244,7 @@ fn near_misses_of_decomposed_norms() {
     });
     assert_eq!(
         axis,
-        norm("its mean is over axes [1], not over the last axis")
+        norm("its mean is over axes [1] of rank 3, not over the last axis alone")
     );
     let two_axes = miss(3, |b| {
         rms(b, &[-2, -1]);
@@ -248,21 +252,25 @@ fn near_misses_of_decomposed_norms() {
     });
     assert_eq!(
         two_axes,
-        norm("its mean is over axes [-2, -1], not over the last axis")
+        norm("its mean is over axes [-2, -1] of rank 3, not over the last axis alone")
     );
     let no_gamma = miss(3, |b| rms(b, &[-1]));
+    let expected = "a Mul with a constant γ is expected as the only reader of";
     assert_eq!(
         no_gamma,
-        norm("no Mul with a constant γ follows, so there is nothing that could take a scale")
+        norm(&format!(
+            "{expected} `normalized`, which is read by nothing"
+        ))
     );
     let read_before = miss(3, |b| {
         rms(b, &[-1]);
         gamma(b, &[4]);
         b.node("Neg", &["normalized"], "z");
     });
+    let mul = "Mul `/n/Mul` and 1 more";
     assert_eq!(
         read_before,
-        norm("no Mul with a constant γ follows, so there is nothing that could take a scale")
+        norm(&format!("{expected} `normalized`, which is read by {mul}"))
     );
     let scalar_gamma = miss(3, |b| {
         rms(b, &[-1]);
@@ -270,7 +278,7 @@ fn near_misses_of_decomposed_norms() {
     });
     assert_eq!(
         scalar_gamma,
-        norm("its γ `g` has shape [], not one element per channel")
+        norm(&format!("{expected} `n`, which is read by nothing"))
     );
     let model = graph(3, |b| {
         b.node("Sqrt", &["x"], "y");
@@ -321,7 +329,7 @@ fn linears_without_a_norm_say_why() {
     });
     assert_eq!(
         broadcast,
-        "`/norm/LayerNormalization` has 1 channels and the Linear 4"
+        "`/norm/LayerNormalization` is not folded: its γ `norm.gamma` has shape [1], not one element per channel of the last axis"
     );
 }
 

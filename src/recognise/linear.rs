@@ -116,7 +116,7 @@ impl Linear {
 pub(super) fn match_at(view: &View, node: NodeId) -> Option<Result<Linear, String>> {
     match view.op(node) {
         "MatMul" | "Gemm" => {}
-        _ => return quantized_product(view, node).map(Err),
+        _ => return other_product(view, node).map(Err),
     }
     let (x, w) = (view.input(node, 0)?, view.input(node, 1)?);
     if view.is_constant(w) {
@@ -147,26 +147,32 @@ pub(super) fn match_at(view: &View, node: NodeId) -> Option<Result<Linear, Strin
     Some(Err(reason))
 }
 
-/// Why an operator that multiplies quantized values is no float Linear.
-fn quantized_product(view: &View, node: NodeId) -> Option<String> {
+/// Why an operator that multiplies with a stored weight in another way is no float Linear. The same operators over
+/// computed values are attention's business.
+fn other_product(view: &View, node: NodeId) -> Option<String> {
     let proto = view.node(node);
     let op = proto.op_type.as_deref()?;
-    let reason = match (proto.domain.as_deref().unwrap_or(""), op) {
-        ("" | "ai.onnx", "MatMulInteger" | "QLinearMatMul")
-        | (
+    let (weight, quantized) = match (proto.domain.as_deref().unwrap_or(""), op) {
+        ("" | "ai.onnx", "MatMulInteger") => (1, true),
+        ("" | "ai.onnx", "QLinearMatMul") => (3, true),
+        ("com.microsoft", "QGemm") => (3, true),
+        (
             "com.microsoft",
-            "MatMulNBits"
-            | "MatMulBnb4"
-            | "MatMulIntegerToFloat"
-            | "DynamicQuantizeMatMul"
-            | "QGemm",
-        ) => format!("it is {op}: already quantized"),
-        ("com.microsoft", "FusedMatMul" | "FusedGemm" | "GemmFastGelu") => format!(
-            "com.microsoft.{op} is a fusion of ONNX Runtime; give the model as it was before ONNX Runtime optimized it"
-        ),
+            "MatMulNBits" | "MatMulBnb4" | "MatMulIntegerToFloat" | "DynamicQuantizeMatMul",
+        ) => (1, true),
+        ("com.microsoft", "FusedMatMul" | "FusedGemm" | "GemmFastGelu") => (1, false),
         _ => return None,
     };
-    Some(reason)
+    if !view.is_constant(view.input(node, weight)?) {
+        return None;
+    }
+    Some(if quantized {
+        format!("it is {op}: already quantized")
+    } else {
+        format!(
+            "com.microsoft.{op} is a fusion of ONNX Runtime; give the model as it was before ONNX Runtime optimized it"
+        )
+    })
 }
 
 /// The DequantizeLinear that a value comes from through operators that only reshape it.

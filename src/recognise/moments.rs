@@ -72,15 +72,24 @@ pub(super) fn without_epsilon(view: &View, value: ValueId) -> (ValueId, bool) {
     }
 }
 
-/// A ReduceMean: what it averages, and why it is not over the last axis, if so.
+/// A mean: what it averages, and why it is not over the last axis, if so.
 pub(super) struct Mean {
     pub of: ValueId,
     pub problem: Option<String>,
 }
 
-/// The ReduceMean that computes a value.
+/// The ReduceMean that computes a value, or the GlobalAveragePool that tf2onnx makes of it for rank 3.
 pub(super) fn mean_of(view: &View, value: ValueId) -> Option<Mean> {
-    let node = view.producer_is(see_through(view, value), "ReduceMean")?;
+    let value = see_through(view, value);
+    if let Some(pool) = view.producer_is(value, "GlobalAveragePool") {
+        let of = view.input(pool, 0)?;
+        let rank = rank_of(view, of).unwrap_or(3);
+        let problem = (rank != 3).then(|| {
+            format!("its mean is a GlobalAveragePool of rank {rank}, not over the last axis alone")
+        });
+        return Some(Mean { of, problem });
+    }
+    let node = view.producer_is(value, "ReduceMean")?;
     let of = view.input(node, 0)?;
     let axes = match (attr_ints(view.node(node), "axes"), view.input(node, 1)) {
         (Some(axes), _) => Some(axes.to_vec()),
@@ -96,7 +105,7 @@ pub(super) fn mean_of(view: &View, value: ValueId) -> Option<Mean> {
         },
         (None, None) => None,
     };
-    let rank = view.shape(of).map(|s| s.len() as i64);
+    let rank = rank_of(view, of).map(|rank| rank as i64);
     let keep = attr_i(view.node(node), "keepdims").unwrap_or(1) != 0;
     let problem = match axes.as_deref() {
         _ if !keep => Some(
@@ -114,6 +123,26 @@ pub(super) fn mean_of(view: &View, value: ValueId) -> Option<Mean> {
         None => Some("its mean is over all axes, not over the last axis alone".to_owned()),
     };
     Some(Mean { of, problem })
+}
+
+/// The rank of a value, or of what it is an elementwise function of.
+fn rank_of(view: &View, value: ValueId) -> Option<usize> {
+    let mut value = value;
+    // The squares of a difference of a cast: four steps.
+    for _ in 0..4 {
+        if let Some(shape) = view.shape(value) {
+            return Some(shape.len());
+        }
+        let (node, _) = view.producer(value)?;
+        if !matches!(
+            view.op(node),
+            "Pow" | "Mul" | "Sub" | "Identity" | "Cast" | "Dropout"
+        ) {
+            return None;
+        }
+        value = view.input(node, 0)?;
+    }
+    view.shape(value).map(|shape| shape.len())
 }
 
 /// d, seen through, from Pow(d, 2) or Mul(d, d).

@@ -273,17 +273,17 @@ impl Writer<'_, '_> {
         )
     }
 
-    /// A zero bias between a MatMul without one and a Relu or Clip, where activations are int8.
+    /// A zero bias between a MatMul without one and a Relu or Clip.
     ///
-    /// ONNX Runtime looks through a Relu for a QuantizeLinear. One with int8 and zero point 0 does not make the Relu
-    /// redundant, and the MatMul is then left in float; with an Add in between it fuses, and the Add with it.
+    /// ONNX Runtime looks through a Relu for a QuantizeLinear that makes it redundant. If there is none, or it has
+    /// another zero point, the MatMul is left in float; with an Add in between it fuses, and the Add with it.
     fn bias_before_clip(&mut self, linear: &Linear, patch: &mut Patch) -> Result<(), RewriteError> {
         let view = self.view;
         let clipped = view
             .output(linear.node, 0)
             .and_then(|product| view.only_reader(product))
             .is_some_and(|(reader, _)| matches!(view.op(reader), "Relu" | "Clip"));
-        if !self.plan.profile.symmetric || linear.bias.is_some() || !clipped {
+        if linear.bias.is_some() || !clipped {
             return Ok(());
         }
         let zeros = self.names.derive(view.name(linear.weight), "no_bias");

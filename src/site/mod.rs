@@ -176,6 +176,9 @@ fn no_sink(view: &View, found: &Recognised, linear: &Linear) -> String {
         None => "it is a graph input".to_owned(),
         Some((node, _)) => {
             let op = view.node(node).op_type.as_deref().unwrap_or("?");
+            if let Some(miss) = found.near_misses.iter().find(|m| m.node == node) {
+                return format!("`{}` is not folded: {}", miss.name, miss.reason);
+            }
             match found.norms.iter().find(|n| n.output == linear.input) {
                 Some(norm) => format!(
                     "`{}` has {} channels and the Linear {}",

@@ -74,6 +74,24 @@ fn another_axis() {
     );
 }
 
+/// Over two axes: the normalization of an image's channels.
+#[test]
+fn pooled_image() {
+    let found = found(&model(
+        "in x[2, 8, 4, 4]
+         const g[4]
+         q = Mul(x, x)
+         v = GlobalAveragePool(q)
+         s = Sqrt(v)
+         n = Div(x, s)
+         y = Mul(n, g)
+         out y",
+    ));
+    assert_eq!(found.norms, vec![]);
+    let words = ["GlobalAveragePool of rank 4"];
+    check(&found.near_misses, RMS, "s_node", &words, "rank 4");
+}
+
 #[test]
 fn dropped_axis() {
     let lines = layer_with(&[(
@@ -323,6 +341,7 @@ fn attention_is_no_near_miss() {
          qs = Div(q, root)
          ks = Div(k, root2)
          scores = MatMul(qs, ks)
+         more = com.microsoft:FusedMatMul(qs, ks)
          scaled = Div(scores, root3)
          p = Softmax(scaled)
          o = MatMul(p, v)
@@ -332,6 +351,7 @@ fn attention_is_no_near_miss() {
          sum = ReduceSum(sq, axis)
          length = Sqrt(sum)
          out o
+         out more
          out length",
     );
     let found = found(&model);

@@ -108,6 +108,18 @@ fn squares_and_means() {
             ));
         }
     }
+    // tf2onnx, for rank 3.
+    layer(
+        "m = GlobalAveragePool(x)
+         d = Sub(x, m)
+         q = Mul(d, d)
+         v = GlobalAveragePool(q)
+         ve = Add(v, e)
+         s = Sqrt(ve)
+         n = Div(d, s)
+         ng = Mul(n, g)
+         y = Add(ng, b)",
+    );
     // Axes as an input, from operator set 18 on.
     layer(
         "m = ReduceMean(x, last)
