@@ -1,30 +1,23 @@
 //! The steps of [`crate::run`], in order, and what they have to remember for the report.
 
 mod blocks;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use crate::calibrate::{
-    Batch, ChannelStats, Dataset, Engine, OutputComparison, StatOptions, compare, shapes,
-    statistics,
-};
+use crate::calibrate::{Batch, ChannelStats, Dataset, Engine, StatOptions, shapes, statistics};
 use crate::graph::{self, Names, View, opset};
 use crate::onnx::Model;
 use crate::progress::Progress;
 use crate::recognise::{Linear, recognise};
-use crate::review::{
-    Decision, FloatCheck, Report, Settings, gain_db, linear_report, output_reports, site_report,
-};
+use crate::review::{Decision, Report, Settings, linear_report, site_report};
 use crate::rewrite::{self, Activation, Affine, QuantizePlan};
 use crate::site::{Sink, Site, Trace};
 use crate::solve::{Fold, Method, SiteProblem, Solution, SolveSettings, solve_site};
 use crate::target::MIN_OPSET;
 use crate::{Error, Format, Options};
 use blocks::Blocks;
-
-/// The largest difference between original and migrated float outputs, relative to the output's range.
-const FLOAT_LIMIT: f64 = 1e-4;
 
 /// What an explicit Mul must gain at its site to be worth its run time.
 const EXPLICIT_GAIN_DB: f64 = 1.0;
@@ -232,8 +225,52 @@ impl<'a> Run<'a> {
         solution
     }
 
-    /// The float model with every shift and scale folded.
+    /// The float model with every shift and scale folded, after it has been compared with the original.
+    ///
+    /// Should the models differ, only the norms are migrated: their folding needs no reasoning about what lies between
+    /// a constant and a Linear.
     pub fn migrate(
+        &mut self,
+        model: &Model,
+        blocks: &Blocks,
+        statistics: &BTreeMap<String, ChannelStats>,
+        solutions: &mut Solutions,
+    ) -> Result<Model, Error> {
+        let migrated = self.fold(model, blocks, solutions)?;
+        let Err(error) = self.check_float(&migrated) else {
+            return Ok(migrated);
+        };
+        let view = View::new(model);
+        let mut dropped = 0;
+        for ((site, value), solution) in
+            blocks.sites.iter().zip(&blocks.values).zip(&mut *solutions)
+        {
+            let (Sink::Traced(_), Some(stats)) = (&site.sink, statistics.get(value)) else {
+                continue;
+            };
+            if solution
+                .as_ref()
+                .is_some_and(|s| s.shift.is_some() || s.scale.is_some())
+            {
+                let plain = Site {
+                    sink: Sink::None(String::new()),
+                    ..site.clone()
+                };
+                *solution = Some(self.solve_site(&view, blocks, &plain, stats));
+                dropped += 1;
+            }
+        }
+        if dropped == 0 {
+            return Err(error);
+        }
+        let note = format!("{dropped} sites were not migrated beyond their norms: {error}");
+        self.report.notes.push(note);
+        let migrated = self.fold(model, blocks, solutions)?;
+        self.check_float(&migrated)?;
+        Ok(migrated)
+    }
+
+    fn fold(
         &mut self,
         model: &Model,
         blocks: &Blocks,
@@ -265,62 +302,10 @@ impl<'a> Run<'a> {
         Ok(migrated)
     }
 
-    /// Runs original and migrated model: they must agree before anything is quantized.
-    pub fn check_float(&mut self, migrated: &Model) -> Result<(), Error> {
-        if self.migrated_sites == 0 {
-            return Ok(());
-        }
-        let compared = self.compare(&[migrated])?.remove(0);
-        let worst = compared
-            .iter()
-            .max_by(|a, b| a.max_relative_error.total_cmp(&b.max_relative_error));
-        let error = worst.map_or(0.0, |o| o.max_relative_error);
-        // A NaN is no agreement.
-        if error.is_nan() || error > FLOAT_LIMIT {
-            let output = worst.map_or(String::new(), |o| o.name.clone());
-            return Err(Error::FloatCheck {
-                output,
-                error,
-                limit: FLOAT_LIMIT,
-            });
-        }
-        self.report.float_check = Some(FloatCheck {
-            max_relative_error: error,
-            limit: FLOAT_LIMIT,
-        });
-        self.report.outputs = output_reports(&compared, None);
-        self.finish_step("float check");
-        Ok(())
-    }
-
-    fn compare(&self, models: &[&Model]) -> Result<Vec<Vec<OutputComparison>>, Error> {
-        let threads = self.options.threads;
-        let held_out = &self.held_out;
-        Ok(compare(
-            self.engine,
-            self.original,
-            models,
-            held_out,
-            threads,
-            self.progress,
-        )?)
-    }
-
-    /// The migrated model is the result; [`Run::check_float`] has compared its outputs.
-    pub fn verify_float(&mut self, migrated: Model) -> Result<Model, Error> {
-        if self.migrated_sites == 0 {
-            self.report.decision = Decision::NothingToMigrate;
-            let compared = self.compare(&[&migrated])?.remove(0);
-            self.report.outputs = output_reports(&compared, None);
-        }
-        self.finish_step("verify");
-        Ok(migrated)
-    }
-
     /// The migrated model with Q/DQ at every selected Linear.
     pub fn quantize(
         &mut self,
-        migrated: &Model,
+        migrated: Model,
         blocks: &Blocks,
         statistics: &BTreeMap<String, ChannelStats>,
         solutions: &Solutions,
@@ -329,7 +314,7 @@ impl<'a> Run<'a> {
             .iter()
             .map(|s| s.as_ref().map(|s| s.range))
             .collect();
-        let model = self.quantize_with(migrated, blocks, statistics, &ranges)?;
+        let model = self.quantize_with(&migrated, blocks, statistics, &ranges)?;
         self.finish_step("quantize");
         Ok(model)
     }
@@ -392,48 +377,6 @@ impl<'a> Run<'a> {
         let mut quantized = model.clone();
         graph::apply(&mut quantized, patches).map_err(rewrite::RewriteError::from)?;
         Ok(quantized)
-    }
-
-    /// Runs the result and plain min-max against the original and keeps whichever is closer to it.
-    pub fn keep_the_better(
-        &mut self,
-        quantized: Model,
-        plain: Option<Model>,
-    ) -> Result<Model, Error> {
-        let models: Vec<&Model> = std::iter::once(&quantized).chain(&plain).collect();
-        let mut compared = self.compare(&models)?.into_iter();
-        let ours = compared.next().unwrap_or_default();
-        let theirs = compared.next();
-        let gain: f64 = theirs
-            .iter()
-            .flatten()
-            .zip(&ours)
-            .map(|(p, o)| gain_db(o, p))
-            .sum();
-        let (result, decision, outputs) = match (plain, &theirs) {
-            (Some(plain), Some(theirs)) if gain < 0.0 => (
-                plain,
-                Decision::PlainWasBetter,
-                output_reports(theirs, Some(theirs)),
-            ),
-            (None, _) => (
-                quantized,
-                Decision::PlainAskedFor,
-                output_reports(&ours, Some(&ours)),
-            ),
-            (_, theirs) if self.migrated_sites == 0 => {
-                let outputs = output_reports(&ours, theirs.as_deref());
-                (quantized, Decision::NothingToMigrate, outputs)
-            }
-            (_, theirs) => {
-                let outputs = output_reports(&ours, theirs.as_deref());
-                (quantized, Decision::Migrated, outputs)
-            }
-        };
-        self.report.decision = decision;
-        self.report.outputs = outputs;
-        self.finish_step("verify");
-        Ok(result)
     }
 
     /// The account of the run.

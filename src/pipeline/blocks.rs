@@ -4,7 +4,7 @@ use crate::graph::{ValueId, View};
 use crate::onnx::DataType;
 use crate::recognise::{Linear, Recognised, recognise};
 use crate::site::{Shapes, Sink, Site, find_sites, wanted_shapes};
-use crate::{Error, Options};
+use crate::{Error, Format, Options};
 
 /// What was recognised in a model.
 pub(crate) struct Blocks {
@@ -108,7 +108,9 @@ fn why_skipped(linear: &Linear, options: &Options) -> Option<String> {
     if let Some(reason) = options.refuses(&linear.name) {
         return Some(reason.to_owned());
     }
-    (linear.dtype != DataType::Float).then(|| {
+    // Migration keeps the type of the file; only quantization needs float32.
+    let float_is_enough = options.format == Format::Float;
+    (linear.dtype != DataType::Float && !float_is_enough).then(|| {
         let dtype = linear.dtype.as_str_name();
         format!("its weight is {dtype}; only FLOAT (float32) Linears can be quantized")
     })
