@@ -56,13 +56,12 @@ pub fn run(
     let model = run.raise_opset()?;
     let blocks = run.recognise(&model)?;
     let statistics = run.calibrate(&model, &blocks)?;
-    let solutions = run.solve(&model, &blocks, &statistics);
-    let migrated = run.migrate(&model, &blocks, &solutions)?;
-    run.check_float(&migrated)?;
+    let mut solutions = run.solve(&model, &blocks, &statistics);
+    let migrated = run.migrate(&model, &blocks, &statistics, &mut solutions)?;
     let result = match options.format {
         Format::Float => run.verify_float(migrated)?,
         Format::Qdq => {
-            let quantized = run.quantize(&migrated, &blocks, &statistics, &solutions)?;
+            let quantized = run.quantize(migrated, &blocks, &statistics, &solutions)?;
             let plain = run.quantize_plain(&model, &blocks, &statistics)?;
             run.keep_the_better(quantized, plain)?
         }

@@ -36,6 +36,8 @@ pub struct Options {
     pub threads: usize,
     /// Seed of the choice of calibration tokens.
     pub seed: u64,
+    /// Whether a Mul may be inserted where no constant can take a scale; it costs run time.
+    pub extra_nodes: bool,
     /// Tokens kept per Linear input and fold for the search.
     pub sample_tokens: usize,
 }
@@ -52,6 +54,7 @@ impl Default for Options {
             exclude: None,
             threads: 0,
             seed: 0,
+            extra_nodes: true,
             sample_tokens: 384,
         }
     }
@@ -111,6 +114,7 @@ impl Options {
             include: self.include.as_ref().map(|r| r.as_str().to_owned()),
             exclude: self.exclude.as_ref().map(|r| r.as_str().to_owned()),
             seed: self.seed,
+            extra_nodes: self.extra_nodes,
             sample_tokens: self.sample_tokens,
             ..Settings::default()
         }

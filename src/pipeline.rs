@@ -1,29 +1,26 @@
 //! The steps of [`crate::run`], in order, and what they have to remember for the report.
 
 mod blocks;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use crate::calibrate::{
-    Batch, ChannelStats, Dataset, Engine, OutputComparison, StatOptions, compare, statistics,
-};
+use crate::calibrate::{Batch, ChannelStats, Dataset, Engine, StatOptions, shapes, statistics};
 use crate::graph::{self, Names, View, opset};
 use crate::onnx::Model;
 use crate::progress::Progress;
 use crate::recognise::{Linear, recognise};
-use crate::review::{
-    Decision, FloatCheck, Report, Settings, gain_db, linear_report, output_reports, site_report,
-};
+use crate::review::{Decision, Report, Settings, linear_report, site_report};
 use crate::rewrite::{self, Activation, Affine, QuantizePlan};
-use crate::site::Site;
+use crate::site::{Sink, Site, Trace};
 use crate::solve::{Fold, Method, SiteProblem, Solution, SolveSettings, solve_site};
 use crate::target::MIN_OPSET;
 use crate::{Error, Format, Options};
 use blocks::Blocks;
 
-/// The largest difference between original and migrated float outputs, relative to the output's range.
-const FLOAT_LIMIT: f64 = 1e-4;
+/// What an explicit Mul must gain at its site to be worth its run time.
+const EXPLICIT_GAIN_DB: f64 = 1.0;
 
 /// Solutions per site; `None` where no Linear of the site is to be quantized.
 type Solutions = Vec<Option<Solution>>;
@@ -33,6 +30,7 @@ pub(crate) struct Run<'a> {
     engine: &'a dyn Engine,
     options: &'a Options,
     progress: &'a dyn Progress,
+    smallest: Batch,
     calibration: Vec<Batch>,
     held_out: Vec<Batch>,
     report: Report,
@@ -81,6 +79,7 @@ impl<'a> Run<'a> {
             engine,
             options,
             progress,
+            smallest: data.smallest_batch(),
             calibration: split.calibration,
             held_out: split.held_out,
             report,
@@ -119,7 +118,11 @@ impl<'a> Run<'a> {
 
     /// Finds norms, Linears and sites, and which Linears are to be quantized.
     pub fn recognise(&mut self, model: &Model) -> Result<Blocks, Error> {
-        let blocks = Blocks::find(&View::new(model), self.options)?;
+        let shapes = |values: &[String]| match values {
+            [] => Ok(BTreeMap::new()),
+            _ => Ok(shapes(self.engine, model, &self.smallest, values)?),
+        };
+        let blocks = Blocks::find(&View::new(model), self.options, shapes)?;
         self.finish_step("recognise");
         Ok(blocks)
     }
@@ -192,13 +195,18 @@ impl<'a> Run<'a> {
     ) -> Solution {
         let linears: Vec<&Linear> = blocks.selected(site).collect();
         let weights: Vec<_> = linears.iter().filter_map(|l| l.load_weight(view)).collect();
-        let folds = stats.folds.each_ref().map(|f| Fold {
-            min: &f.min,
-            max: &f.max,
-            sample: f.sample.view(),
-        });
-        let problem = SiteProblem {
-            folds,
+        let extremes: Vec<_> = stats
+            .folds
+            .iter()
+            .map(|f| tied(site, &f.min, &f.max))
+            .collect();
+        let fold = |i: usize| Fold {
+            min: &extremes[i].0,
+            max: &extremes[i].1,
+            sample: stats.folds[i].sample.view(),
+        };
+        let mut problem = SiteProblem {
+            folds: [fold(0), fold(1)],
             weights: weights.iter().map(|w| w.view()).collect(),
             allow_shift: site.has_sink() && site.allow_shift,
             allow_scale: site.has_sink(),
@@ -208,11 +216,61 @@ impl<'a> Run<'a> {
             weight: self.options.weight(),
             method: self.options.method,
         };
-        solve_site(&problem, &settings)
+        let solution = solve_site(&problem, &settings);
+        let costs_a_node = matches!(site.sink, Sink::Explicit(_)) && solution.scale.is_some();
+        if costs_a_node && solution.validated_gain_db < EXPLICIT_GAIN_DB {
+            problem.allow_scale = false;
+            return solve_site(&problem, &settings);
+        }
+        solution
     }
 
-    /// The float model with every shift and scale folded.
+    /// The float model with every shift and scale folded, after it has been compared with the original.
+    ///
+    /// Should the models differ, only the norms are migrated: their folding needs no reasoning about what lies between
+    /// a constant and a Linear.
     pub fn migrate(
+        &mut self,
+        model: &Model,
+        blocks: &Blocks,
+        statistics: &BTreeMap<String, ChannelStats>,
+        solutions: &mut Solutions,
+    ) -> Result<Model, Error> {
+        let migrated = self.fold(model, blocks, solutions)?;
+        let Err(error) = self.check_float(&migrated) else {
+            return Ok(migrated);
+        };
+        let view = View::new(model);
+        let mut dropped = 0;
+        for ((site, value), solution) in
+            blocks.sites.iter().zip(&blocks.values).zip(&mut *solutions)
+        {
+            let (Sink::Traced(_), Some(stats)) = (&site.sink, statistics.get(value)) else {
+                continue;
+            };
+            if solution
+                .as_ref()
+                .is_some_and(|s| s.shift.is_some() || s.scale.is_some())
+            {
+                let plain = Site {
+                    sink: Sink::None(String::new()),
+                    ..site.clone()
+                };
+                *solution = Some(self.solve_site(&view, blocks, &plain, stats));
+                dropped += 1;
+            }
+        }
+        if dropped == 0 {
+            return Err(error);
+        }
+        let note = format!("{dropped} sites were not migrated beyond their norms: {error}");
+        self.report.notes.push(note);
+        let migrated = self.fold(model, blocks, solutions)?;
+        self.check_float(&migrated)?;
+        Ok(migrated)
+    }
+
+    fn fold(
         &mut self,
         model: &Model,
         blocks: &Blocks,
@@ -220,81 +278,34 @@ impl<'a> Run<'a> {
     ) -> Result<Model, Error> {
         let view = View::new(model);
         let mut names = Names::new(model);
-        let mut patches = Vec::new();
-        for (site, solution) in blocks.sites.iter().zip(solutions) {
-            let Some(solution) = solution else { continue };
-            let affine = Affine {
-                shift: solution.shift.clone(),
-                scale: solution.scale.clone(),
-            };
-            if site.has_sink() && !affine.is_identity() {
-                let patch = rewrite::migrate(&view, &blocks.found, site, &affine, &mut names)?;
-                patches.push(patch);
-            }
-        }
-        self.migrated_sites = patches.len();
+        let migrations: Vec<(&Site, Affine)> = blocks
+            .sites
+            .iter()
+            .zip(solutions)
+            .filter_map(|(site, solution)| Some((site, solution.as_ref()?)))
+            .map(|(site, s)| {
+                (
+                    site,
+                    Affine {
+                        shift: s.shift.clone(),
+                        scale: s.scale.clone(),
+                    },
+                )
+            })
+            .filter(|(site, affine)| site.has_sink() && !affine.is_identity())
+            .collect();
+        self.migrated_sites = migrations.len();
+        let patches = rewrite::migrate(&view, &blocks.found, &migrations, &mut names)?;
         let mut migrated = model.clone();
         graph::apply(&mut migrated, patches).map_err(rewrite::RewriteError::from)?;
         self.finish_step("migrate");
         Ok(migrated)
     }
 
-    /// Runs original and migrated model: they must agree before anything is quantized.
-    pub fn check_float(&mut self, migrated: &Model) -> Result<(), Error> {
-        if self.migrated_sites == 0 {
-            return Ok(());
-        }
-        let compared = self.compare(&[migrated])?.remove(0);
-        let worst = compared
-            .iter()
-            .max_by(|a, b| a.max_relative_error.total_cmp(&b.max_relative_error));
-        let error = worst.map_or(0.0, |o| o.max_relative_error);
-        // A NaN is no agreement.
-        if error.is_nan() || error > FLOAT_LIMIT {
-            let output = worst.map_or(String::new(), |o| o.name.clone());
-            return Err(Error::FloatCheck {
-                output,
-                error,
-                limit: FLOAT_LIMIT,
-            });
-        }
-        self.report.float_check = Some(FloatCheck {
-            max_relative_error: error,
-            limit: FLOAT_LIMIT,
-        });
-        self.report.outputs = output_reports(&compared, None);
-        self.finish_step("float check");
-        Ok(())
-    }
-
-    fn compare(&self, models: &[&Model]) -> Result<Vec<Vec<OutputComparison>>, Error> {
-        let threads = self.options.threads;
-        let held_out = &self.held_out;
-        Ok(compare(
-            self.engine,
-            self.original,
-            models,
-            held_out,
-            threads,
-            self.progress,
-        )?)
-    }
-
-    /// The migrated model is the result; [`Run::check_float`] has compared its outputs.
-    pub fn verify_float(&mut self, migrated: Model) -> Result<Model, Error> {
-        if self.migrated_sites == 0 {
-            self.report.decision = Decision::NothingToMigrate;
-            let compared = self.compare(&[&migrated])?.remove(0);
-            self.report.outputs = output_reports(&compared, None);
-        }
-        self.finish_step("verify");
-        Ok(migrated)
-    }
-
     /// The migrated model with Q/DQ at every selected Linear.
     pub fn quantize(
         &mut self,
-        migrated: &Model,
+        migrated: Model,
         blocks: &Blocks,
         statistics: &BTreeMap<String, ChannelStats>,
         solutions: &Solutions,
@@ -303,7 +314,7 @@ impl<'a> Run<'a> {
             .iter()
             .map(|s| s.as_ref().map(|s| s.range))
             .collect();
-        let model = self.quantize_with(migrated, blocks, statistics, &ranges)?;
+        let model = self.quantize_with(&migrated, blocks, statistics, &ranges)?;
         self.finish_step("quantize");
         Ok(model)
     }
@@ -368,48 +379,6 @@ impl<'a> Run<'a> {
         Ok(quantized)
     }
 
-    /// Runs the result and plain min-max against the original and keeps whichever is closer to it.
-    pub fn keep_the_better(
-        &mut self,
-        quantized: Model,
-        plain: Option<Model>,
-    ) -> Result<Model, Error> {
-        let models: Vec<&Model> = std::iter::once(&quantized).chain(&plain).collect();
-        let mut compared = self.compare(&models)?.into_iter();
-        let ours = compared.next().unwrap_or_default();
-        let theirs = compared.next();
-        let gain: f64 = theirs
-            .iter()
-            .flatten()
-            .zip(&ours)
-            .map(|(p, o)| gain_db(o, p))
-            .sum();
-        let (result, decision, outputs) = match (plain, &theirs) {
-            (Some(plain), Some(theirs)) if gain < 0.0 => (
-                plain,
-                Decision::PlainWasBetter,
-                output_reports(theirs, Some(theirs)),
-            ),
-            (None, _) => (
-                quantized,
-                Decision::PlainAskedFor,
-                output_reports(&ours, Some(&ours)),
-            ),
-            (_, theirs) if self.migrated_sites == 0 => {
-                let outputs = output_reports(&ours, theirs.as_deref());
-                (quantized, Decision::NothingToMigrate, outputs)
-            }
-            (_, theirs) => {
-                let outputs = output_reports(&ours, theirs.as_deref());
-                (quantized, Decision::Migrated, outputs)
-            }
-        };
-        self.report.decision = decision;
-        self.report.outputs = outputs;
-        self.finish_step("verify");
-        Ok(result)
-    }
-
     /// The account of the run.
     pub fn into_report(self, blocks: Blocks, solutions: Solutions) -> Report {
         let Run {
@@ -437,6 +406,24 @@ impl<'a> Run<'a> {
         report.near_misses = found.near_misses.into_iter().map(Into::into).collect();
         report
     }
+}
+
+/// The extremes of every channel; channels that are tied have those of all of them, and so get one shift and scale.
+fn tied(site: &Site, min: &[f32], max: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    let (mut low, mut high) = (min.to_vec(), max.to_vec());
+    if let Sink::Traced(Trace {
+        ties: Some(ties), ..
+    }) = &site.sink
+    {
+        for (channel, &group) in ties.iter().enumerate() {
+            low[group as usize] = low[group as usize].min(min[channel]);
+            high[group as usize] = high[group as usize].max(max[channel]);
+        }
+        for (channel, &group) in ties.iter().enumerate() {
+            (low[channel], high[channel]) = (low[group as usize], high[group as usize]);
+        }
+    }
+    (low, high)
 }
 
 /// The range of a value over all calibration tokens.

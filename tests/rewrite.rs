@@ -14,7 +14,7 @@ use onnx_osplus::onnx::{Model, TextOptions, tensor, text};
 use onnx_osplus::progress::NoProgress;
 use onnx_osplus::recognise::{LinearForm, recognise};
 use onnx_osplus::rewrite::{Activation, Affine, QuantizePlan, migrate, quantize};
-use onnx_osplus::site::find_sites;
+use onnx_osplus::site::{Site, find_sites};
 use onnx_osplus::solve::{ActivationSpec, WeightSpec};
 use onnx_osplus::target::Target;
 use proptest::prelude::*;
@@ -24,16 +24,19 @@ fn migrated(model: &Model, numbers: &mut dyn FnMut() -> (f32, f32)) -> Model {
     let view = View::new(model);
     let found = recognise(&view);
     let mut names = Names::new(model);
-    let mut patches = Vec::new();
-    for site in find_sites(&view, &found).iter().filter(|s| s.has_sink()) {
+    let sites = find_sites(&view, &found, &Default::default(), false);
+    let affine = |site| {
+        let site: &Site = site;
         let channels = found.linears[site.linears[0]].k;
         let (shift, scale): (Vec<f32>, Vec<f32>) = (0..channels).map(|_| numbers()).unzip();
         let affine = Affine {
             shift: site.allow_shift.then_some(shift),
             scale: Some(scale),
         };
-        patches.push(migrate(&view, &found, site, &affine, &mut names).unwrap());
-    }
+        (site, affine)
+    };
+    let migrations: Vec<_> = sites.iter().filter(|s| s.has_sink()).map(affine).collect();
+    let patches = migrate(&view, &found, &migrations, &mut names).unwrap();
     let mut migrated = model.clone();
     graph::apply(&mut migrated, patches).unwrap();
     migrated
@@ -238,7 +241,7 @@ fn every_form_has_its_sinks() {
     for form in FORMS {
         let model = small_model(form, form.ranks[0]);
         let view = View::new(&model);
-        let sites = find_sites(&view, &recognise(&view));
+        let sites = find_sites(&view, &recognise(&view), &Default::default(), false);
         let sinks = sites.iter().filter(|s| s.has_sink()).count();
         assert_eq!(sinks, form.sinks, "{}", form.name);
     }

@@ -22,7 +22,7 @@ fn graph(rank: usize, build: impl FnOnce(&mut Builder)) -> Model {
 fn found(model: &Model) -> (Recognised, Vec<Site>) {
     let view = View::new(model);
     let found = recognise(&view);
-    let sites = find_sites(&view, &found);
+    let sites = find_sites(&view, &found, &Default::default(), false);
     (found, sites)
 }
 

@@ -132,6 +132,14 @@ impl Dataset {
         split
     }
 
+    /// The smallest batch the model runs: one row, or as many as it fixes.
+    pub fn smallest_batch(&self) -> Batch {
+        let rows: Vec<usize> = (0..self.fixed_batch.unwrap_or(1)).collect();
+        // `open` refuses data without a table.
+        let table = &self.tables[0];
+        self.batch(table, &rows)
+    }
+
     fn batches(&self, table: &Table, rows: &[usize], out: &mut Vec<Batch>) {
         for rows in rows.chunks(self.fixed_batch.unwrap_or(self.batch)) {
             out.push(self.batch(table, rows));

@@ -35,5 +35,5 @@ pub use error::CalibError;
 pub use fill::{FillRule, Filled};
 pub use input::{Batch, InputTensor, Shapes};
 pub use signature::{Dim, ModelInput, model_inputs};
-pub use statistics::{ChannelStats, FoldStats, StatOptions, statistics};
+pub use statistics::{ChannelStats, FoldStats, StatOptions, shapes, statistics};
 pub use tract_engine::TractEngine;

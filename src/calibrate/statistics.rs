@@ -127,6 +127,56 @@ pub fn statistics(
         .collect()
 }
 
+/// The shapes of `values` (names of values of the main graph) when `batch` is run; those that are not float are left
+/// out.
+///
+/// # Errors
+/// What [`Engine::plan`] and [`crate::calibrate::Plan::run`] refuse.
+pub fn shapes(
+    engine: &dyn Engine,
+    model: &Model,
+    batch: &Batch,
+    values: &[String],
+) -> Result<BTreeMap<String, Vec<usize>>, EngineError> {
+    let mut values = values.to_vec();
+    let plan = loop {
+        if values.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let wanted = Wanted {
+            taps: &values,
+            outputs: false,
+        };
+        match engine.plan(model, batch, &wanted) {
+            Err(EngineError::NotFloat { name, .. }) if values.contains(&name) => {
+                values.retain(|v| *v != name);
+            }
+            plan => break plan?,
+        }
+    };
+    let sink = Arc::new(ShapeSink {
+        shapes: Mutex::new(vec![Vec::new(); values.len()]),
+    });
+    plan.run(batch, Some(sink.clone()))?;
+    let shapes = std::mem::take(&mut *sink.shapes.lock().unwrap_or_else(|p| p.into_inner()));
+    Ok(values.into_iter().zip(shapes).collect())
+}
+
+struct ShapeSink {
+    shapes: Mutex<Vec<Vec<usize>>>,
+}
+
+impl TapSink for ShapeSink {
+    fn take(&self, tap: usize, value: ArrayViewD<'_, f32>) -> Result<(), EngineError> {
+        let mut shapes = self
+            .shapes
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        shapes[tap] = value.shape().to_vec();
+        Ok(())
+    }
+}
+
 /// A thread pool of this many threads; 0 for one per core.
 pub(super) fn pool(threads: usize) -> Result<rayon::ThreadPool, EngineError> {
     rayon::ThreadPoolBuilder::new()

@@ -66,6 +66,11 @@ pub struct Arguments {
     #[arg(long, value_name = "REGEX")]
     exclude: Option<Regex>,
 
+    /// Fold scales into existing constants only: insert no Mul where none can be reached (after GELU or SiLU)
+    /// [example: --no-extra-nodes]
+    #[arg(long)]
+    no_extra_nodes: bool,
+
     /// Rows of calibration data to run at a time [example: --batch 1]
     #[arg(long, value_name = "ROWS", default_value_t = 8, value_parser = parse_batch)]
     pub batch: usize,
@@ -159,6 +164,7 @@ impl Arguments {
             exclude: self.exclude.clone(),
             threads: self.threads,
             seed: self.seed,
+            extra_nodes: !self.no_extra_nodes,
             ..Options::default()
         }
     }

@@ -48,7 +48,8 @@ fn write_summary(
             report.near_misses.len()
         )?;
     }
-    if let Some(check) = &report.float_check {
+    let check = &report.float_check;
+    if check.max_relative_error > 0.0 {
         let (error, limit) = (check.max_relative_error, check.limit);
         writeln!(
             out,

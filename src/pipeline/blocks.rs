@@ -3,8 +3,8 @@
 use crate::graph::{ValueId, View};
 use crate::onnx::DataType;
 use crate::recognise::{Linear, Recognised, recognise};
-use crate::site::{Sink, Site, find_sites};
-use crate::{Error, Options};
+use crate::site::{Shapes, Sink, Site, find_sites, wanted_shapes};
+use crate::{Error, Format, Options};
 
 /// What was recognised in a model.
 pub(crate) struct Blocks {
@@ -21,16 +21,30 @@ impl Blocks {
     ///
     /// # Errors
     /// No Linear to quantize; NaN or infinity in a constant of one that is, or of the norm before it.
-    pub fn find(view: &View, options: &Options) -> Result<Blocks, Error> {
+    pub fn find(
+        view: &View,
+        options: &Options,
+        shapes: impl FnOnce(&[String]) -> Result<Shapes, Error>,
+    ) -> Result<Blocks, Error> {
         let found = recognise(view);
-        let sites = find_sites(view, &found);
-        let skipped = found
+        let shapes = shapes(&wanted_shapes(view, &found))?;
+        let sites = find_sites(view, &found, &shapes, options.extra_nodes);
+        let mut skipped: Vec<_> = found
             .linears
             .iter()
             .map(|l| why_skipped(l, options))
             .collect();
         let value = |site: &Site| view.name(site.value).to_owned();
-        let values = sites.iter().map(value).collect();
+        let values: Vec<String> = sites.iter().map(value).collect();
+        for (i, site) in sites.iter().enumerate() {
+            // Statistics are per value, and a value has its channels on one axis.
+            if values[..i].contains(&values[i]) {
+                let reason = format!("another Linear reads `{}` along its other axis", values[i]);
+                site.linears
+                    .iter()
+                    .for_each(|&l| skipped[l] = Some(reason.clone()));
+            }
+        }
         let blocks = Blocks {
             found,
             sites,
@@ -94,7 +108,9 @@ fn why_skipped(linear: &Linear, options: &Options) -> Option<String> {
     if let Some(reason) = options.refuses(&linear.name) {
         return Some(reason.to_owned());
     }
-    (linear.dtype != DataType::Float).then(|| {
+    // Migration keeps the type of the file; only quantization needs float32.
+    let float_is_enough = options.format == Format::Float;
+    (linear.dtype != DataType::Float && !float_is_enough).then(|| {
         let dtype = linear.dtype.as_str_name();
         format!("its weight is {dtype}; only FLOAT (float32) Linears can be quantized")
     })

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{LinearReport, NearMissReport, OutputReport, SiteReport};
 use crate::calibrate::OutputComparison;
 use crate::recognise::{Linear, NearMiss, Recognised};
-use crate::site::{Sink, Site};
+use crate::site::{Place, Sink, Site, Trace};
 use crate::solve::Solution;
 
 /// How many dB `ours` is above `plain` in one output. Two exact outputs are equally good.
@@ -57,11 +57,17 @@ pub fn site_report(
     solution: Solution,
     kept: bool,
 ) -> SiteReport {
-    let (kind, norm, no_sink) = match &site.sink {
+    let (kind, sink, no_sink) = match &site.sink {
         Sink::Norm(i) => {
             let norm = &found.norms[*i];
             (norm.kind.op_type(), Some(norm.name.clone()), None)
         }
+        Sink::Traced(trace) => ("commuted", Some(places(found, trace)), None),
+        Sink::Explicit(_) => (
+            "explicit",
+            Some("a Mul before the Linears".to_owned()),
+            None,
+        ),
         Sink::None(reason) => ("plain", None, Some(reason.clone())),
     };
     let folded = kept && (solution.shift.is_some() || solution.scale.is_some());
@@ -81,7 +87,7 @@ pub fn site_report(
             .iter()
             .map(|&l| found.linears[l].name.clone())
             .collect(),
-        sink: norm.filter(|_| folded),
+        sink: sink.filter(|_| folded),
         reason: if folded {
             None
         } else {
@@ -101,6 +107,21 @@ pub fn site_report(
         } else {
             0.0
         },
+    }
+}
+
+/// The norms and Linears that took a commuted affine; constants on the way are not named.
+fn places(found: &Recognised, trace: &Trace) -> String {
+    let names = trace.folds.iter().filter_map(|fold| match fold.place {
+        Place::Linear(l) => Some(found.linears[l].name.as_str()),
+        Place::Norm(n) => Some(found.norms[n].name.as_str()),
+        Place::Constant { .. } => None,
+    });
+    let names: Vec<&str> = names.collect();
+    if names.is_empty() {
+        "a constant factor".to_owned()
+    } else {
+        names.join(", ")
     }
 }
 

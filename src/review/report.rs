@@ -17,8 +17,8 @@ pub struct Report {
     pub sites: Vec<SiteReport>,
     /// What almost matched, and why it did not.
     pub near_misses: Vec<NearMissReport>,
-    /// The migrated float model against the original; `None` if nothing was migrated.
-    pub float_check: Option<FloatCheck>,
+    /// The migrated float model against the original.
+    pub float_check: FloatCheck,
     /// The written model against the original, per float output.
     pub outputs: BTreeMap<String, OutputReport>,
     /// On which tokens `outputs` was measured.
@@ -48,6 +48,7 @@ pub struct Settings {
     pub include: Option<String>,
     pub exclude: Option<String>,
     pub seed: u64,
+    pub extra_nodes: bool,
     pub sample_tokens: usize,
     pub calibration_rows: usize,
     pub held_out_rows: usize,
@@ -108,13 +109,25 @@ pub struct NearMissReport {
     pub reason: String,
 }
 
+/// The largest difference allowed between original and migrated float outputs, relative to the output's range.
+pub const FLOAT_LIMIT: f64 = 1e-4;
+
 /// The migrated float model against the original.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct FloatCheck {
-    /// max |difference| / (max − min of the original's output), over all float outputs.
+    /// max |difference| / (max − min of the original's output), over all float outputs; 0 if nothing was migrated.
     pub max_relative_error: f64,
     /// What is allowed.
     pub limit: f64,
+}
+
+impl Default for FloatCheck {
+    fn default() -> Self {
+        FloatCheck {
+            max_relative_error: 0.0,
+            limit: FLOAT_LIMIT,
+        }
+    }
 }
 
 /// One float output of the written model.

@@ -1,13 +1,16 @@
 //! Writing the constants of a Linear back in the form its operator reads them.
 
-use ndarray::Array2;
+use ndarray::{Array1, Array2, Axis};
 
 use super::RewriteError;
 use crate::graph::{Names, Patch, Source, Use, ValueId, View};
 
+use crate::onnx::node::make_node;
 use crate::onnx::proto::{NodeProto, TensorProto};
 use crate::onnx::{DataType, tensor};
 use crate::recognise::{Linear, LinearForm};
+
+use super::Affine;
 
 /// Makes node input (`node`, `slot`), which reads the constant `value`, read `data` instead.
 ///
@@ -108,4 +111,137 @@ pub(super) fn without_factors(
         });
         node
     })
+}
+
+/// Everything that changes in one Linear y = x W + b:
+///
+/// ```text
+/// W' = diag(s) W diag(1/s_y)        b' = (b + z W − z_y) / s_y
+/// ```
+///
+/// with z, s: [C] of the site that the Linear reads and z_y, s_y: [N] of the sites that read its output.
+pub(super) struct LinearFold {
+    /// z, s.
+    input: Affine,
+    /// z_y.
+    pub output_shift: Vec<f32>,
+    /// s_y.
+    pub output_scale: Vec<f32>,
+}
+
+impl LinearFold {
+    /// No change to a Linear with `n` outputs.
+    pub fn new(n: usize) -> Self {
+        LinearFold {
+            input: Affine::default(),
+            output_shift: vec![0.0; n],
+            output_scale: vec![1.0; n],
+        }
+    }
+
+    /// Takes the affine of the site that the Linear reads; there is only one.
+    pub fn absorb(&mut self, affine: &Affine) {
+        self.input = affine.clone();
+    }
+
+    /// Adds to `patch` what the Linear becomes.
+    ///
+    /// # Errors
+    /// A constant that cannot be read, or does not fit its type.
+    pub fn write(
+        &self,
+        view: &View,
+        linear: &Linear,
+        patch: &mut Patch,
+        names: &mut Names,
+    ) -> Result<(), RewriteError> {
+        let unreadable = || RewriteError::Constant(view.name(linear.weight).to_owned());
+        let scales_output = self.output_scale.iter().any(|&s| s != 1.0);
+        let shifts_output = self.output_shift.iter().any(|&z| z != 0.0);
+        let new_weight = self.input.scale.is_some() || scales_output;
+        let new_bias =
+            self.input.shift.is_some() || shifts_output || (scales_output && linear.bias.is_some());
+        let mut weight = linear.load_weight(view).ok_or_else(unreadable)?;
+        if new_bias {
+            let mut bias = linear
+                .load_bias(view)
+                .unwrap_or_else(|| Array1::zeros(linear.n));
+            if let Some(z) = &self.input.shift {
+                // z enters before the division by s, so it meets the weight as it was.
+                bias += &Array1::from(z.clone()).dot(&weight);
+            }
+            let outputs = self.output_shift.iter().zip(&self.output_scale);
+            bias.iter_mut()
+                .zip(outputs)
+                .for_each(|(b, (z, s))| *b = (*b - z) / s);
+            set_bias(view, linear, bias, patch, names)?;
+        }
+        if new_weight {
+            if let Some(s) = &self.input.scale {
+                weight
+                    .axis_iter_mut(Axis(0))
+                    .zip(s)
+                    .for_each(|(mut row, &s)| row *= s);
+            }
+            if scales_output {
+                weight /= &ndarray::aview1(&self.output_scale);
+            }
+            let new = stored_weight(linear, weight);
+            set_constant(view, patch, names, (linear.node, 1), linear.weight, new)?;
+        }
+        if let Some(node) = without_factors(view, linear, new_weight, new_bias) {
+            patch.replace(linear.node, node);
+        }
+        Ok(())
+    }
+}
+
+/// Writes b'; a Linear without a bias gets one.
+fn set_bias(
+    view: &View,
+    linear: &Linear,
+    bias: Array1<f32>,
+    patch: &mut Patch,
+    names: &mut Names,
+) -> Result<(), RewriteError> {
+    let dtype = linear.dtype;
+    if let Some(old) = linear.bias {
+        let unreadable = || RewriteError::Constant(view.name(old.value).to_owned());
+        let stored = view
+            .constant(old.value)
+            .and_then(|c| c.into_float())
+            .ok_or_else(unreadable)?
+            .0;
+        // A single number for all columns is a vector from now on.
+        let shape = if stored.len() == linear.n {
+            stored.shape().to_vec()
+        } else {
+            vec![linear.n]
+        };
+        let new = NewConstant {
+            shape,
+            data: bias.to_vec(),
+            dtype,
+        };
+        return set_constant(view, patch, names, (old.node, old.slot), old.value, new);
+    }
+    let new = NewConstant {
+        shape: vec![linear.n],
+        data: bias.to_vec(),
+        dtype,
+    };
+    let name = names.derive(view.name(linear.weight), "bias");
+    patch.add_initializer(new.into_tensor(&name)?);
+    match linear.form {
+        LinearForm::Gemm { .. } => patch.rewire(linear.node, 2, name),
+        LinearForm::MatMul => {
+            let output = view.output(linear.node, 0).map_or("", |v| view.name(v));
+            let product = names.derive(output, "product");
+            let add = names.derive(&linear.name, "bias");
+            patch.rename_output(linear.node, 0, product.clone());
+            let node = make_node("Add", &add, &[&product, &name], &[output], vec![]);
+            patch.insert_after(linear.node, node);
+        }
+    }
+    Ok(())
 }

@@ -1,23 +1,24 @@
-//! Migration: y = norm(u) becomes y' = (y − z) / s, and every reader is told.
+//! Migration: x becomes x' = (x − z) / s, and everything that computes or reads it is told.
 //!
 //! ```text
-//! norm      γ' = γ / s        β' = (β − z) / s                    γ, β, z, s: [C]
-//! Linears   W' = diag(s) W    b' = b + z W                        W: [C, N], b: [N]
-//! others    y  = y' s + z     by one Mul and one Add, under the old name of y
+//! norm      γ' = γ / s               β' = (β − z) / s                    γ, β, z, s: [C]
+//! Linears   W' = diag(s) W diag(1/s_y)    b' = (b + z W − z_y) / s_y     W: [C, N], b, z_y, s_y: [N]
+//! constants c' = (c − z) / s  or  c / s
+//! others    x  = x' s + z            by one Mul and one Add, under the old name of x
 //! ```
 //!
-//! Exact in real arithmetic; what float rounding leaves is checked by running both models.
-//! Source: Outlier Suppression+, section 4.1 (equations 3 to 6).
+//! where z_y, s_y belong to a site that reads the Linear's own output. Exact in real arithmetic; what float rounding
+//! leaves is checked by running both models. Source: Outlier Suppression+, section 4.1 (equations 3 to 6).
 
-use ndarray::{Array1, Axis};
+use std::collections::BTreeMap;
 
 use super::RewriteError;
-use super::linear::{NewConstant, set_constant, stored_weight, without_factors};
-use crate::graph::{Names, Patch, View};
+use super::linear::{LinearFold, NewConstant, set_constant};
+use crate::graph::{Names, NodeId, Patch, ValueId, View};
 use crate::onnx::DataType;
 use crate::onnx::node::make_node;
-use crate::recognise::{Linear, LinearForm, Norm, NormParam, Recognised};
-use crate::site::{Sink, Site};
+use crate::recognise::{Norm, NormParam, Recognised};
+use crate::site::{Fold, Place, Sink, Site};
 
 /// The affine x' = (x − z) / s of one site; a missing part is the identity.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -33,238 +34,355 @@ impl Affine {
     pub fn is_identity(&self) -> bool {
         self.shift.is_none() && self.scale.is_none()
     }
+
+    /// z of one channel; 0 for none.
+    fn z(&self, channel: Option<u32>) -> f32 {
+        let z = self.shift.as_ref().zip(channel);
+        z.map_or(0.0, |(z, c)| z[c as usize])
+    }
+
+    /// s of one channel; 1 for none.
+    fn s(&self, channel: Option<u32>) -> f32 {
+        let s = self.scale.as_ref().zip(channel);
+        s.map_or(1.0, |(s, c)| s[c as usize])
+    }
+
+    fn parts(&self) -> &'static str {
+        match (&self.shift, &self.scale) {
+            (Some(_), Some(_)) => "shift and scale",
+            (Some(_), None) => "shift",
+            _ => "scale",
+        }
+    }
 }
 
-/// The patch that migrates one site. The site must have a sink, and a shift needs `site.allow_shift`.
+/// The patches that migrate sites, each with its affine. Sites must have a sink, and a shift needs
+/// [`Site::allow_shift`].
 ///
 /// # Errors
 /// A constant that does not fit its type after migration, or cannot be read.
 pub fn migrate(
     view: &View,
     found: &Recognised,
-    site: &Site,
-    affine: &Affine,
+    sites: &[(&Site, Affine)],
     names: &mut Names,
-) -> Result<Patch, RewriteError> {
-    let value = view.name(site.value);
-    let parts = match (&affine.shift, &affine.scale) {
-        (Some(_), Some(_)) => "shift and scale",
-        (Some(_), None) => "shift",
-        _ => "scale",
+) -> Result<Vec<Patch>, RewriteError> {
+    let mut migration = Migration {
+        view,
+        found,
+        names,
+        patches: Vec::new(),
+        linears: BTreeMap::new(),
+        constants: BTreeMap::new(),
     };
-    let mut patch = Patch::new(format!(
-        "fold the {parts} of `{value}` into its norm and Linears"
-    ));
-    let Sink::Norm(norm) = site.sink else {
-        return Ok(patch);
-    };
-    if affine.is_identity() {
-        return Ok(patch);
+    for (site, affine) in sites.iter().filter(|(_, affine)| !affine.is_identity()) {
+        migration.add(site, affine)?;
     }
-    let norm = &found.norms[norm];
-    fold_norm(view, norm, affine, &mut patch, names)?;
-    for &l in &site.linears {
-        fold_linear(view, &found.linears[l], affine, &mut patch, names)?;
-    }
-    if site.restore {
-        restore(view, norm, site, affine, &mut patch, names)?;
-    }
-    Ok(patch)
+    migration.finish()
 }
 
-fn fold_norm(
-    view: &View,
-    norm: &Norm,
-    affine: &Affine,
-    patch: &mut Patch,
-    names: &mut Names,
-) -> Result<(), RewriteError> {
-    let scale = |c: usize| affine.scale.as_ref().map_or(1.0, |s| s[c]);
-    if affine.scale.is_some() {
-        fold_param(view, norm.gamma, patch, names, |c, gamma| gamma / scale(c))?;
-    }
-    let shift = |c: usize| affine.shift.as_ref().map_or(0.0, |z| z[c]);
-    match norm.beta {
-        Some(beta) => fold_param(view, beta, patch, names, |c, b| (b - shift(c)) / scale(c)),
-        None if affine.shift.is_some() => {
-            let gamma = read(view, norm.gamma)?;
-            let beta = |c| (0.0 - shift(c)) / scale(c);
-            let data = (0..norm.channels).map(beta).collect();
-            let name = names.derive(&norm.name, "beta");
-            let new = NewConstant {
-                shape: vec![norm.channels],
-                data,
-                dtype: gamma.1,
-            };
-            patch.add_initializer(new.into_tensor(&name)?);
-            // LayerNormalization reads its optional β as input 2.
-            patch.rewire(norm.node, 2, name);
-            Ok(())
+/// What becomes of one constant on the way: element i is c_i' = (c_i + shift_i) / scale_i.
+struct ConstantFold {
+    value: ValueId,
+    shift: Vec<f32>,
+    scale: Vec<f32>,
+}
+
+/// A Linear or constant can take part in two sites, so their changes are collected and written once.
+struct Migration<'a, 'm> {
+    view: &'a View<'m>,
+    found: &'a Recognised,
+    names: &'a mut Names,
+    patches: Vec<Patch>,
+    linears: BTreeMap<usize, LinearFold>,
+    constants: BTreeMap<(NodeId, usize), ConstantFold>,
+}
+
+impl Migration<'_, '_> {
+    fn add(&mut self, site: &Site, affine: &Affine) -> Result<(), RewriteError> {
+        let value = self.view.name(site.value);
+        let mut patch = Patch::new(format!("fold the {} of `{value}`", affine.parts()));
+        match &site.sink {
+            Sink::None(_) => return Ok(()),
+            Sink::Norm(norm) => {
+                let norm = &self.found.norms[*norm];
+                let channels: Vec<_> = (0..norm.channels as u32).map(Some).collect();
+                self.fold_norm(norm, affine, &channels, &mut patch)?;
+                if site.restore {
+                    self.restore(norm, site, affine, &mut patch)?;
+                }
+            }
+            Sink::Traced(trace) => {
+                for fold in &trace.folds {
+                    self.fold(fold, affine, &mut patch)?;
+                }
+            }
+            Sink::Explicit(_) => self.explicit(site, affine, &mut patch)?,
         }
-        None => Ok(()),
+        for &l in &site.linears {
+            self.linear(l).absorb(affine);
+        }
+        self.patches.push(patch);
+        Ok(())
+    }
+
+    fn linear(&mut self, l: usize) -> &mut LinearFold {
+        let n = self.found.linears[l].n;
+        self.linears.entry(l).or_insert_with(|| LinearFold::new(n))
+    }
+
+    fn fold(
+        &mut self,
+        fold: &Fold,
+        affine: &Affine,
+        patch: &mut Patch,
+    ) -> Result<(), RewriteError> {
+        match fold.place {
+            Place::Linear(l) => {
+                let linear = self.linear(l);
+                for (column, &channel) in fold.channels.iter().enumerate() {
+                    linear.output_scale[column] *= affine.s(channel);
+                    if fold.takes_shift {
+                        linear.output_shift[column] += affine.z(channel);
+                    }
+                }
+                Ok(())
+            }
+            Place::Norm(n) => {
+                let affine = match fold.takes_shift {
+                    true => affine.clone(),
+                    false => Affine {
+                        shift: None,
+                        scale: affine.scale.clone(),
+                    },
+                };
+                self.fold_norm(&self.found.norms[n], &affine, &fold.channels, patch)
+            }
+            Place::Constant {
+                node,
+                slot,
+                value,
+                shift_sign,
+            } => {
+                let count = fold.channels.len();
+                let constant = self
+                    .constants
+                    .entry((node, slot))
+                    .or_insert_with(|| ConstantFold {
+                        value,
+                        shift: vec![0.0; count],
+                        scale: vec![1.0; count],
+                    });
+                for (i, &channel) in fold.channels.iter().enumerate() {
+                    constant.scale[i] *= affine.s(channel);
+                    constant.shift[i] += f32::from(shift_sign) * affine.z(channel);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Writes what has been collected for Linears and constants.
+    fn finish(mut self) -> Result<Vec<Patch>, RewriteError> {
+        for ((node, slot), fold) in std::mem::take(&mut self.constants) {
+            let name = self.view.name(fold.value);
+            let mut patch = Patch::new(format!("fold shift and scale into `{name}`"));
+            let change = |i: usize, c: f32| (c + fold.shift[i]) / fold.scale[i];
+            let param = NormParam {
+                node,
+                slot,
+                value: fold.value,
+            };
+            self.fold_param(param, &mut patch, change)?;
+            self.patches.push(patch);
+        }
+        for (l, fold) in std::mem::take(&mut self.linears) {
+            let linear = &self.found.linears[l];
+            let mut patch = Patch::new(format!("fold shift and scale into `{}`", linear.name));
+            fold.write(self.view, linear, &mut patch, self.names)?;
+            self.patches.push(patch);
+        }
+        Ok(self.patches)
+    }
+
+    /// γ' = γ / s, β' = (β − z) / s, with the site's channel of each of the norm's.
+    fn fold_norm(
+        &mut self,
+        norm: &Norm,
+        affine: &Affine,
+        channels: &[Option<u32>],
+        patch: &mut Patch,
+    ) -> Result<(), RewriteError> {
+        if affine.scale.is_some() {
+            self.fold_param(norm.gamma, patch, |c, gamma| gamma / affine.s(channels[c]))?;
+        }
+        let beta = |c: usize, b: f32| (b - affine.z(channels[c])) / affine.s(channels[c]);
+        match norm.beta {
+            Some(param) => self.fold_param(param, patch, beta),
+            None if affine.shift.is_some() => {
+                let (_, dtype) = read(self.view, norm.gamma)?;
+                let data = (0..norm.channels).map(|c| beta(c, 0.0)).collect();
+                let name = self.names.derive(&norm.name, "beta");
+                let new = NewConstant {
+                    shape: vec![norm.channels],
+                    data,
+                    dtype,
+                };
+                patch.add_initializer(new.into_tensor(&name)?);
+                // LayerNormalization reads its optional β as input 2.
+                patch.rewire(norm.node, 2, name);
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn fold_param(
+        &mut self,
+        param: NormParam,
+        patch: &mut Patch,
+        fold: impl Fn(usize, f32) -> f32,
+    ) -> Result<(), RewriteError> {
+        let (array, dtype) = read(self.view, param)?;
+        let data = array.iter().enumerate().map(|(c, &x)| fold(c, x)).collect();
+        let new = NewConstant {
+            shape: array.shape().to_vec(),
+            data,
+            dtype,
+        };
+        let at = (param.node, param.slot);
+        set_constant(self.view, patch, self.names, at, param.value, new)
+    }
+
+    /// y = y' s + z for the readers that are no Linears. They keep the name y; the norm writes y' under a new one.
+    fn restore(
+        &mut self,
+        norm: &Norm,
+        site: &Site,
+        affine: &Affine,
+        patch: &mut Patch,
+    ) -> Result<(), RewriteError> {
+        let original = self.view.name(site.value);
+        let migrated = self.names.derive(original, "migrated");
+        let slot = self.view.producer(site.value).map_or(0, |(_, slot)| slot);
+        patch.rename_output(norm.last, slot, migrated.clone());
+        for &(node, input) in &site.absorb {
+            patch.rewire(node, input, migrated.clone());
+        }
+        let steps = [
+            ("Mul", "restore_scale", affine.scale.clone()),
+            ("Add", "restore_shift", affine.shift.clone()),
+        ];
+        let dtype = read(self.view, norm.gamma)?.1;
+        let nodes = self.chain(
+            steps,
+            (&norm.name, original),
+            migrated,
+            original,
+            dtype,
+            patch,
+        )?;
+        nodes
+            .into_iter()
+            .for_each(|node| patch.insert_after(norm.last, node));
+        Ok(())
+    }
+
+    /// x' = x (1/s) − z/s on the way to the Linears alone.
+    fn explicit(
+        &mut self,
+        site: &Site,
+        affine: &Affine,
+        patch: &mut Patch,
+    ) -> Result<(), RewriteError> {
+        let linear = &self.found.linears[site.linears[0]];
+        let original = self.view.name(site.value);
+        let migrated = self.names.derive(original, "migrated");
+        let inverse = affine
+            .scale
+            .as_ref()
+            .map(|s| s.iter().map(|s| 1.0 / s).collect::<Vec<f32>>());
+        let offset = affine.shift.as_ref().map(|z| {
+            let s = |c: usize| affine.scale.as_ref().map_or(1.0, |s| s[c]);
+            z.iter()
+                .enumerate()
+                .map(|(c, z)| -z / s(c))
+                .collect::<Vec<f32>>()
+        });
+        let steps = [
+            ("Mul", "migrate_scale", inverse),
+            ("Add", "migrate_shift", offset),
+        ];
+        let names = (original, original);
+        let nodes = self.chain(
+            steps,
+            names,
+            original.to_owned(),
+            &migrated,
+            linear.dtype,
+            patch,
+        )?;
+        let first = site
+            .absorb
+            .iter()
+            .map(|&(node, _)| node)
+            .min()
+            .unwrap_or(linear.node);
+        nodes
+            .into_iter()
+            .for_each(|node| patch.insert_before(first, node));
+        for &(node, input) in &site.absorb {
+            patch.rewire(node, input, migrated.clone());
+        }
+        Ok(())
+    }
+
+    /// Nodes with one constant each, from the value `from` to the value `to`; steps without a constant are left out.
+    fn chain(
+        &mut self,
+        steps: [(&str, &str, Option<Vec<f32>>); 2],
+        (node_base, value_base): (&str, &str),
+        from: String,
+        to: &str,
+        dtype: DataType,
+        patch: &mut Patch,
+    ) -> Result<Vec<crate::onnx::proto::NodeProto>, RewriteError> {
+        let steps: Vec<_> = steps
+            .into_iter()
+            .filter_map(|(op, what, v)| Some((op, what, v?)))
+            .collect();
+        let count = steps.len();
+        let mut nodes = Vec::new();
+        let mut current = from;
+        for (i, (op, what, data)) in steps.into_iter().enumerate() {
+            let constant = self.names.derive(value_base, what);
+            let new = NewConstant {
+                shape: vec![data.len()],
+                data,
+                dtype,
+            };
+            patch.add_initializer(new.into_tensor(&constant)?);
+            let output = if i + 1 == count {
+                to.to_owned()
+            } else {
+                self.names.derive(value_base, &format!("{what}d"))
+            };
+            let node = self.names.derive(node_base, what);
+            nodes.push(make_node(
+                op,
+                &node,
+                &[&current, &constant],
+                &[&output],
+                vec![],
+            ));
+            current = output;
+        }
+        Ok(nodes)
     }
 }
 
-type FloatConstant = (ndarray::ArrayD<f32>, DataType);
-
-fn read(view: &View, param: NormParam) -> Result<FloatConstant, RewriteError> {
+fn read(view: &View, param: NormParam) -> Result<(ndarray::ArrayD<f32>, DataType), RewriteError> {
     view.constant(param.value)
         .and_then(|c| c.into_float())
         .ok_or_else(|| RewriteError::Constant(view.name(param.value).to_owned()))
-}
-
-fn fold_param(
-    view: &View,
-    param: NormParam,
-    patch: &mut Patch,
-    names: &mut Names,
-    fold: impl Fn(usize, f32) -> f32,
-) -> Result<(), RewriteError> {
-    let (array, dtype) = read(view, param)?;
-    let data = array.iter().enumerate().map(|(c, &x)| fold(c, x)).collect();
-    let new = NewConstant {
-        shape: array.shape().to_vec(),
-        data,
-        dtype,
-    };
-    set_constant(
-        view,
-        patch,
-        names,
-        (param.node, param.slot),
-        param.value,
-        new,
-    )
-}
-
-fn fold_linear(
-    view: &View,
-    linear: &Linear,
-    affine: &Affine,
-    patch: &mut Patch,
-    names: &mut Names,
-) -> Result<(), RewriteError> {
-    let unreadable = || RewriteError::Constant(view.name(linear.weight).to_owned());
-    let mut weight = linear.load_weight(view).ok_or_else(unreadable)?;
-    if let Some(z) = &affine.shift {
-        // b' uses the weight as it was: z enters before the division by s.
-        let extra = Array1::from(z.clone()).dot(&weight);
-        add_to_bias(view, linear, extra, patch, names)?;
-    }
-    if let Some(s) = &affine.scale {
-        for (mut row, &s) in weight.axis_iter_mut(Axis(0)).zip(s) {
-            row *= s;
-        }
-    }
-    if affine.scale.is_some() {
-        let new = stored_weight(linear, weight);
-        set_constant(view, patch, names, (linear.node, 1), linear.weight, new)?;
-    }
-    let (scaled, shifted) = (affine.scale.is_some(), affine.shift.is_some());
-    if let Some(node) = without_factors(view, linear, scaled, shifted) {
-        patch.replace(linear.node, node);
-    }
-    Ok(())
-}
-
-/// b' = b + `extra`; a Linear without a bias gets one.
-fn add_to_bias(
-    view: &View,
-    linear: &Linear,
-    extra: Array1<f32>,
-    patch: &mut Patch,
-    names: &mut Names,
-) -> Result<(), RewriteError> {
-    let dtype = linear.dtype;
-    if let Some(bias) = linear.bias {
-        let unreadable = || RewriteError::Constant(view.name(bias.value).to_owned());
-        let b = linear.load_bias(view).ok_or_else(unreadable)?;
-        let stored = view
-            .constant(bias.value)
-            .and_then(|c| c.into_float())
-            .ok_or_else(unreadable)?
-            .0;
-        // A single number for all columns is a vector from now on.
-        let shape = if stored.len() == linear.n {
-            stored.shape().to_vec()
-        } else {
-            vec![linear.n]
-        };
-        let new = NewConstant {
-            shape,
-            data: (b + extra).to_vec(),
-            dtype,
-        };
-        return set_constant(view, patch, names, (bias.node, bias.slot), bias.value, new);
-    }
-    let new = NewConstant {
-        shape: vec![linear.n],
-        data: extra.to_vec(),
-        dtype,
-    };
-    let name = names.derive(view.name(linear.weight), "bias");
-    patch.add_initializer(new.into_tensor(&name)?);
-    match linear.form {
-        LinearForm::Gemm { .. } => patch.rewire(linear.node, 2, name),
-        LinearForm::MatMul => {
-            let output = view.output(linear.node, 0).map_or("", |v| view.name(v));
-            let product = names.derive(output, "product");
-            let add = names.derive(&linear.name, "bias");
-            patch.rename_output(linear.node, 0, product.clone());
-            patch.insert_after(
-                linear.node,
-                make_node("Add", &add, &[&product, &name], &[output], vec![]),
-            );
-        }
-    }
-    Ok(())
-}
-
-/// y = y' s + z for the readers that are no Linears. They keep the name y; the norm writes y' under a new one.
-fn restore(
-    view: &View,
-    norm: &Norm,
-    site: &Site,
-    affine: &Affine,
-    patch: &mut Patch,
-    names: &mut Names,
-) -> Result<(), RewriteError> {
-    let original = view.name(site.value);
-    let migrated = names.derive(original, "migrated");
-    let slot = view.producer(site.value).map_or(0, |(_, slot)| slot);
-    patch.rename_output(norm.last, slot, migrated.clone());
-    for &(node, input) in &site.absorb {
-        patch.rewire(node, input, migrated.clone());
-    }
-    let dtype = read(view, norm.gamma)?.1;
-    let steps = [
-        ("Mul", "restore_scale", &affine.scale),
-        ("Add", "restore_shift", &affine.shift),
-    ];
-    let steps: Vec<_> = steps
-        .into_iter()
-        .filter_map(|(op, what, v)| Some((op, what, v.as_ref()?)))
-        .collect();
-    let mut current = migrated;
-    for (i, (op, what, values)) in steps.iter().enumerate() {
-        let constant = names.derive(original, what);
-        let new = NewConstant {
-            shape: vec![values.len()],
-            data: values.to_vec(),
-            dtype,
-        };
-        patch.add_initializer(new.into_tensor(&constant)?);
-        let output = if i + 1 == steps.len() {
-            original.to_owned()
-        } else {
-            names.derive(original, &format!("{what}d"))
-        };
-        let node = names.derive(&norm.name, what);
-        patch.insert_after(
-            norm.last,
-            make_node(op, &node, &[&current, &constant], &[&output], vec![]),
-        );
-        current = output;
-    }
-    Ok(())
 }

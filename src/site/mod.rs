@@ -4,14 +4,24 @@
 //! readers are split into those that absorb it (Linears: diag(s) W, b + z W) and those that need the value as
 //! it was. Together they are all readers, subgraph captures and graph outputs included.
 
+mod labels;
+mod rules;
+mod trace;
+
 use crate::graph::{NodeId, Use, ValueId, View};
 use crate::recognise::{Linear, LinearForm, NormKind, Passage, Recognised, passage};
+
+pub use trace::{Fold, Place, Shapes, Trace};
 
 /// The place whose constants take the affine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sink {
     /// γ' = γ / s, β' = (β − z) / s of `Recognised::norms[_]` (paper, section 4.1).
     Norm(usize),
+    /// Constants further back, reached through operators that the affine commutes with.
+    Traced(Trace),
+    /// No constant can be reached, for this reason: one Mul on the way to the Linears alone. It costs run time.
+    Explicit(String),
     /// There is none, for this reason: the input is quantized as it is.
     None(String),
 }
@@ -38,13 +48,39 @@ pub struct Site {
 impl Site {
     /// Whether the affine can be folded at all.
     pub fn has_sink(&self) -> bool {
-        matches!(self.sink, Sink::Norm(_))
+        !matches!(self.sink, Sink::None(_))
     }
+}
+
+/// The names of the values whose shapes [`find_sites`] can use: those between Linear inputs and what produces them.
+pub fn wanted_shapes(view: &View, found: &Recognised) -> Vec<String> {
+    let behind_norm = |l: &&Linear| !found.norms.iter().any(|n| n.output == l.input);
+    let mut values: Vec<ValueId> = found
+        .linears
+        .iter()
+        .filter(|l| l.channels_last())
+        .filter(behind_norm)
+        .flat_map(|l| trace::values_on_the_way(view, found, l.input))
+        .collect();
+    values.sort_unstable();
+    values.dedup();
+    values
+        .into_iter()
+        .map(|v| view.name(v).to_owned())
+        .collect()
 }
 
 /// Finds every site: first those behind norms, then the inputs of all remaining Linears, in graph order of their
 /// first Linear. Every recognised Linear belongs to exactly one site.
-pub fn find_sites(view: &View, found: &Recognised) -> Vec<Site> {
+///
+/// `shapes` are those of one run, for the values of [`wanted_shapes`]; a value without a shape has no traced sink.
+/// `extra_nodes` allows explicit ones.
+pub fn find_sites(
+    view: &View,
+    found: &Recognised,
+    shapes: &Shapes,
+    extra_nodes: bool,
+) -> Vec<Site> {
     let mut sites: Vec<Site> = Vec::new();
     let mut taken = vec![None::<usize>; found.linears.len()];
     let mut refused: Vec<(ValueId, String)> = Vec::new();
@@ -98,20 +134,34 @@ pub fn find_sites(view: &View, found: &Recognised) -> Vec<Site> {
             sites[site].ranks.push(None);
             continue;
         }
-        let reason = refused
-            .iter()
-            .find(|(value, _)| *value == linear.input)
-            .map(|(_, reason)| reason.clone())
-            .unwrap_or_else(|| no_sink(view, found, linear));
         sites.push(Site {
             value: linear.input,
-            sink: Sink::None(reason),
+            sink: Sink::None(String::new()),
             linears: vec![l],
             absorb: vec![(linear.node, 0)],
             ranks: vec![None],
-            restore: view.uses(linear.input).len() > 1,
+            restore: false,
             allow_shift: false,
         });
+    }
+    for site in sites.iter_mut().filter(|s| !s.has_sink()) {
+        let linear = &found.linears[site.linears[0]];
+        let refusal = refused.iter().find(|(value, _)| *value == linear.input);
+        let traced = match refusal {
+            Some((_, reason)) => Err(reason.clone()),
+            None => reach(view, found, shapes, site),
+        };
+        match traced {
+            Ok(trace) => {
+                let biases_take_it = site.linears.iter().all(|&l| !found.linears[l].odd_bias);
+                site.allow_shift = trace.allow_shift && biases_take_it;
+                site.sink = Sink::Traced(trace);
+            }
+            Err(reason) if extra_nodes && linear.channels_last() => {
+                site.sink = Sink::Explicit(reason);
+            }
+            Err(reason) => site.sink = Sink::None(reason),
+        }
     }
     sites.sort_by_key(|s| s.linears[0]);
     sites
@@ -138,6 +188,32 @@ fn no_sink(view: &View, found: &Recognised, linear: &Linear) -> String {
             }
         }
     }
+}
+
+/// The constants behind the input of a site's Linears, or why none can be reached.
+fn reach(view: &View, found: &Recognised, shapes: &Shapes, site: &Site) -> Result<Trace, String> {
+    let linear = &found.linears[site.linears[0]];
+    if !linear.channels_last() || !shapes.contains_key(view.name(site.value)) {
+        return Err(no_sink(view, found, linear));
+    }
+    let reader = |&(node, input): &(NodeId, usize)| Use::Node { node, input };
+    let readers: Vec<Use> = site.absorb.iter().map(reader).collect();
+    let mut trace = trace::trace(view, found, shapes, site.value, &readers)?;
+    // One scale for all channels moves nothing from one to another.
+    if let Some(ties) = &trace.ties {
+        let free = ties
+            .iter()
+            .enumerate()
+            .filter(|&(c, &g)| c as u32 == g)
+            .count();
+        if free < 2 {
+            return Err("all its channels share one constant".to_owned());
+        }
+    }
+    trace
+        .folds
+        .retain(|f| f.channels.iter().any(Option::is_some));
+    Ok(trace)
 }
 
 /// The readers of a value, seen through Identity, Dropout, Cast and Reshape.

@@ -53,8 +53,11 @@ pub fn fold(model: &Model) -> (Model, usize) {
     let view = View::new(model);
     let found = recognise(&view);
     let mut names = Names::new(model);
-    let mut patches = Vec::new();
-    for site in find_sites(&view, &found).iter().filter(|s| s.has_sink()) {
+    let (mut patches, mut sites) = (Vec::new(), 0);
+    for site in find_sites(&view, &found, &Default::default(), false)
+        .iter()
+        .filter(|s| s.has_sink())
+    {
         let k = found.linears[site.linears[0]].k;
         let affine = Affine {
             shift: site
@@ -62,9 +65,9 @@ pub fn fold(model: &Model) -> (Model, usize) {
                 .then(|| (0..k).map(|c| 1.5 - 0.4 * c as f32).collect()),
             scale: Some((0..k).map(|c| 0.5 + 0.3 * (c % 5) as f32).collect()),
         };
-        patches.push(migrate(&view, &found, site, &affine, &mut names).unwrap());
+        patches.extend(migrate(&view, &found, &[(site, affine)], &mut names).unwrap());
+        sites += 1;
     }
-    let sites = patches.len();
     let mut folded = model.clone();
     apply(&mut folded, patches).unwrap();
     (folded, sites)

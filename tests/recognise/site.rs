@@ -8,7 +8,7 @@ use crate::form::{check_fold, found};
 use crate::text::model;
 
 fn sites(model: &Model) -> Vec<Site> {
-    find_sites(&View::new(model), &found(model))
+    find_sites(&View::new(model), &found(model), &Default::default(), false)
 }
 
 fn after_norm(lines: &str) -> Model {

@@ -135,6 +135,6 @@ fn cast_between_norm_and_linear() {
     let found = found(&model);
     assert_eq!(found.linears[0].dtype, DataType::Float16);
     let view = View::new(&model);
-    let sites = onnx_osplus::site::find_sites(&view, &found);
+    let sites = onnx_osplus::site::find_sites(&view, &found, &Default::default(), false);
     assert!(sites[0].has_sink());
 }

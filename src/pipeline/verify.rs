@@ -1,0 +1,123 @@
+//! Running the results against the original.
+
+use super::Run;
+use crate::Error;
+use crate::calibrate::{Batch, OutputComparison, compare};
+use crate::onnx::Model;
+use crate::review::{Decision, FLOAT_LIMIT, FloatCheck, gain_db, output_reports};
+
+/// From so many held-out rows on they alone decide between the result and plain min-max.
+const DECISIVE_ROWS: usize = 32;
+
+impl Run<'_> {
+    /// Runs original and migrated model: they must agree before anything is quantized.
+    pub fn check_float(&mut self, migrated: &Model) -> Result<(), Error> {
+        if self.migrated_sites == 0 && self.report.settings.opset_raised_from.is_none() {
+            return Ok(());
+        }
+        let compared = self.compare(&[migrated])?.remove(0);
+        let worst = compared
+            .iter()
+            .max_by(|a, b| a.max_relative_error.total_cmp(&b.max_relative_error));
+        let error = worst.map_or(0.0, |o| o.max_relative_error);
+        // A NaN is no agreement.
+        if error.is_nan() || error > FLOAT_LIMIT {
+            let output = worst.map_or(String::new(), |o| o.name.clone());
+            return Err(Error::FloatCheck {
+                output,
+                error,
+                limit: FLOAT_LIMIT,
+            });
+        }
+        self.report.float_check = FloatCheck {
+            max_relative_error: error,
+            limit: FLOAT_LIMIT,
+        };
+        self.report.outputs = output_reports(&compared, None);
+        self.finish_step("float check");
+        Ok(())
+    }
+
+    fn compare(&self, models: &[&Model]) -> Result<Vec<Vec<OutputComparison>>, Error> {
+        self.compare_on(&self.held_out, models)
+    }
+
+    fn compare_on(
+        &self,
+        batches: &[Batch],
+        models: &[&Model],
+    ) -> Result<Vec<Vec<OutputComparison>>, Error> {
+        let (engine, threads) = (self.engine, self.options.threads);
+        Ok(compare(
+            engine,
+            self.original,
+            models,
+            batches,
+            threads,
+            self.progress,
+        )?)
+    }
+
+    /// The migrated model is the result; [`Run::check_float`] has compared its outputs.
+    pub fn verify_float(&mut self, migrated: Model) -> Result<Model, Error> {
+        if self.migrated_sites == 0 {
+            self.report.decision = Decision::NothingToMigrate;
+            let compared = self.compare(&[&migrated])?.remove(0);
+            self.report.outputs = output_reports(&compared, None);
+        }
+        self.finish_step("verify");
+        Ok(migrated)
+    }
+
+    /// Runs the result and plain min-max against the original and keeps whichever is closer to it.
+    pub fn keep_the_better(
+        &mut self,
+        quantized: Model,
+        plain: Option<Model>,
+    ) -> Result<Model, Error> {
+        let models: Vec<&Model> = std::iter::once(&quantized).chain(&plain).collect();
+        let mut compared = self.compare(&models)?.into_iter();
+        let ours = compared.next().unwrap_or_default();
+        let theirs = compared.next();
+        let mut gain = total_gain(&ours, theirs.as_deref());
+        let rows: usize = self.held_out.iter().map(|b| b.rows.len()).sum();
+        if gain < 0.0 && rows < DECISIVE_ROWS {
+            // A handful of rows is a coin toss between two close results: ask the others, too. They set the ranges of
+            // both models alike.
+            let batches = &self.calibration;
+            let mut others = self.compare_on(batches, &models)?.into_iter();
+            let ours = others.next().unwrap_or_default();
+            gain += total_gain(&ours, others.next().as_deref());
+        }
+        let (result, decision, outputs) = match (plain, &theirs) {
+            (Some(plain), Some(theirs)) if gain < 0.0 => (
+                plain,
+                Decision::PlainWasBetter,
+                output_reports(theirs, Some(theirs)),
+            ),
+            (None, _) => (
+                quantized,
+                Decision::PlainAskedFor,
+                output_reports(&ours, Some(&ours)),
+            ),
+            (_, theirs) if self.migrated_sites == 0 => {
+                let outputs = output_reports(&ours, theirs.as_deref());
+                (quantized, Decision::NothingToMigrate, outputs)
+            }
+            (_, theirs) => {
+                let outputs = output_reports(&ours, theirs.as_deref());
+                (quantized, Decision::Migrated, outputs)
+            }
+        };
+        self.report.decision = decision;
+        self.report.outputs = outputs;
+        self.finish_step("verify");
+        Ok(result)
+    }
+}
+
+/// The sum over all outputs of what `ours` gains over `theirs`, in dB.
+fn total_gain(ours: &[OutputComparison], theirs: Option<&[OutputComparison]>) -> f64 {
+    let pairs = theirs.unwrap_or_default().iter().zip(ours);
+    pairs.map(|(plain, ours)| gain_db(ours, plain)).sum()
+}

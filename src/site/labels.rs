@@ -1,0 +1,129 @@
+//! Which channel every element of a value belongs to.
+//!
+//! A site's channels sit on the last axis of its value, but the same numbers were somewhere else before a head split,
+//! a transposition or a concatenation. Labels follow them: an array of the value's shape that holds the channel of
+//! each element, or [`NONE`]. Each shape operator is then a rearrangement of labels, for any combination of operators.
+//!
+//! Where one element belongs to several channels (a value broadcast to several heads), these channels are *tied*:
+//! they must get one shift and one scale.
+
+use ndarray::{ArrayD, Axis, Dimension, IxDyn, Slice};
+
+/// An element that belongs to no channel of the site.
+pub(super) const NONE: u32 = u32::MAX;
+
+/// A channel number, or [`NONE`], for every element of a value.
+pub(super) type Labels = ArrayD<u32>;
+
+/// Labels of a value whose channels are its last axis.
+pub(super) fn channels_last(shape: &[usize]) -> Labels {
+    let channels = shape.last().copied().unwrap_or(1);
+    ArrayD::from_shape_fn(IxDyn(shape), |index| {
+        (index[index.ndim() - 1] % channels) as u32
+    })
+}
+
+/// Channels that must be treated alike, as a union-find forest.
+#[derive(Clone, Debug)]
+pub(super) struct Ties {
+    parent: Vec<u32>,
+}
+
+impl Ties {
+    /// No ties among `channels` channels.
+    pub fn new(channels: usize) -> Self {
+        Ties {
+            parent: (0..channels as u32).collect(),
+        }
+    }
+
+    /// The smallest channel that `channel` is tied to.
+    pub fn find(&self, mut channel: u32) -> u32 {
+        while self.parent[channel as usize] != channel {
+            channel = self.parent[channel as usize];
+        }
+        channel
+    }
+
+    /// Ties two channels.
+    pub fn tie(&mut self, a: u32, b: u32) {
+        let (a, b) = (self.find(a), self.find(b));
+        self.parent[a.max(b) as usize] = a.min(b);
+    }
+
+    /// For every channel the smallest one it is tied to; `None` if nothing is tied.
+    pub fn groups(&self) -> Option<Vec<u32>> {
+        let groups: Vec<u32> = (0..self.parent.len() as u32)
+            .map(|c| self.find(c))
+            .collect();
+        groups
+            .iter()
+            .enumerate()
+            .any(|(c, &g)| c as u32 != g)
+            .then_some(groups)
+    }
+}
+
+/// Labels of the smaller value that was broadcast to `labels`' shape (NumPy's rule). Channels that fall on one element
+/// are tied. `None` if an element would belong to a channel and to none.
+pub(super) fn unbroadcast(labels: &Labels, shape: &[usize], ties: &mut Ties) -> Option<Labels> {
+    let offset = labels.ndim().checked_sub(shape.len())?;
+    let mut result: ArrayD<u32> = ArrayD::from_elem(IxDyn(shape), NONE);
+    let mut seen = ArrayD::from_elem(IxDyn(shape), false);
+    let mut at = vec![0; shape.len()];
+    for (index, &label) in labels.indexed_iter() {
+        for (axis, place) in at.iter_mut().enumerate() {
+            *place = match shape[axis] {
+                1 => 0,
+                n if n == labels.shape()[axis + offset] => index[axis + offset],
+                _ => return None,
+            };
+        }
+        let slot = &mut result[IxDyn(&at)];
+        match (std::mem::replace(&mut seen[IxDyn(&at)], true), *slot, label) {
+            (false, ..) => *slot = label,
+            (true, old, new) if old == new => {}
+            (true, NONE, _) | (true, _, NONE) => return None,
+            (true, old, new) => ties.tie(old, new),
+        }
+    }
+    Some(result)
+}
+
+/// Labels of the factor V: [.., T, D] of a product P V whose output [.., S, D] has `labels`. Every row of V reaches
+/// every row of the output.
+pub(super) fn through_product(labels: &Labels, shape: &[usize], ties: &mut Ties) -> Option<Labels> {
+    let rank = labels.ndim();
+    if rank < 2 || shape.len() < 2 || shape.len() > rank {
+        return None;
+    }
+    let mut one_row = labels.shape().to_vec();
+    one_row[rank - 2] = 1;
+    let row = unbroadcast(labels, &one_row, ties)?;
+    let mut target = shape.to_vec();
+    target[shape.len() - 2] = 1;
+    let row = unbroadcast(&row, &target, ties)?;
+    Some(row.broadcast(IxDyn(shape))?.to_owned())
+}
+
+/// Labels of the larger value of which `labels` are the elements `range` along `axis`; the rest belongs to no channel.
+pub(super) fn unslice(
+    labels: &Labels,
+    shape: &[usize],
+    axis: usize,
+    range: Slice,
+) -> Option<Labels> {
+    let mut whole: Labels = ArrayD::from_elem(IxDyn(shape), NONE);
+    let mut part = whole.slice_axis_mut(Axis(axis), range);
+    if part.shape() != labels.shape() {
+        return None;
+    }
+    part.assign(labels);
+    Some(whole)
+}
+
+/// Labels in another shape of as many elements.
+pub(super) fn reshape(labels: Labels, shape: &[usize]) -> Option<Labels> {
+    let labels = labels.as_standard_layout().into_owned();
+    labels.into_shape_with_order(IxDyn(shape)).ok()
+}

@@ -1,0 +1,378 @@
+//! The rules of [`super::trace`], one operator each.
+
+use ndarray::Slice;
+
+use super::labels::{Labels, NONE, reshape, through_product, unbroadcast, unslice};
+use super::trace::{Fold, Place, Walk, channels};
+use crate::graph::{Constant, NodeId, Use, ValueId, View};
+use crate::onnx::node::{attr_i, attr_ints};
+use crate::recognise::{passage, see_through};
+
+impl Walk<'_, '_> {
+    /// The rule of one operator: `labels` are those of its output number `output`.
+    pub(super) fn rule(
+        &mut self,
+        node: NodeId,
+        output: usize,
+        labels: Labels,
+        shift: bool,
+    ) -> Result<(), String> {
+        let view = self.view;
+        let op = view.op(node);
+        if output == 0 && passage(view, node).is_some() {
+            return self.pass(node, 0, labels, shift);
+        }
+        match op {
+            "Add" | "Sub" => self.add(node, labels, shift),
+            "Mul" | "Div" if !shift => self.multiply(node, labels),
+            "Relu" if !shift => self.pass(node, 0, labels, false),
+            "MatMul" => self.product(node, labels, shift),
+            "Transpose" => {
+                let perm = match attr_ints(view.node(node), "perm") {
+                    Some(perm) => perm.iter().map(|&a| a as usize).collect(),
+                    None => (0..labels.ndim()).rev().collect::<Vec<_>>(),
+                };
+                let mut inverse = vec![0; perm.len()];
+                for (to, &axis) in perm.iter().enumerate() {
+                    *inverse.get_mut(axis).ok_or("its Transpose is malformed")? = to;
+                }
+                self.pass(node, 0, labels.permuted_axes(inverse), shift)
+            }
+            "Reshape" | "Squeeze" | "Unsqueeze" | "Flatten" => {
+                let shape = self.shape_of_input(node, 0)?;
+                let labels = reshape(labels, &shape).ok_or("its Reshape is malformed")?;
+                self.pass(node, 0, labels, shift)
+            }
+            "Expand" => {
+                let shape = self.shape_of_input(node, 0)?;
+                let labels = unbroadcast(&labels, &shape, &mut self.ties)
+                    .ok_or("an Expand mixes channels with others")?;
+                self.pass(node, 0, labels, shift)
+            }
+            "Slice" => {
+                let shape = self.shape_of_input(node, 0)?;
+                let (axis, range) = slice_of(view, node, &shape).ok_or_else(|| {
+                    format!(
+                        "Slice `{}` is not along one axis by constants",
+                        view.node_name(node)
+                    )
+                })?;
+                let labels =
+                    unslice(&labels, &shape, axis, range).ok_or("its Slice is malformed")?;
+                self.pass(node, 0, labels, shift)
+            }
+            "Split" => {
+                let shape = self.shape_of_input(node, 0)?;
+                let axis = split_axis(view, node, shape.len()).ok_or("its Split is malformed")?;
+                let start = self.split_start(node, output, axis)?;
+                let range = Slice::from(start..start + labels.shape()[axis]);
+                let labels =
+                    unslice(&labels, &shape, axis, range).ok_or("its Split is malformed")?;
+                self.pass(node, 0, labels, shift)
+            }
+            "Gather" => {
+                let shape = self.shape_of_input(node, 0)?;
+                let (axis, index) = gather_of(view, node, &shape).ok_or_else(|| {
+                    format!(
+                        "Gather `{}` takes no single constant index",
+                        view.node_name(node)
+                    )
+                })?;
+                let range = Slice::from(index..index + 1);
+                let labels = unslice(
+                    &labels.insert_axis(ndarray::Axis(axis)),
+                    &shape,
+                    axis,
+                    range,
+                )
+                .ok_or("its Gather is malformed")?;
+                self.pass(node, 0, labels, shift)
+            }
+            "Concat" => self.concat(node, &labels, shift),
+            "" => Err(format!(
+                "it is computed by {}",
+                view.node(node).op_type.as_deref().unwrap_or("?")
+            )),
+            op => Err(format!("it is computed by {op} `{}`", view.node_name(node))),
+        }
+    }
+
+    /// The input `slot` of `node` must become what the labels say.
+    fn pass(
+        &mut self,
+        node: NodeId,
+        slot: usize,
+        labels: Labels,
+        shift: bool,
+    ) -> Result<(), String> {
+        let input = self.view.input(node, slot).ok_or("an input is missing")?;
+        self.visit(input, labels, shift, &[Use::Node { node, input: slot }])
+    }
+
+    fn shape_of_input(&self, node: NodeId, slot: usize) -> Result<Vec<usize>, String> {
+        let input = self.view.input(node, slot).ok_or("an input is missing")?;
+        let name = self.view.name(input);
+        self.shapes
+            .get(name)
+            .cloned()
+            .ok_or_else(|| format!("the shape of `{name}` is not known"))
+    }
+
+    /// a + c: c' = (c − z) / s, a' = a / s. (a − c: the sign of z turns; c − a: a' = a / s as well.)
+    fn add(&mut self, node: NodeId, labels: Labels, shift: bool) -> Result<(), String> {
+        let view = self.view;
+        let (slot, value) = self.constant_input(node).ok_or_else(|| {
+            format!(
+                "{} `{}` adds two computed values",
+                view.op(node),
+                view.node_name(node)
+            )
+        })?;
+        let (array, _) = view
+            .constant(value)
+            .and_then(|c| c.into_float())
+            .ok_or("a constant that is added is not float")?;
+        let own = unbroadcast(&labels, array.shape(), &mut self.ties)
+            .ok_or("a constant that is added spans more than the channels")?;
+        let sign = if view.op(node) == "Sub" && slot == 1 {
+            1
+        } else {
+            -1
+        };
+        self.folds.push(Fold {
+            place: Place::Constant {
+                node,
+                slot,
+                value,
+                shift_sign: if shift { sign } else { 0 },
+            },
+            channels: channels(&own),
+            takes_shift: shift,
+        });
+        let labels = self.to_input(node, 1 - slot, labels)?;
+        self.pass(node, 1 - slot, labels, false)
+    }
+
+    /// a · c, a / c, a · b: the scale goes into one factor.
+    fn multiply(&mut self, node: NodeId, labels: Labels) -> Result<(), String> {
+        let view = self.view;
+        if let Some((slot, value)) = self.constant_input(node) {
+            let scalar = view.scalar(value).is_some();
+            if scalar && (slot == 1 || view.op(node) == "Mul") {
+                let labels = self.to_input(node, 1 - slot, labels)?;
+                return self.pass(node, 1 - slot, labels, false);
+            }
+            if view.op(node) == "Mul" {
+                let (array, _) = view
+                    .constant(value)
+                    .and_then(|c| c.into_float())
+                    .ok_or("a constant factor is not float")?;
+                let own = unbroadcast(&labels, array.shape(), &mut self.ties)
+                    .ok_or("a constant factor spans more than the channels")?;
+                self.folds.push(Fold {
+                    place: Place::Constant {
+                        node,
+                        slot,
+                        value,
+                        shift_sign: 0,
+                    },
+                    channels: channels(&own),
+                    takes_shift: false,
+                });
+                return Ok(());
+            }
+        }
+        // A quotient is scaled through its numerator; a product through whichever factor has a way.
+        let slots: &[usize] = if view.op(node) == "Div" {
+            &[0]
+        } else {
+            &[1, 0]
+        };
+        let mut reasons = Vec::new();
+        for &slot in slots {
+            let mut attempt = self.clone();
+            let done = attempt
+                .to_input(node, slot, labels.clone())
+                .and_then(|labels| attempt.pass(node, slot, labels, false));
+            match done {
+                Ok(()) => {
+                    *self = attempt;
+                    return Ok(());
+                }
+                Err(reason) => reasons.push(reason),
+            }
+        }
+        Err(reasons.join("; "))
+    }
+
+    /// P V: into V. The rows of a Softmax sum to 1, so that P (V − z) = P V − z.
+    fn product(&mut self, node: NodeId, labels: Labels, shift: bool) -> Result<(), String> {
+        let view = self.view;
+        let p = view.input(node, 0).ok_or("an input is missing")?;
+        let p = see_through(view, p);
+        if shift
+            && view
+                .producer_is(p, "Softmax")
+                .is_none_or(|s| !self.over_last_axis(s))
+        {
+            return Err("the rows of its left factor need not sum to 1".to_owned());
+        }
+        let shape = self.shape_of_input(node, 1)?;
+        let labels = through_product(&labels, &shape, &mut self.ties)
+            .ok_or("the channels of a product are not those of its right factor")?;
+        self.pass(node, 1, labels, shift)
+    }
+
+    fn over_last_axis(&self, softmax: NodeId) -> bool {
+        let axis = attr_i(self.view.node(softmax), "axis").unwrap_or(-1);
+        let rank = self
+            .view
+            .output(softmax, 0)
+            .and_then(|v| self.shapes.get(self.view.name(v)));
+        axis == -1 || rank.is_some_and(|shape| axis + 1 == shape.len() as i64)
+    }
+
+    fn concat(&mut self, node: NodeId, labels: &Labels, shift: bool) -> Result<(), String> {
+        let rank = labels.ndim() as i64;
+        let axis = attr_i(self.view.node(node), "axis").ok_or("its Concat is malformed")?;
+        let axis = usize::try_from(if axis < 0 { axis + rank } else { axis }).unwrap_or(0);
+        let mut start = 0;
+        for slot in 0..self.view.node(node).input.len() {
+            let length = self
+                .shape_of_input(node, slot)?
+                .get(axis)
+                .copied()
+                .unwrap_or(0);
+            if start + length > labels.shape()[axis] {
+                return Err("its Concat is malformed".to_owned());
+            }
+            let range = Slice::from(start..start + length);
+            let part = labels.slice_axis(ndarray::Axis(axis), range).to_owned();
+            self.pass(node, slot, part, shift)?;
+            start += length;
+        }
+        Ok(())
+    }
+
+    /// The labels of an input that may have been broadcast.
+    fn to_input(&mut self, node: NodeId, slot: usize, labels: Labels) -> Result<Labels, String> {
+        let shape = self.shape_of_input(node, slot)?;
+        if shape == labels.shape() {
+            return Ok(labels);
+        }
+        unbroadcast(&labels, &shape, &mut self.ties)
+            .ok_or_else(|| format!("`{}` mixes channels with others", self.view.node_name(node)))
+    }
+
+    fn constant_input(&self, node: NodeId) -> Option<(usize, ValueId)> {
+        let inputs = [1, 0]
+            .into_iter()
+            .filter_map(|s| Some((s, self.view.input(node, s)?)));
+        inputs.into_iter().find(|&(_, v)| self.view.is_constant(v))
+    }
+
+    fn split_start(&self, node: NodeId, output: usize, axis: usize) -> Result<usize, String> {
+        let mut start = 0;
+        for earlier in 0..output {
+            let length = self
+                .view
+                .output(node, earlier)
+                .and_then(|v| self.shapes.get(self.view.name(v)));
+            // Sibling outputs are not on the way, so the lengths come from the sizes of the Split.
+            start += match length {
+                Some(shape) => shape[axis],
+                None => split_sizes(self.view, node)
+                    .and_then(|sizes| sizes.get(earlier).copied())
+                    .or_else(|| {
+                        let whole = self.shape_of_input(node, 0).ok()?[axis];
+                        let parts = self.view.node(node).output.len();
+                        Some(whole.div_ceil(parts))
+                    })
+                    .ok_or("the sizes of a Split are not known")?,
+            };
+        }
+        Ok(start)
+    }
+
+    /// Whether a reader sees nothing of the labelled channels.
+    pub(super) fn sees_no_channel(&self, labels: &Labels, reader: Use) -> bool {
+        let Use::Node { node, input: 0 } = reader else {
+            return false;
+        };
+        let view = self.view;
+        match view.op(node) {
+            // Only the shape is read.
+            "Shape" | "Size" => true,
+            "Slice" => slice_of(view, node, labels.shape()).is_some_and(|(axis, range)| {
+                labels
+                    .slice_axis(ndarray::Axis(axis), range)
+                    .iter()
+                    .all(|&l| l == NONE)
+            }),
+            "Gather" => gather_of(view, node, labels.shape()).is_some_and(|(axis, index)| {
+                labels
+                    .index_axis(ndarray::Axis(axis), index)
+                    .iter()
+                    .all(|&l| l == NONE)
+            }),
+            _ => false,
+        }
+    }
+}
+
+fn split_axis(view: &View, node: NodeId, rank: usize) -> Option<usize> {
+    let axis = attr_i(view.node(node), "axis").unwrap_or(0);
+    usize::try_from(if axis < 0 { axis + rank as i64 } else { axis })
+        .ok()
+        .filter(|a| *a < rank)
+}
+
+fn split_sizes(view: &View, node: NodeId) -> Option<Vec<usize>> {
+    let sizes = view
+        .input(node, 1)
+        .and_then(|v| view.constant(v)?.into_ints())?;
+    sizes.into_iter().map(|s| usize::try_from(s).ok()).collect()
+}
+
+/// Axis and index of a Gather with one constant index of rank 0, which drops the axis.
+fn gather_of(view: &View, node: NodeId, shape: &[usize]) -> Option<(usize, usize)> {
+    let indices = match view.constant(view.input(node, 1)?)? {
+        Constant::Int(indices) if indices.ndim() == 0 => indices,
+        _ => return None,
+    };
+    let axis = split_axis(view, node, shape.len())?;
+    let (length, index) = (shape[axis] as i64, *indices.first()?);
+    let index = if index < 0 { index + length } else { index };
+    (0..length)
+        .contains(&index)
+        .then_some((axis, index as usize))
+}
+
+/// Axis and range of a Slice along one axis by constants, with step 1.
+fn slice_of(view: &View, node: NodeId, shape: &[usize]) -> Option<(usize, Slice)> {
+    let ints = |slot: usize| {
+        view.input(node, slot)
+            .and_then(|v| view.constant(v)?.into_ints())
+    };
+    let (starts, ends) = (ints(1)?, ints(2)?);
+    let (&[start], &[end]) = (starts.as_slice(), ends.as_slice()) else {
+        return None;
+    };
+    let axis = match view.input(node, 3) {
+        Some(_) => *ints(3)?.first()?,
+        None => 0,
+    };
+    if view.input(node, 4).is_some() && ints(4)? != [1] {
+        return None;
+    }
+    let axis = usize::try_from(if axis < 0 {
+        axis + shape.len() as i64
+    } else {
+        axis
+    })
+    .ok()?;
+    let length = *shape.get(axis)? as i64;
+    let clamp = |i: i64| (if i < 0 { i + length } else { i }).clamp(0, length) as usize;
+    let (start, end) = (clamp(start), clamp(end));
+    (start <= end).then(|| (axis, Slice::from(start..end)))
+}

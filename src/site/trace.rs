@@ -1,0 +1,268 @@
+//! Commutation: how an affine per channel moves backwards through one operator, to constants that can take it.
+//!
+//! If the value v must become v' = (v − z) / s, each operator says what its inputs or constants must become:
+//!
+//! | operator | rule | safe when |
+//! |---|---|---|
+//! | Linear output y = u W + b | W' = W diag(1/s), b' = (b − z) / s | always: a sink |
+//! | norm output y = n γ + β | γ' = γ / s, β' = (β − z) / s | a sink; a shift needs β |
+//! | Add, Sub of a constant c | c' = (c − z) / s and the other input becomes a / s | c spans the channels |
+//! | Mul, Div by one number | the other input becomes a / s | scale only |
+//! | Mul of a constant per channel | c' = c / s | scale only: a sink |
+//! | Mul(a, b) | one of a, b becomes a / s | scale only |
+//! | Relu | the input becomes a / s | scale only, s > 0 |
+//! | P V with P = Softmax | V' = (V − z) / s, because the rows of P sum to 1 | else scale only |
+//! | Reshape, Transpose, Squeeze, Unsqueeze, Flatten, Expand, Slice, Split, Gather, Concat | channels are relabelled | always |
+//! | Identity, Dropout, Cast | unchanged | always |
+//!
+//! Anything else is a *wall*. So is a value that something else reads as well, unless that reader sees none of the
+//! channels (the query and key slices of a fused QKV).
+
+use std::collections::BTreeMap;
+
+use super::labels::{Labels, NONE, Ties, channels_last, unbroadcast};
+use crate::graph::{NodeId, Use, ValueId, View};
+use crate::recognise::Recognised;
+
+/// The concrete shapes of values in one run, by name.
+pub type Shapes = BTreeMap<String, Vec<usize>>;
+
+/// A constant that takes a part of the affine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The output columns and the bias of `Recognised::linears[_]`; one label per column.
+    Linear(usize),
+    /// γ and β of `Recognised::norms[_]`; one label per channel of the norm.
+    Norm(usize),
+    /// The constant in input `slot` of `node`; one label per element.
+    Constant {
+        /// The reader.
+        node: NodeId,
+        /// Which of its inputs.
+        slot: usize,
+        /// The constant.
+        value: ValueId,
+        /// Whether the shift is subtracted from it: −1 or 1 times z (the constant of an Add, or of a Sub), 0 for none.
+        shift_sign: i8,
+    },
+}
+
+/// One place and the channels of its elements.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fold {
+    /// The constants.
+    pub place: Place,
+    /// The channel of each column or element, `None` for those that are not concerned.
+    pub channels: Vec<Option<u32>>,
+    /// Whether this place takes the shift; every place takes the scale.
+    pub takes_shift: bool,
+}
+
+/// How the affine of a site reaches constants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trace {
+    /// Every place that changes.
+    pub folds: Vec<Fold>,
+    /// For every channel the smallest one that must have the same shift and scale; `None` if all are free.
+    pub ties: Option<Vec<u32>>,
+    /// Whether a shift can be folded as well.
+    pub allow_shift: bool,
+}
+
+/// The values on the way back from `value` whose shapes [`trace`] may have to know, `value` among them.
+pub fn values_on_the_way(view: &View, found: &Recognised, value: ValueId) -> Vec<ValueId> {
+    let mut seen = vec![value];
+    let mut next = 0;
+    while let Some(&value) = seen.get(next) {
+        next += 1;
+        // A path through 64 values is no attention block any more.
+        if seen.len() > 64 || sink(view, found, value).is_some() {
+            continue;
+        }
+        let Some((node, _)) = view.producer(value) else {
+            continue;
+        };
+        if !passes(view.op(node)) {
+            continue;
+        }
+        // The other inputs of these are the channels' business, not channels: a target shape, indices, a ratio.
+        let inputs = match view.op(node) {
+            "Add" | "Sub" | "Mul" | "Div" | "MatMul" | "Concat" => view.node(node).input.len(),
+            _ => 1,
+        };
+        for slot in 0..inputs {
+            if let Some(input) = view.input(node, slot)
+                && !view.is_constant(input)
+                && !seen.contains(&input)
+            {
+                seen.push(input);
+            }
+        }
+    }
+    seen
+}
+
+fn passes(op: &str) -> bool {
+    matches!(
+        op,
+        "Add"
+            | "Sub"
+            | "Mul"
+            | "Div"
+            | "Relu"
+            | "MatMul"
+            | "Reshape"
+            | "Transpose"
+            | "Squeeze"
+            | "Unsqueeze"
+            | "Flatten"
+            | "Expand"
+            | "Slice"
+            | "Split"
+            | "Gather"
+            | "Concat"
+            | "Identity"
+            | "Dropout"
+            | "Cast"
+    )
+}
+
+/// Follows the channels of `value`, whose readers `readers` absorb the affine, back to constants.
+///
+/// # Errors
+/// Why there is no way: the wall, in words.
+pub fn trace(
+    view: &View,
+    found: &Recognised,
+    shapes: &Shapes,
+    value: ValueId,
+    readers: &[Use],
+) -> Result<Trace, String> {
+    let shape = shapes
+        .get(view.name(value))
+        .ok_or("its shape is not known")?;
+    let channels = shape.last().copied().unwrap_or(0);
+    // With a shift if possible; where a rule refuses the shift, the scale alone may pass.
+    let attempt = |shift: bool| {
+        let mut walk = Walk {
+            view,
+            found,
+            shapes,
+            ties: Ties::new(channels),
+            folds: Vec::new(),
+        };
+        walk.visit(value, channels_last(shape), shift, readers)?;
+        Ok::<_, String>(Trace {
+            ties: walk.ties.groups(),
+            folds: walk.folds,
+            allow_shift: shift,
+        })
+    };
+    attempt(true).or_else(|_| attempt(false))
+}
+
+#[derive(Clone)]
+pub(super) struct Walk<'a, 'm> {
+    pub(super) view: &'a View<'m>,
+    pub(super) found: &'a Recognised,
+    pub(super) shapes: &'a Shapes,
+    pub(super) ties: Ties,
+    pub(super) folds: Vec<Fold>,
+}
+
+/// A norm or Linear whose output is `value`.
+fn sink(view: &View, found: &Recognised, value: ValueId) -> Option<Place> {
+    let linear = found
+        .linears
+        .iter()
+        .position(|l| l.output(view) == Some(value));
+    let norm = || {
+        found
+            .norms
+            .iter()
+            .position(|n| n.output == value)
+            .map(Place::Norm)
+    };
+    linear.map(Place::Linear).or_else(norm)
+}
+
+impl Walk<'_, '_> {
+    /// `value` must become (v − z) / s, or v / s without `shift`, for the readers `from`.
+    pub(super) fn visit(
+        &mut self,
+        value: ValueId,
+        labels: Labels,
+        shift: bool,
+        from: &[Use],
+    ) -> Result<(), String> {
+        let view = self.view;
+        if labels.iter().all(|&l| l == NONE) {
+            return Ok(());
+        }
+        for reader in view.uses(value).iter().filter(|u| !from.contains(u)) {
+            if !self.sees_no_channel(&labels, *reader) {
+                return Err(format!(
+                    "`{}` is also read by {}",
+                    view.name(value),
+                    self.who(*reader)
+                ));
+            }
+        }
+        if let Some(place) = sink(view, self.found, value) {
+            return self.fold_sink(place, &labels, shift);
+        }
+        let Some((node, output)) = view.producer(value) else {
+            return Err(format!("`{}` is no computed value", view.name(value)));
+        };
+        self.rule(node, output, labels, shift)
+    }
+
+    fn who(&self, reader: Use) -> String {
+        match reader {
+            Use::Node { node, .. } => {
+                let op = self.view.node(node).op_type.as_deref().unwrap_or("?");
+                format!("{op} `{}`", self.view.node_name(node))
+            }
+            Use::Captured { node } => format!("a subgraph of `{}`", self.view.node_name(node)),
+            Use::GraphOutput(_) => "the caller (it is a graph output)".to_owned(),
+        }
+    }
+
+    /// The norm or Linear takes the affine.
+    fn fold_sink(&mut self, place: Place, labels: &Labels, shift: bool) -> Result<(), String> {
+        let (count, takes_shift) = match place {
+            Place::Linear(l) => {
+                let linear = &self.found.linears[l];
+                (linear.n, !linear.odd_bias)
+            }
+            Place::Norm(n) => {
+                let norm = &self.found.norms[n];
+                (norm.channels, norm.beta.is_some())
+            }
+            Place::Constant { .. } => (labels.len(), true),
+        };
+        if shift && !takes_shift {
+            return Err("its bias cannot take a shift".to_owned());
+        }
+        if let Place::Linear(l) = place
+            && self.found.linears[l].odd_bias
+        {
+            return Err(format!(
+                "the bias of `{}` is no constant per column",
+                self.found.linears[l].name
+            ));
+        }
+        let columns = unbroadcast(labels, &[count], &mut self.ties)
+            .ok_or("its columns belong to a channel in some places only")?;
+        self.folds.push(Fold {
+            place,
+            channels: channels(&columns),
+            takes_shift: shift,
+        });
+        Ok(())
+    }
+}
+
+pub(super) fn channels(labels: &Labels) -> Vec<Option<u32>> {
+    labels.iter().map(|&l| (l != NONE).then_some(l)).collect()
+}
