@@ -149,7 +149,7 @@ impl Walk<'_, '_> {
             channels: channels(&own),
             takes_shift: shift,
         });
-        let labels = self.to_input(node, 1 - slot, labels)?;
+        let labels = self.for_input(node, 1 - slot, labels)?;
         self.pass(node, 1 - slot, labels, false)
     }
 
@@ -159,7 +159,7 @@ impl Walk<'_, '_> {
         if let Some((slot, value)) = self.constant_input(node) {
             let scalar = view.scalar(value).is_some();
             if scalar && (slot == 1 || view.op(node) == "Mul") {
-                let labels = self.to_input(node, 1 - slot, labels)?;
+                let labels = self.for_input(node, 1 - slot, labels)?;
                 return self.pass(node, 1 - slot, labels, false);
             }
             if view.op(node) == "Mul" {
@@ -192,7 +192,7 @@ impl Walk<'_, '_> {
         for &slot in slots {
             let mut attempt = self.clone();
             let done = attempt
-                .to_input(node, slot, labels.clone())
+                .for_input(node, slot, labels.clone())
                 .and_then(|labels| attempt.pass(node, slot, labels, false));
             match done {
                 Ok(()) => {
@@ -255,7 +255,7 @@ impl Walk<'_, '_> {
     }
 
     /// The labels of an input that may have been broadcast.
-    fn to_input(&mut self, node: NodeId, slot: usize, labels: Labels) -> Result<Labels, String> {
+    fn for_input(&mut self, node: NodeId, slot: usize, labels: Labels) -> Result<Labels, String> {
         let shape = self.shape_of_input(node, slot)?;
         if shape == labels.shape() {
             return Ok(labels);
