@@ -11,8 +11,8 @@ use regex::Regex;
 
 /// Quantizes an ONNX transformer to int8 after moving its outlier channels into constants (Outlier Suppression+).
 ///
-/// Reads IN, runs it on the calibration data, folds a per-channel shift and scale into the constants around every
-/// LayerNormalization and RMSNormalization, inserts QuantizeLinear/DequantizeLinear at every Linear, checks the
+/// Reads IN, runs it on the calibration data, folds a per-channel shift and scale into the constants before every
+/// Linear (norms, V, up projections), inserts QuantizeLinear/DequantizeLinear at every Linear, checks the
 /// result against the original on data that was held out, and writes OUT.
 #[derive(Debug, Parser)]
 #[command(
