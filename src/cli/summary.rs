@@ -102,6 +102,13 @@ fn sites(out: &mut String, report: &Report, verbose: bool) -> std::fmt::Result {
         report.sites.len(),
         folded.len()
     )?;
+    let explicit = folded.iter().filter(|s| s.kind == "explicit").count();
+    if explicit > 0 {
+        writeln!(
+            out,
+            "           {explicit} of them by a Mul before the Linears, where no constant can be reached"
+        )?;
+    }
     if !folded.is_empty() {
         let mean = folded.iter().map(|s| s.validated_gain_db).sum::<f64>() / folded.len() as f64;
         writeln!(
