@@ -234,14 +234,24 @@ fn set_bias(
     patch.add_initializer(new.into_tensor(&name)?);
     match linear.form {
         LinearForm::Gemm { .. } => patch.rewire(linear.node, 2, name),
-        LinearForm::MatMul => {
-            let output = view.output(linear.node, 0).map_or("", |v| view.name(v));
-            let product = names.derive(output, "product");
-            let add = names.derive(&linear.name, "bias");
-            patch.rename_output(linear.node, 0, product.clone());
-            let node = make_node("Add", &add, &[&product, &name], &[output], vec![]);
-            patch.insert_after(linear.node, node);
-        }
+        LinearForm::MatMul => add_after(view, linear, "bias", &name, patch, names),
     }
     Ok(())
+}
+
+/// An Add of the constant `name` after the MatMul of `linear`. Readers find the sum under the product's old name.
+pub(super) fn add_after(
+    view: &View,
+    linear: &Linear,
+    suffix: &str,
+    name: &str,
+    patch: &mut Patch,
+    names: &mut Names,
+) {
+    let output = view.output(linear.node, 0).map_or("", |v| view.name(v));
+    let product = names.derive(output, "product");
+    let add = names.derive(&linear.name, suffix);
+    patch.rename_output(linear.node, 0, product.clone());
+    let node = make_node("Add", &add, &[&product, name], &[output], vec![]);
+    patch.insert_after(linear.node, node);
 }

@@ -293,14 +293,7 @@ impl Writer<'_, '_> {
             dtype: linear.dtype,
         };
         patch.add_initializer(new.into_tensor(&zeros)?);
-        let output = self.output_name(linear.node);
-        let product = self.names.derive(&output, "product");
-        let add = self.names.derive(&linear.name, "no_bias");
-        patch.rename_output(linear.node, 0, product.clone());
-        patch.insert_after(
-            linear.node,
-            make_node("Add", &add, &[&product, &zeros], &[&output], vec![]),
-        );
+        super::linear::add_after(view, linear, "no_bias", &zeros, patch, self.names);
         Ok(())
     }
 
