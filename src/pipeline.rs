@@ -205,11 +205,14 @@ impl<'a> Run<'a> {
             max: &extremes[i].1,
             sample: stats.folds[i].sample.view(),
         };
+        // SmoothQuant's scale depends on each channel's weights, so it does not come out alike for tied channels.
+        let ties = matches!(&site.sink, Sink::Traced(trace) if trace.ties.is_some());
+        let unties = ties && matches!(self.options.method, Method::SmoothQuant { .. });
         let mut problem = SiteProblem {
             folds: [fold(0), fold(1)],
             weights: weights.iter().map(|w| w.view()).collect(),
             allow_shift: site.has_sink() && site.allow_shift,
-            allow_scale: site.has_sink(),
+            allow_scale: site.has_sink() && !unties,
         };
         let settings = SolveSettings {
             activation: self.options.activation(),

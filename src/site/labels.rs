@@ -122,6 +122,18 @@ pub(super) fn unslice(
     Some(whole)
 }
 
+/// Ties the channels of two labellings of one value. `None` if an element belongs to a channel in one of them only.
+pub(super) fn tie_all(a: &Labels, b: &Labels, ties: &mut Ties) -> Option<()> {
+    for (&a, &b) in a.iter().zip(b) {
+        match (a, b) {
+            (a, b) if a == b => {}
+            (NONE, _) | (_, NONE) => return None,
+            (a, b) => ties.tie(a, b),
+        }
+    }
+    Some(())
+}
+
 /// Labels in another shape of as many elements.
 pub(super) fn reshape(labels: Labels, shape: &[usize]) -> Option<Labels> {
     let labels = labels.as_standard_layout().into_owned();

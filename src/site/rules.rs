@@ -2,7 +2,7 @@
 
 use ndarray::Slice;
 
-use super::labels::{Labels, NONE, reshape, through_product, unbroadcast, unslice};
+use super::labels::{Labels, NONE, reshape, through_product, tie_all, unbroadcast, unslice};
 use super::trace::{Fold, Place, Walk, channels};
 use crate::graph::{Constant, NodeId, Use, ValueId, View};
 use crate::onnx::node::{attr_i, attr_ints};
@@ -237,19 +237,30 @@ impl Walk<'_, '_> {
         let axis = attr_i(self.view.node(node), "axis").ok_or("its Concat is malformed")?;
         let axis = usize::try_from(if axis < 0 { axis + rank } else { axis }).unwrap_or(0);
         let mut start = 0;
+        // One value may stand in several slots: that is how some exporters repeat the V heads of grouped queries.
+        let mut inputs: Vec<(ValueId, Labels, Vec<Use>)> = Vec::new();
         for slot in 0..self.view.node(node).input.len() {
-            let length = self
-                .shape_of_input(node, slot)?
-                .get(axis)
-                .copied()
-                .unwrap_or(0);
+            let input = self.view.input(node, slot).ok_or("an input is missing")?;
+            let shape = self.shape_of_input(node, slot)?;
+            let length = shape.get(axis).copied().unwrap_or(0);
             if start + length > labels.shape()[axis] {
                 return Err("its Concat is malformed".to_owned());
             }
             let range = Slice::from(start..start + length);
             let part = labels.slice_axis(ndarray::Axis(axis), range).to_owned();
-            self.pass(node, slot, part, shift)?;
+            let reader = Use::Node { node, input: slot };
+            match inputs.iter_mut().find(|(value, ..)| *value == input) {
+                Some((_, first, readers)) => {
+                    tie_all(first, &part, &mut self.ties)
+                        .ok_or("a Concat mixes channels with others")?;
+                    readers.push(reader);
+                }
+                None => inputs.push((input, part, vec![reader])),
+            }
             start += length;
+        }
+        for (input, labels, readers) in inputs {
+            self.visit(input, labels, shift, &readers)?;
         }
         Ok(())
     }

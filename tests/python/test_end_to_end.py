@@ -279,3 +279,25 @@ def test_two_runs_give_the_same_bytes(job, request, case_name):
     first = job(case, "--target", "ort").path.read_bytes()
     assert job(case, "--target", "ort", "--threads", "1").path.read_bytes() == first
     assert job(case, "--target", "ort", "--threads", "3").path.read_bytes() == first
+
+
+@pytest.mark.parametrize("case", TINY_CASES, ids=lambda c: c.name)
+def test_every_linear_input_has_a_sink(job, case):
+    """Norms, V and the up projection take shift and scale for free; only behind GELU a Mul is inserted."""
+    run = job(case)
+    kinds = {site["value"]: site["kind"] for site in run.report["sites"]}
+    assert "plain" not in kinds.values(), kinds
+    explicit = [value for value, kind in kinds.items() if kind == "explicit"]
+    assert all("act" in value for value in explicit), explicit
+    assert bool(explicit) == (case is not TINY_LLAMA), "a gated FFN folds into its up projection"
+
+
+@pytest.mark.parametrize("case", TINY_CASES, ids=lambda c: c.name)
+def test_no_extra_nodes(job, case):
+    """Everything that can be folded still is; on the way to the Linears nothing is added but Q and DQ."""
+    default, run = job(case), job(case, "--no-extra-nodes")
+    count = lambda job: sum("migrate_scale" in n.name for n in job.model().graph.node)  # noqa: E731
+    folded = [s for s in default.report["sites"] if s["kind"] == "explicit" and s["sink"]]
+    assert count(default) == len(folded) and count(run) == 0
+    assert "explicit" not in {site["kind"] for site in run.report["sites"]}
+    assert heldout_sqnr(case, run.path) > plain(job, case, "ort")
