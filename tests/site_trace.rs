@@ -12,7 +12,7 @@ use onnx_osplus::onnx::node::{
     float_attr, graph_attr, int_attr, ints_attr, make_node, tensor_attr,
 };
 use onnx_osplus::onnx::proto::{GraphProto, ValueInfoProto};
-use onnx_osplus::onnx::{DataType, Model, tensor};
+use onnx_osplus::onnx::{DataType, Model, TextOptions, tensor, text};
 use onnx_osplus::progress::NoProgress;
 use onnx_osplus::recognise::{Recognised, recognise};
 use onnx_osplus::rewrite::{Affine, migrate};
@@ -612,22 +612,21 @@ fn flattened_tokens_tie_their_channels() {
 }
 
 /// GELU by Erf between two Linears; the activation is read by a residual as well if `shared`.
-fn gelu(shared: bool) -> Model {
-    graph(3, C, 1, |b| {
-        b.linear("x", "up", C, C);
-        b.constant("root", &[], &[std::f32::consts::SQRT_2]);
-        b.constant("one", &[], &[1.0]);
-        b.constant("half", &[], &[0.5]);
-        b.node("Div", &["up", "root"], "divided");
-        b.node("Erf", &["divided"], "erf");
-        b.node("Add", &["erf", "one"], "more");
-        b.node("Mul", &["up", "more"], "product");
-        b.node("Mul", &["product", "half"], "act");
-        b.linear("act", "down", C, C);
-        let last = if shared { "act" } else { "x" };
-        b.node("Add", &["down", last], "y");
-        b.output("y", C);
-    })
+fn gelu(b: &mut Builder, shared: bool) {
+    let c = b.size.c;
+    b.linear("x", "up", c, c);
+    b.constant("root", &[], &[std::f32::consts::SQRT_2]);
+    b.constant("one", &[], &[1.0]);
+    b.constant("half", &[], &[0.5]);
+    b.node("Div", &["up", "root"], "divided");
+    b.node("Erf", &["divided"], "erf");
+    b.node("Add", &["erf", "one"], "more");
+    b.node("Mul", &["up", "more"], "product");
+    b.node("Mul", &["product", "half"], "act");
+    b.linear("act", "down", c, c);
+    let last = if shared { "act" } else { "x" };
+    b.node("Add", &["down", last], "y");
+    b.output("y", c);
 }
 
 #[test]
@@ -637,7 +636,7 @@ fn behind_gelu_one_mul_on_the_way_to_the_linear() {
         (false, reason),
         (true, "`act` is also read by Add `/y/Add`"),
     ] {
-        let model = gelu(shared);
+        let model = graph(3, C, 1, |b| gelu(b, shared));
         let proof = prove(&model, batch(&[2, 3, C], 1), true);
         let expected = format!("/down.product/MatMul <- explicit: {reason}");
         assert_eq!(proof.site("down"), expected);
@@ -933,6 +932,58 @@ fn gemms_take_the_affine_of_their_output() {
         through(&[4], "computed"),
         "explicit: the bias of `/u/Gemm` is no constant per column"
     );
+}
+
+/// The text before and after, with every element; constants are round, so that it can be checked by eye.
+fn story(build: impl FnOnce(&mut Builder)) -> String {
+    let mut state = 0;
+    let mut next = || {
+        state = (state + 5) % 13;
+        (state as f32 - 6.0) / 4.0
+    };
+    let mut builder = Builder::new(
+        Size {
+            c: 4,
+            n: 4,
+            rank: 3,
+        },
+        &mut next,
+    );
+    builder.input("x");
+    build(&mut builder);
+    let model = builder.model();
+    let view = View::new(&model);
+    let found = recognise(&view);
+    let wanted = wanted_shapes(&view, &found);
+    let shapes = shapes(&TractEngine, &model, &batch(&[2, 3, 4], 1), &wanted).unwrap();
+    let sites = find_sites(&view, &found, &shapes, true);
+    let affine = |site: &Site| Affine {
+        shift: site.allow_shift.then(|| vec![1.0, 0.0, -2.0, 0.5]),
+        scale: Some(vec![2.0, 1.0, 0.5, 4.0]),
+    };
+    // The graph input is left as it is.
+    let migrations: Vec<_> = sites
+        .iter()
+        .filter(|s| view.name(s.value) != "x")
+        .map(|s| (s, affine(s)))
+        .collect();
+    let patches = migrate(&view, &found, &migrations, &mut Names::new(&model)).unwrap();
+    let mut migrated = model.clone();
+    graph::apply(&mut migrated, patches).unwrap();
+    let sites: Vec<_> = sites.iter().map(|s| describe(&view, &found, s)).collect();
+    format!(
+        "# before\n{}\n# sites\n{}\n\n# migrated\n{}",
+        text(&model, TextOptions::FULL),
+        sites.join("\n"),
+        text(&migrated, TextOptions::FULL)
+    )
+}
+
+#[test]
+fn snapshots() {
+    let attention = story(|b| attention(b, "x", (2, 2), true));
+    insta::assert_snapshot!("attention", attention);
+    insta::assert_snapshot!("gelu", story(|b| gelu(b, false)));
 }
 
 proptest! {

@@ -133,13 +133,11 @@ mod tests {
     use super::*;
     use ndarray::array;
 
-    const TWO: [u32; 2] = [0, 1];
-
     #[test]
     fn what_was_not_broadcast_keeps_its_labels() {
         let mut ties = Ties::new(2);
         let labels = channels_last(&[3, 2]);
-        assert_eq!(labels, array![TWO, TWO, TWO].into_dyn());
+        assert_eq!(labels, array![[0, 1], [0, 1], [0, 1]].into_dyn());
         let same = unbroadcast(&labels, &[3, 2], &mut ties);
         assert_eq!(same, Some(labels));
         assert_eq!(ties.groups(), None);
@@ -150,7 +148,7 @@ mod tests {
         let mut ties = Ties::new(2);
         let labels = channels_last(&[3, 2]);
         let row = unbroadcast(&labels, &[1, 2], &mut ties);
-        assert_eq!(row, Some(array![TWO].into_dyn()));
+        assert_eq!(row, Some(array![[0, 1]].into_dyn()));
         let vector = unbroadcast(&labels, &[2], &mut ties);
         assert_eq!(vector, Some(array![0, 1].into_dyn()));
         assert_eq!(ties.groups(), None);
