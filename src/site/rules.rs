@@ -156,7 +156,7 @@ impl Walk<'_, '_> {
             channels: channels(&own),
             takes_shift: shift,
         });
-        let labels = self.to_input(node, 1 - slot, labels)?;
+        let labels = self.input_labels(node, 1 - slot, labels)?;
         self.pass(node, 1 - slot, labels, false)
     }
 
@@ -166,7 +166,7 @@ impl Walk<'_, '_> {
         if let Some((slot, value)) = self.constant_input(node) {
             let scalar = view.scalar(value).is_some();
             if scalar && (slot == 1 || view.op(node) == "Mul") {
-                let labels = self.to_input(node, 1 - slot, labels)?;
+                let labels = self.input_labels(node, 1 - slot, labels)?;
                 return self.pass(node, 1 - slot, labels, false);
             }
             if view.op(node) == "Mul" {
@@ -199,7 +199,7 @@ impl Walk<'_, '_> {
         for &slot in slots {
             let mut attempt = self.clone();
             let done = attempt
-                .to_input(node, slot, labels.clone())
+                .input_labels(node, slot, labels.clone())
                 .and_then(|labels| attempt.pass(node, slot, labels, false));
             match done {
                 Ok(()) => {
@@ -263,7 +263,12 @@ impl Walk<'_, '_> {
     }
 
     /// The labels of an input that may have been broadcast.
-    fn to_input(&mut self, node: NodeId, slot: usize, labels: Labels) -> Result<Labels, String> {
+    fn input_labels(
+        &mut self,
+        node: NodeId,
+        slot: usize,
+        labels: Labels,
+    ) -> Result<Labels, String> {
         let shape = self.shape_of_input(node, slot)?;
         if shape == labels.shape() {
             return Ok(labels);
