@@ -139,3 +139,101 @@ pub(super) fn reshape(labels: Labels, shape: &[usize]) -> Option<Labels> {
     let labels = labels.as_standard_layout().into_owned();
     labels.into_shape_with_order(IxDyn(shape)).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::array;
+
+    #[test]
+    fn what_was_not_broadcast_keeps_its_labels() {
+        let mut ties = Ties::new(2);
+        let labels = channels_last(&[3, 2]);
+        assert_eq!(labels, array![[0, 1], [0, 1], [0, 1]].into_dyn());
+        let same = unbroadcast(&labels, &[3, 2], &mut ties);
+        assert_eq!(same, Some(labels));
+        assert_eq!(ties.groups(), None);
+    }
+
+    #[test]
+    fn axes_of_length_one_and_missing_ones_are_broadcast() {
+        let mut ties = Ties::new(2);
+        let labels = channels_last(&[3, 2]);
+        let row = unbroadcast(&labels, &[1, 2], &mut ties);
+        assert_eq!(row, Some(array![[0, 1]].into_dyn()));
+        let vector = unbroadcast(&labels, &[2], &mut ties);
+        assert_eq!(vector, Some(array![0, 1].into_dyn()));
+        assert_eq!(ties.groups(), None);
+    }
+
+    #[test]
+    fn channels_on_one_element_are_tied() {
+        let mut ties = Ties::new(4);
+        let labels: Labels = array![[0, 2], [1, 3]].into_dyn();
+        let column = unbroadcast(&labels, &[2, 1], &mut ties);
+        assert_eq!(column, Some(array![[0], [1]].into_dyn()));
+        assert_eq!(ties.groups(), Some(vec![0, 1, 0, 1]));
+        // Ties add up, whatever their order.
+        ties.tie(3, 2);
+        assert_eq!(ties.groups(), Some(vec![0, 0, 0, 0]));
+    }
+
+    #[test]
+    fn an_element_belongs_to_a_channel_or_to_none() {
+        let mut ties = Ties::new(2);
+        for labels in [array![0, NONE], array![NONE, 0]] {
+            assert_eq!(unbroadcast(&labels.into_dyn(), &[1], &mut ties), None);
+        }
+        let none: Labels = array![NONE, NONE].into_dyn();
+        let number = unbroadcast(&none, &[1], &mut ties);
+        assert_eq!(number, Some(array![NONE].into_dyn()));
+        assert_eq!(ties.groups(), None);
+    }
+
+    #[test]
+    fn shapes_that_are_not_broadcast_to_each_other_have_no_labels() {
+        let mut ties = Ties::new(2);
+        let labels = channels_last(&[3, 2]);
+        assert_eq!(unbroadcast(&labels, &[4, 2], &mut ties), None);
+        assert_eq!(unbroadcast(&labels, &[1, 3, 2], &mut ties), None);
+    }
+
+    #[test]
+    fn every_row_of_the_right_factor_has_the_labels_of_the_output() {
+        let mut ties = Ties::new(4);
+        // Two heads of two channels, three rows, from five rows.
+        let labels = Labels::from_shape_fn(IxDyn(&[2, 3, 2]), |i| (2 * i[0] + i[2]) as u32);
+        let heads = through_product(&labels, &[2, 5, 2], &mut ties).unwrap();
+        let expected = Labels::from_shape_fn(IxDyn(&[2, 5, 2]), |i| (2 * i[0] + i[2]) as u32);
+        assert_eq!(heads, expected);
+        assert_eq!(ties.groups(), None);
+        // Both heads read one value.
+        for shape in [vec![1, 5, 2], vec![5, 2]] {
+            let mut ties = ties.clone();
+            let shared = through_product(&labels, &shape, &mut ties).unwrap();
+            assert_eq!(
+                shared,
+                channels_last(&[5, 2]).into_shape_with_order(shape).unwrap()
+            );
+            assert_eq!(ties.groups(), Some(vec![0, 1, 0, 1]));
+        }
+        assert_eq!(through_product(&labels, &[2], &mut ties), None);
+        assert_eq!(through_product(&labels, &[1, 2, 5, 2], &mut ties), None);
+    }
+
+    #[test]
+    fn the_rest_of_a_slice_belongs_to_no_channel() {
+        let labels = channels_last(&[1, 2]);
+        let whole = unslice(&labels, &[1, 4], 1, Slice::from(1..3));
+        assert_eq!(whole, Some(array![[NONE, 0, 1, NONE]].into_dyn()));
+        assert_eq!(unslice(&labels, &[1, 4], 1, Slice::from(1..4)), None);
+    }
+
+    #[test]
+    fn a_transposed_value_is_reshaped_in_row_major_order() {
+        let labels = channels_last(&[2, 3]).permuted_axes(vec![1, 0]);
+        let flat = reshape(labels.clone(), &[6]);
+        assert_eq!(flat, Some(array![0, 0, 1, 1, 2, 2].into_dyn()));
+        assert_eq!(reshape(labels, &[5]), None);
+    }
+}

@@ -65,7 +65,11 @@ impl Walk<'_, '_> {
                 let shape = self.shape_of_input(node, 0)?;
                 let axis = split_axis(view, node, shape.len()).ok_or("its Split is malformed")?;
                 let start = self.split_start(node, output, axis)?;
-                let range = Slice::from(start..start + labels.shape()[axis]);
+                let end = start + labels.shape()[axis];
+                if end > shape[axis] {
+                    return Err("its Split is malformed".to_owned());
+                }
+                let range = Slice::from(start..end);
                 let labels =
                     unslice(&labels, &shape, axis, range).ok_or("its Split is malformed")?;
                 self.pass(node, 0, labels, shift)
@@ -112,6 +116,9 @@ impl Walk<'_, '_> {
     fn shape_of_input(&self, node: NodeId, slot: usize) -> Result<Vec<usize>, String> {
         let input = self.view.input(node, slot).ok_or("an input is missing")?;
         let name = self.view.name(input);
+        if self.view.is_constant(input) {
+            return Err(format!("`{name}` is a constant"));
+        }
         self.shapes
             .get(name)
             .cloned()
@@ -149,7 +156,7 @@ impl Walk<'_, '_> {
             channels: channels(&own),
             takes_shift: shift,
         });
-        let labels = self.for_input(node, 1 - slot, labels)?;
+        let labels = self.input_labels(node, 1 - slot, labels)?;
         self.pass(node, 1 - slot, labels, false)
     }
 
@@ -159,7 +166,7 @@ impl Walk<'_, '_> {
         if let Some((slot, value)) = self.constant_input(node) {
             let scalar = view.scalar(value).is_some();
             if scalar && (slot == 1 || view.op(node) == "Mul") {
-                let labels = self.for_input(node, 1 - slot, labels)?;
+                let labels = self.input_labels(node, 1 - slot, labels)?;
                 return self.pass(node, 1 - slot, labels, false);
             }
             if view.op(node) == "Mul" {
@@ -192,13 +199,14 @@ impl Walk<'_, '_> {
         for &slot in slots {
             let mut attempt = self.clone();
             let done = attempt
-                .for_input(node, slot, labels.clone())
+                .input_labels(node, slot, labels.clone())
                 .and_then(|labels| attempt.pass(node, slot, labels, false));
             match done {
                 Ok(()) => {
                     *self = attempt;
                     return Ok(());
                 }
+                Err(reason) if reasons.contains(&reason) => {}
                 Err(reason) => reasons.push(reason),
             }
         }
@@ -266,7 +274,12 @@ impl Walk<'_, '_> {
     }
 
     /// The labels of an input that may have been broadcast.
-    fn for_input(&mut self, node: NodeId, slot: usize, labels: Labels) -> Result<Labels, String> {
+    fn input_labels(
+        &mut self,
+        node: NodeId,
+        slot: usize,
+        labels: Labels,
+    ) -> Result<Labels, String> {
         let shape = self.shape_of_input(node, slot)?;
         if shape == labels.shape() {
             return Ok(labels);
@@ -282,26 +295,24 @@ impl Walk<'_, '_> {
         inputs.into_iter().find(|&(_, v)| self.view.is_constant(v))
     }
 
+    /// Where output number `output` of a Split begins.
     fn split_start(&self, node: NodeId, output: usize, axis: usize) -> Result<usize, String> {
-        let mut start = 0;
-        for earlier in 0..output {
-            let length = self
-                .view
-                .output(node, earlier)
-                .and_then(|v| self.shapes.get(self.view.name(v)));
-            // Sibling outputs are not on the way, so the lengths come from the sizes of the Split.
-            start += match length {
-                Some(shape) => shape[axis],
-                None => split_sizes(self.view, node)
-                    .and_then(|sizes| sizes.get(earlier).copied())
-                    .or_else(|| {
-                        let whole = self.shape_of_input(node, 0).ok()?[axis];
-                        let parts = self.view.node(node).output.len();
-                        Some(whole.div_ceil(parts))
-                    })
-                    .ok_or("the sizes of a Split are not known")?,
-            };
-        }
+        let view = self.view;
+        let whole = self.shape_of_input(node, 0)?[axis];
+        let parts = view.node(node).output.len();
+        // Sibling outputs are not on the way, so the lengths come from the sizes of the Split.
+        let start = match view.input(node, 1) {
+            Some(_) => split_sizes(view, node)
+                .map(|sizes| sizes.iter().take(output).sum())
+                .ok_or_else(|| {
+                    format!(
+                        "the sizes of Split `{}` are not constant",
+                        view.node_name(node)
+                    )
+                })?,
+            // Equal parts, of which the last may be smaller.
+            None => output * whole.div_ceil(parts.max(1)),
+        };
         Ok(start)
     }
 
