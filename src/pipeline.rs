@@ -30,7 +30,7 @@ pub(crate) struct Run<'a> {
     engine: &'a dyn Engine,
     options: &'a Options,
     progress: &'a dyn Progress,
-    smallest: Batch,
+    small: Batch,
     calibration: Vec<Batch>,
     held_out: Vec<Batch>,
     report: Report,
@@ -79,7 +79,7 @@ impl<'a> Run<'a> {
             engine,
             options,
             progress,
-            smallest: data.smallest_batch(),
+            small: data.small_batch(),
             calibration: split.calibration,
             held_out: split.held_out,
             report,
@@ -120,7 +120,7 @@ impl<'a> Run<'a> {
     pub fn recognise(&mut self, model: &Model) -> Result<Blocks, Error> {
         let shapes = |values: &[String]| match values {
             [] => Ok(BTreeMap::new()),
-            _ => Ok(shapes(self.engine, model, &self.smallest, values)?),
+            _ => Ok(shapes(self.engine, model, &self.small, values)?),
         };
         let blocks = Blocks::find(&View::new(model), self.options, shapes)?;
         self.finish_step("recognise");

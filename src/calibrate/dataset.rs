@@ -132,11 +132,12 @@ impl Dataset {
         split
     }
 
-    /// The smallest batch the model runs: one row, or as many as it fixes.
-    pub fn smallest_batch(&self) -> Batch {
-        let rows: Vec<usize> = (0..self.fixed_batch.unwrap_or(1)).collect();
+    /// A small batch to learn shapes from: two rows, so that the batch is an axis like any other, or as many as the
+    /// model fixes.
+    pub fn small_batch(&self) -> Batch {
         // `open` refuses data without a table.
         let table = &self.tables[0];
+        let rows: Vec<usize> = (0..self.fixed_batch.unwrap_or(table.rows.min(2))).collect();
         self.batch(table, &rows)
     }
 

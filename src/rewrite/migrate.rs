@@ -313,7 +313,7 @@ impl Migration<'_, '_> {
             ("Mul", "migrate_scale", inverse),
             ("Add", "migrate_shift", offset),
         ];
-        let names = (original, original);
+        let names = (linear.name.as_str(), original);
         let nodes = self.chain(
             steps,
             names,
