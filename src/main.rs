@@ -11,7 +11,8 @@ fn main() -> ExitCode {
     match cli::catch_panics(|| cli::quantize(&arguments)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            // The text of every error holds its causes already.
+            eprintln!("error: {error}");
             cli::exit_status(&error)
         }
     }

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, anyhow, bail};
 use onnx_osplus::calibrate::{Dataset, TractEngine};
 use onnx_osplus::onnx::{self, SaveOptions, SaveSummary};
 use onnx_osplus::review::Report;
@@ -127,12 +127,13 @@ fn check_paths(arguments: &Arguments) -> Result<()> {
 }
 
 fn write_report(path: &Path, report: &Report) -> Result<()> {
-    let context = || format!("cannot write the report {}", path.display());
-    let mut file = BufWriter::new(File::create(path).with_context(context)?);
-    serde_json::to_writer_pretty(&mut file, report).with_context(context)?;
-    writeln!(file)
-        .and_then(|()| file.flush())
-        .with_context(context)
+    let write = || {
+        let mut file = BufWriter::new(File::create(path)?);
+        serde_json::to_writer_pretty(&mut file, report)?;
+        writeln!(file)?;
+        file.flush()
+    };
+    write().map_err(|e| anyhow!("cannot write the report {}: {e}", path.display()))
 }
 
 fn print_summary(text: &str, output: &Path, saved: &SaveSummary) -> Result<()> {
@@ -145,7 +146,7 @@ fn print_summary(text: &str, output: &Path, saved: &SaveSummary) -> Result<()> {
     // A reader that closed the pipe early wants no more text, and no error either.
     match writeln!(out, "{text}{written}") {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        result => result.context("cannot print the summary"),
+        result => result.map_err(|e| anyhow!("cannot print the summary: {e}")),
     }
 }
 

@@ -98,7 +98,7 @@ impl Blocks {
         let reasons: Vec<String> = skipped.chain(misses).collect();
         match reasons.len() {
             0 => "the graph has no MatMul or Gemm with a constant weight".to_owned(),
-            n if n > 3 => format!("{} (and {} more, see -v)", reasons[..3].join("; "), n - 3),
+            n if n > 3 => format!("{} (and {} more)", reasons[..3].join("; "), n - 3),
             _ => reasons.join("; "),
         }
     }
