@@ -1,0 +1,9 @@
+//! Sinks by commutation: what each rule reaches, and that the migrated graph computes the same from x' = (x − z) / s.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod prove;
+mod shared;
+mod sinks;
+mod stories;
+mod walls;
