@@ -2,12 +2,9 @@
 
 use super::Run;
 use crate::Error;
-use crate::calibrate::{Batch, OutputComparison, compare};
+use crate::calibrate::{OutputComparison, compare};
 use crate::onnx::Model;
 use crate::review::{Decision, FLOAT_LIMIT, FloatCheck, gain_db, output_reports};
-
-/// From so many held-out rows on they alone decide between the result and plain min-max.
-const DECISIVE_ROWS: usize = 32;
 
 impl Run<'_> {
     /// Runs original and migrated model: they must agree before anything is quantized.
@@ -39,20 +36,12 @@ impl Run<'_> {
     }
 
     fn compare(&self, models: &[&Model]) -> Result<Vec<Vec<OutputComparison>>, Error> {
-        self.compare_on(&self.held_out, models)
-    }
-
-    fn compare_on(
-        &self,
-        batches: &[Batch],
-        models: &[&Model],
-    ) -> Result<Vec<Vec<OutputComparison>>, Error> {
         let (engine, threads) = (self.engine, self.options.threads);
         Ok(compare(
             engine,
             self.original,
             models,
-            batches,
+            &self.held_out,
             threads,
             self.progress,
         )?)
@@ -79,16 +68,7 @@ impl Run<'_> {
         let mut compared = self.compare(&models)?.into_iter();
         let ours = compared.next().unwrap_or_default();
         let theirs = compared.next();
-        let mut gain = total_gain(&ours, theirs.as_deref());
-        let rows: usize = self.held_out.iter().map(|b| b.rows.len()).sum();
-        if gain < 0.0 && rows < DECISIVE_ROWS {
-            // A handful of rows is a coin toss between two close results: ask the others, too. They set the ranges of
-            // both models alike.
-            let batches = &self.calibration;
-            let mut others = self.compare_on(batches, &models)?.into_iter();
-            let ours = others.next().unwrap_or_default();
-            gain += total_gain(&ours, others.next().as_deref());
-        }
+        let gain = total_gain(&ours, theirs.as_deref());
         let (result, decision, outputs) = match (plain, &theirs) {
             (Some(plain), Some(theirs)) if gain < 0.0 => (
                 plain,

@@ -15,6 +15,9 @@ use super::migration::{Migration, ShiftKind, extremes, shift};
 use super::{CurvePoint, Method, SiteProblem, Solution, SolveSettings, smoothquant};
 use rayon::prelude::*;
 
+/// What a candidate's loss must be of that of doing nothing: 0.3 dB less.
+const CLEAR_GAIN: f64 = 0.933;
+
 /// The grid of the search.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Recipe {
@@ -106,7 +109,7 @@ pub fn solve_site_with(
             let surveyed = survey(problem, settings, recipe, &all);
             let trials = finalists(problem, recipe, &all, &surveyed);
             let scored = score(&loss, &trials);
-            let mut solution = apply(&loss, &all, scored[0].loss, lowest(&scored));
+            let mut solution = apply(&loss, &all, scored[0].loss, winner(&scored));
             solution.curve = curve(&surveyed, solution.shift_kind);
             solution
         }
@@ -274,6 +277,16 @@ fn score(loss: &SiteLoss, trials: &[Trial]) -> Vec<Scored> {
 fn lowest(scored: &[Scored]) -> Scored {
     let better = |best: Scored, s: &Scored| if s.loss < best.loss { *s } else { best };
     scored[1..].iter().fold(scored[0], better)
+}
+
+/// The candidate with the lowest loss, if it beats doing nothing (the first one) by [`CLEAR_GAIN`].
+fn winner(scored: &[Scored]) -> Scored {
+    let best = lowest(scored);
+    if best.loss < scored[0].loss * CLEAR_GAIN {
+        best
+    } else {
+        scored[0]
+    }
 }
 
 /// Losses over thresholds for one kind of shift, ascending thresholds, best margin each.
