@@ -10,7 +10,7 @@ use crate::calibrate::{Batch, ChannelStats, Dataset, Engine, StatOptions, shapes
 use crate::graph::{self, Names, View, opset};
 use crate::onnx::Model;
 use crate::progress::Progress;
-use crate::recognise::{Linear, recognise};
+use crate::recognise::{Linear, Recognised, recognise};
 use crate::review::{Decision, Report, Settings, linear_report, site_report};
 use crate::rewrite::{self, Activation, Affine, QuantizePlan};
 use crate::site::{Sink, Site, Trace};
@@ -317,7 +317,9 @@ impl<'a> Run<'a> {
             .iter()
             .map(|s| s.as_ref().map(|s| s.range))
             .collect();
-        let model = self.quantize_with(&migrated, blocks, statistics, &ranges)?;
+        // Migration changes constants and adds nodes, but neither adds, removes nor reorders Linears.
+        let found = recognise(&View::new(&migrated));
+        let model = self.quantize_with(&migrated, &found, blocks, statistics, &ranges)?;
         self.finish_step("quantize");
         Ok(model)
     }
@@ -337,7 +339,7 @@ impl<'a> Run<'a> {
             .iter()
             .map(|v| statistics.get(v).map(range))
             .collect();
-        let model = self.quantize_with(model, blocks, statistics, &ranges)?;
+        let model = self.quantize_with(model, &blocks.found, blocks, statistics, &ranges)?;
         self.finish_step("quantize");
         Ok(Some(model))
     }
@@ -345,13 +347,12 @@ impl<'a> Run<'a> {
     fn quantize_with(
         &self,
         model: &Model,
+        found: &Recognised,
         blocks: &Blocks,
         statistics: &BTreeMap<String, ChannelStats>,
         ranges: &[Option<(f32, f32)>],
     ) -> Result<Model, Error> {
         let view = View::new(model);
-        // Migration changes constants and adds nodes, but neither adds, removes nor reorders Linears.
-        let found = recognise(&view);
         let mut activations = vec![None; found.linears.len()];
         for ((site, value), range) in blocks.sites.iter().zip(&blocks.values).zip(ranges) {
             let (Some(stats), Some((min, max))) = (statistics.get(value), range) else {
@@ -376,7 +377,7 @@ impl<'a> Run<'a> {
             profile: self.options.profile(),
         };
         let mut names = Names::new(model);
-        let patches = rewrite::quantize(&view, &found, &plan, &mut names)?;
+        let patches = rewrite::quantize(&view, found, &plan, &mut names)?;
         let mut quantized = model.clone();
         graph::apply(&mut quantized, patches).map_err(rewrite::RewriteError::from)?;
         Ok(quantized)

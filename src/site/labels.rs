@@ -17,10 +17,7 @@ pub(super) type Labels = ArrayD<u32>;
 
 /// Labels of a value whose channels are its last axis.
 pub(super) fn channels_last(shape: &[usize]) -> Labels {
-    let channels = shape.last().copied().unwrap_or(1);
-    ArrayD::from_shape_fn(IxDyn(shape), |index| {
-        (index[index.ndim() - 1] % channels) as u32
-    })
+    ArrayD::from_shape_fn(IxDyn(shape), |index| index[index.ndim() - 1] as u32)
 }
 
 /// Channels that must be treated alike, as a union-find forest.

@@ -82,7 +82,7 @@ pub fn find_sites(
     extra_nodes: bool,
 ) -> Vec<Site> {
     let mut sites: Vec<Site> = Vec::new();
-    let mut taken = vec![None::<usize>; found.linears.len()];
+    let mut taken = vec![false; found.linears.len()];
     let mut refused: Vec<(ValueId, String)> = Vec::new();
     for (index, norm) in found.norms.iter().enumerate() {
         let readers = readers(view, found, norm.output, norm.channels);
@@ -99,29 +99,24 @@ pub fn find_sites(
         }
         let fused_layer_norm = norm.fused && norm.kind == NormKind::Layer;
         let takes_shift = norm.beta.is_some() || fused_layer_norm;
-        let biases_take_it = readers
-            .linears
-            .iter()
-            .all(|&(l, _)| !found.linears[l].odd_bias);
         for &(l, _) in &readers.linears {
-            taken[l] = Some(sites.len());
+            taken[l] = true;
         }
-        let (linears, ranks) = readers.linears.into_iter().unzip();
+        let (linears, ranks): (Vec<usize>, _) = readers.linears.into_iter().unzip();
         sites.push(Site {
             value: norm.output,
             sink: Sink::Norm(index),
+            allow_shift: takes_shift && biases_take_shift(found, &linears),
             linears,
             absorb: readers.absorb,
             ranks,
             restore: readers.others,
-            allow_shift: takes_shift && biases_take_it,
         });
     }
     for (l, linear) in found.linears.iter().enumerate() {
-        if taken[l].is_some() {
+        if taken[l] {
             continue;
         }
-        taken[l] = Some(sites.len());
         let shared = sites.iter().position(|s| {
             !s.has_sink() && s.value == linear.input && {
                 let first = &found.linears[s.linears[0]];
@@ -153,8 +148,7 @@ pub fn find_sites(
         };
         match traced {
             Ok(trace) => {
-                let biases_take_it = site.linears.iter().all(|&l| !found.linears[l].odd_bias);
-                site.allow_shift = trace.allow_shift && biases_take_it;
+                site.allow_shift = trace.allow_shift && biases_take_shift(found, &site.linears);
                 site.sink = Sink::Traced(trace);
             }
             Err(reason) if extra_nodes && linear.channels_last() => {
@@ -165,6 +159,11 @@ pub fn find_sites(
     }
     sites.sort_by_key(|s| s.linears[0]);
     sites
+}
+
+/// Whether every one of these Linears has room for z W in its bias.
+fn biases_take_shift(found: &Recognised, linears: &[usize]) -> bool {
+    linears.iter().all(|&l| !found.linears[l].odd_bias)
 }
 
 /// Why the input of a Linear has no sink.

@@ -1,5 +1,7 @@
 //! The rules of [`super::trace`], one operator each.
 
+use std::ops::Range;
+
 use ndarray::Slice;
 
 use super::labels::{Labels, NONE, reshape, through_product, tie_all, unbroadcast, unslice};
@@ -7,6 +9,17 @@ use super::trace::{Fold, Place, Walk, channels};
 use crate::graph::{Constant, NodeId, Use, ValueId, View};
 use crate::onnx::node::{attr_i, attr_ints};
 use crate::recognise::{passage, see_through};
+
+/// The inputs of `node` through which [`Walk::rule`] may follow channels; none at a wall. The other inputs of these
+/// operators are the channels' business, not channels: a target shape, indices, a ratio.
+pub(super) fn channel_inputs(view: &View, node: NodeId) -> Range<usize> {
+    match view.op(node) {
+        "Add" | "Sub" | "Mul" | "Div" | "MatMul" | "Concat" => 0..view.node(node).input.len(),
+        "Relu" | "Reshape" | "Transpose" | "Squeeze" | "Unsqueeze" | "Flatten" | "Expand"
+        | "Slice" | "Split" | "Gather" | "Identity" | "Dropout" | "Cast" => 0..1,
+        _ => 0..0,
+    }
+}
 
 impl Walk<'_, '_> {
     /// The rule of one operator: `labels` are those of its output number `output`.

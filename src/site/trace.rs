@@ -21,6 +21,7 @@
 use std::collections::BTreeMap;
 
 use super::labels::{Labels, NONE, Ties, channels_last, unbroadcast};
+use super::rules::channel_inputs;
 use crate::graph::{NodeId, Use, ValueId, View};
 use crate::recognise::Recognised;
 
@@ -82,15 +83,7 @@ pub fn values_on_the_way(view: &View, found: &Recognised, value: ValueId) -> Vec
         let Some((node, _)) = view.producer(value) else {
             continue;
         };
-        if !passes(view.op(node)) {
-            continue;
-        }
-        // The other inputs of these are the channels' business, not channels: a target shape, indices, a ratio.
-        let inputs = match view.op(node) {
-            "Add" | "Sub" | "Mul" | "Div" | "MatMul" | "Concat" => view.node(node).input.len(),
-            _ => 1,
-        };
-        for slot in 0..inputs {
+        for slot in channel_inputs(view, node) {
             if let Some(input) = view.input(node, slot)
                 && !view.is_constant(input)
                 && !seen.contains(&input)
@@ -100,31 +93,6 @@ pub fn values_on_the_way(view: &View, found: &Recognised, value: ValueId) -> Vec
         }
     }
     seen
-}
-
-fn passes(op: &str) -> bool {
-    matches!(
-        op,
-        "Add"
-            | "Sub"
-            | "Mul"
-            | "Div"
-            | "Relu"
-            | "MatMul"
-            | "Reshape"
-            | "Transpose"
-            | "Squeeze"
-            | "Unsqueeze"
-            | "Flatten"
-            | "Expand"
-            | "Slice"
-            | "Split"
-            | "Gather"
-            | "Concat"
-            | "Identity"
-            | "Dropout"
-            | "Cast"
-    )
 }
 
 /// Follows the channels of `value`, whose readers `readers` absorb the affine, back to constants.
@@ -230,28 +198,27 @@ impl Walk<'_, '_> {
 
     /// The norm or Linear takes the affine.
     fn fold_sink(&mut self, place: Place, labels: &Labels, shift: bool) -> Result<(), String> {
-        let (count, takes_shift) = match place {
+        let count = match place {
             Place::Linear(l) => {
                 let linear = &self.found.linears[l];
-                (linear.n, !linear.odd_bias)
+                if linear.odd_bias {
+                    return Err(format!(
+                        "the bias of `{}` is no constant per column",
+                        linear.name
+                    ));
+                }
+                linear.n
             }
             Place::Norm(n) => {
                 let norm = &self.found.norms[n];
-                (norm.channels, norm.beta.is_some())
+                if shift && norm.beta.is_none() {
+                    return Err("its bias cannot take a shift".to_owned());
+                }
+                norm.channels
             }
-            Place::Constant { .. } => (labels.len(), true),
+            // Operators fold into these themselves; `sink` never answers one.
+            Place::Constant { .. } => labels.len(),
         };
-        if shift && !takes_shift {
-            return Err("its bias cannot take a shift".to_owned());
-        }
-        if let Place::Linear(l) = place
-            && self.found.linears[l].odd_bias
-        {
-            return Err(format!(
-                "the bias of `{}` is no constant per column",
-                self.found.linears[l].name
-            ));
-        }
         let columns = unbroadcast(labels, &[count], &mut self.ties)
             .ok_or("its columns belong to a channel in some places only")?;
         self.folds.push(Fold {

@@ -435,14 +435,22 @@ fn captured(b: &mut Builder) {
     let Size { c, n, .. } = b.size;
     b.layer_norm("x", "norm");
     b.linear("norm", "out", c, n);
+    let dims = b.tokens(c);
+    read_by_branches(b, "norm", &dims);
+    b.output("chosen", c);
+    b.output("out", n);
+}
+
+/// An If whose branches capture `value`, of these `dims`; its output is `chosen`.
+pub fn read_by_branches(b: &mut Builder, value: &str, dims: &[Result<i64, &'static str>]) {
     let branch = |name: &str, op: &str| {
         let output = format!("{name}_out");
         GraphProto {
             name: Some(name.to_owned()),
-            node: vec![make_node(op, "", &["norm"], &[&output], vec![])],
+            node: vec![make_node(op, "", &[value], &[&output], vec![])],
             output: vec![ValueInfoProto {
                 name: Some(output),
-                ..info("", DataType::Float, &b.tokens(c))
+                ..info("", DataType::Float, dims)
             }],
             ..GraphProto::default()
         }
@@ -456,6 +464,4 @@ fn captured(b: &mut Builder) {
     let condition = vec![tensor_attr("value", condition)];
     b.node_with("Constant", &[], "condition", condition);
     b.node_with("If", &["condition"], "chosen", branches);
-    b.output("chosen", c);
-    b.output("out", n);
 }

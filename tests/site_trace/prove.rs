@@ -8,10 +8,7 @@ pub use onnx_osplus::calibrate::{
     Batch, InputTensor, TractEngine, Values, compare, outputs, shapes,
 };
 pub use onnx_osplus::graph::{self, Names, View};
-pub use onnx_osplus::onnx::node::{
-    float_attr, graph_attr, int_attr, ints_attr, make_node, tensor_attr,
-};
-pub use onnx_osplus::onnx::proto::{GraphProto, ValueInfoProto};
+pub use onnx_osplus::onnx::node::{float_attr, int_attr, ints_attr, make_node};
 pub use onnx_osplus::onnx::{DataType, Model, TextOptions, tensor, text};
 pub use onnx_osplus::progress::NoProgress;
 pub use onnx_osplus::recognise::{Recognised, recognise};

@@ -1,6 +1,7 @@
 //! What stops an affine, and what lets only its scale pass.
 
 use super::prove::*;
+use crate::common::graphs::read_by_branches;
 
 /// One head over x: the value `v` through the context `p v` to the Linear y.
 fn one_head(b: &mut Builder, p: impl FnOnce(&mut Builder)) {
@@ -86,28 +87,7 @@ fn a_value_with_other_readers_is_a_wall() {
         "explicit: `context` is also read by Add `/sum/Add`"
     );
     let captured = wall(|b| {
-        let branch = |name: &str, op: &str| {
-            let output = format!("{name}_out");
-            let free = [Err("batch"), Err("tokens"), Ok(4)];
-            GraphProto {
-                name: Some(name.to_owned()),
-                node: vec![make_node(op, "", &["v"], &[&output], vec![])],
-                output: vec![ValueInfoProto {
-                    name: Some(output),
-                    ..info("", DataType::Float, &free)
-                }],
-                ..GraphProto::default()
-            }
-        };
-        let branches = vec![
-            graph_attr("then_branch", branch("then", "Relu")),
-            graph_attr("else_branch", branch("else", "Neg")),
-        ];
-        let mut condition = tensor::from_u8("condition", &[], &[1]);
-        condition.data_type = Some(DataType::Bool as i32);
-        let value = vec![tensor_attr("value", condition)];
-        b.node_with("Constant", &[], "condition", value);
-        b.node_with("If", &["condition"], "chosen", branches);
+        read_by_branches(b, "v", &[Err("batch"), Err("tokens"), Ok(4)]);
         b.output("chosen", 4);
     });
     assert_eq!(
