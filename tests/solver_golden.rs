@@ -222,9 +222,9 @@ fn the_search_finds_the_same_solution() {
     let recipe = Recipe {
         thresholds: fractions,
         refinements: 0,
-        survey_margins: vec![1.0],
-        finalists: usize::MAX,
         margins,
+        finalists: usize::MAX,
+        final_margins: usize::MAX,
         ..Recipe::default()
     };
     for case in cases {

@@ -55,13 +55,13 @@ pub fn migrate(kind: ShiftKind, threshold: Option<f32>, min: &[f32], max: &[f32]
 }
 
 /// One direction of the cross-fit: ranges from one half of the tokens, loss on the other half.
-struct Direction {
+pub(super) struct Direction {
     /// Smallest value of every channel in the fit half, `[C]`.
-    min: Vec<f32>,
+    pub min: Vec<f32>,
     /// Largest value of every channel in the fit half, `[C]`.
-    max: Vec<f32>,
+    pub max: Vec<f32>,
     /// Tokens of the other half, `[T, C]`.
-    x: Array2<f32>,
+    pub x: Array2<f32>,
     /// `(x − z) W`, `[T, N]`, for each [`ShiftKind`]; computed when first needed.
     targets: [OnceLock<Array2<f32>>; 3],
 }
@@ -108,22 +108,7 @@ impl SiteLoss {
         tokens: usize,
         columns: usize,
     ) -> Self {
-        let channels = problem.weights.first().map_or(0, |w| w.nrows());
-        let total: usize = problem.weights.iter().map(|w| w.ncols()).sum();
-        let stride = (total / columns.max(1)).max(1);
-        let mut ends = Vec::with_capacity(problem.weights.len());
-        let mut end = 0;
-        for w in &problem.weights {
-            end += w.ncols().div_ceil(stride);
-            ends.push(end);
-        }
-        let mut w = Array2::zeros((channels, end));
-        let mut start = 0;
-        for (part, &end) in problem.weights.iter().zip(&ends) {
-            w.slice_mut(s![.., start..end])
-                .assign(&part.slice(s![.., ..;stride]));
-            start = end;
-        }
+        let (w, ends) = side_by_side(problem, columns);
         Self {
             w,
             ends,
@@ -240,8 +225,30 @@ fn squared_error(a: &[f32], b: &[f32]) -> f64 {
     sums.iter().sum()
 }
 
+/// The weights of a site side by side, `[C, N]`, and the column at which each ends: about `columns` output columns in all,
+/// every k-th of each Linear.
+pub(super) fn side_by_side(problem: &SiteProblem, columns: usize) -> (Array2<f32>, Vec<usize>) {
+    let channels = problem.weights.first().map_or(0, |w| w.nrows());
+    let total: usize = problem.weights.iter().map(|w| w.ncols()).sum();
+    let stride = (total / columns.max(1)).max(1);
+    let mut ends = Vec::with_capacity(problem.weights.len());
+    let mut end = 0;
+    for w in &problem.weights {
+        end += w.ncols().div_ceil(stride);
+        ends.push(end);
+    }
+    let mut w = Array2::zeros((channels, end));
+    let mut start = 0;
+    for (part, &end) in problem.weights.iter().zip(&ends) {
+        w.slice_mut(s![.., start..end])
+            .assign(&part.slice(s![.., ..;stride]));
+        start = end;
+    }
+    (w, ends)
+}
+
 /// The two directions of the cross-fit, or none if no two tokens can be told apart.
-fn directions(folds: &[Fold; 2], tokens: usize) -> Vec<Direction> {
+pub(super) fn directions(folds: &[Fold; 2], tokens: usize) -> Vec<Direction> {
     let [a, b] = folds;
     match (a.sample.nrows(), b.sample.nrows()) {
         (0, 0) => Vec::new(),
@@ -297,7 +304,7 @@ fn subset(sample: ArrayView2<f32>, tokens: usize) -> Array2<f32> {
 }
 
 /// The finalizer of the SplitMix64 generator: a fixed, well mixed number for every `i`.
-fn mix(i: u64) -> u64 {
+pub(super) fn mix(i: u64) -> u64 {
     let z = i.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

@@ -11,7 +11,8 @@
 //!
 //! The data flows through the files in this order: [`quantize`] knows what Q/DQ does to numbers; [`migration`] turns
 //! per-channel ranges and a threshold into z, s and the range of x'; [`loss`] measures what quantization then does to the
-//! outputs of the Linears; [`search`] tries candidates and keeps the best; [`smoothquant`] is the comparison method.
+//! outputs of the Linears, and [`survey`] estimates it without their outputs; [`search`] tries candidates and keeps the
+//! best; [`smoothquant`] is the comparison method.
 //!
 //! Arithmetic only: this module knows arrays, no graph. Results do not depend on the number of threads.
 
@@ -20,6 +21,7 @@ pub mod migration;
 pub mod quantize;
 pub mod search;
 pub mod smoothquant;
+pub mod survey;
 
 pub use migration::{Migration, ShiftKind};
 pub use quantize::{
@@ -84,7 +86,7 @@ pub struct SolveSettings {
 pub struct CurvePoint {
     /// Threshold t in units of x after the shift.
     pub threshold: f32,
-    /// Lowest cross-fitted loss in the survey, which uses a part of the tokens and outputs: comparable along one curve,
+    /// Lowest cross-fitted loss in the survey, which estimates it on a part of the tokens: comparable along one curve,
     /// not with the losses of a [`Solution`].
     pub loss: f64,
 }

@@ -20,7 +20,7 @@ const ROUNDING: f32 = 12_582_912.0;
 /// Saturating first gives the same result, because both limits are whole numbers, and keeps the argument in the range
 /// where [`ROUNDING`] is exact.
 #[inline(always)]
-fn saturate_round(v: f32, low: f32, high: f32) -> f32 {
+pub(super) fn saturate_round(v: f32, low: f32, high: f32) -> f32 {
     // Plain comparisons become one `maxps` and one `minps`; `f32::clamp` would add a check of its limits.
     let v = if v < low { low } else { v };
     let v = if v > high { high } else { v };
@@ -125,7 +125,7 @@ pub(crate) fn fake_quantize_into(x: &[f32], out: &mut [f32], params: &QuantParam
 }
 
 /// Scale and saturation limits with the zero point taken off: adding it after rounding changes nothing else.
-fn limits(params: &QuantParams) -> (f32, f32, f32) {
+pub(super) fn limits(params: &QuantParams) -> (f32, f32, f32) {
     (
         params.scale,
         (params.qmin - params.zero_point) as f32,
@@ -172,7 +172,11 @@ pub fn quantize_weight(w: ArrayView2<f32>, spec: &WeightSpec) -> QuantizedWeight
 ///
 /// `ends` are the column numbers at which each weight of a group ends: without `per_channel`, the columns of one weight
 /// share the scale of its largest value, and weights side by side keep their own.
-fn column_scales<'a>(extremes: &'a mut [f32], spec: &WeightSpec, ends: &[usize]) -> &'a [f32] {
+pub(super) fn column_scales<'a>(
+    extremes: &'a mut [f32],
+    spec: &WeightSpec,
+    ends: &[usize],
+) -> &'a [f32] {
     if !spec.per_channel {
         let mut start = 0;
         for &end in ends {

@@ -5,13 +5,13 @@
 //! range's edge at once, so that an unseen token which exceeds any of them is clipped. Doing nothing is always scored
 //! and wins ties.
 //!
-//! Two stages. The *survey* tries every kind of shift over a coarse grid of thresholds and a few margins, then
-//! thresholds around the best of each kind, on a part of the tokens and of the output columns. The *final* scores the
-//! best of them with all margins on all columns (on a part, for the Linear of a vocabulary). The winner's kind,
-//! threshold and margin are then applied to the extremes of all tokens.
+//! Two stages. The *survey* ranks every kind of shift over a grid of thresholds and margins, then thresholds around the
+//! best of each kind, by a noise model ([`super::survey`]). The *final* scores the best of them by the loss itself. The
+//! winner's kind, threshold and margin are then applied to the extremes of all tokens.
 
 use super::loss::{SiteLoss, Trial, migrate};
 use super::migration::{Migration, ShiftKind, extremes, shift};
+use super::survey::Survey;
 use super::{CurvePoint, Method, SiteProblem, Solution, SolveSettings, smoothquant};
 use rayon::prelude::*;
 
@@ -27,16 +27,14 @@ pub struct Recipe {
     pub thresholds: Vec<f32>,
     /// How often the step between thresholds is halved around the best of each kind.
     pub refinements: usize,
-    /// Margins tried in the survey.
-    pub survey_margins: Vec<f32>,
+    /// Margins: factors on the range.
+    pub margins: Vec<f32>,
     /// Sample tokens of each fold used in the survey, at most.
     pub survey_tokens: usize,
-    /// Output columns used in the survey, about: every k-th column of every Linear.
-    pub survey_columns: usize,
     /// How many pairs of shift and threshold go from the survey to the final, besides doing nothing.
     pub finalists: usize,
-    /// Margins tried in the final.
-    pub margins: Vec<f32>,
+    /// How many margins of each finalist go to the final: the best of the survey.
+    pub final_margins: usize,
     /// Sample tokens of each fold used in the final, at most.
     pub tokens: usize,
     /// Output columns used in the final, about: only a vocabulary's Linear has more.
@@ -52,17 +50,15 @@ impl Default for Recipe {
             thresholds: (0..13)
                 .map(|i| 0.015f32.powf(1.0 - i as f32 / 13.0))
                 .collect(),
-            // 2 instead of 1: ±0.05 dB of unseen loss, more time.
-            refinements: 1,
-            // With one survey margin of 1.1 the survey sent too small thresholds to the final: on MiniLM-L6 with 12
-            // calibration sequences that cost 0.5 dB of unseen loss.
-            survey_margins: vec![1.0, 1.3],
-            survey_tokens: 192,
-            survey_columns: 384,
-            finalists: 3,
+            refinements: 2,
             margins: vec![0.9, 1.0, 1.1, 1.2, 1.35, 1.6],
-            // 384 instead of 256: +0.5 dB on sparse one-sided channels, where a few tokens decide, ±0.1 elsewhere;
-            // 512 adds 0.1 there.
+            // 128 or 384: within ±0.2 dB of unseen SQNR on MiniLM-L6 and L3, either way.
+            survey_tokens: 192,
+            // The noise model ranks nearly as the loss does: on MiniLM-L6 the best of 60 by the loss was among its first
+            // 4 at 23 of 24 sites. 2 to 9 finalists with 1 to 6 margins gave the same unseen SQNR within ±0.1 dB.
+            finalists: 3,
+            final_margins: 1,
+            // 384 instead of 256: +0.5 dB on sparse one-sided channels, where a few tokens decide, ±0.1 elsewhere.
             tokens: 384,
             columns: 4096,
         }
@@ -107,8 +103,8 @@ pub fn solve_site_with(
     match settings.method {
         Method::OsPlus if loss.directions() > 0 => {
             let surveyed = survey(problem, settings, recipe, &all);
-            let trials = finalists(problem, recipe, &all, &surveyed);
-            let scored = score(&loss, &trials);
+            let trials = finalists(recipe, &surveyed);
+            let scored = score(loss.directions(), &trials, |t, d| loss.evaluate(t, d));
             let mut solution = apply(&loss, &all, scored[0].loss, winner(&scored));
             solution.curve = curve(&surveyed, solution.shift_kind);
             solution
@@ -117,7 +113,8 @@ pub fn solve_site_with(
             smoothquant::solve(problem, &loss, (&all.min, &all.max), alpha)
         }
         Method::OsPlus | Method::None => {
-            let nothing = score(&loss, &[Trial::nothing(vec![1.0])])[0];
+            let trials = [Trial::nothing(vec![1.0])];
+            let nothing = score(loss.directions(), &trials, |t, d| loss.evaluate(t, d))[0];
             apply(&loss, &all, nothing.loss, nothing)
         }
     }
@@ -154,44 +151,33 @@ fn kinds(problem: &SiteProblem, recipe: &Recipe, all: &Extremes) -> Vec<ShiftKin
     kinds
 }
 
-/// Scores the coarse grid and refines it around the best of each kind. Empty where no scale is allowed.
+/// Ranks the coarse grid and refines it around the best of each kind, by the noise model. Doing nothing comes first.
 fn survey(
     problem: &SiteProblem,
     settings: &SolveSettings,
     recipe: &Recipe,
     all: &Extremes,
 ) -> Vec<Scored> {
-    if !problem.allow_scale {
-        return Vec::new();
-    }
-    let loss = SiteLoss::new(
-        problem,
-        settings,
-        recipe.survey_tokens,
-        recipe.survey_columns,
-    );
+    let model = Survey::new(problem, settings, recipe.survey_tokens, recipe.columns);
+    let score = |trials: &[Trial]| score(1, trials, |t, _| model.evaluate(t));
     let kinds = kinds(problem, recipe, all);
     let trial = |shift: ShiftKind, threshold: Option<f32>| Trial {
         shift,
         threshold,
-        margins: recipe.survey_margins.clone(),
+        margins: recipe.margins.clone(),
     };
     let mut trials = Vec::new();
     for &kind in &kinds {
+        trials.push(trial(kind, None));
         let z = shift(kind, &all.min, &all.max);
         let extremes = extremes(&all.min, &all.max, z.as_deref());
         let largest = extremes.iter().fold(0.0f32, |a, &b| a.max(b));
-        trials.push(trial(kind, None));
-        if largest > 0.0 {
-            trials.extend(
-                recipe
-                    .thresholds
-                    .iter()
-                    .map(|t| trial(kind, Some(t * largest))),
-            );
+        if largest > 0.0 && problem.allow_scale {
+            let thresholds = recipe.thresholds.iter();
+            trials.extend(thresholds.map(|t| trial(kind, Some(t * largest))));
         }
     }
-    let mut scored = score(&loss, &trials);
+    let mut scored = score(&trials);
     let mut step = match recipe.thresholds[..] {
         [first, second, ..] => (second / first).sqrt(),
         _ => return scored,
@@ -210,53 +196,46 @@ fn survey(
                 trials.extend([trial(kind, Some(t / step)), trial(kind, Some(t * step))]);
             }
         }
-        scored.extend(score(&loss, &trials));
+        scored.extend(score(&trials));
         step = step.sqrt();
     }
     scored
 }
 
-/// What the final scores: doing nothing first (with margin 1 first), then the best of the survey, all margins each.
-fn finalists(
-    problem: &SiteProblem,
-    recipe: &Recipe,
-    all: &Extremes,
-    surveyed: &[Scored],
-) -> Vec<Trial> {
-    let mut margins = vec![1.0];
-    margins.extend(recipe.margins.iter().filter(|&&m| m != 1.0));
-    let mut trials = vec![Trial::nothing(margins.clone())];
-    let mut add = |shift: ShiftKind, threshold: Option<f32>| {
-        let new = !trials
-            .iter()
-            .any(|t| t.shift == shift && t.threshold == threshold);
-        if new && trials.len() - 1 < recipe.finalists {
-            trials.push(Trial {
-                shift,
-                threshold,
-                margins: margins.clone(),
-            });
-        }
-    };
-    if !problem.allow_scale {
-        for kind in kinds(problem, recipe, all) {
-            add(kind, None);
-        }
-    }
+/// What the final scores: doing nothing with margin 1 first, then the best of the survey with their best margins.
+fn finalists(recipe: &Recipe, surveyed: &[Scored]) -> Vec<Trial> {
+    let mut trials = vec![Trial::nothing(vec![1.0])];
     let mut ranked = surveyed.to_vec();
     ranked.sort_by(|a, b| a.loss.total_cmp(&b.loss));
     for s in ranked {
-        add(s.shift, s.threshold);
+        let same = |t: &Trial| t.shift == s.shift && t.threshold == s.threshold;
+        match trials.iter().position(same) {
+            Some(i) => {
+                let margins = &mut trials[i].margins;
+                if margins.len() < recipe.final_margins && !margins.contains(&s.margin) {
+                    margins.push(s.margin);
+                }
+            }
+            None if trials.len() - 1 < recipe.finalists => trials.push(Trial {
+                shift: s.shift,
+                threshold: s.threshold,
+                margins: vec![s.margin],
+            }),
+            None => {}
+        }
     }
     trials
 }
 
 /// Scores every trial in both directions, in parallel; one result per trial and margin, in order.
-fn score(loss: &SiteLoss, trials: &[Trial]) -> Vec<Scored> {
-    let directions = loss.directions();
+fn score(
+    directions: usize,
+    trials: &[Trial],
+    evaluate: impl Fn(&Trial, usize) -> Vec<f64> + Sync,
+) -> Vec<Scored> {
     let losses: Vec<Vec<f64>> = (0..trials.len() * directions)
         .into_par_iter()
-        .map(|job| loss.evaluate(&trials[job / directions], job % directions))
+        .map(|job| evaluate(&trials[job / directions], job % directions))
         .collect();
     let mut scored = Vec::new();
     for (i, trial) in trials.iter().enumerate() {

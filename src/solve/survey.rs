@@ -1,0 +1,278 @@
+//! The noise model that ranks candidates: what quantization does to a site's outputs, without computing them.
+//!
+//! With `δ = Q(x') − x'` and `Δ = Q(W') − W'`, `W' = diag(s) W`, the error of the outputs is `δ W' + x' Δ`, and
+//!
+//! ```text
+//! ‖δ W' + x' Δ‖² ≈ T ‖mean(δ) W'‖² + Σ_j T var(δ_j) s_j² ‖W_j‖² + T ‖mean(x') Δ‖² + Σ_j T var(x'_j) ‖Δ_j‖²
+//! ```
+//!
+//! if different channels agree in nothing but their means (a channel that is small against the step is rounded the same
+//! way for most tokens, and a weight that is small against the step is rounded to 0, as are its neighbours). Everything is measured element by element, clipping included. That is `T·C` operations for a candidate instead of
+//! `2·T·C·N`, so that the search can look at many, and score only the best of them with [`super::loss::SiteLoss`].
+
+use super::loss::{Direction, Trial, directions, migrate, mix, side_by_side};
+use super::quantize::{QuantParams, column_scales, limits, saturate_round};
+use super::{ActivationSpec, SiteProblem, SolveSettings, WeightSpec};
+use ndarray::{Array2, ArrayView1};
+
+/// Columns of the random projection that measures `‖mean(δ) W'‖²`.
+const PROJECTION: usize = 32;
+
+/// Sums that run side by side, so that a loop over them vectorizes.
+const LANES: usize = 8;
+
+/// The noise model of one site.
+pub struct Survey {
+    directions: Vec<Direction>,
+    /// `‖W_j‖²` over all columns, `[C]`.
+    row_energy: Vec<f64>,
+    /// W times random signs, `[C, P]`: `E ‖v (W R)‖² = ‖v W‖²` for any v.
+    projected: Array2<f32>,
+    /// All weights side by side, `[C, N]`.
+    w: Array2<f32>,
+    /// Where each weight ends in `w`.
+    ends: Vec<usize>,
+    activation: ActivationSpec,
+    weight: WeightSpec,
+}
+
+impl Survey {
+    /// Prepares the model on at most `tokens` sample tokens of each fold and about `columns` output columns.
+    pub fn new(
+        problem: &SiteProblem,
+        settings: &SolveSettings,
+        tokens: usize,
+        columns: usize,
+    ) -> Self {
+        let (w, ends) = side_by_side(problem, columns);
+        let mut projected = Array2::zeros((w.nrows(), PROJECTION));
+        let energy = |(j, row): (usize, ArrayView1<f32>)| {
+            let mut energy = 0.0f32;
+            for (n, &v) in row.iter().enumerate() {
+                let signed = if mix(n as u64) & 1 == 0 { v } else { -v };
+                projected[[j, n % PROJECTION]] += signed;
+                energy += v * v;
+            }
+            f64::from(energy)
+        };
+        Self {
+            row_energy: w.rows().into_iter().enumerate().map(energy).collect(),
+            projected,
+            directions: directions(&problem.folds, tokens),
+            w,
+            ends,
+            activation: settings.activation,
+            weight: settings.weight,
+        }
+    }
+
+    /// Estimated loss of a shift and threshold, for each of its margins: the sum of both directions of the cross-fit.
+    pub fn evaluate(&self, trial: &Trial) -> Vec<f64> {
+        let mut total = vec![0.0; trial.margins.len()];
+        for d in &self.directions {
+            let (t, c) = d.x.dim();
+            let migration = migrate(trial.shift, trial.threshold, &d.min, &d.max);
+            let (low, high) = migration.range(&d.min, &d.max);
+            let mut x = vec![0.0; t * c];
+            migration.apply_rows(d.x.as_slice().unwrap_or(&[]), &mut x);
+            let (mut sums, mut squares) = (vec![0.0; c], vec![0.0; c]);
+            moments(&x, &mut sums, &mut squares);
+            let from_weights = self.weight_error(&sums, &squares, t, migration.scale.as_deref());
+            for (total, margin) in total.iter_mut().zip(&trial.margins) {
+                let params = self.activation.params(low * margin, high * margin);
+                error_moments(&x, &params, &mut sums, &mut squares);
+                let scale = migration.scale.as_deref();
+                *total += from_weights + self.output_energy(&sums, &squares, t, scale);
+            }
+        }
+        total
+    }
+
+    /// `T ‖mean(x') Δ‖² + Σ_j T var(x'_j) ‖Δ_j‖²`.
+    ///
+    /// `sums, squares: [C]` are those of x' over all tokens.
+    fn weight_error(
+        &self,
+        sums: &[f32],
+        squares: &[f32],
+        tokens: usize,
+        scale: Option<&[f32]>,
+    ) -> f64 {
+        let n = self.w.ncols();
+        let s = |j: usize| scale.map_or(1.0, |s| s[j]);
+        let mut steps = vec![0.0f32; n];
+        for (j, row) in rows(&self.w).enumerate() {
+            let s = s(j);
+            for (step, w) in steps.iter_mut().zip(row) {
+                let v = w.abs() * s;
+                *step = if v > *step { v } else { *step };
+            }
+        }
+        column_scales(&mut steps, &self.weight, &self.ends);
+        let inverse: Vec<f32> = steps.iter().map(|step| 1.0 / step).collect();
+        // No weight is larger than its column's largest, so nothing saturates.
+        let limit = self.weight.qmax() as f32;
+        let mut common = vec![0.0f32; n];
+        let mut own = 0.0;
+        for (j, row) in rows(&self.w).enumerate() {
+            let (s, mean) = (s(j), sums[j] / tokens as f32);
+            let mut lanes = [0.0f32; LANES];
+            let columns = row.chunks(LANES).zip(common.chunks_mut(LANES));
+            let steps = steps.chunks(LANES).zip(inverse.chunks(LANES));
+            for ((w, common), (step, inverse)) in columns.zip(steps) {
+                let scales = step.iter().zip(inverse);
+                let sums = lanes.iter_mut().zip(common);
+                for ((w, (step, inverse)), (sum, common)) in w.iter().zip(scales).zip(sums) {
+                    let v = w * s;
+                    let error = saturate_round(v * inverse, -limit, limit) * step - v;
+                    *sum += error * error;
+                    *common += mean * error;
+                }
+            }
+            let scatter = (squares[j] - mean * sums[j]).max(0.0);
+            own += f64::from(scatter) * f64::from(lanes.iter().sum::<f32>());
+        }
+        let common: f64 = common.iter().map(|&v| f64::from(v).powi(2)).sum();
+        own + tokens as f64 * common
+    }
+
+    /// `T ‖mean(δ) W'‖² + Σ_j T var(δ_j) s_j² ‖W_j‖²`.
+    ///
+    /// `sums, squares: [C]` are those of δ over all tokens.
+    fn output_energy(
+        &self,
+        sums: &[f32],
+        squares: &[f32],
+        tokens: usize,
+        scale: Option<&[f32]>,
+    ) -> f64 {
+        let t = tokens as f64;
+        let mut common = [0.0f32; PROJECTION];
+        let mut own = 0.0;
+        for (j, (&sum, &square)) in sums.iter().zip(squares).enumerate() {
+            let s = scale.map_or(1.0, |s| s[j]);
+            let mean = f64::from(sum) / t;
+            let scatter = (f64::from(square) - t * mean * mean).max(0.0);
+            own += scatter * f64::from(s).powi(2) * self.row_energy[j];
+            let mean = mean as f32 * s;
+            for (sum, &w) in common.iter_mut().zip(self.projected.row(j)) {
+                *sum += mean * w;
+            }
+        }
+        own + t * common.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>()
+    }
+}
+
+/// The rows of an array that this module made itself, so that it is in standard layout.
+fn rows(w: &Array2<f32>) -> impl Iterator<Item = &[f32]> {
+    w.as_slice().unwrap_or(&[]).chunks_exact(w.ncols().max(1))
+}
+
+/// Sum and sum of squares over the tokens of x, `[C]` each, for `x: [T, C]`.
+fn moments(x: &[f32], sums: &mut [f32], squares: &mut [f32]) {
+    for row in x.chunks_exact(sums.len().max(1)) {
+        for ((sum, square), &v) in sums.iter_mut().zip(&mut *squares).zip(row) {
+            *sum += v;
+            *square += v * v;
+        }
+    }
+}
+
+/// Sum and sum of squares over the tokens of `Q(x) − x`, `[C]` each, for `x: [T, C]`.
+fn error_moments(x: &[f32], params: &QuantParams, sums: &mut [f32], squares: &mut [f32]) {
+    let (scale, low, high) = limits(params);
+    // A reciprocal here, a division in the loss: candidates are ranked, not scored.
+    let inverse = 1.0 / scale;
+    sums.fill(0.0);
+    squares.fill(0.0);
+    for row in x.chunks_exact(sums.len().max(1)) {
+        for ((sum, square), &v) in sums.iter_mut().zip(&mut *squares).zip(row) {
+            let error = saturate_round(v * inverse, low, high) * scale - v;
+            *sum += error;
+            *square += error * error;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::solve::loss::SiteLoss;
+    use crate::solve::{Fold, Method, ShiftKind};
+
+    /// Post-GELU-like and ordinary channels, some of them large: noise in [-1, 1] from a small generator.
+    fn sample(tokens: usize, channels: usize, seed: u64) -> Array2<f32> {
+        let noise = |i: usize| (mix(seed + i as u64) >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
+        Array2::from_shape_fn((tokens, channels), |(t, j)| {
+            let v = noise(t * channels + j) + noise(7_000_000 + t * channels + j);
+            match j % 8 {
+                0 => (v * 6.0).max(-0.17),
+                1 => 9.0 + v,
+                _ => v * (0.2 + 0.1 * (j % 5) as f32),
+            }
+        })
+    }
+
+    fn extremes(x: &Array2<f32>) -> (Vec<f32>, Vec<f32>) {
+        let fold = |start: f32, pick: fn(f32, f32) -> f32| {
+            x.fold_axis(ndarray::Axis(0), start, |a, b| pick(*a, *b))
+                .to_vec()
+        };
+        (
+            fold(f32::INFINITY, f32::min),
+            fold(f32::NEG_INFINITY, f32::max),
+        )
+    }
+
+    /// The estimate must be close to the loss itself over the whole range of candidates, or its ranking means nothing.
+    #[test]
+    fn the_noise_model_predicts_the_loss() {
+        let (a, b) = (sample(96, 48, 1), sample(96, 48, 90_000));
+        let weights = [sample(48, 40, 3), sample(48, 24, 5)];
+        let (ea, eb) = (extremes(&a), extremes(&b));
+        let fold = |e: &'static (Vec<f32>, Vec<f32>), x: &'static Array2<f32>| Fold {
+            min: &e.0,
+            max: &e.1,
+            sample: x.view(),
+        };
+        let leak = |x: Array2<f32>| -> &'static Array2<f32> { Box::leak(Box::new(x)) };
+        let (ea, eb) = (Box::leak(Box::new(ea)), Box::leak(Box::new(eb)));
+        let problem = SiteProblem {
+            folds: [fold(ea, leak(a)), fold(eb, leak(b))],
+            weights: weights.iter().map(|w| w.view()).collect(),
+            allow_shift: true,
+            allow_scale: true,
+        };
+        for bits in [8, 6, 4] {
+            for (symmetric, per_channel) in [(false, true), (true, false)] {
+                let settings = SolveSettings {
+                    activation: ActivationSpec { bits, symmetric },
+                    weight: WeightSpec { bits, per_channel },
+                    method: Method::OsPlus,
+                };
+                let loss = SiteLoss::new(&problem, &settings, usize::MAX, usize::MAX);
+                let survey = Survey::new(&problem, &settings, usize::MAX, usize::MAX);
+                for shift in [ShiftKind::None, ShiftKind::OneSided, ShiftKind::MidRange] {
+                    for threshold in [None, Some(4.0), Some(1.0), Some(0.3)] {
+                        let trial = Trial {
+                            shift,
+                            threshold,
+                            margins: vec![0.9, 1.0, 1.35],
+                        };
+                        let truth = (0..2).map(|d| loss.evaluate(&trial, d));
+                        let truth =
+                            truth.reduce(|a, b| a.iter().zip(b).map(|(a, b)| a + b).collect());
+                        for (estimate, truth) in survey.evaluate(&trial).iter().zip(truth.unwrap())
+                        {
+                            let ratio = estimate / truth;
+                            assert!(
+                                (0.6..1.7).contains(&ratio),
+                                "{bits} bits, {trial:?}: {estimate} for {truth}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
