@@ -5,18 +5,18 @@
 //!
 //! - every input has the batch's shape; `value_info` and output types, which may contradict it, are dropped;
 //! - float16, bfloat16 and float64 become float32: inputs, constants, `Cast`, operator attributes;
-//! - `Dropout` becomes `Identity` (exporters leave it in training mode between norm and Linear);
-//! - `CumSum` of integers is computed in float32, exact up to 2²⁴;
-//! - the boolean mask of an `Attention` becomes the float32 mask that is added to the scores;
+//! - operators that the engine lacks are written with others (`decompose/`);
 //! - constants are taken out and handed over separately, so that their bytes are copied once, into the engine.
 //!
 //! Names of values stay what they are: statistics are asked for by them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
+use crate::calibrate::decompose::{Scope, decompose, is_standard, node_label};
 use crate::calibrate::engine::EngineError;
 use crate::calibrate::input::Shapes;
-use crate::onnx::node::{attr_t, int_attr, make_node, subgraphs, tensor_attr};
+use crate::graph::Names;
+use crate::onnx::node::attr_t;
 use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension};
 use crate::onnx::proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TensorShapeProto, TypeProto,
@@ -69,17 +69,19 @@ pub(super) fn calibration_copy<'m>(
         .filter(|t| !is_numeric(t))
         .cloned()
         .collect();
-    let known = Known {
-        used: used_values(graph),
-        boolean: boolean_values(graph),
-    };
+    let mut names = Names::new(model);
+    let mut scope = Scope::new(graph, model.opset());
+    for (name, shape) in shapes {
+        scope.know_shape(name, shape);
+    }
     let mut nodes = Vec::with_capacity(graph.node.len());
     for node in &graph.node {
         match constant_value(node) {
             Some((name, value)) => {
                 constants.insert(name, value);
+                scope.know_node(name, value);
             }
-            None => convert_node(node, &known, &mut nodes)?,
+            None => nodes.extend(convert_node(node, &mut scope, &mut names)?),
         }
     }
     let mut inputs = Vec::new();
@@ -130,11 +132,6 @@ fn constant_value(node: &NodeProto) -> Option<(&str, &TensorProto)> {
     Some((node.output.first()?, value))
 }
 
-/// True for the domain of the standard operators, which is written in two ways.
-pub(super) fn is_standard(domain: &str) -> bool {
-    domain.is_empty() || domain == "ai.onnx"
-}
-
 fn is_narrow_or_wide_float(code: i64) -> bool {
     [DataType::Float16, DataType::Bfloat16, DataType::Double]
         .iter()
@@ -178,161 +175,39 @@ fn fixed_input(input: &ValueInfoProto, shape: &[usize]) -> ValueInfoProto {
     }
 }
 
-/// Names of all values that something reads: nodes, subgraphs, graph outputs.
-fn used_values(graph: &GraphProto) -> BTreeSet<&str> {
-    let mut used: BTreeSet<&str> = graph.output.iter().map(|o| o.name()).collect();
-    for node in &graph.node {
-        used.extend(node.input.iter().map(String::as_str));
-        for subgraph in subgraphs(node) {
-            used.extend(used_values(subgraph));
-        }
-    }
-    used
-}
-
-/// What the conversion of a node has to know of the graph around it.
-struct Known<'g> {
-    used: BTreeSet<&'g str>,
-    boolean: BTreeSet<&'g str>,
-}
-
-/// Names of the boolean values that the file or the operators tell.
-fn boolean_values(graph: &GraphProto) -> BTreeSet<&str> {
-    let is_boolean = |info: &&ValueInfoProto| {
-        matches!(
-            info.r#type.as_ref().and_then(|t| t.value.as_ref()),
-            Some(type_proto::Value::TensorType(t)) if t.elem_type() == DataType::Bool as i32
-        )
+/// The engine's form of `node`.
+fn convert_node<'g>(
+    node: &'g NodeProto,
+    scope: &mut Scope<'g>,
+    names: &mut Names,
+) -> Result<Vec<NodeProto>, EngineError> {
+    let mut copy = NodeProto {
+        attribute: Vec::with_capacity(node.attribute.len()),
+        input: node.input.clone(),
+        output: node.output.clone(),
+        name: node.name.clone(),
+        op_type: node.op_type.clone(),
+        domain: node.domain.clone(),
+        overload: node.overload.clone(),
+        ..Default::default()
     };
-    let stated = graph.value_info.iter().chain(&graph.input);
-    let mut boolean: BTreeSet<&str> = stated.filter(is_boolean).map(|info| info.name()).collect();
-    let constants = graph.initializer.iter();
-    let constants = constants.filter(|t| t.data_type() == DataType::Bool as i32);
-    boolean.extend(constants.map(|t| t.name()));
-    for node in graph.node.iter().filter(|n| is_standard(n.domain())) {
-        let passes_on = || {
-            node.input
-                .first()
-                .is_some_and(|x| boolean.contains(x.as_str()))
-        };
-        let result = match node.op_type() {
-            "And" | "Or" | "Xor" | "Not" | "Equal" | "Less" | "LessOrEqual" | "Greater"
-            | "GreaterOrEqual" => true,
-            "Cast" => node
-                .attribute
-                .iter()
-                .any(|a| a.name() == "to" && a.i() == DataType::Bool as i64),
-            "Identity" | "Expand" | "Unsqueeze" | "Squeeze" | "Reshape" | "Transpose" | "Slice"
-            | "Gather" | "GatherND" | "Concat" | "Tile" => passes_on(),
-            _ => false,
-        };
-        if result && let Some(output) = node.output.first() {
-            boolean.insert(output);
-        }
+    for attr in &node.attribute {
+        copy.attribute.push(convert_attribute(attr, scope, names)?);
     }
-    boolean
-}
-
-/// Appends the engine's form of `node` to `out`.
-fn convert_node(
-    node: &NodeProto,
-    known: &Known<'_>,
-    out: &mut Vec<NodeProto>,
-) -> Result<(), EngineError> {
-    match node.op_type() {
-        "Dropout" if is_standard(node.domain()) => {
-            let mask = node.output.get(1).filter(|name| !name.is_empty());
-            if mask.is_some_and(|name| known.used.contains(name.as_str())) {
-                return Err(EngineError::Refused {
-                    node: node_label(node),
-                    op: "Dropout".into(),
-                    reason: "its mask output is used".into(),
-                });
-            }
-            out.push(NodeProto {
-                op_type: Some("Identity".into()),
-                input: node.input.iter().take(1).cloned().collect(),
-                output: node.output.iter().take(1).cloned().collect(),
-                attribute: vec![],
-                ..node.clone()
-            });
-        }
-        "CumSum" if is_standard(node.domain()) => convert_cumsum(node, out),
-        "Attention"
-            if is_standard(node.domain())
-                && node
-                    .input
-                    .get(3)
-                    .is_some_and(|m| known.boolean.contains(m.as_str())) =>
-        {
-            convert_attention_mask(node, out);
-        }
-        _ => {
-            let mut node = node.clone();
-            for attr in &mut node.attribute {
-                convert_attribute(attr)?;
-            }
-            out.push(node);
-        }
-    }
-    Ok(())
-}
-
-/// `y = CumSum(x)` becomes `y = CastLike(CumSum(Cast(x, float32)), x)`.
-fn convert_cumsum(node: &NodeProto, out: &mut Vec<NodeProto>) {
-    let (Some(x), Some(y)) = (node.input.first(), node.output.first()) else {
-        out.push(node.clone());
-        return;
-    };
-    let name = node_label(node);
-    let (float, sum) = (format!("{y}/float32"), format!("{y}/sum"));
-    out.push(make_node(
-        "Cast",
-        &format!("{name}/Cast"),
-        &[x],
-        &[&float],
-        vec![int_attr("to", DataType::Float as i64)],
-    ));
-    let mut cumsum = node.clone();
-    cumsum.input[0] = float;
-    cumsum.output[0] = sum.clone();
-    out.push(cumsum);
-    out.push(make_node(
-        "CastLike",
-        &format!("{name}/CastLike"),
-        &[&sum, x],
-        &[y],
-        vec![],
-    ));
-}
-
-/// `Attention(q, k, v, mask)` becomes `Attention(q, k, v, Where(mask, 0, −10³⁰))`: what is masked out weighs nothing.
-fn convert_attention_mask(node: &NodeProto, out: &mut Vec<NodeProto>) {
-    let y = node.output.first().map_or("", String::as_str);
-    let label = node_label(node);
-    let constants = [("kept", 0.0), ("masked", -1e30)].map(|(what, x)| {
-        let name = format!("{y}/{what}");
-        let value = tensor::from_f32(&name, &[], &[x], DataType::Float);
-        let label = format!("{label}/{what}");
-        let value = vec![tensor_attr("value", value)];
-        out.push(make_node("Constant", &label, &[], &[&name], value));
-        name
-    });
-    let mask = format!("{y}/mask");
-    out.push(make_node(
-        "Where",
-        &format!("{label}/Where"),
-        &[&node.input[3], &constants[0], &constants[1]],
-        &[&mask],
-        vec![],
-    ));
-    let mut attention = node.clone();
-    attention.input[3] = mask;
-    out.push(attention);
+    decompose(copy, scope, names)
 }
 
 /// Turns types and tensors of attributes into float32, and subgraphs into their copies.
-fn convert_attribute(attr: &mut AttributeProto) -> Result<(), EngineError> {
+fn convert_attribute<'g>(
+    original: &'g AttributeProto,
+    scope: &Scope<'g>,
+    names: &mut Names,
+) -> Result<AttributeProto, EngineError> {
+    let mut attr = AttributeProto {
+        g: None,
+        graphs: Vec::new(),
+        ..original.clone()
+    };
     let names_a_type = matches!(
         attr.name(),
         "to" | "dtype" | "output_dtype" | "output_datatype" | "stash_type"
@@ -343,10 +218,13 @@ fn convert_attribute(attr: &mut AttributeProto) -> Result<(), EngineError> {
     for tensor in attr.t.iter_mut().chain(&mut attr.tensors) {
         convert_tensor(tensor)?;
     }
-    for graph in attr.g.iter_mut().chain(&mut attr.graphs) {
-        convert_subgraph(graph)?;
+    if let Some(graph) = &original.g {
+        attr.g = Some(convert_subgraph(graph, scope, names)?);
     }
-    Ok(())
+    for graph in &original.graphs {
+        attr.graphs.push(convert_subgraph(graph, scope, names)?);
+    }
+    Ok(attr)
 }
 
 fn convert_tensor(tensor: &mut TensorProto) -> Result<(), EngineError> {
@@ -362,34 +240,26 @@ fn convert_tensor(tensor: &mut TensorProto) -> Result<(), EngineError> {
     Ok(())
 }
 
-fn convert_subgraph(graph: &mut GraphProto) -> Result<(), EngineError> {
-    graph.value_info.clear();
-    let mut nodes = Vec::with_capacity(graph.node.len());
-    {
-        let known = Known {
-            used: used_values(graph),
-            boolean: boolean_values(graph),
-        };
-        for node in &graph.node {
-            convert_node(node, &known, &mut nodes)?;
-        }
+fn convert_subgraph<'g>(
+    graph: &'g GraphProto,
+    outer: &Scope<'g>,
+    names: &mut Names,
+) -> Result<GraphProto, EngineError> {
+    let mut scope = outer.inner(graph);
+    let mut copy = GraphProto {
+        name: graph.name.clone(),
+        initializer: graph.initializer.clone(),
+        input: graph.input.clone(),
+        output: graph.output.iter().map(untyped).collect(),
+        ..Default::default()
+    };
+    for node in &graph.node {
+        copy.node.extend(convert_node(node, &mut scope, names)?);
     }
-    graph.node = nodes;
-    for tensor in &mut graph.initializer {
+    for tensor in &mut copy.initializer {
         convert_tensor(tensor)?;
     }
-    for output in &mut graph.output {
-        *output = untyped(output);
-    }
-    Ok(())
-}
-
-/// The node's name, or the name of its first output if it has none.
-pub(super) fn node_label(node: &NodeProto) -> String {
-    if !node.name().is_empty() {
-        return node.name().to_owned();
-    }
-    node.output.first().cloned().unwrap_or_default()
+    Ok(copy)
 }
 
 /// Finds `Gather(table, ids)` on axis 0 where `table` is a constant and `ids` an input, possibly behind Cast or Identity.

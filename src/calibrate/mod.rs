@@ -13,6 +13,7 @@ mod array;
 mod compare;
 mod copy;
 mod dataset;
+mod decompose;
 mod engine;
 mod error;
 mod files;

@@ -14,7 +14,8 @@ use tract_onnx::tract_hir::internal::*;
 use tract_onnx::tract_hir::ops::konst::Const;
 
 use crate::calibrate::array::Values;
-use crate::calibrate::copy::{Copy, IndexLimit, calibration_copy, is_standard, node_label};
+use crate::calibrate::copy::{Copy, IndexLimit, calibration_copy};
+use crate::calibrate::decompose::{is_standard, node_label};
 use crate::calibrate::engine::{Engine, EngineError, Plan, TapSink, Wanted};
 use crate::calibrate::input::{Batch, Shapes};
 use crate::calibrate::tap::{Tap, TapContext};

@@ -1,0 +1,92 @@
+//! The workbench of a decomposition: what is known of the values, and the nodes made so far.
+
+use super::node_label;
+use super::scope::Scope;
+use crate::calibrate::engine::EngineError;
+use crate::graph::Names;
+use crate::onnx::node::{make_node, tensor_attr};
+use crate::onnx::proto::{AttributeProto, NodeProto, TensorProto};
+use crate::onnx::{DataType, tensor};
+
+/// Collects the nodes that stand for one node. They are named after it, new values after its first output; the engine
+/// wants every name once.
+pub(super) struct Build<'a, 'g> {
+    /// What is known of the values that the node reads.
+    pub scope: &'a Scope<'g>,
+    names: &'a mut Names,
+    label: String,
+    op: String,
+    base: String,
+    nodes: Vec<NodeProto>,
+}
+
+impl<'a, 'g> Build<'a, 'g> {
+    pub(super) fn new(node: &NodeProto, scope: &'a Scope<'g>, names: &'a mut Names) -> Self {
+        let base = node.output.iter().find(|name| !name.is_empty());
+        Build {
+            scope,
+            names,
+            label: node_label(node),
+            op: node.op_type().to_owned(),
+            base: base.cloned().unwrap_or_default(),
+            nodes: Vec::new(),
+        }
+    }
+
+    /// Appends a node of the standard domain with one new output, and returns that.
+    pub(super) fn op(&mut self, op: &str, inputs: &[&str], attrs: Vec<AttributeProto>) -> String {
+        let output = self.names.derive(&self.base, op);
+        self.op_to(op, inputs, &output, attrs);
+        output
+    }
+
+    /// Appends a node of the standard domain that computes `output`.
+    pub(super) fn op_to(
+        &mut self,
+        op: &str,
+        inputs: &[&str],
+        output: &str,
+        attrs: Vec<AttributeProto>,
+    ) {
+        let name = self.names.derive(&self.label, op);
+        self.nodes
+            .push(make_node(op, &name, inputs, &[output], attrs));
+    }
+
+    /// Appends a node as it is.
+    pub(super) fn push(&mut self, node: NodeProto) {
+        self.nodes.push(node);
+    }
+
+    /// A new name for a value, for nodes that are [pushed](Self::push).
+    pub(super) fn fresh(&mut self, suffix: &str) -> String {
+        self.names.derive(&self.base, suffix)
+    }
+
+    /// A float32 constant.
+    pub(super) fn floats(&mut self, shape: &[usize], data: &[f32]) -> String {
+        self.constant(tensor::from_f32("", shape, data, DataType::Float))
+    }
+
+    /// A float32 scalar.
+    pub(super) fn float(&mut self, value: f32) -> String {
+        self.floats(&[], &[value])
+    }
+
+    fn constant(&mut self, value: TensorProto) -> String {
+        self.op("Constant", &[], vec![tensor_attr("value", value)])
+    }
+
+    /// The error for a form of the operator that calibration cannot run.
+    pub(super) fn refused(&self, reason: impl Into<String>) -> EngineError {
+        EngineError::Refused {
+            node: self.label.clone(),
+            op: self.op.clone(),
+            reason: reason.into(),
+        }
+    }
+
+    pub(super) fn finish(self) -> Vec<NodeProto> {
+        self.nodes
+    }
+}

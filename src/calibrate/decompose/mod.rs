@@ -1,0 +1,94 @@
+//! Decompositions: operators that the engine lacks, or gets wrong, written with operators that it has.
+//!
+//! They exist in the calibration copy alone; the user's file keeps its operators. [`TABLE`] has one row per operator and
+//! one function for it. A function reads the node and what is known of the values around it, puts the nodes that stand
+//! for it into a [`Build`], and says whether they replace it. They are decomposed in turn, so that one operator can be
+//! written with another one of the table; a node of the same operator is final.
+
+mod attention;
+mod build;
+mod scope;
+mod simple;
+
+use crate::calibrate::engine::EngineError;
+use crate::graph::Names;
+use crate::onnx::proto::NodeProto;
+
+use build::Build;
+pub(super) use scope::Scope;
+
+/// What a decomposition did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// The node stays; what was built is thrown away.
+    Kept,
+    /// What was built takes the place of the node, under its output names.
+    Replaced,
+}
+
+/// A decomposition. It fails where the engine would compute something else and no other form is known.
+type Rule = fn(&NodeProto, &mut Build<'_, '_>) -> Result<Outcome, EngineError>;
+
+/// Domain, operator, decomposition. The standard domain is `""`.
+const TABLE: &[(&str, &str, Rule)] = &[
+    ("", "Attention", attention::attention),
+    ("", "CumSum", simple::cumsum),
+    ("", "Dropout", simple::dropout),
+];
+
+/// True for the domain of the standard operators, which is written in two ways.
+pub(super) fn is_standard(domain: &str) -> bool {
+    domain.is_empty() || domain == "ai.onnx"
+}
+
+/// The node's name, or the name of its first output if it has none.
+pub(super) fn node_label(node: &NodeProto) -> String {
+    if !node.name().is_empty() {
+        return node.name().to_owned();
+    }
+    node.output.first().cloned().unwrap_or_default()
+}
+
+/// The nodes that the engine gets for `node`, whose types and tensors are already those of the engine.
+pub(super) fn decompose(
+    node: NodeProto,
+    scope: &mut Scope<'_>,
+    names: &mut Names,
+) -> Result<Vec<NodeProto>, EngineError> {
+    let mut done = Vec::new();
+    expand(node, scope, names, &mut Vec::new(), &mut done)?;
+    Ok(done)
+}
+
+/// `behind` are the operators that led to `node`: none is decomposed twice, so that this ends.
+fn expand(
+    node: NodeProto,
+    scope: &mut Scope<'_>,
+    names: &mut Names,
+    behind: &mut Vec<(&'static str, &'static str)>,
+    done: &mut Vec<NodeProto>,
+) -> Result<(), EngineError> {
+    let domain = if is_standard(node.domain()) {
+        ""
+    } else {
+        node.domain()
+    };
+    let row = TABLE
+        .iter()
+        .find(|row| row.0 == domain && row.1 == node.op_type())
+        .filter(|row| !behind.contains(&(row.0, row.1)));
+    if let Some(&(domain, op, rule)) = row {
+        let mut build = Build::new(&node, scope, names);
+        if rule(&node, &mut build)? == Outcome::Replaced {
+            behind.push((domain, op));
+            for part in build.finish() {
+                expand(part, scope, names, behind, done)?;
+            }
+            behind.pop();
+            return Ok(());
+        }
+    }
+    scope.learn(&node);
+    done.push(node);
+    Ok(())
+}
