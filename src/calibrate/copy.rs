@@ -79,7 +79,7 @@ pub(super) fn calibration_copy<'m>(
         match constant_value(node) {
             Some((name, value)) => {
                 constants.insert(name, value);
-                scope.know_node(name, value);
+                scope.know_constant(name, value);
             }
             None => nodes.extend(convert_node(node, &mut scope, &mut names)?),
         }

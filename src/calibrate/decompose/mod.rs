@@ -8,11 +8,17 @@
 mod attention;
 mod build;
 mod scope;
+mod shapes;
 mod simple;
+mod values;
+
+use ndarray::ArrayD;
 
 use crate::calibrate::engine::EngineError;
 use crate::graph::Names;
-use crate::onnx::proto::NodeProto;
+use crate::onnx::node::{make_node, tensor_attr};
+use crate::onnx::proto::{NodeProto, TensorProto};
+use crate::onnx::{DataType, tensor};
 
 use build::Build;
 pub(super) use scope::Scope;
@@ -88,7 +94,37 @@ fn expand(
             return Ok(());
         }
     }
-    scope.learn(&node);
-    done.push(node);
+    match scope.learn(&node) {
+        // Known sizes are given to the engine as constants: its own arithmetic of sizes is symbolic, and fails for some
+        // of the forms that exporters write.
+        Some(values) if !node.output.is_empty() && node.op_type() != "Constant" => {
+            for (output, (dtype, ints)) in node.output.iter().zip(values) {
+                let value = int_tensor(&ints, dtype);
+                let name = names.derive(&node_label(&node), "Constant");
+                let value = vec![tensor_attr("value", value)];
+                done.push(make_node("Constant", &name, &[], &[output], value));
+            }
+        }
+        _ => done.push(node),
+    }
     Ok(())
+}
+
+/// A tensor of type `dtype`, which is int64, int32 or bool.
+fn int_tensor(ints: &ArrayD<i64>, dtype: DataType) -> TensorProto {
+    let all: Vec<i64> = ints.iter().copied().collect();
+    match dtype {
+        DataType::Int32 => {
+            let all: Vec<i32> = all.into_iter().map(|v| v as i32).collect();
+            tensor::from_i32("", ints.shape(), &all)
+        }
+        DataType::Bool => {
+            let all: Vec<u8> = all.into_iter().map(|v| v as u8).collect();
+            TensorProto {
+                data_type: Some(DataType::Bool as i32),
+                ..tensor::from_u8("", ints.shape(), &all)
+            }
+        }
+        _ => tensor::from_i64("", ints.shape(), &all),
+    }
 }

@@ -1,33 +1,66 @@
 //! What the calibration copy knows of the values of a graph while it goes through the nodes.
+//!
+//! The inputs of the copy have fixed shapes, so most shapes and every size computed from them are known before anything
+//! runs ([`shapes`](super::shapes), [`values`](super::values)). What is not known is `None`, never a guess.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::is_standard;
-use crate::onnx::node::{attr_i, attr_t, subgraphs};
+use ndarray::ArrayD;
+
+use super::{is_standard, shapes, values};
+use crate::onnx::node::subgraphs;
 use crate::onnx::proto::{GraphProto, NodeProto, TensorProto, ValueInfoProto, type_proto};
 use crate::onnx::{DataType, tensor};
+
+/// Values of more elements are not computed ahead of time: sizes, indices and positions are small.
+pub(super) const MAX_ELEMENTS: usize = 4096;
+
+/// The elements of a small value.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Value {
+    /// int64, int32 or bool.
+    Ints(ArrayD<i64>),
+    Floats(ArrayD<f32>),
+}
+
+impl Value {
+    pub(super) fn shape(&self) -> &[usize] {
+        match self {
+            Value::Ints(a) => a.shape(),
+            Value::Floats(a) => a.shape(),
+        }
+    }
+}
+
+/// What is known of one value.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Fact {
+    /// The type that the engine will see: every float is [`DataType::Float`].
+    pub dtype: Option<DataType>,
+    /// The shape at these input shapes.
+    pub shape: Option<Vec<usize>>,
+    /// The elements, of a value that does not depend on the data of the inputs.
+    pub value: Option<Value>,
+    /// The elements of a sequence, as names of tensors.
+    pub sequence: Option<Vec<String>>,
+}
 
 /// The values of a graph and of those around it: what is known of them before any is computed.
 #[derive(Clone)]
 pub(in crate::calibrate) struct Scope<'g> {
-    #[allow(dead_code)]
     opset: i64,
     constants: BTreeMap<&'g str, &'g TensorProto>,
-    types: BTreeMap<String, DataType>,
-    shapes: BTreeMap<String, Vec<usize>>,
+    facts: BTreeMap<String, Fact>,
     used: BTreeSet<&'g str>,
 }
 
-// The lookups are for decompositions to come.
-#[allow(dead_code)]
 impl<'g> Scope<'g> {
     /// The scope of a main graph; `opset` is the version of the standard operators.
     pub(in crate::calibrate) fn new(graph: &'g GraphProto, opset: i64) -> Self {
         let mut scope = Scope {
             opset,
             constants: BTreeMap::new(),
-            types: BTreeMap::new(),
-            shapes: BTreeMap::new(),
+            facts: BTreeMap::new(),
             used: BTreeSet::new(),
         };
         scope.enter(graph);
@@ -43,9 +76,14 @@ impl<'g> Scope<'g> {
 
     fn enter(&mut self, graph: &'g GraphProto) {
         for info in graph.value_info.iter().chain(&graph.input) {
-            if let Some(dtype) = stated_type(info) {
-                self.types.insert(info.name().to_owned(), dtype);
-            }
+            let dtype = stated_type(info);
+            self.know(
+                info.name(),
+                Fact {
+                    dtype,
+                    ..Fact::default()
+                },
+            );
         }
         for tensor in &graph.initializer {
             self.know_constant(tensor.name(), tensor);
@@ -53,26 +91,25 @@ impl<'g> Scope<'g> {
         self.used.extend(used_values(graph));
     }
 
-    fn know_constant(&mut self, name: &'g str, value: &'g TensorProto) {
-        self.constants.insert(name, value);
-        self.know_tensor(name, value);
-    }
-
-    fn know_tensor(&mut self, name: &str, value: &TensorProto) {
-        if let (Some(dtype), Ok(shape)) = (tensor::dtype(value), tensor::shape(value)) {
-            self.types.insert(name.to_owned(), engine_type(dtype));
-            self.shapes.insert(name.to_owned(), shape);
-        }
-    }
-
     /// Tells the shape of a graph input.
     pub(in crate::calibrate) fn know_shape(&mut self, name: &str, shape: &[usize]) {
-        self.shapes.insert(name.to_owned(), shape.to_vec());
+        let fact = self.facts.entry(name.to_owned()).or_default();
+        fact.shape = Some(shape.to_vec());
     }
 
-    /// Tells the value of a node of the file that is a constant.
-    pub(in crate::calibrate) fn know_node(&mut self, name: &'g str, value: &'g TensorProto) {
-        self.know_constant(name, value);
+    /// Tells a constant of the file.
+    pub(in crate::calibrate) fn know_constant(&mut self, name: &'g str, value: &'g TensorProto) {
+        self.constants.insert(name, value);
+        self.know(name, tensor_fact(value));
+    }
+
+    /// Adds to what is known of a value.
+    pub(super) fn know(&mut self, name: &str, fact: Fact) {
+        let known = self.facts.entry(name.to_owned()).or_default();
+        known.dtype = fact.dtype.or(known.dtype);
+        known.shape = fact.shape.or(known.shape.take());
+        known.value = fact.value.or(known.value.take());
+        known.sequence = fact.sequence.or(known.sequence.take());
     }
 
     /// The version of the standard operators.
@@ -81,18 +118,37 @@ impl<'g> Scope<'g> {
     }
 
     /// The constant of the file called `name`, in its own type.
+    #[allow(dead_code)] // For decompositions that fold weights.
     pub(super) fn constant(&self, name: &str) -> Option<&'g TensorProto> {
         self.constants.get(name).copied()
     }
 
     /// The element type that the engine will see: every float is [`DataType::Float`].
     pub(super) fn dtype(&self, name: &str) -> Option<DataType> {
-        self.types.get(name).copied()
+        self.facts.get(name)?.dtype
     }
 
     /// The shape at these input shapes.
     pub(super) fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.shapes.get(name).map(Vec::as_slice)
+        self.facts.get(name)?.shape.as_deref()
+    }
+
+    /// The elements of a small value that is the same for all data.
+    pub(super) fn value(&self, name: &str) -> Option<&Value> {
+        self.facts.get(name)?.value.as_ref()
+    }
+
+    /// The integers of a small value that is the same for all data, in row-major order.
+    pub(super) fn ints(&self, name: &str) -> Option<Vec<i64>> {
+        match self.value(name)? {
+            Value::Ints(a) => Some(a.iter().copied().collect()),
+            Value::Floats(_) => None,
+        }
+    }
+
+    /// The tensors of a sequence.
+    pub(super) fn sequence(&self, name: &str) -> Option<&[String]> {
+        self.facts.get(name)?.sequence.as_deref()
     }
 
     /// Whether anything reads the value: a node, a subgraph, or the caller as a graph output.
@@ -100,37 +156,54 @@ impl<'g> Scope<'g> {
         self.used.contains(name)
     }
 
-    /// Takes in what a node of the copy says about its outputs.
-    pub(super) fn learn(&mut self, node: &NodeProto) {
+    /// Takes in what a node of the copy says about its outputs. Returns the integers of all its outputs, with their
+    /// types, if they are known, so that the node need not run.
+    pub(super) fn learn(&mut self, node: &NodeProto) -> Option<Vec<(DataType, ArrayD<i64>)>> {
         if !is_standard(node.domain()) {
-            return;
+            return None;
         }
-        let Some(output) = node.output.first() else {
-            return;
-        };
-        if let ("Constant", Some(value)) = (node.op_type(), attr_t(node, "value")) {
-            self.know_tensor(output, value);
-            return;
+        let facts = shapes::facts(node, self);
+        let mut known = Vec::new();
+        for (name, mut fact) in node.output.iter().zip(facts) {
+            if let Some(value) = &fact.value {
+                fact.shape = Some(value.shape().to_vec());
+            }
+            if let (Some(dtype), Some(Value::Ints(ints))) = (fact.dtype, &fact.value) {
+                known.push((dtype, ints.clone()));
+            }
+            self.know(name, fact);
         }
-        let input = |slot: usize| node.input.get(slot).and_then(|x| self.dtype(x));
-        let dtype = match node.op_type() {
-            "And" | "Or" | "Xor" | "Not" | "Equal" | "Less" | "LessOrEqual" | "Greater"
-            | "GreaterOrEqual" => Some(DataType::Bool),
-            "Cast" => attr_i(node, "to").and_then(|to| DataType::try_from(to as i32).ok()),
-            "CastLike" => input(1),
-            "Identity" | "Expand" | "Unsqueeze" | "Squeeze" | "Reshape" | "Transpose" | "Slice"
-            | "Gather" | "GatherND" | "Concat" | "Tile" => input(0),
-            "Where" => input(1),
-            _ => None,
-        };
-        if let Some(dtype) = dtype {
-            self.types.insert(output.clone(), dtype);
+        (known.len() == node.output.len()).then_some(known)
+    }
+}
+
+/// What is known of a constant.
+pub(super) fn tensor_fact(constant: &TensorProto) -> Fact {
+    let (Some(dtype), Ok(shape)) = (tensor::dtype(constant), tensor::shape(constant)) else {
+        return Fact::default();
+    };
+    let dtype = engine_type(dtype);
+    let small = shape.iter().product::<usize>() <= MAX_ELEMENTS;
+    let value = match dtype {
+        _ if !small => None,
+        DataType::Int64 | DataType::Int32 | DataType::Bool => {
+            tensor::int_array(constant).ok().map(Value::Ints)
         }
+        DataType::Float if shape.iter().product::<usize>() <= values::MAX_FLOATS => {
+            tensor::float_array(constant).ok().map(Value::Floats)
+        }
+        _ => None,
+    };
+    Fact {
+        dtype: Some(dtype),
+        shape: Some(shape),
+        value,
+        sequence: None,
     }
 }
 
 /// The type that values of type `dtype` have in the copy.
-fn engine_type(dtype: DataType) -> DataType {
+pub(super) fn engine_type(dtype: DataType) -> DataType {
     if tensor::is_float(dtype) {
         DataType::Float
     } else {

@@ -1,0 +1,499 @@
+//! Types and shapes of the outputs of a standard operator, from those of its inputs.
+
+use super::scope::{Fact, Scope, Value, engine_type, tensor_fact};
+use super::values;
+use crate::onnx::DataType;
+use crate::onnx::node::{attr_f, attr_i, attr_ints, attr_t};
+use crate::onnx::proto::NodeProto;
+
+/// A node and what is known of its inputs.
+#[derive(Clone, Copy)]
+pub(super) struct Known<'a> {
+    pub node: &'a NodeProto,
+    scope: &'a Scope<'a>,
+}
+
+impl<'a> Known<'a> {
+    fn name(&self, slot: usize) -> Option<&'a str> {
+        let name = self.node.input.get(slot)?;
+        (!name.is_empty()).then_some(name)
+    }
+
+    pub(super) fn dtype(&self, slot: usize) -> Option<DataType> {
+        self.scope.dtype(self.name(slot)?)
+    }
+
+    pub(super) fn shape(&self, slot: usize) -> Option<&'a [usize]> {
+        self.scope.shape(self.name(slot)?)
+    }
+
+    pub(super) fn value(&self, slot: usize) -> Option<&'a Value> {
+        self.scope.value(self.name(slot)?)
+    }
+
+    pub(super) fn ints(&self, slot: usize) -> Option<Vec<i64>> {
+        self.scope.ints(self.name(slot)?)
+    }
+
+    /// Integers that are an attribute in old operators and an input in newer ones: `None` if they are unknown,
+    /// `Some(None)` if they are left out.
+    fn ints_or(&self, slot: usize, attr: &str) -> Option<Option<Vec<i64>>> {
+        if let Some(ints) = attr_ints(self.node, attr) {
+            return Some(Some(ints.to_vec()));
+        }
+        match self.name(slot) {
+            Some(_) => self.ints(slot).map(Some),
+            None => Some(None),
+        }
+    }
+}
+
+/// What is known of the outputs of `node`, one fact each.
+pub(super) fn facts(node: &NodeProto, scope: &Scope<'_>) -> Vec<Fact> {
+    let known = Known { node, scope };
+    if let ("Constant", Some(value)) = (node.op_type(), attr_t(node, "value")) {
+        return vec![tensor_fact(value)];
+    }
+    let dtype = output_type(known);
+    let shapes = output_shapes(known).unwrap_or_default();
+    let mut facts: Vec<Fact> = node.output.iter().map(|_| Fact::default()).collect();
+    for (at, fact) in facts.iter_mut().enumerate() {
+        fact.dtype = dtype.filter(|_| at == 0 || node.op_type() == "Split");
+        fact.shape = shapes.get(at).cloned();
+    }
+    if let Some(values) = dtype.and_then(|dtype| values::outputs(known, dtype, &shapes)) {
+        for (fact, value) in facts.iter_mut().zip(values) {
+            fact.value = Some(value);
+        }
+    }
+    facts
+}
+
+/// Operators whose result has the type of their first input.
+#[rustfmt::skip]
+const SAME_TYPE: &[&str] = &[
+    "Abs", "Add", "Attention", "BatchNormalization", "Ceil", "Clip", "Concat", "Conv", "Cos", "CumSum", "Div", "Elu",
+    "Erf", "Exp", "Expand", "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm",
+    "GroupNormalization", "HardSigmoid", "HardSwish", "Identity", "InstanceNormalization", "LayerNormalization",
+    "LeakyRelu", "Log", "LogSoftmax", "MatMul", "Max", "Mean", "Min", "Mish", "Mod", "Mul", "Neg", "PRelu", "Pow",
+    "RMSNormalization", "Range", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax",
+    "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "Reshape", "RotaryEmbedding",
+    "Round", "ScatterElements", "ScatterND", "Selu", "Sigmoid", "Sign", "Sin", "Slice", "Softmax", "Softplus", "Split",
+    "Sqrt", "Squeeze", "Sub", "Sum", "Swish", "Tanh", "Tile", "Transpose", "Trilu", "Unsqueeze",
+];
+
+/// The type of the outputs.
+fn output_type(known: Known<'_>) -> Option<DataType> {
+    let node = known.node;
+    let attribute = |name: &str| {
+        let code = attr_i(node, name)?;
+        DataType::try_from(code as i32).ok().map(engine_type)
+    };
+    match node.op_type() {
+        "And" | "Or" | "Xor" | "Not" | "Equal" | "Less" | "LessOrEqual" | "Greater"
+        | "GreaterOrEqual" | "IsNaN" | "IsInf" => Some(DataType::Bool),
+        "Shape" | "Size" | "ArgMax" | "ArgMin" | "NonZero" => Some(DataType::Int64),
+        "Cast" => attribute("to"),
+        "CastLike" | "Where" => known.dtype(1),
+        "ConstantOfShape" => match attr_t(node, "value") {
+            Some(value) => tensor_fact(value).dtype,
+            None => Some(DataType::Float),
+        },
+        "Constant" => {
+            if attr_f(node, "value_float").is_some() {
+                Some(DataType::Float)
+            } else {
+                attr_i(node, "value_int")
+                    .map(|_| ())
+                    .or(attr_ints(node, "value_ints").map(|_| ()))
+                    .map(|()| DataType::Int64)
+            }
+        }
+        op if SAME_TYPE.contains(&op) => known.dtype(0),
+        _ => None,
+    }
+}
+
+/// The shapes of the outputs; of the first ones only where the others are not known.
+fn output_shapes(known: Known<'_>) -> Option<Vec<Vec<usize>>> {
+    let node = known.node;
+    let x = || known.shape(0).map(<[usize]>::to_vec);
+    let rank = || known.shape(0).map(<[usize]>::len);
+    let one = match node.op_type() {
+        "Identity"
+        | "Cast"
+        | "CastLike"
+        | "Relu"
+        | "Erf"
+        | "Tanh"
+        | "Sigmoid"
+        | "Sqrt"
+        | "Exp"
+        | "Log"
+        | "Neg"
+        | "Abs"
+        | "Floor"
+        | "Ceil"
+        | "Round"
+        | "Sign"
+        | "Sin"
+        | "Cos"
+        | "Not"
+        | "Gelu"
+        | "Softmax"
+        | "LogSoftmax"
+        | "RMSNormalization"
+        | "Dropout"
+        | "Clip"
+        | "CumSum"
+        | "Trilu"
+        | "LeakyRelu"
+        | "Elu"
+        | "Selu"
+        | "HardSigmoid"
+        | "HardSwish"
+        | "Swish"
+        | "Softplus"
+        | "Mish"
+        | "Reciprocal"
+        | "IsNaN"
+        | "IsInf"
+        | "RotaryEmbedding"
+        | "LayerNormalization"
+        | "GroupNormalization"
+        | "InstanceNormalization"
+        | "BatchNormalization"
+        | "ScatterND"
+        | "ScatterElements"
+        | "PRelu" => x()?,
+        "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Mod" | "Max" | "Min" | "Sum" | "Mean" | "And"
+        | "Or" | "Xor" | "Equal" | "Less" | "LessOrEqual" | "Greater" | "GreaterOrEqual"
+        | "Where" => {
+            let mut shape = Vec::new();
+            for slot in 0..node.input.len() {
+                shape = broadcast(&shape, known.shape(slot)?)?;
+            }
+            shape
+        }
+        "MatMul" => matmul(known.shape(0)?, known.shape(1)?)?,
+        "Gemm" => {
+            let side = |slot: usize, transposed: &str, keep: usize| {
+                let flip = usize::from(attr_i(node, transposed).unwrap_or(0) != 0);
+                known.shape(slot)?.get(keep ^ flip).copied()
+            };
+            vec![side(0, "transA", 0)?, side(1, "transB", 1)?]
+        }
+        "Reshape" => {
+            let allow_zero = attr_i(node, "allowzero").unwrap_or(0) != 0;
+            reshaped(known.shape(0)?, &known.ints(1)?, allow_zero)?
+        }
+        "Flatten" => {
+            let shape = known.shape(0)?;
+            let axis = attr_i(node, "axis").unwrap_or(1);
+            let axis = usize::try_from(if axis < 0 {
+                axis + shape.len() as i64
+            } else {
+                axis
+            });
+            let (a, b) = shape.split_at_checked(axis.ok()?)?;
+            vec![a.iter().product(), b.iter().product()]
+        }
+        "Transpose" => {
+            let shape = known.shape(0)?;
+            permutation(node, shape.len())?
+                .into_iter()
+                .map(|axis| shape[axis])
+                .collect()
+        }
+        "Squeeze" => {
+            let shape = known.shape(0)?;
+            let gone = match known.ints_or(1, "axes")? {
+                Some(given) => axes(&given, shape.len())?,
+                None => (0..shape.len()).filter(|&a| shape[a] == 1).collect(),
+            };
+            if gone.iter().any(|&a| shape[a] != 1) {
+                return None;
+            }
+            without(shape, &gone)
+        }
+        "Unsqueeze" => {
+            let given = known.ints_or(1, "axes")??;
+            let mut added = axes(&given, rank()? + given.len())?;
+            added.sort_unstable();
+            let mut shape = x()?;
+            for axis in added {
+                if axis > shape.len() {
+                    return None;
+                }
+                shape.insert(axis, 1);
+            }
+            shape
+        }
+        "Expand" => {
+            let target: Option<Vec<usize>> =
+                known.ints(1)?.iter().map(|&n| n.try_into().ok()).collect();
+            broadcast(known.shape(0)?, &target?)?
+        }
+        "Tile" => {
+            let shape = known.shape(0)?;
+            let repeats = known.ints(1)?;
+            if repeats.len() != shape.len() {
+                return None;
+            }
+            let repeated = shape.iter().zip(&repeats);
+            repeated
+                .map(|(&n, &r)| n.checked_mul(r.try_into().ok()?))
+                .collect::<Option<_>>()?
+        }
+        "Slice" => {
+            let mut shape = x()?;
+            for (axis, indices) in slices(known)? {
+                shape[axis] = indices.len();
+            }
+            shape
+        }
+        "Concat" => {
+            let mut shape = x()?;
+            let axis = axis_of(shape.len(), attr_i(node, "axis")?)?;
+            for slot in 1..node.input.len() {
+                let next = known.shape(slot)?;
+                if next.len() != shape.len() {
+                    return None;
+                }
+                shape[axis] += next[axis];
+            }
+            shape
+        }
+        "Gather" => {
+            let data = known.shape(0)?;
+            let axis = axis_of(data.len(), attr_i(node, "axis").unwrap_or(0))?;
+            [&data[..axis], known.shape(1)?, &data[axis + 1..]].concat()
+        }
+        "GatherElements" => known.shape(1)?.to_vec(),
+        "GatherND" => {
+            let (last, rows) = known.shape(1)?.split_last()?;
+            let batch = attr_i(node, "batch_dims").unwrap_or(0);
+            let skipped = usize::try_from(batch).ok()? + last;
+            [rows, known.shape(0)?.get(skipped..)?].concat()
+        }
+        "ReduceMean" | "ReduceSum" | "ReduceMax" | "ReduceMin" | "ReduceProd" | "ReduceL1"
+        | "ReduceL2" | "ReduceSumSquare" | "ReduceLogSum" | "ReduceLogSumExp" => {
+            let given = known.ints_or(1, "axes")?.unwrap_or_default();
+            let keep_all = attr_i(node, "noop_with_empty_axes").unwrap_or(0) != 0;
+            let shape = known.shape(0)?;
+            let over = match given.as_slice() {
+                [] if keep_all => return Some(vec![x()?]),
+                [] => (0..shape.len()).collect(),
+                given => axes(given, shape.len())?,
+            };
+            reduced(shape, &over, attr_i(node, "keepdims").unwrap_or(1) != 0)
+        }
+        "ArgMax" | "ArgMin" => {
+            let shape = known.shape(0)?;
+            let axis = axis_of(shape.len(), attr_i(node, "axis").unwrap_or(0))?;
+            reduced(shape, &[axis], attr_i(node, "keepdims").unwrap_or(1) != 0)
+        }
+        "ConstantOfShape" => known
+            .ints(0)?
+            .iter()
+            .map(|&n| n.try_into().ok())
+            .collect::<Option<_>>()?,
+        "Split" => return split(known),
+        "Conv" => conv(known)?,
+        _ => return None,
+    };
+    Some(vec![one])
+}
+
+fn reduced(shape: &[usize], over: &[usize], keep: bool) -> Vec<usize> {
+    if !keep {
+        return without(shape, over);
+    }
+    let ones = shape.iter().enumerate();
+    ones.map(|(a, &n)| if over.contains(&a) { 1 } else { n })
+        .collect()
+}
+
+fn without(shape: &[usize], gone: &[usize]) -> Vec<usize> {
+    let all = shape.iter().enumerate();
+    all.filter(|(a, _)| !gone.contains(a))
+        .map(|(_, &n)| n)
+        .collect()
+}
+
+/// An axis counted from the front.
+fn axis_of(rank: usize, axis: i64) -> Option<usize> {
+    let axis = usize::try_from(if axis < 0 { axis + rank as i64 } else { axis }).ok()?;
+    (axis < rank).then_some(axis)
+}
+
+fn axes(given: &[i64], rank: usize) -> Option<Vec<usize>> {
+    given
+        .iter()
+        .map(|&axis| {
+            let axis = usize::try_from(if axis < 0 { axis + rank as i64 } else { axis }).ok()?;
+            (axis < rank).then_some(axis)
+        })
+        .collect()
+}
+
+/// The axes of the input in the order of the output of a Transpose.
+pub(super) fn permutation(node: &NodeProto, rank: usize) -> Option<Vec<usize>> {
+    match attr_ints(node, "perm") {
+        Some(perm) => axes(perm, rank).filter(|p| p.len() == rank),
+        None => Some((0..rank).rev().collect()),
+    }
+}
+
+/// NumPy's rule: axes are compared from the last one, and 1 stretches.
+pub(super) fn broadcast(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
+    let rank = a.len().max(b.len());
+    let from_last = |s: &[usize], at: usize| (at + s.len()).checked_sub(rank).map(|i| s[i]);
+    (0..rank)
+        .map(|at| match (from_last(a, at), from_last(b, at)) {
+            (Some(1) | None, Some(n)) | (Some(n), Some(1) | None) => Some(n),
+            (Some(m), Some(n)) if m == n => Some(n),
+            _ => None,
+        })
+        .collect()
+}
+
+fn matmul(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
+    match (a, b) {
+        (_, []) | ([], _) => None,
+        ([_], [_]) => Some(vec![]),
+        ([_], [rows @ .., _, n]) => Some([rows, &[*n]].concat()),
+        ([rows @ .., _], [_]) => Some(rows.to_vec()),
+        ([left @ .., m, _], [right @ .., _, n]) => {
+            let mut shape = broadcast(left, right)?;
+            shape.extend([*m, *n]);
+            Some(shape)
+        }
+    }
+}
+
+fn reshaped(shape: &[usize], target: &[i64], allow_zero: bool) -> Option<Vec<usize>> {
+    let mut new = Vec::new();
+    let mut open = None;
+    for (at, &n) in target.iter().enumerate() {
+        new.push(match n {
+            -1 if open.is_none() => {
+                open = Some(at);
+                1
+            }
+            0 if !allow_zero => *shape.get(at)?,
+            n => n.try_into().ok()?,
+        });
+    }
+    let count: usize = shape.iter().product();
+    let product: usize = new.iter().product();
+    if let Some(at) = open {
+        if product == 0 || count % product != 0 {
+            return None;
+        }
+        new[at] = count / product;
+    } else if product != count {
+        return None;
+    }
+    Some(new)
+}
+
+/// Per sliced axis of a Slice the indices that it takes.
+pub(super) fn slices(known: Known<'_>) -> Option<Vec<(usize, Vec<usize>)>> {
+    let shape = known.shape(0)?;
+    let (starts, ends) = (known.ints(1)?, known.ints(2)?);
+    let given = match known.name(3) {
+        Some(_) => axes(&known.ints(3)?, shape.len())?,
+        None => (0..starts.len()).collect(),
+    };
+    let steps = match known.name(4) {
+        Some(_) => known.ints(4)?,
+        None => vec![1; starts.len()],
+    };
+    if [ends.len(), given.len(), steps.len()] != [starts.len(); 3] {
+        return None;
+    }
+    let mut all = Vec::new();
+    for (i, axis) in given.into_iter().enumerate() {
+        let length = i64::try_from(*shape.get(axis)?).ok()?;
+        let step = steps[i];
+        let from_front = |at: i64| {
+            if at < 0 {
+                at.saturating_add(length)
+            } else {
+                at
+            }
+        };
+        let (start, end) = (from_front(starts[i]), from_front(ends[i]));
+        let (start, end) = match step {
+            0 => return None,
+            1.. => (start.clamp(0, length), end.clamp(0, length)),
+            _ if length == 0 => (-1, -1),
+            _ => (start.clamp(0, length - 1), end.clamp(-1, length - 1)),
+        };
+        let mut at = start;
+        let mut indices = Vec::new();
+        while (step > 0 && at < end) || (step < 0 && at > end) {
+            indices.push(usize::try_from(at).ok()?);
+            at = at.saturating_add(step);
+        }
+        all.push((axis, indices));
+    }
+    Some(all)
+}
+
+/// The lengths of the outputs of a Split along its axis.
+pub(super) fn split_lengths(known: Known<'_>) -> Option<(usize, Vec<usize>)> {
+    let shape = known.shape(0)?;
+    let axis = axis_of(shape.len(), attr_i(known.node, "axis").unwrap_or(0))?;
+    let parts = known.node.output.len();
+    let lengths = match known.ints_or(1, "split")? {
+        Some(lengths) => lengths
+            .iter()
+            .map(|&n| n.try_into().ok())
+            .collect::<Option<Vec<usize>>>()?,
+        // Equal parts, of which the last may be smaller.
+        None => {
+            let part = shape[axis].div_ceil(parts.max(1));
+            (0..parts)
+                .map(|i| part.min(shape[axis].saturating_sub(i * part)))
+                .collect()
+        }
+    };
+    (lengths.len() == parts && lengths.iter().sum::<usize>() == shape[axis])
+        .then_some((axis, lengths))
+}
+
+fn split(known: Known<'_>) -> Option<Vec<Vec<usize>>> {
+    let (axis, lengths) = split_lengths(known)?;
+    let shape = known.shape(0)?;
+    let part = |length: usize| {
+        let mut part = shape.to_vec();
+        part[axis] = length;
+        part
+    };
+    Some(lengths.into_iter().map(part).collect())
+}
+
+/// Spatial axes: (n + pads − dilation (k − 1) − 1) / stride + 1.
+fn conv(known: Known<'_>) -> Option<Vec<usize>> {
+    let node = known.node;
+    let (x, w) = (known.shape(0)?, known.shape(1)?);
+    let spatial = x.len().checked_sub(2)?;
+    let automatic = crate::onnx::node::attr_s(node, "auto_pad").unwrap_or("NOTSET");
+    if w.len() != x.len() || !matches!(automatic, "NOTSET" | "VALID" | "") {
+        return None;
+    }
+    let attribute = |name: &str, at: usize, default: i64| {
+        let given = attr_ints(node, name).and_then(|list| list.get(at));
+        usize::try_from(given.copied().unwrap_or(default)).ok()
+    };
+    let mut shape = vec![x[0], w[0]];
+    for at in 0..spatial {
+        let pads = attribute("pads", at, 0)? + attribute("pads", at + spatial, 0)?;
+        let kernel = attribute("dilations", at, 1)? * w[at + 2].checked_sub(1)? + 1;
+        let room = (x[at + 2] + pads).checked_sub(kernel)?;
+        shape.push(room / attribute("strides", at, 1)?.max(1) + 1);
+    }
+    Some(shape)
+}
