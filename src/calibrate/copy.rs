@@ -63,7 +63,7 @@ pub(super) fn calibration_copy<'m>(
         .filter(|t| is_numeric(t))
         .map(|t| (t.name(), t))
         .collect();
-    let initializer = graph
+    let mut initializer: Vec<TensorProto> = graph
         .initializer
         .iter()
         .filter(|t| !is_numeric(t))
@@ -98,6 +98,17 @@ pub(super) fn calibration_copy<'m>(
         inputs.push(fixed_input(input, shape));
     }
     let index_limits = index_limits(graph, &constants);
+    for output in &graph.output {
+        // No node of the copy tells the engine of it.
+        if let Some(value) = constants.remove(output.name()) {
+            let mut value = TensorProto {
+                name: output.name.clone(),
+                ..value.clone()
+            };
+            convert_tensor(&mut value)?;
+            initializer.push(value);
+        }
+    }
     let proto = ModelProto {
         ir_version: model.proto.ir_version,
         opset_import: model.proto.opset_import.clone(),
@@ -143,6 +154,18 @@ fn untyped(info: &ValueInfoProto) -> ValueInfoProto {
         name: info.name.clone(),
         ..Default::default()
     }
+}
+
+/// An input of a subgraph, whose shape is not known.
+fn float_input(input: &ValueInfoProto) -> ValueInfoProto {
+    let mut input = input.clone();
+    if let Some(type_proto::Value::TensorType(tensor)) =
+        input.r#type.as_mut().and_then(|t| t.value.as_mut())
+        && is_narrow_or_wide_float(tensor.elem_type() as i64)
+    {
+        tensor.elem_type = Some(DataType::Float as i32);
+    }
+    input
 }
 
 fn fixed_input(input: &ValueInfoProto, shape: &[usize]) -> ValueInfoProto {
@@ -249,7 +272,7 @@ fn convert_subgraph<'g>(
     let mut copy = GraphProto {
         name: graph.name.clone(),
         initializer: graph.initializer.clone(),
-        input: graph.input.clone(),
+        input: graph.input.iter().map(float_input).collect(),
         output: graph.output.iter().map(untyped).collect(),
         ..Default::default()
     };

@@ -103,6 +103,36 @@ pub(super) fn through_product(labels: &Labels, shape: &[usize], ties: &mut Ties)
     Some(row.broadcast(IxDyn(shape))?.to_owned())
 }
 
+/// Labels of V of an Attention whose output has `labels`: the heads of both are an axis, or, in values of rank 3, parts of
+/// the last axis, and then their numbers `heads` (of queries, of values) must be known. Query heads that share a value
+/// head tie its channels.
+pub(super) fn through_attention(
+    labels: &Labels,
+    shape: &[usize],
+    heads: Option<(usize, usize)>,
+    ties: &mut Ties,
+) -> Option<Labels> {
+    match (labels.shape(), shape) {
+        (&[batch, rows, width], &[_, keys, v_width]) => {
+            let (q_heads, v_heads) = heads.filter(|(q, v)| *q > 0 && *v > 0)?;
+            let by_head = reshape(labels.clone(), &[batch, rows, q_heads, width / q_heads])?;
+            let by_head = by_head.permuted_axes(vec![0, 2, 1, 3]);
+            let v_shape = [batch, v_heads, keys, v_width / v_heads];
+            let of_v = through_attention(&by_head, &v_shape, None, ties)?;
+            reshape(of_v.permuted_axes(vec![0, 2, 1, 3]), shape)
+        }
+        (&[batch, q_heads, rows, width], &[_, v_heads, keys, _]) => {
+            let shared = q_heads
+                .checked_div(v_heads)
+                .filter(|n| n * v_heads == q_heads)?;
+            let grouped = reshape(labels.clone(), &[batch, v_heads, shared, rows, width])?;
+            let of_v = through_product(&grouped, &[batch, v_heads, 1, keys, width], ties)?;
+            reshape(of_v, shape)
+        }
+        _ => None,
+    }
+}
+
 /// Labels of the larger value of which `labels` are the elements `range` along `axis`; the rest belongs to no channel.
 pub(super) fn unslice(
     labels: &Labels,
@@ -216,6 +246,33 @@ mod tests {
         }
         assert_eq!(through_product(&labels, &[2], &mut ties), None);
         assert_eq!(through_product(&labels, &[1, 2, 5, 2], &mut ties), None);
+    }
+
+    #[test]
+    fn heads_that_share_a_value_tie_its_channels_in_both_forms_of_attention() {
+        // Four query heads of two channels, two value heads, three rows from five.
+        let labels = channels_last(&[1, 3, 8]);
+        let mut ties = Ties::new(8);
+        let flat = through_attention(&labels, &[1, 5, 4], Some((4, 2)), &mut ties).unwrap();
+        let row = array![[[0, 1, 4, 5]]].into_dyn();
+        assert_eq!(flat, row.broadcast(vec![1, 5, 4]).unwrap());
+        assert_eq!(ties.groups(), Some(vec![0, 1, 0, 1, 4, 5, 4, 5]));
+        let by_head = reshape(labels.clone(), &[1, 3, 4, 2]).unwrap();
+        let by_head = by_head.permuted_axes(vec![0, 2, 1, 3]);
+        let mut ties = Ties::new(8);
+        let heads = through_attention(&by_head, &[1, 2, 5, 2], None, &mut ties).unwrap();
+        let same = reshape(flat, &[1, 5, 2, 2]).unwrap();
+        assert_eq!(heads, same.permuted_axes(vec![0, 2, 1, 3]));
+        assert_eq!(ties.groups(), Some(vec![0, 1, 0, 1, 4, 5, 4, 5]));
+        // The number of heads is not known, or does not divide.
+        assert_eq!(
+            through_attention(&labels, &[1, 5, 4], None, &mut ties),
+            None
+        );
+        assert_eq!(
+            through_attention(&by_head, &[1, 3, 5, 2], None, &mut ties),
+            None
+        );
     }
 
     #[test]

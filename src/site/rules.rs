@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use ndarray::Slice;
 
-use super::labels::{Labels, NONE, reshape, through_product, tie_all, unbroadcast, unslice};
+use super::labels::{
+    Labels, NONE, reshape, through_attention, through_product, tie_all, unbroadcast, unslice,
+};
 use super::trace::{Fold, Place, Walk, channels};
 use crate::graph::{Constant, NodeId, Use, ValueId, View};
 use crate::onnx::node::{attr_i, attr_ints};
@@ -17,6 +19,7 @@ pub(super) fn channel_inputs(view: &View, node: NodeId) -> Range<usize> {
         "Add" | "Sub" | "Mul" | "Div" | "MatMul" | "Concat" => 0..view.node(node).input.len(),
         "Relu" | "Reshape" | "Transpose" | "Squeeze" | "Unsqueeze" | "Flatten" | "Expand"
         | "Slice" | "Split" | "Gather" | "Identity" | "Dropout" | "Cast" => 0..1,
+        "Attention" => 2..3,
         _ => 0..0,
     }
 }
@@ -40,6 +43,7 @@ impl Walk<'_, '_> {
             "Mul" | "Div" if !shift => self.multiply(node, labels),
             "Relu" if !shift => self.pass(node, 0, labels, false),
             "MatMul" => self.product(node, labels, shift),
+            "Attention" if output == 0 => self.attention(node, &labels, shift),
             "Transpose" => {
                 let perm = match attr_ints(view.node(node), "perm") {
                     Some(perm) => perm.iter().map(|&a| a as usize).collect(),
@@ -242,6 +246,30 @@ impl Walk<'_, '_> {
         let labels = through_product(&labels, &shape, &mut self.ties)
             .ok_or("the channels of a product are not those of its right factor")?;
         self.pass(node, 1, labels, shift)
+    }
+
+    /// Attention(Q, K, V) = P V, where the rows of P sum to 1: into V, unless keys and values are kept for later.
+    fn attention(&mut self, node: NodeId, labels: &Labels, shift: bool) -> Result<(), String> {
+        let view = self.view;
+        let name = view.node_name(node);
+        if view.input(node, 5).is_some() {
+            return Err(format!("Attention `{name}` reads past values as well"));
+        }
+        if view
+            .output(node, 2)
+            .is_some_and(|v| !view.uses(v).is_empty())
+        {
+            return Err(format!(
+                "the values of Attention `{name}` are kept for later"
+            ));
+        }
+        let shape = self.shape_of_input(node, 2)?;
+        let heads =
+            |attr: &str| attr_i(view.node(node), attr).and_then(|n| usize::try_from(n).ok());
+        let heads = heads("q_num_heads").zip(heads("kv_num_heads"));
+        let labels = through_attention(labels, &shape, heads, &mut self.ties)
+            .ok_or("the heads of its Attention are malformed")?;
+        self.pass(node, 2, labels, shift)
     }
 
     fn over_last_axis(&self, softmax: NodeId) -> bool {

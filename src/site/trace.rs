@@ -12,6 +12,7 @@
 //! | Mul(a, b) | one of a, b becomes a / s | scale only |
 //! | Relu | the input becomes a / s | scale only, s > 0 |
 //! | P V with P = Softmax | V' = (V − z) / s, because the rows of P sum to 1 | else scale only |
+//! | Attention(Q, K, V) | V' = (V − z) / s | no past values, values not kept for later |
 //! | Reshape, Transpose, Squeeze, Unsqueeze, Flatten, Expand, Slice, Split, Gather, Concat | channels are relabelled | always |
 //! | Identity, Dropout, Cast | unchanged | always |
 //!

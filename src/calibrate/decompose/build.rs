@@ -12,7 +12,7 @@ use crate::onnx::{DataType, tensor};
 /// wants every name once.
 pub(super) struct Build<'a, 'g> {
     /// What is known of the values that the node reads.
-    pub scope: &'a Scope<'g>,
+    pub scope: &'a mut Scope<'g>,
     names: &'a mut Names,
     label: String,
     op: String,
@@ -21,7 +21,7 @@ pub(super) struct Build<'a, 'g> {
 }
 
 impl<'a, 'g> Build<'a, 'g> {
-    pub(super) fn new(node: &NodeProto, scope: &'a Scope<'g>, names: &'a mut Names) -> Self {
+    pub(super) fn new(node: &NodeProto, scope: &'a mut Scope<'g>, names: &'a mut Names) -> Self {
         let base = node.output.iter().find(|name| !name.is_empty());
         Build {
             scope,
@@ -71,6 +71,16 @@ impl<'a, 'g> Build<'a, 'g> {
     /// A float32 scalar.
     pub(super) fn float(&mut self, value: f32) -> String {
         self.floats(&[], &[value])
+    }
+
+    /// An int64 constant of one axis.
+    pub(super) fn ints(&mut self, data: &[i64]) -> String {
+        self.constant(tensor::from_i64("", &[data.len()], data))
+    }
+
+    /// An int64 scalar.
+    pub(super) fn int(&mut self, value: i64) -> String {
+        self.constant(tensor::from_i64("", &[], &[value]))
     }
 
     fn constant(&mut self, value: TensorProto) -> String {

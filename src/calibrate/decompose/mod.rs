@@ -8,6 +8,7 @@
 mod attention;
 mod build;
 mod scope;
+mod sequence;
 mod shapes;
 mod simple;
 mod values;
@@ -38,8 +39,23 @@ type Rule = fn(&NodeProto, &mut Build<'_, '_>) -> Result<Outcome, EngineError>;
 /// Domain, operator, decomposition. The standard domain is `""`.
 const TABLE: &[(&str, &str, Rule)] = &[
     ("", "Attention", attention::attention),
+    ("", "ConcatFromSequence", sequence::concat),
+    ("", "ConstantOfShape", simple::constant_of_shape),
     ("", "CumSum", simple::cumsum),
     ("", "Dropout", simple::dropout),
+    ("", "Identity", sequence::identity),
+    ("", "MatMul", simple::matmul),
+    ("", "ReduceMax", simple::reduce_bool),
+    ("", "ReduceMin", simple::reduce_bool),
+    ("", "SequenceAt", sequence::at),
+    ("", "SequenceConstruct", sequence::construct),
+    ("", "SequenceEmpty", sequence::empty),
+    ("", "SequenceErase", sequence::erase),
+    ("", "SequenceInsert", sequence::insert),
+    ("", "SequenceLength", sequence::length),
+    ("", "SplitToSequence", sequence::split),
+    ("", "Swish", simple::swish),
+    ("", "TensorScatter", simple::tensor_scatter),
 ];
 
 /// True for the domain of the standard operators, which is written in two ways.

@@ -48,6 +48,7 @@ pub(super) struct Fact {
 /// The values of a graph and of those around it: what is known of them before any is computed.
 #[derive(Clone)]
 pub(in crate::calibrate) struct Scope<'g> {
+    #[allow(dead_code)]
     opset: i64,
     constants: BTreeMap<&'g str, &'g TensorProto>,
     facts: BTreeMap<String, Fact>,
@@ -113,6 +114,7 @@ impl<'g> Scope<'g> {
     }
 
     /// The version of the standard operators.
+    #[allow(dead_code)] // For operators whose form depends on it.
     pub(super) fn opset(&self) -> i64 {
         self.opset
     }

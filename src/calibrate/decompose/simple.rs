@@ -2,9 +2,9 @@
 
 use super::build::Build;
 use super::{EngineError, Outcome};
-use crate::onnx::DataType;
-use crate::onnx::node::int_attr;
+use crate::onnx::node::{attr, attr_f, attr_i, attr_s, int_attr, tensor_attr};
 use crate::onnx::proto::NodeProto;
+use crate::onnx::{DataType, tensor};
 
 /// `y = Dropout(x)` becomes `y = Identity(x)`: exporters leave it in training mode between norm and Linear.
 pub(super) fn dropout(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outcome, EngineError> {
@@ -32,5 +32,129 @@ pub(super) fn cumsum(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outcome,
     cumsum.output[0] = sum.clone();
     b.push(cumsum);
     b.op_to("CastLike", &[&sum, x], y, vec![]);
+    Ok(Outcome::Replaced)
+}
+
+/// `TensorScatter(past, update, start)` (opset 24) becomes a ScatterElements along its axis at start[b] + 0, 1, …, which
+/// wraps around in a circular cache.
+pub(super) fn tensor_scatter(
+    node: &NodeProto,
+    b: &mut Build<'_, '_>,
+) -> Result<Outcome, EngineError> {
+    let (Some(past), Some(update), Some(y)) =
+        (node.input.first(), node.input.get(1), node.output.first())
+    else {
+        return Ok(Outcome::Kept);
+    };
+    let shapes = (b.scope.shape(past), b.scope.shape(update));
+    let (Some(cache), Some(new)) = shapes else {
+        return Err(b.refused("the shapes of its inputs are not known in advance"));
+    };
+    let (cache, new) = (cache.to_vec(), new.to_vec());
+    let axis = attr_i(node, "axis").unwrap_or(-2);
+    let at = if axis < 0 {
+        axis + new.len() as i64
+    } else {
+        axis
+    };
+    let at = usize::try_from(at)
+        .ok()
+        .filter(|&at| at < new.len() && cache.len() == new.len());
+    let at = at.ok_or_else(|| b.refused("its axis is out of range"))?;
+    let mut line = vec![1; new.len()];
+    line[at] = -1;
+    let positions: Vec<i64> = (0..new[at] as i64).collect();
+    let (positions, line) = (b.ints(&positions), b.ints(&line));
+    let mut positions = b.op("Reshape", &[&positions, &line], vec![]);
+    if let Some(start) = node.input.get(2).filter(|name| !name.is_empty()) {
+        let mut rows = vec![1; new.len()];
+        rows[0] = -1;
+        let rows = b.ints(&rows);
+        let start = b.op("Reshape", &[start, &rows], vec![]);
+        positions = b.op("Add", &[&start, &positions], vec![]);
+    }
+    if attr_s(node, "mode") == Some("circular") {
+        let length = b.int(cache[at] as i64);
+        positions = b.op("Mod", &[&positions, &length], vec![]);
+    }
+    let shape: Vec<i64> = new.iter().map(|&n| n as i64).collect();
+    let shape = b.ints(&shape);
+    let positions = b.op("Expand", &[&positions, &shape], vec![]);
+    let along = vec![int_attr("axis", at as i64)];
+    b.op_to("ScatterElements", &[past, &positions, update], y, along);
+    Ok(Outcome::Replaced)
+}
+
+/// `y = Swish(x)` becomes `y = x · Sigmoid(α x)`: the engine takes α for 1.
+pub(super) fn swish(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outcome, EngineError> {
+    let alpha = attr_f(node, "alpha").unwrap_or(1.0);
+    let (Some(x), Some(y)) = (node.input.first(), node.output.first()) else {
+        return Ok(Outcome::Kept);
+    };
+    if alpha == 1.0 {
+        return Ok(Outcome::Kept);
+    }
+    let alpha = b.float(alpha);
+    let scaled = b.op("Mul", &[x, &alpha], vec![]);
+    let gate = b.op("Sigmoid", &[&scaled], vec![]);
+    b.op_to("Mul", &[x, &gate], y, vec![]);
+    Ok(Outcome::Replaced)
+}
+
+/// A ConstantOfShape says that its zeros are float32: the engine would make float64 of them.
+pub(super) fn constant_of_shape(
+    node: &NodeProto,
+    b: &mut Build<'_, '_>,
+) -> Result<Outcome, EngineError> {
+    if attr(node, "value").is_some() {
+        return Ok(Outcome::Kept);
+    }
+    let mut zeros = node.clone();
+    let value = tensor::from_f32("", &[1], &[0.0], DataType::Float);
+    zeros.attribute.push(tensor_attr("value", value));
+    b.push(zeros);
+    Ok(Outcome::Replaced)
+}
+
+/// The product of two vectors becomes `ReduceSum(a · b)`.
+pub(super) fn matmul(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outcome, EngineError> {
+    let vector = |slot: usize| {
+        let name = node.input.get(slot)?;
+        b.scope.shape(name).filter(|shape| shape.len() == 1)?;
+        Some(name)
+    };
+    let (Some(a), Some(c), Some(y)) = (vector(0), vector(1), node.output.first()) else {
+        return Ok(Outcome::Kept);
+    };
+    let products = b.op("Mul", &[a, c], vec![]);
+    let axis = b.ints(&[0]);
+    b.op_to(
+        "ReduceSum",
+        &[&products, &axis],
+        y,
+        vec![int_attr("keepdims", 0)],
+    );
+    Ok(Outcome::Replaced)
+}
+
+/// The largest or smallest of booleans is computed in int32.
+pub(super) fn reduce_bool(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outcome, EngineError> {
+    let (Some(x), Some(y)) = (node.input.first(), node.output.first()) else {
+        return Ok(Outcome::Kept);
+    };
+    if b.scope.dtype(x) != Some(DataType::Bool) {
+        return Ok(Outcome::Kept);
+    }
+    let mut reduce = node.clone();
+    reduce.input[0] = b.op("Cast", &[x], vec![int_attr("to", DataType::Int32 as i64)]);
+    reduce.output[0] = b.fresh("int32");
+    let found = reduce.output[0].clone();
+    b.push(reduce);
+    b.op_to(
+        "Cast",
+        &[&found],
+        y,
+        vec![int_attr("to", DataType::Bool as i64)],
+    );
     Ok(Outcome::Replaced)
 }
