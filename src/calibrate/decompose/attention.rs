@@ -31,12 +31,12 @@ pub(super) fn attention(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outco
         return Ok(Outcome::Kept);
     };
     let (Some(q_shape), Some(k_shape)) = (shape(0), shape(1)) else {
-        return Ok(Outcome::Kept);
+        return boolean_mask(node, b);
     };
     let past_length = match (slot(4), shape(4)) {
         (None, _) => 0,
         (Some(_), Some(past)) if past.len() == 4 => past[2],
-        _ => return Ok(Outcome::Kept),
+        _ => return boolean_mask(node, b),
     };
     let heads = |name: &str| attr_i(node, name).and_then(|n| usize::try_from(n).ok());
     let (q_heads, kv_heads, q_length, depth, new_keys) =
@@ -152,10 +152,6 @@ fn biases(
     keys: usize,
 ) -> Result<Vec<String>, EngineError> {
     let slot = |at: usize| node.input.get(at).filter(|name| !name.is_empty());
-    let additive = |b: &mut Build<'_, '_>, seen: &str| {
-        let (kept, masked) = (b.float(0.0), b.float(MASKED));
-        b.op("Where", &[seen, &kept, &masked], vec![])
-    };
     let mut all = Vec::new();
     if let Some(mask) = slot(3) {
         let boolean = b.scope.dtype(mask) == Some(DataType::Bool);
@@ -198,4 +194,22 @@ fn biases(
         all.push(additive(b, &seen));
     }
     Ok(all)
+}
+
+/// What a key adds to its score: nothing where `seen` is true.
+fn additive(b: &mut Build<'_, '_>, seen: &str) -> String {
+    let (kept, masked) = (b.float(0.0), b.float(MASKED));
+    b.op("Where", &[seen, &kept, &masked], vec![])
+}
+
+/// Where shapes are not known, the engine's own operator may do; it wants a float mask.
+fn boolean_mask(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outcome, EngineError> {
+    let mask = match node.input.get(3) {
+        Some(mask) if b.scope.dtype(mask) == Some(DataType::Bool) => mask,
+        _ => return Ok(Outcome::Kept),
+    };
+    let mut attention = node.clone();
+    attention.input[3] = additive(b, mask);
+    b.push(attention);
+    Ok(Outcome::Replaced)
 }

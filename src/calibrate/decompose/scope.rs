@@ -161,7 +161,8 @@ impl<'g> Scope<'g> {
     /// Takes in what a node of the copy says about its outputs. Returns the integers of all its outputs, with their
     /// types, if they are known, so that the node need not run.
     pub(super) fn learn(&mut self, node: &NodeProto) -> Option<Vec<(DataType, ArrayD<i64>)>> {
-        if !is_standard(node.domain()) {
+        let same_shape = node.domain() == "com.microsoft" && shapes::of_microsoft(node.op_type());
+        if !is_standard(node.domain()) && !same_shape {
             return None;
         }
         let facts = shapes::facts(node, self);

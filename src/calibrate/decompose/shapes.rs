@@ -82,6 +82,22 @@ const SAME_TYPE: &[&str] = &[
     "Sqrt", "Squeeze", "Sub", "Sum", "Swish", "Tanh", "Tile", "Transpose", "Trilu", "Unsqueeze",
 ];
 
+/// Whether the first output of an operator of Microsoft's domain is like its first input.
+pub(super) fn of_microsoft(op: &str) -> bool {
+    matches!(
+        op,
+        "BiasGelu"
+            | "FastGelu"
+            | "Gelu"
+            | "QuickGelu"
+            | "RotaryEmbedding"
+            | "SkipLayerNormalization"
+            | "SkipSimplifiedLayerNormalization"
+            | "QuantizeLinear"
+            | "DequantizeLinear"
+    )
+}
+
 /// The type of the outputs.
 fn output_type(known: Known<'_>) -> Option<DataType> {
     let node = known.node;
@@ -95,6 +111,13 @@ fn output_type(known: Known<'_>) -> Option<DataType> {
         "Shape" | "Size" | "ArgMax" | "ArgMin" | "NonZero" => Some(DataType::Int64),
         "Cast" => attribute("to"),
         "CastLike" | "Where" => known.dtype(1),
+        "DequantizeLinear" => Some(DataType::Float),
+        "BiasGelu"
+        | "FastGelu"
+        | "QuickGelu"
+        | "SkipLayerNormalization"
+        | "SkipSimplifiedLayerNormalization"
+        | "SimplifiedLayerNormalization" => known.dtype(0),
         "ConstantOfShape" => match attr_t(node, "value") {
             Some(value) => tensor_fact(value).dtype,
             None => Some(DataType::Float),
