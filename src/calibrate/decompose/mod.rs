@@ -7,6 +7,7 @@
 
 mod attention;
 mod build;
+mod known;
 mod scope;
 mod sequence;
 mod shapes;

@@ -1,52 +1,11 @@
 //! Types and shapes of the outputs of a standard operator, from those of its inputs.
 
-use super::scope::{Fact, Scope, Value, engine_type, tensor_fact};
+use super::known::{Known, axes, axis_of, broadcast, permutation, slices, split_lengths};
+use super::scope::{Fact, Scope, engine_type, tensor_fact};
 use super::values;
 use crate::onnx::DataType;
 use crate::onnx::node::{attr_f, attr_i, attr_ints, attr_t};
 use crate::onnx::proto::NodeProto;
-
-/// A node and what is known of its inputs.
-#[derive(Clone, Copy)]
-pub(super) struct Known<'a> {
-    pub node: &'a NodeProto,
-    scope: &'a Scope<'a>,
-}
-
-impl<'a> Known<'a> {
-    fn name(&self, slot: usize) -> Option<&'a str> {
-        let name = self.node.input.get(slot)?;
-        (!name.is_empty()).then_some(name)
-    }
-
-    pub(super) fn dtype(&self, slot: usize) -> Option<DataType> {
-        self.scope.dtype(self.name(slot)?)
-    }
-
-    pub(super) fn shape(&self, slot: usize) -> Option<&'a [usize]> {
-        self.scope.shape(self.name(slot)?)
-    }
-
-    pub(super) fn value(&self, slot: usize) -> Option<&'a Value> {
-        self.scope.value(self.name(slot)?)
-    }
-
-    pub(super) fn ints(&self, slot: usize) -> Option<Vec<i64>> {
-        self.scope.ints(self.name(slot)?)
-    }
-
-    /// Integers that are an attribute in old operators and an input in newer ones: `None` if they are unknown,
-    /// `Some(None)` if they are left out.
-    fn ints_or(&self, slot: usize, attr: &str) -> Option<Option<Vec<i64>>> {
-        if let Some(ints) = attr_ints(self.node, attr) {
-            return Some(Some(ints.to_vec()));
-        }
-        match self.name(slot) {
-            Some(_) => self.ints(slot).map(Some),
-            None => Some(None),
-        }
-    }
-}
 
 /// What is known of the outputs of `node`, one fact each.
 pub(super) fn facts(node: &NodeProto, scope: &Scope<'_>) -> Vec<Fact> {
@@ -80,6 +39,25 @@ const SAME_TYPE: &[&str] = &[
     "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "Reshape", "RotaryEmbedding",
     "Round", "ScatterElements", "ScatterND", "Selu", "Sigmoid", "Sign", "Sin", "Slice", "Softmax", "Softplus", "Split",
     "Sqrt", "Squeeze", "Sub", "Sum", "Swish", "Tanh", "Tile", "Transpose", "Trilu", "Unsqueeze",
+];
+
+/// Operators whose first output has the shape of their first input.
+#[rustfmt::skip]
+const SAME_SHAPE: &[&str] = &[
+    "Abs", "BatchNormalization", "BiasGelu", "Cast", "CastLike", "Ceil", "Clip", "Cos", "CumSum", "DequantizeLinear",
+    "Dropout", "Elu", "Erf", "Exp", "FastGelu", "Floor", "Gelu", "GroupNormalization", "HardSigmoid", "HardSwish",
+    "Identity", "InstanceNormalization", "IsInf", "IsNaN", "LayerNormalization", "LeakyRelu", "Log", "LogSoftmax",
+    "Mish", "Neg", "Not", "PRelu", "QuantizeLinear", "QuickGelu", "RMSNormalization", "Reciprocal", "Relu",
+    "RotaryEmbedding", "Round", "ScatterElements", "ScatterND", "Selu", "Sigmoid", "Sign",
+    "SimplifiedLayerNormalization", "Sin", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "Softmax",
+    "Softplus", "Sqrt", "Swish", "Tanh", "Trilu",
+];
+
+/// Operators on elements, whose inputs are broadcast to each other.
+#[rustfmt::skip]
+const ELEMENTWISE: &[&str] = &[
+    "Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul",
+    "Or", "Pow", "Sub", "Sum", "Where", "Xor",
 ];
 
 /// Whether the first output of an operator of Microsoft's domain is like its first input.
@@ -143,55 +121,8 @@ fn output_shapes(known: Known<'_>) -> Option<Vec<Vec<usize>>> {
     let x = || known.shape(0).map(<[usize]>::to_vec);
     let rank = || known.shape(0).map(<[usize]>::len);
     let one = match node.op_type() {
-        "Identity"
-        | "Cast"
-        | "CastLike"
-        | "Relu"
-        | "Erf"
-        | "Tanh"
-        | "Sigmoid"
-        | "Sqrt"
-        | "Exp"
-        | "Log"
-        | "Neg"
-        | "Abs"
-        | "Floor"
-        | "Ceil"
-        | "Round"
-        | "Sign"
-        | "Sin"
-        | "Cos"
-        | "Not"
-        | "Gelu"
-        | "Softmax"
-        | "LogSoftmax"
-        | "RMSNormalization"
-        | "Dropout"
-        | "Clip"
-        | "CumSum"
-        | "Trilu"
-        | "LeakyRelu"
-        | "Elu"
-        | "Selu"
-        | "HardSigmoid"
-        | "HardSwish"
-        | "Swish"
-        | "Softplus"
-        | "Mish"
-        | "Reciprocal"
-        | "IsNaN"
-        | "IsInf"
-        | "RotaryEmbedding"
-        | "LayerNormalization"
-        | "GroupNormalization"
-        | "InstanceNormalization"
-        | "BatchNormalization"
-        | "ScatterND"
-        | "ScatterElements"
-        | "PRelu" => x()?,
-        "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Mod" | "Max" | "Min" | "Sum" | "Mean" | "And"
-        | "Or" | "Xor" | "Equal" | "Less" | "LessOrEqual" | "Greater" | "GreaterOrEqual"
-        | "Where" => {
+        op if SAME_SHAPE.contains(&op) => x()?,
+        op if ELEMENTWISE.contains(&op) => {
             let mut shape = Vec::new();
             for slot in 0..node.input.len() {
                 shape = broadcast(&shape, known.shape(slot)?)?;
@@ -344,43 +275,6 @@ fn without(shape: &[usize], gone: &[usize]) -> Vec<usize> {
         .collect()
 }
 
-/// An axis counted from the front.
-fn axis_of(rank: usize, axis: i64) -> Option<usize> {
-    let axis = usize::try_from(if axis < 0 { axis + rank as i64 } else { axis }).ok()?;
-    (axis < rank).then_some(axis)
-}
-
-fn axes(given: &[i64], rank: usize) -> Option<Vec<usize>> {
-    given
-        .iter()
-        .map(|&axis| {
-            let axis = usize::try_from(if axis < 0 { axis + rank as i64 } else { axis }).ok()?;
-            (axis < rank).then_some(axis)
-        })
-        .collect()
-}
-
-/// The axes of the input in the order of the output of a Transpose.
-pub(super) fn permutation(node: &NodeProto, rank: usize) -> Option<Vec<usize>> {
-    match attr_ints(node, "perm") {
-        Some(perm) => axes(perm, rank).filter(|p| p.len() == rank),
-        None => Some((0..rank).rev().collect()),
-    }
-}
-
-/// NumPy's rule: axes are compared from the last one, and 1 stretches.
-pub(super) fn broadcast(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
-    let rank = a.len().max(b.len());
-    let from_last = |s: &[usize], at: usize| (at + s.len()).checked_sub(rank).map(|i| s[i]);
-    (0..rank)
-        .map(|at| match (from_last(a, at), from_last(b, at)) {
-            (Some(1) | None, Some(n)) | (Some(n), Some(1) | None) => Some(n),
-            (Some(m), Some(n)) if m == n => Some(n),
-            _ => None,
-        })
-        .collect()
-}
-
 fn matmul(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
     match (a, b) {
         (_, []) | ([], _) => None,
@@ -419,72 +313,6 @@ fn reshaped(shape: &[usize], target: &[i64], allow_zero: bool) -> Option<Vec<usi
         return None;
     }
     Some(new)
-}
-
-/// Per sliced axis of a Slice the indices that it takes.
-pub(super) fn slices(known: Known<'_>) -> Option<Vec<(usize, Vec<usize>)>> {
-    let shape = known.shape(0)?;
-    let (starts, ends) = (known.ints(1)?, known.ints(2)?);
-    let given = match known.name(3) {
-        Some(_) => axes(&known.ints(3)?, shape.len())?,
-        None => (0..starts.len()).collect(),
-    };
-    let steps = match known.name(4) {
-        Some(_) => known.ints(4)?,
-        None => vec![1; starts.len()],
-    };
-    if [ends.len(), given.len(), steps.len()] != [starts.len(); 3] {
-        return None;
-    }
-    let mut all = Vec::new();
-    for (i, axis) in given.into_iter().enumerate() {
-        let length = i64::try_from(*shape.get(axis)?).ok()?;
-        let step = steps[i];
-        let from_front = |at: i64| {
-            if at < 0 {
-                at.saturating_add(length)
-            } else {
-                at
-            }
-        };
-        let (start, end) = (from_front(starts[i]), from_front(ends[i]));
-        let (start, end) = match step {
-            0 => return None,
-            1.. => (start.clamp(0, length), end.clamp(0, length)),
-            _ if length == 0 => (-1, -1),
-            _ => (start.clamp(0, length - 1), end.clamp(-1, length - 1)),
-        };
-        let mut at = start;
-        let mut indices = Vec::new();
-        while (step > 0 && at < end) || (step < 0 && at > end) {
-            indices.push(usize::try_from(at).ok()?);
-            at = at.saturating_add(step);
-        }
-        all.push((axis, indices));
-    }
-    Some(all)
-}
-
-/// The lengths of the outputs of a Split along its axis.
-pub(super) fn split_lengths(known: Known<'_>) -> Option<(usize, Vec<usize>)> {
-    let shape = known.shape(0)?;
-    let axis = axis_of(shape.len(), attr_i(known.node, "axis").unwrap_or(0))?;
-    let parts = known.node.output.len();
-    let lengths = match known.ints_or(1, "split")? {
-        Some(lengths) => lengths
-            .iter()
-            .map(|&n| n.try_into().ok())
-            .collect::<Option<Vec<usize>>>()?,
-        // Equal parts, of which the last may be smaller.
-        None => {
-            let part = shape[axis].div_ceil(parts.max(1));
-            (0..parts)
-                .map(|i| part.min(shape[axis].saturating_sub(i * part)))
-                .collect()
-        }
-    };
-    (lengths.len() == parts && lengths.iter().sum::<usize>() == shape[axis])
-        .then_some((axis, lengths))
 }
 
 fn split(known: Known<'_>) -> Option<Vec<Vec<usize>>> {

@@ -3,8 +3,8 @@
 
 use ndarray::{ArrayD, Axis, IxDyn, concatenate};
 
+use super::known::{Known, broadcast, permutation, slices, split_lengths};
 use super::scope::{MAX_ELEMENTS, Value};
-use super::shapes::{Known, broadcast, permutation, slices, split_lengths};
 use crate::onnx::DataType;
 use crate::onnx::node::{attr_f, attr_i, attr_ints, attr_t};
 use crate::onnx::tensor;
