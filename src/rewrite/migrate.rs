@@ -269,6 +269,20 @@ impl Migration<'_, '_> {
         for &(node, input) in &site.absorb {
             patch.rewire(node, input, migrated.clone());
         }
+        for (reshape, readers) in &site.copies {
+            let mut copy = self.view.node(*reshape).clone();
+            copy.name = Some(
+                self.names
+                    .derive(&self.view.node_name(*reshape), "migrated"),
+            );
+            copy.input[0] = migrated.clone();
+            let rows = self.names.derive(&copy.output[0], "migrated");
+            copy.output[0] = rows.clone();
+            patch.insert_after(*reshape, copy);
+            for &(node, input) in readers {
+                patch.rewire(node, input, rows.clone());
+            }
+        }
         let steps = [
             ("Mul", "restore_scale", affine.scale.clone()),
             ("Add", "restore_shift", affine.shift.clone()),

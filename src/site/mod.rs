@@ -37,6 +37,9 @@ pub struct Site {
     pub linears: Vec<usize>,
     /// The node inputs through which they read it: the Linear's own, or that of a Cast or Dropout before it.
     pub absorb: Vec<(NodeId, usize)>,
+    /// Reshapes that something besides Linears reads: a copy of each hands x' to these node inputs, the Reshape itself
+    /// stays with the value as it was.
+    pub copies: Vec<(NodeId, Vec<(NodeId, usize)>)>,
     /// Per entry of `linears`, the rank of what it reads where a Reshape makes it another one than that of `value`.
     pub ranks: Vec<Option<usize>>,
     /// Whether anything else reads the value and needs the exact inverse, x = x' s + z.
@@ -109,6 +112,7 @@ pub fn find_sites(
             allow_shift: takes_shift && biases_take_shift(found, &linears),
             linears,
             absorb: readers.absorb,
+            copies: readers.copies,
             ranks,
             restore: readers.others,
         });
@@ -134,6 +138,7 @@ pub fn find_sites(
             sink: Sink::None(String::new()),
             linears: vec![l],
             absorb: vec![(linear.node, 0)],
+            copies: Vec::new(),
             ranks: vec![None],
             restore: false,
             allow_shift: false,
@@ -221,6 +226,8 @@ struct Readers {
     /// Index into `Recognised::linears`, and the rank it reads if that is another one.
     linears: Vec<(usize, Option<usize>)>,
     absorb: Vec<(NodeId, usize)>,
+    /// See [`Site::copies`].
+    copies: Vec<(NodeId, Vec<(NodeId, usize)>)>,
     others: bool,
     graph_output: bool,
 }
@@ -255,22 +262,25 @@ fn readers(view: &View, found: &Recognised, value: ValueId, channels: usize) -> 
         match passed_on {
             // Nothing but Linears behind it: it can carry x' in place of x.
             Some((pass, behind)) if !behind.others && !behind.linears.is_empty() => {
-                let reshaped = |(linear, rank): (usize, Option<usize>)| match pass {
-                    Pass::Rows(new) => (linear, rank.or(new)),
-                    _ => (linear, rank),
-                };
-                let carried: Vec<_> = behind.linears.into_iter().map(reshaped).collect();
-                let unknown = matches!(pass, Pass::Rows(None));
-                if unknown
-                    && carried
-                        .iter()
-                        .any(|&(l, r)| r.is_none() && needs_rank(found, l))
-                {
-                    all.others = true;
-                    continue;
+                match carried(found, pass, behind.linears) {
+                    Some(linears) => {
+                        all.linears.extend(linears);
+                        all.absorb.push((node, input));
+                    }
+                    None => all.others = true,
                 }
-                all.linears.extend(carried);
-                all.absorb.push((node, input));
+            }
+            // Others read the new rows too: the Linears get a copy of the Reshape.
+            Some((pass @ Pass::Rows(_), behind))
+                if !behind.linears.is_empty()
+                    && !behind.graph_output
+                    && behind.copies.is_empty() =>
+            {
+                if let Some(linears) = carried(found, pass, behind.linears) {
+                    all.linears.extend(linears);
+                    all.copies.push((node, behind.absorb));
+                }
+                all.others = true;
             }
             // Nothing but Shape behind it.
             Some((_, behind)) if !behind.others => {}
@@ -278,6 +288,7 @@ fn readers(view: &View, found: &Recognised, value: ValueId, channels: usize) -> 
             Some((Pass::Same, behind)) => {
                 all.linears.extend(behind.linears);
                 all.absorb.extend(behind.absorb);
+                all.copies.extend(behind.copies);
                 all.others = true;
                 all.graph_output |= behind.graph_output;
             }
@@ -286,6 +297,25 @@ fn readers(view: &View, found: &Recognised, value: ValueId, channels: usize) -> 
     }
     all.linears.sort_unstable();
     all
+}
+
+/// The Linears behind a node that hands them x', with the ranks they then read. `None` if a rank must be known and is
+/// not.
+fn carried(
+    found: &Recognised,
+    pass: Pass,
+    behind: Vec<(usize, Option<usize>)>,
+) -> Option<Vec<(usize, Option<usize>)>> {
+    let reshaped = |(linear, rank): (usize, Option<usize>)| match pass {
+        Pass::Rows(new) => (linear, rank.or(new)),
+        _ => (linear, rank),
+    };
+    let carried: Vec<_> = behind.into_iter().map(reshaped).collect();
+    let unknown = matches!(pass, Pass::Rows(None))
+        && carried
+            .iter()
+            .any(|&(l, r)| r.is_none() && needs_rank(found, l));
+    (!unknown).then_some(carried)
 }
 
 /// How a node hands on the channels of its input.

@@ -18,7 +18,9 @@ pub(super) fn channel_inputs(view: &View, node: NodeId) -> Range<usize> {
     match view.op(node) {
         "Add" | "Sub" | "Mul" | "Div" | "MatMul" | "Concat" => 0..view.node(node).input.len(),
         "Relu" | "Reshape" | "Transpose" | "Squeeze" | "Unsqueeze" | "Flatten" | "Expand"
-        | "Slice" | "Split" | "Gather" | "Identity" | "Dropout" | "Cast" => 0..1,
+        | "Slice" | "Split" | "SplitToSequence" | "Gather" | "Identity" | "Dropout" | "Cast" => {
+            0..1
+        }
         "Attention" => 2..3,
         _ => 0..0,
     }
@@ -109,6 +111,7 @@ impl Walk<'_, '_> {
                 .ok_or("its Gather is malformed")?;
                 self.pass(node, 0, labels, shift)
             }
+            "SequenceAt" => self.sequence_at(node, &labels, shift),
             "Concat" => self.concat(node, &labels, shift),
             "" => Err(format!(
                 "it is computed by {}",
@@ -281,6 +284,43 @@ impl Walk<'_, '_> {
         axis == -1 || rank.is_some_and(|shape| axis + 1 == shape.len() as i64)
     }
 
+    /// One part of a SplitToSequence is one output of a Split, as long as the others are read at other positions.
+    fn sequence_at(&mut self, node: NodeId, labels: &Labels, shift: bool) -> Result<(), String> {
+        let view = self.view;
+        let malformed = || {
+            format!(
+                "SequenceAt `{}` takes no constant part",
+                view.node_name(node)
+            )
+        };
+        let split = split_behind(view, node).ok_or_else(malformed)?;
+        let shape = self.shape_of_input(split, 0)?;
+        let axis = split_axis(view, split, shape.len()).ok_or("its Split is malformed")?;
+        let sizes = sequence_sizes(view, split, shape[axis]).ok_or_else(malformed)?;
+        let position = |reader: NodeId| {
+            let at = view
+                .input(reader, 1)
+                .and_then(|v| view.constant(v)?.into_ints())?;
+            let &[at] = at.as_slice() else { return None };
+            let at = if at < 0 { at + sizes.len() as i64 } else { at };
+            usize::try_from(at).ok().filter(|&at| at < sizes.len())
+        };
+        let part = position(node).ok_or_else(malformed)?;
+        let sequence = view.input(node, 0).ok_or("an input is missing")?;
+        for reader in view.uses(sequence) {
+            let elsewhere =
+                |n: NodeId| view.op(n) == "SequenceAt" && position(n).is_some_and(|p| p != part);
+            match *reader {
+                Use::Node { node: n, .. } if n == node || elsewhere(n) => {}
+                _ => return Err(format!("`{}` has other readers", view.name(sequence))),
+            }
+        }
+        let start: usize = sizes.iter().take(part).sum();
+        let range = Slice::from(start..start + sizes[part]);
+        let labels = unslice(labels, &shape, axis, range).ok_or("its Split is malformed")?;
+        self.pass(split, 0, labels, shift)
+    }
+
     fn concat(&mut self, node: NodeId, labels: &Labels, shift: bool) -> Result<(), String> {
         let rank = labels.ndim() as i64;
         let axis = attr_i(self.view.node(node), "axis").ok_or("its Concat is malformed")?;
@@ -379,6 +419,35 @@ impl Walk<'_, '_> {
                     .all(|&l| l == NONE)
             }),
             _ => false,
+        }
+    }
+}
+
+/// The SplitToSequence whose part a SequenceAt takes.
+pub(super) fn split_behind(view: &View, node: NodeId) -> Option<NodeId> {
+    let (split, _) = view.producer(view.input(node, 0)?)?;
+    (view.op(split) == "SplitToSequence").then_some(split)
+}
+
+/// The lengths of the parts of a SplitToSequence of `length` rows, by constants; parts without their axis are none.
+fn sequence_sizes(view: &View, split: NodeId, length: usize) -> Option<Vec<usize>> {
+    match view.constant(view.input(split, 1)?)? {
+        Constant::Int(part) if part.ndim() == 0 => {
+            let part = usize::try_from(*part.first()?).ok().filter(|&n| n > 0)?;
+            Some(
+                (0..length)
+                    .step_by(part)
+                    .map(|at| part.min(length - at))
+                    .collect(),
+            )
+        }
+        sizes => {
+            let sizes: Option<Vec<usize>> = sizes
+                .into_ints()?
+                .into_iter()
+                .map(|n| n.try_into().ok())
+                .collect();
+            sizes.filter(|sizes| sizes.iter().sum::<usize>() == length)
         }
     }
 }

@@ -13,7 +13,7 @@
 //! | Relu | the input becomes a / s | scale only, s > 0 |
 //! | P V with P = Softmax | V' = (V − z) / s, because the rows of P sum to 1 | else scale only |
 //! | Attention(Q, K, V) | V' = (V − z) / s | no past values, values not kept for later |
-//! | Reshape, Transpose, Squeeze, Unsqueeze, Flatten, Expand, Slice, Split, Gather, Concat | channels are relabelled | always |
+//! | Reshape, Transpose, Squeeze, Unsqueeze, Flatten, Expand, Slice, Split, SplitToSequence and SequenceAt, Gather, Concat | channels are relabelled | always |
 //! | Identity, Dropout, Cast | unchanged | always |
 //!
 //! Anything else is a *wall*. So is a value that something else reads as well, unless that reader sees none of the
@@ -22,7 +22,7 @@
 use std::collections::BTreeMap;
 
 use super::labels::{Labels, NONE, Ties, channels_last, unbroadcast};
-use super::rules::channel_inputs;
+use super::rules::{channel_inputs, split_behind};
 use crate::graph::{NodeId, Use, ValueId, View};
 use crate::recognise::Recognised;
 
@@ -83,6 +83,14 @@ pub fn values_on_the_way(view: &View, found: &Recognised, value: ValueId) -> Vec
         }
         let Some((node, _)) = view.producer(value) else {
             continue;
+        };
+        // A sequence has no shape: its tensor is behind it.
+        let node = match view.op(node) {
+            "SequenceAt" => match split_behind(view, node) {
+                Some(split) => split,
+                None => continue,
+            },
+            _ => node,
         };
         for slot in channel_inputs(view, node) {
             if let Some(input) = view.input(node, slot)

@@ -169,6 +169,7 @@ const BOTH: &[usize] = &[2, 3];
 /// Every form, each with a Linear behind a norm.
 pub const FORMS: &[Form] = &[
     form("post_ln", post_ln, BOTH, 1),
+    form("post_ln_of_rows", post_ln_of_rows, BOTH, 1),
     form("pre_ln", pre_ln, BOTH, 1),
     form("decomposed_ln", decomposed_ln, BOTH, 1),
     form("llama_rms", llama_rms, BOTH, 1),
@@ -223,6 +224,22 @@ fn post_ln(b: &mut Builder) {
     b.node("Relu", &["up"], "act");
     b.linear("act", "down", n, c);
     b.node("Add", &["down", "norm"], "y");
+    b.output("y", c);
+}
+
+/// The block works on rows: its Linear and its residual read the norm through one Reshape (OPT).
+fn post_ln_of_rows(b: &mut Builder) {
+    let Size { c, n, .. } = b.size;
+    b.layer_norm("x", "norm");
+    let rows = tensor::from_i64("rows.shape", &[2], &[-1, c as i64]);
+    b.graph.initializer.push(rows);
+    b.node("Reshape", &["norm", "rows.shape"], "rows");
+    b.linear("rows", "up", c, n);
+    b.node("Relu", &["up"], "act");
+    b.linear("act", "down", n, c);
+    b.node("Add", &["down", "rows"], "sum");
+    b.node("Shape", &["norm"], "norm.shape");
+    b.node("Reshape", &["sum", "norm.shape"], "y");
     b.output("y", c);
 }
 

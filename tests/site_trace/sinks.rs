@@ -46,6 +46,84 @@ fn heads_that_share_a_value_tie_its_channels() {
     );
 }
 
+/// Opset-23 Attention over x, with heads as an axis or as parts of the last one.
+fn operator(q: usize, kv: usize, by_axis: bool, change: impl Fn(&mut Builder)) -> Model {
+    let mut model = graph(3, C, 1, |b| {
+        for (y, heads) in [("query", q), ("key", kv), ("value", kv)] {
+            project(b, "x", y, (C, heads * 2), true);
+            if by_axis {
+                split_heads(b, y, &format!("{y}_h"), heads, 2);
+            }
+        }
+        if by_axis {
+            b.node("Attention", &["query_h", "key_h", "value_h"], "context");
+            transpose(b, "context", "context_t", &[0, 2, 1, 3]);
+            reshape(b, "context_t", "merged", &[0, 0, (q * 2) as i64]);
+        } else {
+            let heads = [("q_num_heads", q), ("kv_num_heads", kv)];
+            let heads = heads.map(|(name, n)| int_attr(name, n as i64)).to_vec();
+            b.node_with("Attention", &["query", "key", "value"], "merged", heads);
+        }
+        project(b, "merged", "y", (q * 2, C), true);
+        b.output("y", C);
+        change(b);
+    });
+    model.proto.opset_import[0].version = Some(23);
+    model
+}
+
+#[test]
+fn the_attention_operator_hands_the_affine_to_its_values() {
+    let batch = || batch(&[2, 3, C], 1);
+    for by_axis in [true, false] {
+        let proof = prove(&operator(2, 2, by_axis, |_| {}), batch(), true);
+        let sink = "/y.product/MatMul <- /value.product/MatMul z, s [0 1 2 3]";
+        assert_eq!(proof.site("y"), sink);
+        let shared = prove(&operator(4, 2, by_axis, |_| {}), batch(), true);
+        let sink =
+            "/y.product/MatMul <- /value.product/MatMul z, s [0 1 4 5]; ties [0 1 0 1 4 5 4 5]";
+        assert_eq!(shared.site("y"), sink);
+    }
+    let kept = operator(2, 2, false, |b| {
+        let attention = b.graph.node.iter_mut().find(|n| n.op_type() == "Attention");
+        attention
+            .unwrap()
+            .output
+            .extend(["".into(), "values".into()]);
+        b.graph.output.push(info("values", DataType::Float, &[]));
+        b.graph.output.last_mut().unwrap().r#type = None;
+    });
+    let proof = prove(&kept, batch(), true);
+    let wall = "explicit: the values of Attention `/merged/Attention` are kept for later";
+    assert!(proof.site("y").ends_with(wall), "{}", proof.site("y"));
+}
+
+#[test]
+fn a_part_of_a_sequence_is_a_part_of_its_tensor() {
+    let heads = |b: &mut Builder, other: i64| {
+        project(b, "x", "both", (C, 8), true);
+        for (name, at) in [("size", 4), ("first", 0), ("second", other)] {
+            b.graph.initializer.push(tensor::from_i64(name, &[], &[at]));
+        }
+        let axis = vec![int_attr("axis", 2)];
+        b.node_with("SplitToSequence", &["both", "size"], "parts", axis);
+        b.node("SequenceAt", &["parts", "first"], "u");
+        b.node("SequenceAt", &["parts", "second"], "v");
+        b.node("Tanh", &["u"], "t");
+        b.node("Add", &["t", "t"], "w");
+        project(b, "v", "y", (4, C), true);
+        project(b, "w", "z", (4, C), true);
+        b.output("y", C);
+        b.output("z", C);
+    };
+    let proof = prove_graph(|b| heads(b, -1));
+    let sink = "/y.product/MatMul <- /both.product/MatMul z, s [- - - - 0 1 2 3]";
+    assert_eq!(proof.site("y"), sink);
+    let proof = prove_graph(|b| heads(b, 0));
+    let wall = "explicit: `parts` has other readers";
+    assert!(proof.site("y").ends_with(wall), "{}", proof.site("y"));
+}
+
 /// The weight and the bias of the Linear of that name.
 fn constants(model: &Model, name: &str) -> (ndarray::Array2<f32>, ndarray::Array1<f32>) {
     let view = View::new(model);
