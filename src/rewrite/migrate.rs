@@ -5,6 +5,7 @@
 //! Linears   W' = diag(s) W diag(1/s_y)    b' = (b + z W − z_y) / s_y     W: [C, N], b, z_y, s_y: [N]
 //! constants c' = (c − z) / s  or  c / s
 //! others    x  = x' s + z            by one Mul and one Add, under the old name of x
+//! Reshapes  that Linears and others read: a copy hands x' to the Linears
 //! ```
 //!
 //! where z_y, s_y belong to a site that reads the Linear's own output. Exact in real arithmetic; what float rounding
@@ -271,10 +272,7 @@ impl Migration<'_, '_> {
         }
         for (reshape, readers) in &site.copies {
             let mut copy = self.view.node(*reshape).clone();
-            copy.name = Some(
-                self.names
-                    .derive(&self.view.node_name(*reshape), "migrated"),
-            );
+            copy.name = Some(self.names.derive(self.view.node_name(*reshape), "migrated"));
             copy.input[0] = migrated.clone();
             let rows = self.names.derive(&copy.output[0], "migrated");
             copy.output[0] = rows.clone();

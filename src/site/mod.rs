@@ -4,6 +4,7 @@
 //! readers are split into those that absorb it (Linears: diag(s) W, b + z W) and those that need the value as
 //! it was. Together they are all readers, subgraph captures and graph outputs included.
 
+mod compound;
 mod labels;
 mod rules;
 mod trace;

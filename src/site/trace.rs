@@ -21,8 +21,9 @@
 
 use std::collections::BTreeMap;
 
+use super::compound::split_behind;
 use super::labels::{Labels, NONE, Ties, channels_last, unbroadcast};
-use super::rules::{channel_inputs, split_behind};
+use super::rules::channel_inputs;
 use crate::graph::{NodeId, Use, ValueId, View};
 use crate::recognise::Recognised;
 

@@ -305,7 +305,7 @@ fn reshaped(shape: &[usize], target: &[i64], allow_zero: bool) -> Option<Vec<usi
     let count: usize = shape.iter().product();
     let product: usize = new.iter().product();
     if let Some(at) = open {
-        if product == 0 || count % product != 0 {
+        if product == 0 || !count.is_multiple_of(product) {
             return None;
         }
         new[at] = count / product;
