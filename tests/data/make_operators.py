@@ -169,6 +169,14 @@ def own():
          node("ConcatFromSequence", ["r"], ["y"], axis=-1, new_axis=1)],
         {"x": long, "w": wave(2, 6)}, {"one": np.array(1)}, ["y"], 18,
     )
+    yield (
+        "nd_negative",
+        [node("GatherND", ["x", "i"], ["y"]), node("ScatterND", ["x", "i", "u"], ["z"]),
+         node("Cast", ["f"], ["computed"], to=7), node("GatherND", ["x", "computed"], ["w"]),
+         node("GatherND", ["x", "b"], ["v"], batch_dims=1)],
+        {"x": long, "u": wave(2, 6), "f": np.array([[0, -1], [-1, 2]], np.float32)},
+        {"i": np.array([[0, -1], [-2, 3]]), "b": np.array([[-1], [2]])}, ["y", "z", "w", "v"], 18,
+    )
     # Sizes computed as unoptimised exports do.
     yield (
         "sizes_through_casts",

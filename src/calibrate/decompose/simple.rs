@@ -158,3 +158,34 @@ pub(super) fn reduce_bool(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Out
     );
     Ok(Outcome::Replaced)
 }
+
+/// Negative indices of GatherND and ScatterND are counted from the front: the engine takes them for large ones.
+pub(super) fn nd_indices(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outcome, EngineError> {
+    let (Some(data), Some(indices)) = (node.input.first(), node.input.get(1)) else {
+        return Ok(Outcome::Kept);
+    };
+    let (Some(shape), Some(index_shape)) = (b.scope.shape(data), b.scope.shape(indices)) else {
+        return Ok(Outcome::Kept);
+    };
+    let known = b.scope.ints(indices);
+    if known.is_some_and(|all| all.iter().all(|&index| index >= 0)) {
+        return Ok(Outcome::Kept);
+    }
+    let batch = attr_i(node, "batch_dims").unwrap_or(0);
+    let depth = index_shape.last().copied().unwrap_or(0);
+    let lengths = usize::try_from(batch)
+        .ok()
+        .and_then(|at| shape.get(at..at + depth));
+    let Some(lengths) = lengths else {
+        return Ok(Outcome::Kept);
+    };
+    let lengths: Vec<i64> = lengths.iter().map(|&n| n as i64).collect();
+    let lengths = b.ints(&lengths);
+    let zero = b.int(0);
+    let negative = b.op("Less", &[indices, &zero], vec![]);
+    let from_front = b.op("Add", &[indices, &lengths], vec![]);
+    let mut copy = node.clone();
+    copy.input[1] = b.op("Where", &[&negative, &from_front, indices], vec![]);
+    b.push(copy);
+    Ok(Outcome::Replaced)
+}
