@@ -260,8 +260,12 @@ def group_query_attention():
     yield c.op("GroupQueryAttention", inputs, outputs, **attributes)
     c, inputs = start("past_chunk", past=4)
     yield c.op("GroupQueryAttention", inputs, outputs, **attributes)
+    # What ONNX Runtime computes for padding is of no meaning: it is multiplied by 0.
     c, inputs = start("padded_prompt", lengths=[S, S - 2])
-    yield c.op("GroupQueryAttention", inputs, outputs, **attributes)
+    c.op("GroupQueryAttention", inputs, ["all", "pk", "pv"], **attributes)
+    c.outputs.remove("all")
+    real = c.feed("real", (np.arange(S)[:, None] < np.array([[[S]], [[S - 2]]])).astype(np.float32))
+    yield c.op("Mul", ["all", real], domain="")
     c, inputs = start("packed", packed=True)
     yield c.op("GroupQueryAttention", inputs, outputs, **attributes)
     c, inputs = start("window")
@@ -291,7 +295,9 @@ def group_query_attention():
     inputs += ["", "", "", "", c.const("sink", c.normal(n))]
     yield c.op("GroupQueryAttention", inputs, outputs, **attributes)
     c, inputs = start("past_padded_token", past=4, lengths=[5, 3], length=1)
-    yield c.op("GroupQueryAttention", inputs, outputs, **attributes)
+    c.op("GroupQueryAttention", inputs, outputs, **attributes)
+    c.outputs = ["y"]
+    yield c
     c, inputs = start("no_past")
     yield c.op("GroupQueryAttention", [*inputs[:3], "", "", *inputs[5:]], outputs, **attributes)
 
