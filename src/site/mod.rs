@@ -5,6 +5,7 @@
 //! it was. Together they are all readers, subgraph captures and graph outputs included.
 
 mod compound;
+mod contrib;
 mod labels;
 mod rules;
 mod trace;
