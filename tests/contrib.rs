@@ -52,7 +52,9 @@ impl Cases {
 
     /// What differs, if anything does.
     fn check(&mut self, case: &str) -> Result<(), String> {
-        let bytes = self.file.by_name::<OwnedRepr<u8>, Ix1>(&format!("{case}|model"));
+        let bytes = self
+            .file
+            .by_name::<OwnedRepr<u8>, Ix1>(&format!("{case}|model"));
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.onnx");
         std::fs::write(&path, bytes.unwrap().as_slice().unwrap()).unwrap();
@@ -67,12 +69,20 @@ impl Cases {
             .map_err(|error| error.to_string())?;
         for (entry, name) in self.below(case, "out") {
             let expected: ArrayD<f32> = self.read(&entry).unwrap();
-            let got = got.batches[0].get(&name).ok_or(format!("no output {name}"))?;
+            let got = got.batches[0]
+                .get(&name)
+                .ok_or(format!("no output {name}"))?;
             if got.shape() != expected.shape() {
-                return Err(format!("{name} has shape {:?}, not {:?}", got.shape(), expected.shape()));
+                return Err(format!(
+                    "{name} has shape {:?}, not {:?}",
+                    got.shape(),
+                    expected.shape()
+                ));
             }
             let largest = expected.iter().fold(0.0, |m: f32, x| m.max(x.abs()));
-            let error = (got - &expected).iter().fold(0.0, |m: f32, x| m.max(x.abs()));
+            let error = (got - &expected)
+                .iter()
+                .fold(0.0, |m: f32, x| m.max(x.abs()));
             if error.is_nan() || error > TOLERANCE * (1.0 + largest) {
                 return Err(format!("{name} differs by {error}, of {largest}"));
             }

@@ -57,7 +57,12 @@ fn channels(view: &View, mut value: ValueId) -> Option<usize> {
         value = match view.node(node).op_type() {
             "MatMul" => return *view.shape(view.input(node, 1)?)?.last()?,
             "Add" if view.is_constant(view.input(node, 0)?) => view.input(node, 1)?,
-            "Add" | "RotaryEmbedding" | "Cast" | "Identity" | "Reshape" | "LayerNormalization"
+            "Add"
+            | "RotaryEmbedding"
+            | "Cast"
+            | "Identity"
+            | "Reshape"
+            | "LayerNormalization"
             | "SimplifiedLayerNormalization" => view.input(node, 0)?,
             _ => return None,
         };

@@ -146,7 +146,10 @@ fn fused(view: &View, node: NodeId, form: &Fused) -> Result<Norm, String> {
         Some(value) => param(view, node, form.gamma, value, "γ")?,
         None => return Err("it has no γ that could take a scale".to_owned()),
     };
-    let beta = match form.beta.and_then(|slot| Some((slot, view.input(node, slot)?))) {
+    let beta = match form
+        .beta
+        .and_then(|slot| Some((slot, view.input(node, slot)?)))
+    {
         Some((slot, value)) => {
             let (beta, c) = param(view, node, slot, value, "β")?;
             if c != channels {

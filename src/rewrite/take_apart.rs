@@ -233,13 +233,7 @@ impl Writer<'_, '_> {
     }
 
     /// The Gemm keeps the name, the activation the output.
-    fn gemm(
-        &mut self,
-        node: NodeId,
-        activation: &str,
-        parameters: &[&str],
-        patch: &mut Patch,
-    ) {
+    fn gemm(&mut self, node: NodeId, activation: &str, parameters: &[&str], patch: &mut Patch) {
         let proto = self.view.node(node);
         let mut gemm = NodeProto {
             op_type: Some("Gemm".to_owned()),
@@ -256,7 +250,13 @@ impl Writer<'_, '_> {
             .filter_map(|(&name, stored)| Some(float_attr(name, attr_f(proto, stored)?)))
             .collect();
         let name = self.names.derive(self.view.node_name(node), activation);
-        let act = make_node(activation, &name, &[&gemm.output[0]], &[&output], attributes);
+        let act = make_node(
+            activation,
+            &name,
+            &[&gemm.output[0]],
+            &[&output],
+            attributes,
+        );
         patch.replace(node, gemm);
         patch.insert_after(node, act);
     }

@@ -102,7 +102,9 @@ impl Walk<'_, '_> {
             ));
         }
         let flag = |attribute: &str| attr_i(view.node(node), attribute).unwrap_or(0);
-        let has_sink = form.sink.is_some_and(|slot| view.input(node, slot).is_some());
+        let has_sink = form
+            .sink
+            .is_some_and(|slot| view.input(node, slot).is_some());
         if shift && (has_sink || flag("smooth_softmax") > 0) {
             return Err(format!(
                 "the rows of the probabilities in {name} need not sum to 1"
@@ -142,8 +144,9 @@ impl Walk<'_, '_> {
         let bias = form.bias.filter(|_| shape.len() == 3);
         if let Some((slot, value)) = bias.and_then(|slot| Some((slot, view.input(node, slot)?))) {
             let constant = view.constant(value).and_then(|c| c.into_float());
-            let (array, _) = constant
-                .ok_or_else(|| format!("the bias `{}` of {name} is no constant", view.name(value)))?;
+            let (array, _) = constant.ok_or_else(|| {
+                format!("the bias `{}` of {name} is no constant", view.name(value))
+            })?;
             self.folds.push(Fold {
                 place: Place::Constant {
                     node,

@@ -235,7 +235,15 @@ pub(super) fn attention(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outco
     }
     let terms = terms(b, node, [&q, &k], input(3), input(5))?;
     let (scale, softcap, sink) = (attr_f(node, "scale"), 0.0, None);
-    let all = Heads { q, k, v, scale, softcap, terms, sink };
+    let all = Heads {
+        q,
+        k,
+        v,
+        scale,
+        softcap,
+        terms,
+        sink,
+    };
     all.write(b, y)?;
     Ok(Replaced)
 }
@@ -284,7 +292,15 @@ pub(super) fn multi_head(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outc
     }
     let terms = terms(b, node, [&q, &k], input(4), input(5))?;
     let (scale, softcap, sink) = (attr_f(node, "scale"), 0.0, None);
-    let all = Heads { q, k, v, scale, softcap, terms, sink };
+    let all = Heads {
+        q,
+        k,
+        v,
+        scale,
+        softcap,
+        terms,
+        sink,
+    };
     all.write(b, y)?;
     Ok(Replaced)
 }

@@ -77,7 +77,11 @@ const TABLE: &[(&str, &str, Rule)] = &[
     (MS, "RotaryEmbedding", contrib_rotary::rotary_embedding),
     (MS, "SimplifiedLayerNormalization", contrib::simplified_norm),
     (MS, "SkipLayerNormalization", contrib::skip_layer_norm),
-    (MS, "SkipSimplifiedLayerNormalization", contrib::skip_rms_norm),
+    (
+        MS,
+        "SkipSimplifiedLayerNormalization",
+        contrib::skip_rms_norm,
+    ),
 ];
 
 /// True for the domain of the standard operators, which is written in two ways.
