@@ -115,7 +115,7 @@ impl Walk<'_, '_> {
         let mixed = || format!("{name} mixes channels with others");
         let (heads, kv_heads) = (count("num_heads"), count(form.kv_heads));
         let all = labels.shape().last().copied().unwrap_or(0);
-        if kv_heads == 0 || heads % kv_heads != 0 || all % heads != 0 {
+        if kv_heads == 0 || heads == 0 || heads % kv_heads != 0 || all % heads != 0 {
             return Err(malformed());
         }
         let (size, group) = (all / heads, heads / kv_heads);

@@ -102,6 +102,16 @@ impl<'a, 'g> Build<'a, 'g> {
         shape.ok_or_else(|| self.refused(format!("the shape of `{name}` is not known")))
     }
 
+    /// The shape of a value that must have `N` axes.
+    ///
+    /// # Errors
+    /// It is not known before the model runs, or has another number of axes.
+    pub(super) fn axes<const N: usize>(&self, name: &str) -> Result<[usize; N], EngineError> {
+        let shape = self.shape(name)?;
+        let other = || self.refused(format!("`{name}` has shape {shape:?}, not {N} axes"));
+        <[usize; N]>::try_from(shape.as_slice()).map_err(|_| other())
+    }
+
     /// Cast to another type.
     pub(super) fn cast(&mut self, x: &str, to: DataType) -> String {
         self.op("Cast", &[x], vec![int_attr("to", to as i64)])

@@ -92,10 +92,7 @@ pub(super) fn embed_layer_norm(
     else {
         return Ok(Kept);
     };
-    let shape = b.shape(ids)?;
-    let &[rows, length] = shape.as_slice() else {
-        return Err(b.refused("its ids have not two axes"));
-    };
+    let [rows, length] = b.axes(ids)?;
     let at = match input(8) {
         Some(at) => at.to_owned(),
         None => b.positions(length),

@@ -38,11 +38,9 @@ struct Heads {
 impl Heads {
     /// Appends the nodes that compute `y`: [B, S, N E].
     fn write(self, b: &mut Build<'_, '_>, y: &str) -> Result<(), EngineError> {
-        let &[batch, heads, rows, size] = b.shape(&self.q)?.as_slice() else {
-            return Err(b.refused("its heads have not four axes"));
-        };
-        let columns = b.shape(&self.k)?[2];
-        let value_size = b.shape(&self.v)?[3];
+        let [batch, heads, rows, size] = b.axes(&self.q)?;
+        let [_, _, columns, _] = b.axes(&self.k)?;
+        let [_, _, _, value_size] = b.axes(&self.v)?;
         let scale = match self.scale {
             Some(scale) if scale != 0.0 => scale,
             _ => 1.0 / (size as f32).sqrt(),
@@ -85,9 +83,7 @@ pub(super) fn split_heads(
     x: &str,
     heads: usize,
 ) -> Result<String, EngineError> {
-    let &[batch, rows, channels] = b.shape(x)?.as_slice() else {
-        return Err(b.refused(format!("`{x}` has not three axes")));
-    };
+    let [batch, rows, channels] = b.axes(x)?;
     if heads == 0 || channels % heads != 0 {
         return Err(b.refused(format!("{channels} channels are not {heads} heads")));
     }
@@ -175,7 +171,8 @@ fn terms(
     mask: Option<&str>,
     bias: Option<&str>,
 ) -> Result<Vec<String>, EngineError> {
-    let (batch, rows, columns) = (b.shape(q)?[0], b.shape(q)?[2], b.shape(k)?[2]);
+    let [batch, _, rows, _] = b.axes(q)?;
+    let [_, _, columns, _] = b.axes(k)?;
     let mut terms = Vec::new();
     if let Some(mask) = mask {
         terms.extend(mask_term(b, node, mask, batch, columns)?);
@@ -205,14 +202,17 @@ pub(super) fn attention(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outco
     if let Some(bias) = input(2) {
         qkv = b.op("Add", &[&qkv, bias], vec![]);
     }
-    let channels = b.shape(&qkv)?[2];
+    let [_, _, channels] = b.axes(&qkv)?;
     let sizes = match attr_ints(node, "qkv_hidden_sizes") {
-        Some(&[q, k, v]) => [q as usize, k as usize, v as usize],
+        Some(&[q, k, v]) => [q, k, v].map(|n| usize::try_from(n).unwrap_or(0)),
         _ => [channels / 3; 3],
     };
     let mut start = 0;
     let mut parts = Vec::new();
     for size in sizes {
+        if start + size > channels {
+            return Err(b.refused("its sizes of query, key and value exceed its weight"));
+        }
         let part = b.slice(&qkv, 2, start..start + size);
         parts.push(split_heads(b, &part, heads)?);
         start += size;
@@ -312,10 +312,7 @@ pub(super) fn group_query(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Out
         return Ok(Kept);
     };
     let (heads, kv_heads) = (heads_of(node, "num_heads"), heads_of(node, "kv_num_heads"));
-    let shape = b.shape(x)?;
-    let &[batch, rows, channels] = shape.as_slice() else {
-        return Err(b.refused("its query has not three axes"));
-    };
+    let [batch, rows, _] = b.axes(x)?;
     if kv_heads == 0 || heads % kv_heads != 0 {
         return Err(b.refused(format!("{heads} heads do not share {kv_heads}")));
     }
@@ -338,9 +335,11 @@ pub(super) fn group_query(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Out
             )
         }
     };
-    let _ = channels;
     let past = match input(3) {
-        Some(past) => b.shape(past)?[2],
+        Some(past) => {
+            let [_, _, length, _] = b.axes(past)?;
+            length
+        }
         None => 0,
     };
     // Tokens of each row before these: [B, 1].
@@ -435,7 +434,7 @@ fn cached(
         return Ok(new);
     };
     let all = append(b, Some(past), new);
-    let shape = b.shape(&all)?;
+    let shape: [usize; 4] = b.axes(&all)?;
     // t < before ? t : t + (length − before)
     let at = count(b, &[1, shape[2]], 0);
     let own = b.op("Less", &[&at, before], vec![]);
@@ -455,9 +454,7 @@ fn cached(
 
 /// [B, N, T, D] → [B, N · times, T, D], every head `times` in a row.
 fn repeat(b: &mut Build<'_, '_>, x: &str, times: usize) -> Result<String, EngineError> {
-    let &[batch, heads, rows, size] = b.shape(x)?.as_slice() else {
-        return Err(b.refused("its heads have not four axes"));
-    };
+    let [batch, heads, rows, size] = b.axes(x)?;
     if times == 1 {
         return Ok(x.to_owned());
     }

@@ -25,14 +25,12 @@ pub(super) fn rotate(
     x: &str,
     rotary: &Rotary<'_>,
 ) -> Result<String, EngineError> {
-    let &[batch, heads, rows, size] = b.shape(x)?.as_slice() else {
-        return Err(b.refused("its heads have not four axes"));
-    };
+    let [batch, heads, rows, size] = b.axes(x)?;
     let half = b.shape(rotary.cos)?.last().copied().unwrap_or(0);
     if half == 0 || 2 * half > size {
         return Err(b.refused(format!("{half} angles do not fit heads of {size}")));
     }
-    let at_rows = b.shape(rotary.at)?[0];
+    let [at_rows, _] = b.axes(rotary.at)?;
     let mut table = |table: &str| {
         let rows_of = b.op("Gather", &[table, rotary.at], vec![int_attr("axis", 0)]);
         b.reshape(&rows_of, &[at_rows, 1, rows, half])
