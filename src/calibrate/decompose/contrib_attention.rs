@@ -123,8 +123,8 @@ fn mask_term(
     let shape = b.shape(mask)?;
     let filter = attr_f(node, "mask_filter_value").unwrap_or(-10000.0);
     let mask = b.cast(mask, DataType::Float);
-    let kept = match shape.as_slice() {
-        &[n] if n == batch || n == 2 * batch => {
+    let kept = match *shape.as_slice() {
+        [n] if n == batch || n == 2 * batch => {
             let at = count(b, &[1, 1, 1, columns], 0);
             let ends = b.slice(&mask, 0, 0..batch);
             let ends = b.reshape(&ends, &[batch, 1, 1, 1]);
@@ -139,13 +139,13 @@ fn mask_term(
                 b.op("And", &[&before, &inside], vec![])
             }
         }
-        &[_, 1] if columns != 1 => return Ok(None),
-        &[rows, n] => {
+        [_, 1] if columns != 1 => return Ok(None),
+        [rows, n] => {
             let mask = b.reshape(&mask, &[rows, 1, 1, n]);
             let zero = b.float(0.0);
             b.op("Greater", &[&mask, &zero], vec![])
         }
-        &[rows, s, n] => {
+        [rows, s, n] => {
             let mask = b.reshape(&mask, &[rows, 1, s, n]);
             let zero = b.float(0.0);
             b.op("Greater", &[&mask, &zero], vec![])

@@ -87,9 +87,9 @@ pub(super) fn rotary_embedding(
     }
     let shape = b.shape(x)?;
     let half = b.shape(cos)?.last().copied().unwrap_or(0);
-    let (x4, rows) = match shape.as_slice() {
-        &[_, _, rows, _] => (x.to_owned(), rows),
-        &[_, rows, channels] => {
+    let (x4, rows) = match *shape.as_slice() {
+        [_, _, rows, _] => (x.to_owned(), rows),
+        [_, rows, channels] => {
             let heads = match usize::try_from(attr_i(node, "num_heads").unwrap_or(0)) {
                 Ok(heads) if heads > 0 => heads,
                 // All of each head is rotated.
