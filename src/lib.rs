@@ -54,6 +54,7 @@ pub fn run(
 ) -> Result<(Model, Report), Error> {
     let mut run = pipeline::Run::new(original, data, engine, options, progress);
     let model = run.raise_opset()?;
+    let model = run.take_apart(model)?;
     let blocks = run.recognise(&model)?;
     let statistics = run.calibrate(&model, &blocks)?;
     let mut solutions = run.solve(&model, &blocks, &statistics);

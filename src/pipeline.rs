@@ -116,6 +116,22 @@ impl<'a> Run<'a> {
         Ok(model)
     }
 
+    /// Frees the Linears that are inside of other operators, unless the user excludes these.
+    pub fn take_apart(&mut self, mut model: Model) -> Result<Model, Error> {
+        let view = View::new(&model);
+        let wanted = |name: &str| self.options.refuses(name).is_none();
+        let patches = rewrite::take_apart(&view, &mut Names::new(&model), wanted)?;
+        drop(view);
+        if !patches.is_empty() {
+            self.report.notes.push(format!(
+                "{} operators of ONNX Runtime were taken apart, because a Linear inside of them cannot be quantized",
+                patches.len()
+            ));
+        }
+        graph::apply(&mut model, patches).map_err(rewrite::RewriteError::from)?;
+        Ok(model)
+    }
+
     /// Finds norms, Linears and sites, and which Linears are to be quantized.
     pub fn recognise(&mut self, model: &Model) -> Result<Blocks, Error> {
         let shapes = |values: &[String]| match values {

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use crate::calibrate::array::type_name;
+use crate::calibrate::cache::state_head_sizes;
 use crate::calibrate::error::CalibError;
+use crate::graph::View;
 use crate::onnx::Model;
 use crate::onnx::proto::tensor_proto::DataType;
 use crate::onnx::proto::tensor_shape_proto::dimension::Value as DimValue;
@@ -71,12 +73,14 @@ impl std::fmt::Display for ModelInput {
 pub fn model_inputs(model: &Model) -> Result<Vec<ModelInput>, CalibError> {
     let graph = model.graph();
     let initializers: BTreeSet<&str> = graph.initializer.iter().map(|t| t.name()).collect();
-    graph
+    let mut inputs: Vec<ModelInput> = graph
         .input
         .iter()
         .filter(|input| !initializers.contains(input.name()))
         .map(model_input)
-        .collect()
+        .collect::<Result<_, _>>()?;
+    state_head_sizes(&View::new(model), &mut inputs);
+    Ok(inputs)
 }
 
 fn model_input(info: &ValueInfoProto) -> Result<ModelInput, CalibError> {

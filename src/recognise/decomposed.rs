@@ -343,6 +343,7 @@ impl Matcher<'_, '_> {
             last,
             gamma,
             beta,
+            beta_slot: None,
             channels,
         })
     }

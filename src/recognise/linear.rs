@@ -1,7 +1,7 @@
 //! Linear layers: y = x W + b.
 //!
-//! *Matches* MatMul(x, W); MatMul(x, W) followed by Add of a constant b on either side; Gemm with any transA,
-//! transB, alpha and beta. W is an initializer or a Constant node, possibly behind Transpose, Identity, Reshape,
+//! *Matches* MatMul(x, W); MatMul(x, W) followed by Add of a constant b on either side, or by an operator that adds b
+//! before it does more (`contrib`); Gemm with any transA, transB, alpha and beta. W is an initializer or a Constant node, possibly behind Transpose, Identity, Reshape,
 //! Cast and the like (whatever [`View::constant`] evaluates).
 //!
 //! *Not matched*, with the reason: W of a rank other than 2, W of integers or behind a DequantizeLinear (already
@@ -15,6 +15,8 @@ use crate::graph::{NodeId, Source, Use, ValueId, View};
 use crate::onnx::DataType;
 use crate::onnx::node::{attr_f, attr_i};
 use crate::onnx::tensor;
+
+use super::contrib;
 
 /// The operator that computes x W.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -43,6 +45,8 @@ pub struct Bias {
     pub slot: usize,
     /// The constant.
     pub value: ValueId,
+    /// It is added inside of an operator that does more, such as BiasGelu: x W + b is no value of the graph.
+    pub inside: bool,
 }
 
 /// One Linear layer.
@@ -152,27 +156,25 @@ pub(super) fn match_at(view: &View, node: NodeId) -> Option<Result<Linear, Strin
 fn other_product(view: &View, node: NodeId) -> Option<String> {
     let proto = view.node(node);
     let op = proto.op_type.as_deref()?;
-    let (weight, quantized) = match (proto.domain.as_deref().unwrap_or(""), op) {
-        ("" | "ai.onnx", "MatMulInteger") => (1, true),
-        ("" | "ai.onnx", "QLinearMatMul") => (3, true),
-        ("com.microsoft", "QGemm") => (3, true),
+    let weight = match (proto.domain.as_deref().unwrap_or(""), op) {
+        ("" | "ai.onnx", "MatMulInteger") => 1,
+        ("" | "ai.onnx", "QLinearMatMul") => 3,
+        ("com.microsoft", "QGemm") => 3,
         (
             "com.microsoft",
             "MatMulNBits" | "MatMulBnb4" | "MatMulIntegerToFloat" | "DynamicQuantizeMatMul",
-        ) => (1, true),
-        ("com.microsoft", "FusedMatMul" | "FusedGemm" | "GemmFastGelu") => (1, false),
-        _ => return None,
+        ) => 1,
+        ("com.microsoft", "QAttention") => 1,
+        _ => {
+            return contrib::composite(view, node)?.err().or_else(|| {
+                Some(format!(
+                    "its Linears are inside of com.microsoft.{op}, from which they were not taken out"
+                ))
+            });
+        }
     };
-    if !view.is_constant(view.input(node, weight)?) {
-        return None;
-    }
-    Some(if quantized {
-        format!("it is {op}: already quantized")
-    } else {
-        format!(
-            "com.microsoft.{op} is a fusion of ONNX Runtime; give the model as it was before ONNX Runtime optimized it"
-        )
-    })
+    view.is_constant(view.input(node, weight)?)
+        .then(|| format!("it is {op}: already quantized"))
 }
 
 /// The DequantizeLinear that a value comes from through operators that only reshape it.
@@ -278,7 +280,10 @@ fn match_constant(view: &View, node: NodeId, x: ValueId, w: ValueId) -> Result<L
         ));
     }
     let (bias, odd_bias) = match form {
-        LinearForm::MatMul => (bias_after(view, node, n), false),
+        LinearForm::MatMul => (
+            bias_after(view, node, n).or_else(|| contrib::bias_inside(view, node, n)),
+            false,
+        ),
         LinearForm::Gemm { .. } => match view.input(node, 2) {
             None => (None, false),
             Some(c) => {
@@ -291,6 +296,7 @@ fn match_constant(view: &View, node: NodeId, x: ValueId, w: ValueId) -> Result<L
                     node,
                     slot: 2,
                     value: c,
+                    inside: false,
                 });
                 (bias, !per_column)
             }
@@ -312,7 +318,7 @@ fn match_constant(view: &View, node: NodeId, x: ValueId, w: ValueId) -> Result<L
 }
 
 /// Shape and type of a constant; reads the elements only where an expression stands before them.
-fn weight_facts(view: &View, value: ValueId) -> Option<(Vec<usize>, DataType)> {
+pub(super) fn weight_facts(view: &View, value: ValueId) -> Option<(Vec<usize>, DataType)> {
     if let Some(tensor) = view.initializer(value) {
         return Some((tensor::shape(tensor).ok()?, tensor::dtype(tensor)?));
     }
@@ -341,6 +347,7 @@ fn bias_after(view: &View, matmul: NodeId, n: usize) -> Option<Bias> {
         node: add,
         slot: other,
         value,
+        inside: false,
     })
 }
 
@@ -348,7 +355,12 @@ fn bias_after(view: &View, matmul: NodeId, n: usize) -> Option<Bias> {
 impl Linear {
     /// The output y: that of the bias' Add where there is one, else the product's.
     pub fn output(&self, view: &View) -> Option<ValueId> {
-        view.output(self.bias.map_or(self.node, |b| b.node), 0)
+        view.output(self.added_bias().map_or(self.node, |b| b.node), 0)
+    }
+
+    /// The bias, unless it is added inside of an operator that does more.
+    pub fn added_bias(&self) -> Option<Bias> {
+        self.bias.filter(|b| !b.inside)
     }
 
     /// Every reader of the weight, this Linear among them.

@@ -3,12 +3,14 @@
 //! A recogniser never changes the graph. What almost matched is kept with the reason ([`NearMiss`]), so that a
 //! user learns why a block was left alone.
 
+mod contrib;
 mod decomposed;
 mod linear;
 mod moments;
 mod norm;
 mod transparent;
 
+pub use contrib::{Composite, MICROSOFT, composite, microsoft_op};
 pub use linear::{Bias, Linear, LinearForm};
 pub use norm::{Norm, NormKind, NormParam};
 pub use transparent::{Passage, passage, see_through};

@@ -1,11 +1,14 @@
 //! Normalizations: y = n(x) γ + β with n the standardisation (LayerNormalization) or the division by the root
 //! mean square (RMSNormalization) over the last axis.
 //!
-//! *Matches* LayerNormalization, SimplifiedLayerNormalization, RMSNormalization as single operators (here), and
-//! their decompositions (`decomposed`).
+//! *Matches* LayerNormalization, SimplifiedLayerNormalization, RMSNormalization as single operators, ONNX Runtime's
+//! fusions of a norm with the sum before it (SkipLayerNormalization, SkipSimplifiedLayerNormalization,
+//! EmbedLayerNormalization; all of these here), and decompositions (`decomposed`).
 //!
-//! *Not matched*, with the reason: another axis than the last, γ or β that is not a constant per channel, no γ,
-//! operators of ONNX Runtime that join a norm with something else.
+//! A fusion has further outputs, such as the sum that the next residual reads. They are values of their own: the norm's
+//! γ and β do not reach them.
+//!
+//! *Not matched*, with the reason: another axis than the last, γ or β that is not a constant per channel, no γ.
 
 use crate::graph::{NodeId, ValueId, View};
 use crate::onnx::node::attr_i;
@@ -61,71 +64,103 @@ pub struct Norm {
     pub gamma: NormParam,
     /// β, if there is one.
     pub beta: Option<NormParam>,
+    /// The input of `node` that would hold a β, for the operators that have such an input.
+    pub beta_slot: Option<usize>,
     /// C.
     pub channels: usize,
 }
 
 pub(super) type Outcome = Result<Norm, (NormKind, String)>;
 
-/// Matches a norm at `node`: `None` if the node is no candidate, `Err` if it almost is one.
-pub(super) fn match_at(view: &View, node: NodeId) -> Option<Outcome> {
-    match view.op(node) {
-        "LayerNormalization" => return Some(fused(view, node, NormKind::Layer)),
-        "RMSNormalization" => return Some(fused(view, node, NormKind::Rms)),
-        // ONNX Runtime writes this one without a version into the standard domain.
-        "SimplifiedLayerNormalization" => return Some(fused(view, node, NormKind::Rms)),
-        "Sqrt" | "Pow" => return decomposed::match_at(view, node),
-        _ => {}
-    }
-    let proto = view.node(node);
-    let kind = match (proto.domain.as_deref()?, proto.op_type.as_deref()?) {
-        ("com.microsoft", "SimplifiedLayerNormalization") => {
-            return Some(fused(view, node, NormKind::Rms));
-        }
-        ("com.microsoft", "SkipLayerNormalization" | "EmbedLayerNormalization") => NormKind::Layer,
-        ("com.microsoft", "SkipSimplifiedLayerNormalization") => NormKind::Rms,
-        _ => return None,
-    };
-    let op = proto.op_type.as_deref()?;
-    Some(Err((
-        kind,
-        format!(
-            "com.microsoft.{op} is ONNX Runtime's fusion of a norm with what stands before it; \
-             give the model as it was before ONNX Runtime optimized it"
-        ),
-    )))
+/// Where a norm that is one operator reads its constants.
+struct Fused {
+    kind: NormKind,
+    gamma: usize,
+    beta: Option<usize>,
+    /// Whether it can be told to normalize over more than the last axis.
+    has_axis: bool,
 }
 
-fn fused(view: &View, node: NodeId, kind: NormKind) -> Outcome {
-    let fail = |reason: String| Err((kind, reason));
+impl Fused {
+    fn of(view: &View, node: NodeId) -> Option<Fused> {
+        let proto = view.node(node);
+        let standard = Fused {
+            kind: NormKind::Rms,
+            gamma: 1,
+            beta: None,
+            has_axis: true,
+        };
+        let ort = Fused {
+            has_axis: false,
+            ..standard
+        };
+        Some(match (view.op(node), proto.domain(), proto.op_type()) {
+            ("LayerNormalization", ..) => Fused {
+                kind: NormKind::Layer,
+                beta: Some(2),
+                ..standard
+            },
+            // ONNX Runtime writes the second one without a version into the standard domain.
+            ("RMSNormalization" | "SimplifiedLayerNormalization", ..)
+            | (_, "com.microsoft", "SimplifiedLayerNormalization") => standard,
+            (_, "com.microsoft", "SkipLayerNormalization") => Fused {
+                kind: NormKind::Layer,
+                gamma: 2,
+                beta: Some(3),
+                ..ort
+            },
+            (_, "com.microsoft", "SkipSimplifiedLayerNormalization") => Fused { gamma: 2, ..ort },
+            (_, "com.microsoft", "EmbedLayerNormalization") => Fused {
+                kind: NormKind::Layer,
+                gamma: 5,
+                beta: Some(6),
+                ..ort
+            },
+            _ => return None,
+        })
+    }
+}
+
+/// Matches a norm at `node`: `None` if the node is no candidate, `Err` if it almost is one.
+pub(super) fn match_at(view: &View, node: NodeId) -> Option<Outcome> {
+    match Fused::of(view, node) {
+        Some(form) => Some(fused(view, node, &form).map_err(|reason| (form.kind, reason))),
+        None => decomposed::match_at(view, node),
+    }
+}
+
+fn fused(view: &View, node: NodeId, form: &Fused) -> Result<Norm, String> {
     let (Some(x), Some(output)) = (view.input(node, 0), view.output(node, 0)) else {
-        return fail("its input or output is missing".to_owned());
+        return Err("its input or output is missing".to_owned());
     };
     let axis = attr_i(view.node(node), "axis").unwrap_or(-1);
     let rank = view.shape(x).map(|s| s.len() as i64);
     // Counted from the front with an unknown rank: a γ with one element per channel tells that it is the last.
-    if axis != -1 && (axis <= 0 || rank.is_some_and(|r| r != axis + 1)) {
+    if form.has_axis && axis != -1 && (axis <= 0 || rank.is_some_and(|r| r != axis + 1)) {
         let rank = rank.map_or("unknown".to_owned(), |r| r.to_string());
-        return fail(format!(
+        return Err(format!(
             "it normalizes from axis {axis} (of rank {rank}), not over the last axis alone"
         ));
     }
-    let (gamma, channels) = match view.input(node, 1) {
-        Some(value) => param(view, node, 1, value, "γ").map_err(|e| (kind, e))?,
-        None => return fail("it has no γ that could take a scale".to_owned()),
+    let (gamma, channels) = match view.input(node, form.gamma) {
+        Some(value) => param(view, node, form.gamma, value, "γ")?,
+        None => return Err("it has no γ that could take a scale".to_owned()),
     };
-    let beta = match (kind, view.input(node, 2)) {
-        (NormKind::Layer, Some(value)) => {
-            let (beta, c) = param(view, node, 2, value, "β").map_err(|e| (kind, e))?;
+    let beta = match form
+        .beta
+        .and_then(|slot| Some((slot, view.input(node, slot)?)))
+    {
+        Some((slot, value)) => {
+            let (beta, c) = param(view, node, slot, value, "β")?;
             if c != channels {
-                return fail(format!("γ has {channels} elements and β {c}"));
+                return Err(format!("γ has {channels} elements and β {c}"));
             }
             Some(beta)
         }
-        _ => None,
+        None => None,
     };
     Ok(Norm {
-        kind,
+        kind: form.kind,
         node,
         name: view.node_name(node).to_owned(),
         fused: true,
@@ -133,6 +168,7 @@ fn fused(view: &View, node: NodeId, kind: NormKind) -> Outcome {
         last: node,
         gamma,
         beta,
+        beta_slot: form.beta,
         channels,
     })
 }

@@ -221,6 +221,10 @@ impl Migration<'_, '_> {
         match norm.beta {
             Some(param) => self.fold_param(param, patch, beta),
             None if affine.shift.is_some() => {
+                // Only a norm with such an input was offered a shift.
+                let Some(slot) = norm.beta_slot else {
+                    return Ok(());
+                };
                 let (_, dtype) = read(self.view, norm.gamma)?;
                 let data = (0..norm.channels).map(|c| beta(c, 0.0)).collect();
                 let name = self.names.derive(&norm.name, "beta");
@@ -230,8 +234,7 @@ impl Migration<'_, '_> {
                     dtype,
                 };
                 patch.add_initializer(new.into_tensor(&name)?);
-                // LayerNormalization reads its optional β as input 2.
-                patch.rewire(norm.node, 2, name);
+                patch.rewire(norm.node, slot, name);
                 Ok(())
             }
             None => Ok(()),

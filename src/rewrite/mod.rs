@@ -1,12 +1,14 @@
-//! From decisions to patches: migration ([`migrate`]) folds shift and scale into constants, quantization
-//! ([`quantize`]) inserts QuantizeLinear and DequantizeLinear.
+//! From decisions to patches: [`take_apart`] frees Linears from operators that hold them, migration ([`migrate`]) folds
+//! shift and scale into constants, quantization ([`quantize`]) inserts QuantizeLinear and DequantizeLinear.
 
 mod linear;
 mod migrate;
 mod quantize;
+mod take_apart;
 
 pub use migrate::{Affine, migrate};
 pub use quantize::{Activation, QuantizePlan, quantize};
+pub use take_apart::take_apart;
 
 use thiserror::Error;
 

@@ -103,7 +103,7 @@ impl Writer<'_, '_> {
         let weight = self.weight(linear, &mut patch)?;
         let (w, dequantize) = self.dequantize_weight(linear, &weight);
         patch.insert_before(linear.node, dequantize);
-        match (linear.form, linear.bias) {
+        match (linear.form, linear.added_bias()) {
             (LinearForm::Gemm { .. }, _) => {
                 self.gemm(linear, activation, &weight, [&x, &w], &mut patch)?
             }
@@ -248,7 +248,7 @@ impl Writer<'_, '_> {
     /// The bias of a MatMul as [1, N]: with a bias of rank 1 ONNX Runtime turns the pair into a Gemm that stays
     /// in float, as soon as the shapes are known (0.6 times the speed of float32).
     fn bias_as_row(&mut self, linear: &Linear, patch: &mut Patch) -> Result<(), RewriteError> {
-        let Some(bias) = linear.bias else {
+        let Some(bias) = linear.added_bias() else {
             return Ok(());
         };
         let name = self.view.name(bias.value);

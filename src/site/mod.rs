@@ -5,12 +5,13 @@
 //! it was. Together they are all readers, subgraph captures and graph outputs included.
 
 mod compound;
+mod contrib;
 mod labels;
 mod rules;
 mod trace;
 
 use crate::graph::{NodeId, Use, ValueId, View};
-use crate::recognise::{Linear, LinearForm, NormKind, Passage, Recognised, passage};
+use crate::recognise::{Linear, LinearForm, Passage, Recognised, passage};
 
 pub use trace::{Fold, Place, Shapes, Trace};
 
@@ -101,8 +102,7 @@ pub fn find_sites(
             ));
             continue;
         }
-        let fused_layer_norm = norm.fused && norm.kind == NormKind::Layer;
-        let takes_shift = norm.beta.is_some() || fused_layer_norm;
+        let takes_shift = norm.beta.is_some() || norm.beta_slot.is_some();
         for &(l, _) in &readers.linears {
             taken[l] = true;
         }
@@ -367,5 +367,5 @@ fn length(view: &View, target: ValueId) -> Option<usize> {
 /// Whether a Linear is quantized in different forms for rank 2 and for others.
 fn needs_rank(found: &Recognised, linear: usize) -> bool {
     let linear = &found.linears[linear];
-    linear.form == LinearForm::MatMul && linear.bias.is_some()
+    linear.form == LinearForm::MatMul && linear.added_bias().is_some()
 }

@@ -20,7 +20,7 @@ pub(super) fn channel_inputs(view: &View, node: NodeId) -> Range<usize> {
             0..1
         }
         "Attention" => 2..3,
-        _ => 0..0,
+        _ => super::contrib::channel_inputs(view, node),
     }
 }
 
@@ -37,6 +37,9 @@ impl Walk<'_, '_> {
         let op = view.op(node);
         if output == 0 && passage(view, node).is_some() {
             return self.pass(node, 0, labels, shift);
+        }
+        if let Some(done) = self.contrib(node, output, &labels, shift) {
+            return done;
         }
         match op {
             "Add" | "Sub" => self.add(node, labels, shift),

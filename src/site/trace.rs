@@ -13,6 +13,7 @@
 //! | Relu | the input becomes a / s | scale only, s > 0 |
 //! | P V with P = Softmax | V' = (V − z) / s, because the rows of P sum to 1 | else scale only |
 //! | Attention(Q, K, V) | V' = (V − z) / s | no past values, values not kept for later |
+//! | MultiHeadAttention, GroupQueryAttention | V' = (V − z) / s, by the same rule | no past or present values |
 //! | Reshape, Transpose, Squeeze, Unsqueeze, Flatten, Expand, Slice, Split, SplitToSequence and SequenceAt, Gather, Concat | channels are relabelled | always |
 //! | Identity, Dropout, Cast | unchanged | always |
 //!

@@ -206,27 +206,6 @@ fn something_between_mean_and_root() {
 }
 
 #[test]
-fn fusions_of_onnx_runtime() {
-    for (op, kind) in [
-        ("SkipLayerNormalization", LAYER),
-        ("SkipSimplifiedLayerNormalization", RMS),
-    ] {
-        let lines = format!("y = com.microsoft:{op}(x, x, g, b)");
-        norm(
-            kind,
-            "y_node",
-            &[op, "before ONNX Runtime optimized it"],
-            &lines,
-        );
-    }
-    linear(
-        "y_node",
-        &["FusedMatMul", "before ONNX Runtime optimized it"],
-        "in x[3, 8]\n const w[8, 4]\n y = com.microsoft:FusedMatMul(x, w)\n out y",
-    );
-}
-
-#[test]
 fn weights() {
     let with = |lines: &str| format!("in x[3, 8]\n {lines}\n out y");
     linear(

@@ -71,6 +71,24 @@ fn fused() {
     check(Layer, "g", None, "y = LayerNormalization(x, g)");
 }
 
+#[test]
+fn fused_with_a_sum() {
+    layer("y = com.microsoft:SkipLayerNormalization{epsilon = 0.001}(x, x, g, b)");
+    layer(
+        "const c[8]\n y, , , sum = com.microsoft:SkipLayerNormalization(x, x, g, b, c)\n out sum",
+    );
+    check(
+        Layer,
+        "g",
+        None,
+        "y = com.microsoft:SkipLayerNormalization(x, x, g)",
+    );
+    let rms = |lines: &str| check(Rms, "g", None, lines);
+    rms("y = com.microsoft:SkipSimplifiedLayerNormalization{epsilon = 0.001}(x, x, g)");
+    // The fourth input is a bias of the sum and no β.
+    rms("y, , , sum = com.microsoft:SkipSimplifiedLayerNormalization(x, x, g, b)\n out sum");
+}
+
 /// Not run: the engine follows the newest operator set that it knows them in.
 #[test]
 fn fused_rms() {

@@ -2,6 +2,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod contrib;
 mod prove;
 mod shared;
 mod sinks;

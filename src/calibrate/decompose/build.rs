@@ -1,10 +1,12 @@
 //! The workbench of a decomposition: what is known of the values, and the nodes made so far.
 
+use std::ops::Range;
+
 use super::node_label;
 use super::scope::Scope;
 use crate::calibrate::engine::EngineError;
 use crate::graph::Names;
-use crate::onnx::node::{make_node, tensor_attr};
+use crate::onnx::node::{int_attr, make_node, tensor_attr};
 use crate::onnx::proto::{AttributeProto, NodeProto, TensorProto};
 use crate::onnx::{DataType, tensor};
 
@@ -49,8 +51,9 @@ impl<'a, 'g> Build<'a, 'g> {
         attrs: Vec<AttributeProto>,
     ) {
         let name = self.names.derive(&self.label, op);
-        self.nodes
-            .push(make_node(op, &name, inputs, &[output], attrs));
+        let node = make_node(op, &name, inputs, &[output], attrs);
+        self.scope.learn(&node);
+        self.nodes.push(node);
     }
 
     /// Appends a node as it is.
@@ -81,6 +84,52 @@ impl<'a, 'g> Build<'a, 'g> {
     /// An int64 scalar.
     pub(super) fn int(&mut self, value: i64) -> String {
         self.constant(tensor::from_i64("", &[], &[value]))
+    }
+
+    /// 0, 1, …, n − 1 as int64: [1, n].
+    pub(super) fn positions(&mut self, n: usize) -> String {
+        let numbers: Vec<i64> = (0..n as i64).collect();
+        let numbers = self.ints(&numbers);
+        self.reshape(&numbers, &[1, n])
+    }
+
+    /// The shape of a value that the node reads, or that was made for it.
+    ///
+    /// # Errors
+    /// It is not known before the model runs.
+    pub(super) fn shape(&self, name: &str) -> Result<Vec<usize>, EngineError> {
+        let shape = self.scope.shape(name).map(<[usize]>::to_vec);
+        shape.ok_or_else(|| self.refused(format!("the shape of `{name}` is not known")))
+    }
+
+    /// The shape of a value that must have `N` axes.
+    ///
+    /// # Errors
+    /// It is not known before the model runs, or has another number of axes.
+    pub(super) fn axes<const N: usize>(&self, name: &str) -> Result<[usize; N], EngineError> {
+        let shape = self.shape(name)?;
+        let other = || self.refused(format!("`{name}` has shape {shape:?}, not {N} axes"));
+        <[usize; N]>::try_from(shape.as_slice()).map_err(|_| other())
+    }
+
+    /// Cast to another type.
+    pub(super) fn cast(&mut self, x: &str, to: DataType) -> String {
+        self.op("Cast", &[x], vec![int_attr("to", to as i64)])
+    }
+
+    /// The elements of `range` along one axis.
+    pub(super) fn slice(&mut self, x: &str, axis: i64, range: Range<usize>) -> String {
+        let starts = self.ints(&[range.start as i64]);
+        let ends = self.ints(&[range.end as i64]);
+        let axes = self.ints(&[axis]);
+        self.op("Slice", &[x, &starts, &ends, &axes], vec![])
+    }
+
+    /// The same elements in another shape.
+    pub(super) fn reshape(&mut self, x: &str, shape: &[usize]) -> String {
+        let target: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
+        let target = self.ints(&target);
+        self.op("Reshape", &[x, &target], vec![])
     }
 
     fn constant(&mut self, value: TensorProto) -> String {

@@ -7,6 +7,9 @@
 
 mod attention;
 mod build;
+mod contrib;
+mod contrib_attention;
+mod contrib_rotary;
 mod known;
 mod scope;
 mod sequence;
@@ -37,6 +40,9 @@ enum Outcome {
 /// A decomposition. It fails where the engine would compute something else and no other form is known.
 type Rule = fn(&NodeProto, &mut Build<'_, '_>) -> Result<Outcome, EngineError>;
 
+/// The domain of ONNX Runtime's own operators.
+const MS: &str = "com.microsoft";
+
 /// Domain, operator, decomposition. The standard domain is `""`.
 const TABLE: &[(&str, &str, Rule)] = &[
     ("", "Attention", attention::attention),
@@ -56,9 +62,28 @@ const TABLE: &[(&str, &str, Rule)] = &[
     ("", "SequenceErase", sequence::erase),
     ("", "SequenceInsert", sequence::insert),
     ("", "SequenceLength", sequence::length),
+    ("", "SimplifiedLayerNormalization", contrib::simplified_norm),
     ("", "SplitToSequence", sequence::split),
     ("", "Swish", simple::swish),
     ("", "TensorScatter", simple::tensor_scatter),
+    (MS, "Attention", contrib_attention::attention),
+    (MS, "BiasGelu", contrib::bias_gelu),
+    (MS, "EmbedLayerNormalization", contrib::embed_layer_norm),
+    (MS, "FastGelu", contrib::fast_gelu),
+    (MS, "FusedGemm", contrib::fused_gemm),
+    (MS, "FusedMatMul", contrib::fused_matmul),
+    (MS, "Gelu", contrib::bias_gelu),
+    (MS, "GroupQueryAttention", contrib_attention::group_query),
+    (MS, "MultiHeadAttention", contrib_attention::multi_head),
+    (MS, "QuickGelu", contrib::quick_gelu),
+    (MS, "RotaryEmbedding", contrib_rotary::rotary_embedding),
+    (MS, "SimplifiedLayerNormalization", contrib::simplified_norm),
+    (MS, "SkipLayerNormalization", contrib::skip_layer_norm),
+    (
+        MS,
+        "SkipSimplifiedLayerNormalization",
+        contrib::skip_rms_norm,
+    ),
 ];
 
 /// True for the domain of the standard operators, which is written in two ways.

@@ -1,0 +1,71 @@
+//! The head size of caches that the model leaves open.
+//!
+//! A past of `[batch, heads, length, head_size]` can be filled with zero length only where the head size is known.
+//! Decoders built for ONNX Runtime's GenAI name both last axes; their attention operators tell the size.
+
+use super::signature::{Dim, ModelInput};
+use crate::graph::{NodeId, Use, ValueId, View};
+use crate::onnx::node::attr_i;
+
+/// Writes the head size into the last axis of every input that an attention operator of ONNX Runtime reads as its past.
+pub(super) fn state_head_sizes(view: &View, inputs: &mut [ModelInput]) {
+    for input in inputs {
+        let Some(value) = view.value(&input.name) else {
+            continue;
+        };
+        let Some([_, _, _, last]) = input.shape.as_deref_mut() else {
+            continue;
+        };
+        if matches!(last, Dim::Fixed(_)) {
+            continue;
+        }
+        let size = view.uses(value).iter().find_map(|reader| match *reader {
+            Use::Node { node, input } => head_size(view, node, input),
+            _ => None,
+        });
+        if let Some(size) = size {
+            *last = Dim::Fixed(size);
+        }
+    }
+}
+
+fn head_size(view: &View, node: NodeId, slot: usize) -> Option<usize> {
+    let proto = view.node(node);
+    let heads = |name: &str| usize::try_from(attr_i(proto, name).unwrap_or(0)).unwrap_or(0);
+    let packed = view.input(node, 1).is_none();
+    let count = match (proto.domain(), proto.op_type(), slot) {
+        ("com.microsoft", "GroupQueryAttention", 3 | 4) if packed => {
+            heads("num_heads") + 2 * heads("kv_num_heads")
+        }
+        ("com.microsoft", "GroupQueryAttention", 3 | 4)
+        | ("com.microsoft", "MultiHeadAttention", 6 | 7)
+            if !packed =>
+        {
+            heads("num_heads")
+        }
+        _ => return None,
+    };
+    let channels = channels(view, view.input(node, 0)?)?;
+    (count > 0 && channels % count == 0).then(|| channels / count)
+}
+
+/// The columns of the Linear that a query comes from.
+fn channels(view: &View, mut value: ValueId) -> Option<usize> {
+    // Operators between a projection and its attention are few.
+    for _ in 0..16 {
+        let (node, _) = view.producer(value)?;
+        value = match view.node(node).op_type() {
+            "MatMul" => return *view.shape(view.input(node, 1)?)?.last()?,
+            "Add" if view.is_constant(view.input(node, 0)?) => view.input(node, 1)?,
+            "Add"
+            | "RotaryEmbedding"
+            | "Cast"
+            | "Identity"
+            | "Reshape"
+            | "LayerNormalization"
+            | "SimplifiedLayerNormalization" => view.input(node, 0)?,
+            _ => return None,
+        };
+    }
+    None
+}
