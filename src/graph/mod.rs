@@ -6,6 +6,7 @@
 
 mod check;
 mod constant;
+pub mod inline;
 mod names;
 pub mod opset;
 mod patch;
@@ -13,6 +14,7 @@ mod view;
 
 pub use check::{GraphError, check};
 pub use constant::{Constant, constant_expression};
+pub use inline::inline;
 pub use names::Names;
 pub use patch::{Patch, PatchError, apply};
 pub use view::{NodeId, Source, Use, ValueId, View};

@@ -326,7 +326,7 @@ fn op_type(node: &NodeProto) -> &str {
 }
 
 /// The names that the subgraphs of `node` read from outside, each once, in order of first mention.
-pub(super) fn captured_names(node: &NodeProto) -> Vec<&str> {
+pub(in crate::graph) fn captured_names(node: &NodeProto) -> Vec<&str> {
     let mut captured = Vec::new();
     for graph in subgraphs(node) {
         collect_captures(graph, &mut Vec::new(), &mut captured);
