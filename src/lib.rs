@@ -33,6 +33,7 @@ pub use error::Error;
 pub use options::{Format, Options};
 
 use calibrate::{Dataset, Engine};
+use graph::branches::unflatten;
 use onnx::Model;
 use progress::Progress;
 use review::Report;
@@ -54,8 +55,8 @@ pub fn run(
 ) -> Result<(Model, Report), Error> {
     let mut run = pipeline::Run::new(original, data, engine, options, progress);
     let model = run.raise_opset()?;
-    let blocks = run.recognise(&model)?;
-    let statistics = run.calibrate(&model, &blocks)?;
+    let mut blocks = run.recognise(&model)?;
+    let statistics = run.calibrate(&model, &mut blocks)?;
     let mut solutions = run.solve(&model, &blocks, &statistics);
     let migrated = run.migrate(&model, &blocks, &statistics, &mut solutions)?;
     let result = match options.format {
@@ -66,5 +67,5 @@ pub fn run(
             run.keep_the_better(quantized, plain)?
         }
     };
-    Ok((result, run.into_report(blocks, solutions)))
+    Ok((unflatten(&result), run.into_report(blocks, solutions)))
 }

@@ -317,7 +317,7 @@ fn tensor_type(ty: &TypeProto) -> Option<&type_proto::Tensor> {
 }
 
 /// `true` for the operators of ONNX itself (domain `""`, also written `"ai.onnx"`).
-pub(super) fn is_standard_domain(node: &NodeProto) -> bool {
+pub(in crate::graph) fn is_standard_domain(node: &NodeProto) -> bool {
     matches!(node.domain.as_deref(), None | Some("") | Some("ai.onnx"))
 }
 

@@ -230,7 +230,7 @@ fn imports(sets: &[OperatorSetIdProto]) -> BTreeMap<String, i64> {
 }
 
 /// The node's name, or its first output's where it has none.
-fn label(node: &NodeProto) -> String {
+pub(in crate::graph) fn label(node: &NodeProto) -> String {
     let output = || node.output.iter().find(|o| !o.is_empty()).cloned();
     match node.name() {
         "" => output().unwrap_or_else(|| node.op_type().to_owned()),
