@@ -121,6 +121,8 @@ impl<'a> Run<'a> {
         }
         // Functions may have brought more.
         flatten(&mut model);
+        let misses = inline::undecided(&View::new(&model));
+        self.report.near_misses.extend(misses);
         if model.opset() != self.original.opset() {
             self.report.settings.opset_raised_from = Some(self.original.opset());
             self.report.settings.opset = model.opset();

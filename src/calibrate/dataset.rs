@@ -324,7 +324,10 @@ fn batch_dim(input: &ModelInput) -> Option<usize> {
 }
 
 fn fill(sizes: &Sizes, input: &ModelInput) -> Option<(FillRule, Vec<usize>)> {
-    let rule = rule(&input.name)?;
+    let rule = match rule(&input.name)? {
+        FillRule::False if sizes.has_past() => FillRule::True,
+        rule => rule,
+    };
     Some((rule, sizes.shape(input, rule)?))
 }
 

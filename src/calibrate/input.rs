@@ -233,7 +233,7 @@ fn fill_values(rule: FillRule, shape: &[usize], dtype: DataType) -> Values {
     let last = shape.last().copied().unwrap_or(1).max(1);
     let at = |i: usize| -> usize {
         match rule {
-            FillRule::Ones => 1,
+            FillRule::Ones | FillRule::True => 1,
             FillRule::Zeros | FillRule::EmptyPast | FillRule::False => 0,
             FillRule::Positions => i % last,
         }

@@ -10,6 +10,8 @@ use crate::Error;
 use crate::graph::inline::RefusedCall;
 use crate::graph::{NodeId, ValueId, View, inline};
 use crate::onnx::Model;
+use crate::onnx::node::subgraphs;
+use crate::onnx::proto::NodeProto;
 use crate::recognise::{Recognised, recognise};
 use crate::review::{InlinedReport, NearMissReport};
 use crate::rewrite::RewriteError;
@@ -52,15 +54,43 @@ impl Run<'_> {
         self.report.inlined.extend(report);
         let hides_block = |r: &RefusedCall| BLOCKS.iter().any(|op| r.operators.contains(*op));
         let misses = all.refused.into_iter().filter(hides_block);
-        self.report.near_misses = misses
+        let misses: Vec<NearMissReport> = misses
             .map(|call| NearMissReport {
                 name: call.node,
                 kind: format!("call of {}", call.function),
                 reason: call.reason,
             })
             .collect();
-        Ok(!self.report.near_misses.is_empty())
+        let hidden = !misses.is_empty();
+        self.report.near_misses = misses;
+        Ok(hidden)
     }
+}
+
+/// If nodes that are not in the flat form although a weight is multiplied in one of their branches.
+pub(super) fn undecided(view: &View) -> Vec<NearMissReport> {
+    let miss = |(id, _): (NodeId, &NodeProto)| NearMissReport {
+        name: view.node_name(id).to_owned(),
+        kind: "If".to_owned(),
+        reason: "which branch runs depends on the data, so the Linears in its branches stay in float".to_owned(),
+    };
+    view.nodes()
+        .filter(|&(id, node)| view.op(id) == "If" && multiplies_weight(view, node))
+        .map(miss)
+        .collect()
+}
+
+fn multiplies_weight(view: &View, node: &NodeProto) -> bool {
+    subgraphs(node).any(|graph| {
+        let stored = |name: &String| {
+            graph.initializer.iter().any(|t| t.name() == name)
+                || view.value(name).is_some_and(|v| view.is_constant(v))
+        };
+        graph.node.iter().any(|inner| {
+            let product = matches!(inner.op_type(), "MatMul" | "Gemm");
+            (product && inner.input.get(1).is_some_and(stored)) || multiplies_weight(view, inner)
+        })
+    })
 }
 
 /// The values that the nodes of norms and Linears compute, and those between a Linear's input and its sink.

@@ -180,11 +180,13 @@ def test_left_out_inputs_and_outputs(tmp_path, x):
     ]
     numbers = [numpy_helper.from_array(np.float32(v), n) for n, v in (("low", -0.5), ("high", 0.5))]
     model = hand_made([block], nodes, [*numbers, weight("w", 4, 4)], outputs=("y", "z", "q"))
-    source = onnx.ModelProto()
-    source.CopyFrom(model)
     result, report = tool(tmp_path, model, tmp_path / "x.npy", "--format", "float", "--method", "none")
     onnx.checker.check_model(result, full_check=True)
-    assert all(np.array_equal(a, b) for a, b in zip(run(source, {"x": x}), run(result, {"x": x})))
+    # ONNX Runtime takes no call that leaves out an output before another one.
+    w = numpy_helper.to_array(model.graph.initializer[-1])
+    clipped = np.maximum(np.minimum(x, 0.5) @ w, -0.5)
+    expected = [clipped @ w, -clipped, x]
+    assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(expected, run(result, {"x": x})))
     assert len(report["inlined"]) == 2 and not result.functions
     assert [list(n.input) for n in result.graph.node if n.op_type == "Clip"] == [["x", "", "high"], ["a", "low", ""]]
 
@@ -199,7 +201,8 @@ def test_subgraphs_see_the_function(tmp_path, x):
         four = Constant <value_int: int = 4> ()
         flag = Equal(first, four)
         v = If (flag) <
-            then_branch = g1 () => (t) {{ s = LeakyRelu <alpha: float = @slope> (m)  t = Add(s, u) }},
+            then_branch = g1 () => (t) {{
+                r = ReduceMax(u)  s = LeakyRelu <alpha: float = @slope> (m)  t = Add(s, r) }},
             else_branch = g2 () => (t) {{ t = Neg(m) }}
         > }}"""
     nodes = [
