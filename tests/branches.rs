@@ -3,16 +3,20 @@
 mod common;
 
 use common::graphs::{info, model};
-use onnx_osplus::graph::branches::{
-    branch_of_nodes, first_condition, flatten, take, unflatten,
-};
+use onnx_osplus::graph::branches::{branch_of_nodes, first_condition, flatten, take, unflatten};
 use onnx_osplus::graph::{NodeId, Patch, View, apply, check};
 use onnx_osplus::onnx::node::{graph_attr, int_attr, make_node, subgraphs};
 use onnx_osplus::onnx::proto::*;
 use onnx_osplus::onnx::{DataType, Model, tensor};
 
 fn node(op: &str, inputs: &[&str], outputs: &[&str]) -> NodeProto {
-    make_node(op, &format!("/{op}/{}", outputs[0]), inputs, outputs, vec![])
+    make_node(
+        op,
+        &format!("/{op}/{}", outputs[0]),
+        inputs,
+        outputs,
+        vec![],
+    )
 }
 
 fn value(name: &str) -> ValueInfoProto {
@@ -57,10 +61,18 @@ fn nested() -> Model {
         "other",
         &["c"],
         branch(vec![node("Neg", &["b"], &["t"])], &["t"], vec![]),
-        branch(vec![node("Mul", &["b", "k"], &["t"])], &["t"], vec![float("k", 3.0)]),
+        branch(
+            vec![node("Mul", &["b", "k"], &["t"])],
+            &["t"],
+            vec![float("k", 3.0)],
+        ),
     );
     let mut then = branch(
-        vec![node("Add", &["x", "k"], &["b"]), inner, node("Relu", &["c"], &["d"])],
+        vec![
+            node("Add", &["x", "k"], &["b"]),
+            inner,
+            node("Relu", &["c"], &["d"]),
+        ],
         &["d", "b"],
         vec![float("k", 1.0)],
     );
@@ -94,7 +106,11 @@ fn nested() -> Model {
         8,
         GraphProto {
             name: Some("main".to_owned()),
-            node: vec![node("Abs", &["raw"], &["x"]), outer, node("Exp", &["y"], &["end"])],
+            node: vec![
+                node("Abs", &["raw"], &["x"]),
+                outer,
+                node("Exp", &["y"], &["end"]),
+            ],
             input: vec![value("raw"), switch("flag"), switch("other")],
             output: vec![value("end"), value("z")],
             value_info: vec![value("x"), value("y")],

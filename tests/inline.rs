@@ -3,8 +3,8 @@
 mod common;
 
 use common::graphs::{info, model};
-use onnx_osplus::graph::inline::{RefusedCall, inline};
 use onnx_osplus::graph::check;
+use onnx_osplus::graph::inline::{RefusedCall, inline};
 use onnx_osplus::onnx::node::{int_attr, make_node};
 use onnx_osplus::onnx::proto::*;
 use onnx_osplus::onnx::{DataType, Model};
@@ -102,11 +102,26 @@ fn all_calls() {
     assert_eq!(ops(&model), expected);
     assert_eq!(done.calls.len(), 6);
     assert!(model.proto.functions.is_empty());
-    let outputs: Vec<&str> = model.graph().node.iter().map(|n| n.output[0].as_str()).collect();
+    let outputs: Vec<&str> = model
+        .graph()
+        .node
+        .iter()
+        .map(|n| n.output[0].as_str())
+        .collect();
     assert_eq!(
         outputs,
         [
-            "a_first_t", "a_t_2", "a_s", "p_t", "p", "a_t", "b_first_t", "b_t", "b_s", "y_t", "y"
+            "a_first_t",
+            "a_t_2",
+            "a_s",
+            "p_t",
+            "p",
+            "a_t",
+            "b_first_t",
+            "b_t",
+            "b_s",
+            "y_t",
+            "y"
         ]
     );
     // Which call a value comes from: the main graph's node, then the function's.
@@ -178,7 +193,10 @@ fn operator_sets() {
         let found = fits(own, model, body);
         assert_eq!(found.is_ok(), fit, "{op} from {own} to {model}: {found:?}");
         if let Err(reason) = found {
-            assert!(reason.contains(&op) && reason.contains(&own.to_string()), "{reason}");
+            assert!(
+                reason.contains(&op) && reason.contains(&own.to_string()),
+                "{reason}"
+            );
         }
     }
 }
@@ -187,7 +205,13 @@ fn operator_sets() {
 fn what_is_no_function_is_left_alone() {
     let reads_nothing = function("F", &["u"], &["v"], vec![node("Neg", &["w"], &["v"])], 17);
     let no_output = function("F", &["u"], &["v"], vec![node("Neg", &["u"], &["w"])], 17);
-    let recursive = function("F", &["u"], &["v"], vec![call("F", "r", &["u"], &["v"])], 17);
+    let recursive = function(
+        "F",
+        &["u"],
+        &["v"],
+        vec![call("F", "r", &["u"], &["v"])],
+        17,
+    );
     for (function, why) in [
         (reads_nothing, "reads `w`"),
         (no_output, "its output `v`"),

@@ -47,10 +47,11 @@ impl Batch {
     /// The inputs that are one boolean: they may decide which branch of the model runs.
     pub fn switches(&self) -> Switches {
         let one = |t: &&InputTensor| t.dtype == DataType::Bool && t.shape.iter().all(|n| *n == 1);
-        let value = |(name, tensor): (&String, &InputTensor)| match Some(tensor).filter(one)?.values() {
-            Ok(Values::Bool(array)) => Some((name.clone(), *array.first()?)),
-            _ => None,
-        };
+        let value =
+            |(name, tensor): (&String, &InputTensor)| match Some(tensor).filter(one)?.values() {
+                Ok(Values::Bool(array)) => Some((name.clone(), *array.first()?)),
+                _ => None,
+            };
         self.inputs.iter().filter_map(value).collect()
     }
 

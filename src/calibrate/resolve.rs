@@ -56,8 +56,8 @@ fn without_functions(model: &mut Model) -> Result<(), EngineError> {
         op: op.to_owned(),
         reason,
     };
-    let done = inline(model, &|_| true)
-        .map_err(|e| refuse("", "model-local functions", e.to_string()))?;
+    let done =
+        inline(model, &|_| true).map_err(|e| refuse("", "model-local functions", e.to_string()))?;
     match done.refused.into_iter().next() {
         Some(call) => Err(refuse(&call.node, &call.function, call.reason)),
         None => Ok(()),
@@ -83,11 +83,13 @@ fn value(
     };
     let outputs = engine.plan(&part, like, &wanted)?.run(like, None)?;
     let value = outputs.values().next().and_then(|v| v.iter().next());
-    value.map(|&v| v != 0.0).ok_or_else(|| EngineError::Refused {
-        node: condition.to_owned(),
-        op: "If".to_owned(),
-        reason: "its condition has no value".to_owned(),
-    })
+    value
+        .map(|&v| v != 0.0)
+        .ok_or_else(|| EngineError::Refused {
+            node: condition.to_owned(),
+            op: "If".to_owned(),
+            reason: "its condition has no value".to_owned(),
+        })
 }
 
 /// The part of a model that computes one boolean value, as a float.

@@ -58,12 +58,22 @@ impl Engine for TractEngine {
             shapes: shapes_text(&shapes),
             reason,
         };
-        match catch_unwind(AssertUnwindSafe(|| build(&copy, &shapes, &taps, wanted.outputs))) {
+        match catch_unwind(AssertUnwindSafe(|| {
+            build(&copy, &shapes, &taps, wanted.outputs)
+        })) {
             Ok(Ok(plan)) => Ok(Box::new(plan)),
             Ok(Err(Failure::Engine(error))) => Err(error),
-            Ok(Err(Failure::Tract(error))) => Err(fail(error_text(&error))),
+            Ok(Err(Failure::Tract(error))) => Err(fail(explained(error_text(&error)))),
             Err(panic) => Err(fail(panic_text(panic.as_ref()))),
         }
+    }
+}
+
+/// tract gives every If the same name and then refuses the second.
+fn explained(error: String) -> String {
+    match error.contains("Duplicate node name: If") {
+        true => "it runs only one If whose condition depends on the data".to_owned(),
+        false => error,
     }
 }
 

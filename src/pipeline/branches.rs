@@ -1,4 +1,5 @@
-//! One decision for Linears of different branches that have the same weight.
+//! One decision for Linears of different branches that have the same weight: one constant, or two of the same elements
+//! (exporters name a constant anew in every export).
 //!
 //! The two branches of a merged decoder are one network run in two ways. Were shift and scale chosen per branch, every
 //! weight would be written twice. So sites whose Linears share weights across branches are decided together, by the
@@ -32,8 +33,9 @@ impl Blocks {
             .filter(|&i| !statistics.contains_key(&self.values[i]))
             .filter(|&i| self.selected(&self.sites[i]).next().is_some())
             .collect();
-        for group in self.groups(&branches) {
-            self.join(&group, statistics, extra_nodes);
+        let same = Equals::of(view);
+        for group in self.groups(&branches, &same) {
+            self.join(&group, &same, statistics, extra_nodes);
         }
         // Per branch: Linears that took the decisions of others, and Linears without any.
         let mut silent: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
@@ -47,7 +49,8 @@ impl Blocks {
                 continue;
             }
             count.1 += linears.len();
-            let reason = format!("no calibration data takes the {branch}, and no other has its weight");
+            let reason =
+                format!("no calibration data takes the {branch}, and no other has its weight");
             for l in linears {
                 self.skipped[l].get_or_insert(reason.clone());
             }
@@ -62,12 +65,13 @@ impl Blocks {
     }
 
     /// Sites that are connected by weights of Linears in different branches.
-    fn groups(&self, branches: &[Option<String>]) -> Vec<Vec<usize>> {
+    fn groups(&self, branches: &[Option<String>], same: &Equals) -> Vec<Vec<usize>> {
         let mut readers: BTreeMap<ValueId, Vec<(usize, &str)>> = BTreeMap::new();
         for (i, site) in self.sites.iter().enumerate() {
             for linear in self.selected(site) {
                 if let Some(branch) = &branches[linear.node.0] {
-                    readers.entry(linear.weight).or_default().push((i, branch));
+                    let weight = same.first(linear.weight);
+                    readers.entry(weight).or_default().push((i, branch));
                 }
             }
         }
@@ -80,7 +84,10 @@ impl Blocks {
             for &(other, _) in readers {
                 let (a, b) = (leader[first], leader[other]);
                 let (low, high) = (a.min(b), a.max(b));
-                leader.iter_mut().filter(|l| **l == high).for_each(|l| *l = low);
+                leader
+                    .iter_mut()
+                    .filter(|l| **l == high)
+                    .for_each(|l| *l = low);
             }
         }
         let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
@@ -93,6 +100,7 @@ impl Blocks {
     fn join(
         &mut self,
         group: &[usize],
+        equal: &Equals,
         statistics: &mut BTreeMap<String, ChannelStats>,
         extra_nodes: bool,
     ) {
@@ -105,12 +113,16 @@ impl Blocks {
         if !group.iter().all(alike) {
             return;
         }
-        let known = group.iter().filter_map(|&i| statistics.get(&self.values[i]));
+        let known = group
+            .iter()
+            .filter_map(|&i| statistics.get(&self.values[i]));
         let Some(merged) = known.cloned().reduce(merge) else {
             return;
         };
         for &i in group {
-            let rank = statistics.get(&self.values[i]).map_or(merged.rank, |s| s.rank);
+            let rank = statistics
+                .get(&self.values[i])
+                .map_or(merged.rank, |s| s.rank);
             let merged = ChannelStats {
                 rank,
                 ..merged.clone()
@@ -118,7 +130,7 @@ impl Blocks {
             statistics.insert(self.values[i].clone(), merged);
         }
         let shift = group.iter().all(|&i| self.sites[i].allow_shift);
-        let same = |&i: &usize| same_way(&self.found, &self.sites[group[0]], &self.sites[i]);
+        let same = |&i: &usize| same_way(&self.found, equal, &self.sites[group[0]], &self.sites[i]);
         if !group.iter().all(same) {
             let reason = "its way to constants differs between the branches".to_owned();
             for &i in group {
@@ -129,7 +141,9 @@ impl Blocks {
                 self.sites[i].allow_shift = false;
             }
         } else {
-            group.iter().for_each(|&i| self.sites[i].allow_shift = shift);
+            group
+                .iter()
+                .for_each(|&i| self.sites[i].allow_shift = shift);
         }
         // The one that more is known of decides.
         let most = group
@@ -143,25 +157,51 @@ impl Blocks {
 }
 
 /// Whether an affine of two sites goes into the same kind of constants, so that one decision fits both.
-fn same_way(found: &Recognised, a: &Site, b: &Site) -> bool {
+fn same_way(found: &Recognised, equal: &Equals, a: &Site, b: &Site) -> bool {
     match (&a.sink, &b.sink) {
         (Sink::Norm(_), Sink::Norm(_)) => true,
         (Sink::Explicit(_), Sink::Explicit(_)) | (Sink::None(_), Sink::None(_)) => true,
         (Sink::Traced(a), Sink::Traced(b)) => {
-            a.ties == b.ties && constants(found, a) == constants(found, b)
+            a.ties == b.ties && constants(found, equal, a) == constants(found, equal, b)
         }
         _ => false,
     }
 }
 
 /// The constants that a trace ends at.
-fn constants(found: &Recognised, trace: &Trace) -> Vec<ValueId> {
+fn constants(found: &Recognised, equal: &Equals, trace: &Trace) -> Vec<ValueId> {
     let constant = |place: &Place| match place {
         Place::Linear(l) => found.linears[*l].weight,
         Place::Norm(n) => found.norms[*n].gamma.value,
         Place::Constant { value, .. } => *value,
     };
-    trace.folds.iter().map(|f| constant(&f.place)).collect()
+    trace
+        .folds
+        .iter()
+        .map(|f| equal.first(constant(&f.place)))
+        .collect()
+}
+
+/// Constants of the same elements.
+struct Equals(BTreeMap<ValueId, ValueId>);
+
+impl Equals {
+    fn of(view: &View) -> Self {
+        let mut first: BTreeMap<(&[i64], i32, &[u8]), ValueId> = BTreeMap::new();
+        let mut equal = BTreeMap::new();
+        for tensor in &view.graph().initializer {
+            if let (Some(value), Some(data)) = (view.value(tensor.name()), &tensor.raw_data) {
+                let key = (tensor.dims.as_slice(), tensor.data_type(), data.as_ref());
+                equal.insert(value, *first.entry(key).or_insert(value));
+            }
+        }
+        Equals(equal)
+    }
+
+    /// The first constant of the same elements.
+    fn first(&self, value: ValueId) -> ValueId {
+        self.0.get(&value).copied().unwrap_or(value)
+    }
 }
 
 /// Statistics of the tokens of both.

@@ -72,7 +72,9 @@ pub(super) fn undecided(view: &View) -> Vec<NearMissReport> {
     let miss = |(id, _): (NodeId, &NodeProto)| NearMissReport {
         name: view.node_name(id).to_owned(),
         kind: "If".to_owned(),
-        reason: "which branch runs depends on the data, so the Linears in its branches stay in float".to_owned(),
+        reason:
+            "which branch runs depends on the data, so the Linears in its branches stay in float"
+                .to_owned(),
     };
     view.nodes()
         .filter(|&(id, node)| view.op(id) == "If" && multiplies_weight(view, node))
@@ -118,7 +120,9 @@ fn needed(view: &View, found: &Recognised) -> BTreeSet<String> {
             nodes.extend(seen);
         }
     }
-    let computed = nodes.iter().flat_map(|&n| view.node(n).output.iter().cloned());
+    let computed = nodes
+        .iter()
+        .flat_map(|&n| view.node(n).output.iter().cloned());
     computed.chain(ways(view, found)).collect()
 }
 
@@ -173,8 +177,17 @@ fn steps_behind(view: &View, node: NodeId, steps: usize, nodes: &mut BTreeSet<No
         if let Some((before, _)) = producer
             && matches!(
                 view.op(before),
-                "Add" | "Cast" | "Constant" | "Div" | "Identity" | "Mul" | "Pow" | "ReduceMean"
-                    | "Reciprocal" | "Sqrt" | "Sub"
+                "Add"
+                    | "Cast"
+                    | "Constant"
+                    | "Div"
+                    | "Identity"
+                    | "Mul"
+                    | "Pow"
+                    | "ReduceMean"
+                    | "Reciprocal"
+                    | "Sqrt"
+                    | "Sub"
             )
         {
             steps_behind(view, before, steps - 1, nodes);

@@ -29,7 +29,10 @@ pub fn flatten(model: &mut Model) {
     let constants: HashSet<String> = constants.chain(sparse).collect();
     let data = graph.input.iter().filter(|i| !is_switch(i));
     let mut flat = Flat {
-        taken: inputs.chain(outputs).chain(constants.iter().cloned()).collect(),
+        taken: inputs
+            .chain(outputs)
+            .chain(constants.iter().cloned())
+            .collect(),
         data: data
             .map(|i| i.name().to_owned())
             .filter(|n| !constants.contains(n))
@@ -130,7 +133,13 @@ impl Flat {
                 return false;
             }
             if seen.insert(name) {
-                todo.extend(self.reads.get(name).into_iter().flatten().map(String::as_str));
+                todo.extend(
+                    self.reads
+                        .get(name)
+                        .into_iter()
+                        .flatten()
+                        .map(String::as_str),
+                );
             }
         }
         true
@@ -160,6 +169,7 @@ impl Flat {
                 strings("own", own.iter().map(|(own, _)| own.as_str())),
                 strings("flat", own.iter().map(|(_, flat)| flat.as_str())),
                 strings("initializers", constants.iter().map(String::as_str)),
+                strings("infos", graph.value_info.iter().map(|i| i.name())),
                 strings("domain", node.domain.iter().map(String::as_str)),
             ];
             let mut marker = make_node(&branch, &label, &[], &[], lists.to_vec());

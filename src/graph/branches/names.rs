@@ -50,8 +50,5 @@ fn rename_captured(graph: &mut GraphProto, to: &Renaming) {
 pub(super) fn own_names(graph: &GraphProto) -> Vec<String> {
     let constants = graph.initializer.iter().filter_map(|t| t.name.clone());
     let outputs = graph.node.iter().flat_map(|n| n.output.iter().cloned());
-    constants
-        .chain(outputs)
-        .filter(|n| !n.is_empty())
-        .collect()
+    constants.chain(outputs).filter(|n| !n.is_empty()).collect()
 }

@@ -10,7 +10,7 @@ use super::{is_end, is_marker, listed, number, paths};
 use crate::graph::Names;
 use crate::graph::view::captured_names;
 use crate::onnx::Model;
-use crate::onnx::proto::{GraphProto, NodeProto};
+use crate::onnx::proto::{GraphProto, NodeProto, ValueInfoProto};
 
 type Path = Vec<(usize, usize)>;
 
@@ -37,7 +37,10 @@ pub fn unflatten(model: &Model) -> Model {
         }
     }
     for output in &graph.output {
-        let at = building.readers.entry(output.name().to_owned()).or_default();
+        let at = building
+            .readers
+            .entry(output.name().to_owned())
+            .or_default();
         at.push(Path::new());
     }
     let nodes = building.nodes(&mut rest, &Path::new(), graph);
@@ -215,5 +218,10 @@ impl Building {
             .flat_map(|i| &mut i.name)
             .chain(graph.initializer.iter_mut().flat_map(|t| &mut t.name))
             .for_each(|name| rename(name, &to));
+        let order = listed(marker, "infos");
+        let place = |i: &ValueInfoProto| order.iter().position(|n| n == i.name());
+        graph
+            .value_info
+            .sort_by_cached_key(|i| place(i).unwrap_or(order.len()));
     }
 }

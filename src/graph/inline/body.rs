@@ -30,10 +30,14 @@ pub(super) fn problem(function: &FunctionProto, call: &NodeProto) -> Option<Stri
     for node in &function.node {
         let mut read = node.input.iter().map(String::as_str);
         let captured = crate::graph::view::captured_names(node);
-        let undefined =
-            |n: &&str| !n.is_empty() && !defined.contains(n);
-        if let Some(name) = read.find(undefined).or(captured.into_iter().find(undefined)) {
-            return Some(format!("its body reads `{name}`, which nothing before defines"));
+        let undefined = |n: &&str| !n.is_empty() && !defined.contains(n);
+        if let Some(name) = read
+            .find(undefined)
+            .or(captured.into_iter().find(undefined))
+        {
+            return Some(format!(
+                "its body reads `{name}`, which nothing before defines"
+            ));
         }
         for name in node.output.iter().filter(|n| !n.is_empty()) {
             if !defined.insert(name) {
@@ -41,7 +45,11 @@ pub(super) fn problem(function: &FunctionProto, call: &NodeProto) -> Option<Stri
             }
         }
     }
-    if let Some(name) = function.output.iter().find(|n| !defined.contains(n.as_str())) {
+    if let Some(name) = function
+        .output
+        .iter()
+        .find(|n| !defined.contains(n.as_str()))
+    {
         return Some(format!("nothing in its body defines its output `{name}`"));
     }
     // An input that the call leaves out can be left out of a node, but not handed on.

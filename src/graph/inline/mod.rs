@@ -67,10 +67,7 @@ pub struct Inlined {
 ///
 /// # Errors
 /// A defect of this module: the result would be no graph. The model is unchanged then.
-pub fn inline(
-    model: &mut Model,
-    wanted: &dyn Fn(&[usize]) -> bool,
-) -> Result<Inlined, PatchError> {
+pub fn inline(model: &mut Model, wanted: &dyn Fn(&[usize]) -> bool) -> Result<Inlined, PatchError> {
     if model.proto.functions.is_empty() {
         return Ok(Inlined::default());
     }

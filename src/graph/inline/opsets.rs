@@ -70,7 +70,10 @@ fn same_meaning(node: &NodeProto, domain: &str, from: i64, to: i64) -> bool {
     if to < from {
         // A newer form may use what the older operator does not know.
         let changed = early.map_or(&[][..], |o| o.changed);
-        let mut after = changed.iter().chain(late).chain(early.iter().map(|o| &o.first));
+        let mut after = changed
+            .iter()
+            .chain(late)
+            .chain(early.iter().map(|o| &o.first));
         return !after.any(|&v| to < v && v <= from);
     }
     let between = |v: i64| from < v && v <= to;
