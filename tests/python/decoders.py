@@ -35,7 +35,7 @@ def weights(seed=0):
     return {name: value.astype(np.float32) for name, value in made.items()}
 
 
-def body(past, unused_past=False):
+def body(past):
     """Nodes and constants of one decoder; the weights are defined elsewhere."""
     nodes, constants = [], {}
 
@@ -65,11 +65,8 @@ def body(past, unused_past=False):
             names = [x, f"{layer}.{name}.weight", f"{layer}.{name}.bias"]
             return node("LayerNormalization", names, f"{layer}/{name}", axis=-1)
 
-        def split(x, y):
-            return node("Transpose", [node("Reshape", [x, heads], f"{y}/4d")], f"{y}/heads", perm=[0, 2, 1, 3])
-
-        def transposed(op_input, y):
-            return node("Transpose", [op_input], y, perm=[0, 1, 3, 2])
+        def transposed(x, y):
+            return node("Transpose", [x], y, perm=[0, 1, 3, 2])
 
         def heads_of(x, name):
             projected = linear(x, f"{layer}.{name}", f"{layer}/{name}")
@@ -140,21 +137,21 @@ def decoder(past):
     return model_of(helper.make_graph(nodes, "decoder", inputs(past), graph_outputs(names), initializers() + constants))
 
 
-def merged(order=("then_branch", "else_branch"), extra=(), own_weights=()):
-    """Both decoders in one If. `own_weights`: those of which the branch without past has its own copy."""
+def merged(order=("then_branch", "else_branch"), own_weights=(), factor=1):
+    """Both decoders in one If. `own_weights`: those of which the branch without past has its own copy, times `factor`."""
     branches = {}
     for branch, past in (("then_branch", True), ("else_branch", False)):
         nodes, constants, names = body(past)
         if not past:
             stored = weights()
             for name in own_weights:
-                constants.append(numpy_helper.from_array(stored[name], f"own.{name}"))
+                constants.append(numpy_helper.from_array(stored[name] * np.float32(factor), f"own.{name}"))
                 for node in nodes:
                     node.input[:] = [f"own.{name}" if n == name else n for n in node.input]
         branches[branch] = helper.make_graph(nodes, branch, [], graph_outputs(names), constants)
     node = helper.make_node("If", ["use_cache_branch"], [o.name for o in graph_outputs()], name="optimum::if")
     node.attribute.extend(helper.make_attribute(name, branches[name]) for name in order)
-    graph = helper.make_graph([*extra, node], "merged", inputs(True, True), graph_outputs(), initializers())
+    graph = helper.make_graph([node], "merged", inputs(True, True), graph_outputs(), initializers())
     return model_of(graph)
 
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import onnx
+import onnx.parser
 import onnxruntime
 import pytest
 from conftest import run_tool
@@ -161,7 +162,8 @@ def test_a_branch_that_never_ran_has_the_other_decisions(tmp_path, batch, silent
 def test_a_weight_without_twin_stays_in_float(tmp_path):
     """Decisions for a branch that never runs come from the same weight only."""
     own = ["layer.0.up.weight", "layer.0.down.weight"]
-    result, report = tool(tmp_path, merged(own_weights=own), [WITH])
+    model = merged(own_weights=own, factor=0.9)
+    result, report = tool(tmp_path, model, [WITH])
     skipped = [l for l in report["linears"] if l["status"] == "skipped"]
     assert [l["name"] for l in skipped] == ["/layer.0/up/product/MatMul", "/layer.0/down/product/MatMul"]
     assert all("no calibration data takes the else_branch" in l["reason"] for l in skipped)
@@ -169,8 +171,26 @@ def test_a_weight_without_twin_stays_in_float(tmp_path):
     own_names = {f"own.{name}" for name in own}
     assert own_names <= {t.name for t in branches(result)["else_branch"].initializer}
     for feeds in HELD_OUT:
+        for expected, found in zip(run(model, feeds), run(result, feeds), strict=True):
+            assert sqnr(expected, found) > 20
+
+
+def test_an_equal_weight_is_a_twin(tmp_path):
+    """Exporters name a constant anew in every export."""
+    result, report = tool(tmp_path, merged(own_weights=["layer.0.up.weight"]), [WITH])
+    assert all(l["status"] == "quantized" for l in report["linears"])
+    for feeds in HELD_OUT:
         for expected, found in zip(run(merged(), feeds), run(result, feeds), strict=True):
             assert sqnr(expected, found) > 20
+
+
+def test_onnx_runtime_fuses_both_branches(both, tmp_path):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(both[0].SerializeToString(), options, providers=["CPUExecutionProvider"])
+    for graph in branches(onnx.load(tmp_path / "optimized.onnx")).values():
+        assert sum(n.op_type == "MatMulIntegerToFloat" for n in graph.node) == LINEARS
 
 
 def test_missing_switch_and_past_are_filled(tmp_path):
@@ -224,14 +244,17 @@ def weight(name, *shape, seed=0):
 
 
 def small(nodes, initializers, extra_inputs=(), outputs=("y",)):
-    graph = helper.make_graph(
+    return model(graph(nodes, initializers, extra_inputs, outputs))
+
+
+def graph(nodes, initializers, extra_inputs=(), outputs=("y",)):
+    return helper.make_graph(
         nodes,
         "main",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4]), *extra_inputs],
         [helper.make_tensor_value_info(o, TensorProto.FLOAT, ["n", f"{o}_columns"]) for o in outputs],
         initializers,
     )
-    return model(graph)
 
 
 def model(graph):
@@ -315,6 +338,37 @@ def test_a_condition_on_data_stays(tmp_path):
     misses = {m["name"]: m["reason"] for m in report["near_misses"]}
     assert "data" in misses["choice"]
     assert [n for n in result.graph.node if n.op_type == "If"] == [nodes[-1]]
+
+
+def test_functions_and_branches_inside_each_other(tmp_path):
+    """A call in a branch, of a function with an If of its own."""
+    text = """<opset_import: ["" : 17], domain: "f"> Block (u, w, flag) => (v) {
+        m = MatMul(u, w)
+        v = If (flag) <
+            then_branch = g1 () => (t) { t = MatMul(m, w) },
+            else_branch = g2 () => (t) { t = Neg(m) }
+        > }"""
+    flag = helper.make_tensor_value_info("flag", TensorProto.BOOL, [1])
+    choice = helper.make_node(
+        "If",
+        ["flag"],
+        ["y"],
+        name="choice",
+        then_branch=branch("then", [helper.make_node("Block", ["x", "w1", "flag"], ["t"], "call", domain="f")], "t"),
+        else_branch=branch("else", [helper.make_node("MatMul", ["x", "w2"], ["t"], "mm")], "t"),
+    )
+    main = graph([choice], [weight("w1", 4, 4), weight("w2", 4, 4, seed=1)], [flag])
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("f", 1)]
+    source = helper.make_model(main, opset_imports=imports, ir_version=9, functions=[onnx.parser.parse_function(text)])
+    batches = [{"x": X, "flag": np.array([v])} for v in (True, False)]
+    result, report = tool(tmp_path, source, batches)
+    onnx.checker.check_model(result)
+    assert len(report["linears"]) == 3 and all(l["status"] == "quantized" for l in report["linears"])
+    assert not result.functions
+    for value in (True, False):
+        feeds = {"x": X, "flag": np.array([value])}
+        (expected,), (found,) = run(source, feeds), run(result, feeds)
+        assert sqnr(expected, found) > 25
 
 
 def test_what_both_branches_read_is_written_in_both(tmp_path):
