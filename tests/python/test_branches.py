@@ -236,6 +236,22 @@ def test_decoder_with_the_past_filled(tmp_path):
         assert sqnr(expected, found) > 20
 
 
+def test_an_empty_past_is_not_taken_for_none(tmp_path):
+    """Nothing but the attention reads V here, so only the past is in the way of a shift and scale through V."""
+    model = decoder(True)
+    del model.graph.output[1:]
+    kept = [n for n in model.graph.node if "present" not in n.output[0]]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    bare = {k: WITHOUT[k] for k in ("input_ids", "attention_mask")}
+    result, report = tool(tmp_path, model, [bare], "--format", "float")
+    assert set(report["filled_inputs"].values()) == {"zero length"}
+    kinds = {s["linears"][0]: s["kind"] for s in report["sites"]}
+    assert kinds["/layer.0/o/product/MatMul"] in ("explicit", "plain")
+    (expected,), (found,) = run(model, HELD_OUT[1]), run(result, HELD_OUT[1])
+    assert np.abs(expected - found).max() <= 1e-4 * (expected.max() - expected.min())
+
+
 # Other If nodes.
 
 
