@@ -11,7 +11,7 @@ use crate::calibrate::array::Values;
 use crate::calibrate::engine::{Engine, EngineError, Wanted};
 use crate::calibrate::input::Batch;
 use crate::graph::branches::{first_condition, flatten, take};
-use crate::graph::inline;
+use crate::graph::{inline, opset};
 use crate::onnx::node::{int_attr, make_node, subgraphs};
 use crate::onnx::proto::{NodeProto, ValueInfoProto};
 use crate::onnx::{DataType, Model};
@@ -49,15 +49,20 @@ pub(super) fn resolve(
     })
 }
 
-/// Replaces every call of a model-local function.
+/// Replaces every call of a model-local function; a function in older operators than the model's is raised first.
 fn without_functions(model: &mut Model) -> Result<(), EngineError> {
     let refuse = |node: &str, op: &str, reason: String| EngineError::Refused {
         node: node.to_owned(),
         op: op.to_owned(),
         reason,
     };
-    let done =
-        inline(model, &|_| true).map_err(|e| refuse("", "model-local functions", e.to_string()))?;
+    let inlined = |model: &mut Model| {
+        inline(model, &|_| true).map_err(|e| refuse("", "model-local functions", e.to_string()))
+    };
+    let mut done = inlined(model)?;
+    if !done.refused.is_empty() && opset::raise(model, opset::TARGET).is_ok() {
+        done = inlined(model)?;
+    }
     match done.refused.into_iter().next() {
         Some(call) => Err(refuse(&call.node, &call.function, call.reason)),
         None => Ok(()),

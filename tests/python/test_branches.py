@@ -356,6 +356,32 @@ def test_a_condition_on_data_stays(tmp_path):
     assert [n for n in result.graph.node if n.op_type == "If"] == [nodes[-1]]
 
 
+def test_an_older_opset_is_raised_in_branches(tmp_path):
+    """Squeeze takes its axes as an attribute up to version 12."""
+    flag = helper.make_tensor_value_info("flag", TensorProto.BOOL, [])
+    narrow = [
+        helper.make_node("MatMul", ["x", "w"], ["m"], "mm"),
+        helper.make_node("Unsqueeze", ["m"], ["u"], "unsqueeze", axes=[0]),
+        helper.make_node("Squeeze", ["u"], ["t"], "squeeze", axes=[0]),
+    ]
+    same = [helper.make_node("MatMul", ["x", "w"], ["t"], "mm")]
+    choice = helper.make_node(
+        "If", ["flag"], ["y"], "choice", then_branch=branch("then", narrow, "t"), else_branch=branch("else", same, "t")
+    )
+    imports = [helper.make_opsetid("", 12)]
+    source = helper.make_model(graph([choice], [weight("w", 4, 4)], [flag]), opset_imports=imports, ir_version=7)
+    result, report = tool(tmp_path, source, [{"x": X, "flag": np.array(v)} for v in (True, False)])
+    onnx.checker.check_model(result)
+    assert [o.version for o in result.opset_import] == [13]
+    old_names = ("mm", "unsqueeze", "squeeze")
+    assert tuple(n.name for n in branches(result)["then_branch"].node if n.name in old_names) == old_names
+    assert len([t for t in result.graph.initializer if t.data_type == TensorProto.INT8 and len(t.dims) == 2]) == 1
+    for value in (True, False):
+        feeds = {"x": X, "flag": np.array(value)}
+        (expected,), (found,) = run(source, feeds), run(result, feeds)
+        assert sqnr(expected, found) > 25
+
+
 def test_functions_and_branches_inside_each_other(tmp_path):
     """A call in a branch, of a function with an If of its own."""
     text = """<opset_import: ["" : 17], domain: "f"> Block (u, w, flag) => (v) {

@@ -246,3 +246,17 @@ def test_another_operator_set(tmp_path, x):
     model = hand_made([old, new], nodes, [weight("w", 4, 4)], outputs=("a", "y"))
     failed = tool(tmp_path, model, tmp_path / "x.npy", status=1)
     assert "stays" in failed.stderr and "ReduceMean" in failed.stderr and "opset 17" in failed.stderr
+
+
+def test_an_older_operator_set_is_raised(tmp_path, x):
+    """Up to version 12 the axes of Unsqueeze are an attribute: the function is raised, and then it fits."""
+    old = """<opset_import: ["" : 11], domain: "f"> Old (u, w) => (v) {
+        m = MatMul(u, w)  t = Unsqueeze <axes: ints = [0]> (m)  v = Squeeze <axes: ints = [0]> (t) }"""
+    nodes = [helper.make_node("Old", ["x", "w"], ["y"], name="old", domain="f")]
+    model = hand_made([old], nodes, [weight("w", 4, 4)], opset=17)
+    result, report = tool(tmp_path, model, tmp_path / "x.npy", "--format", "float", "--method", "none")
+    onnx.checker.check_model(result, full_check=True)
+    assert [c["node"] for c in report["inlined"]] == ["old"] and not result.functions
+    assert report["near_misses"] == []
+    (found,) = run(result, {"x": x})
+    assert np.allclose(found, x @ numpy_helper.to_array(model.graph.initializer[0]), atol=1e-4)
