@@ -33,6 +33,7 @@ pub use error::Error;
 pub use options::{Format, Options};
 
 use calibrate::{Dataset, Engine};
+use graph::branches::unflatten;
 use onnx::Model;
 use progress::Progress;
 use review::Report;
@@ -55,8 +56,8 @@ pub fn run(
     let mut run = pipeline::Run::new(original, data, engine, options, progress);
     let model = run.raise_opset()?;
     let model = run.take_apart(model)?;
-    let blocks = run.recognise(&model)?;
-    let statistics = run.calibrate(&model, &blocks)?;
+    let mut blocks = run.recognise(&model)?;
+    let statistics = run.calibrate(&model, &mut blocks)?;
     let mut solutions = run.solve(&model, &blocks, &statistics);
     let migrated = run.migrate(&model, &blocks, &statistics, &mut solutions)?;
     let result = match options.format {
@@ -67,5 +68,5 @@ pub fn run(
             run.keep_the_better(quantized, plain)?
         }
     };
-    Ok((result, run.into_report(blocks, solutions)))
+    Ok((unflatten(&result), run.into_report(blocks, solutions)))
 }

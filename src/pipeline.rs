@@ -1,12 +1,15 @@
 //! The steps of [`crate::run`], in order, and what they have to remember for the report.
 
 mod blocks;
+mod branches;
+mod inline;
 mod verify;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 use crate::calibrate::{Batch, ChannelStats, Dataset, Engine, StatOptions, shapes, statistics};
+use crate::graph::branches::flatten;
 use crate::graph::{self, Names, View, opset};
 use crate::onnx::Model;
 use crate::progress::Progress;
@@ -30,7 +33,7 @@ pub(crate) struct Run<'a> {
     engine: &'a dyn Engine,
     options: &'a Options,
     progress: &'a dyn Progress,
-    small: Batch,
+    small: Vec<Batch>,
     calibration: Vec<Batch>,
     held_out: Vec<Batch>,
     report: Report,
@@ -79,7 +82,7 @@ impl<'a> Run<'a> {
             engine,
             options,
             progress,
-            small: data.small_batch(),
+            small: data.small_batches(),
             calibration: split.calibration,
             held_out: split.held_out,
             report,
@@ -96,7 +99,8 @@ impl<'a> Run<'a> {
         self.last_step = now;
     }
 
-    /// A copy of the model (weights shared) at an operator set that has per-axis DequantizeLinear.
+    /// A copy of the model (weights shared) at an operator set that has per-axis DequantizeLinear, with every Linear
+    /// and norm in the main graph: not in a function, nor (in the flat form of the graph) in the branch of an If.
     pub fn raise_opset(&mut self) -> Result<Model, Error> {
         graph::check(self.original)?;
         let mut model = self.original.clone();
@@ -108,7 +112,17 @@ impl<'a> Run<'a> {
             let (found, target) = (model.opset(), profile.name);
             return Err(Error::OpsetTooNew { found, target, max });
         }
-        opset::raise(&mut model, MIN_OPSET)?;
+        flatten(&mut model);
+        let hidden = self.inline(&mut model)?;
+        let raised = opset::raise(&mut model, MIN_OPSET)?;
+        if hidden && !raised.functions.is_empty() {
+            // What stood in the way may have been the functions' older operator set.
+            self.inline(&mut model)?;
+        }
+        // Functions may have brought more.
+        flatten(&mut model);
+        let misses = inline::undecided(&View::new(&model));
+        self.report.near_misses.extend(misses);
         if model.opset() != self.original.opset() {
             self.report.settings.opset_raised_from = Some(self.original.opset());
             self.report.settings.opset = model.opset();
@@ -134,9 +148,14 @@ impl<'a> Run<'a> {
 
     /// Finds norms, Linears and sites, and which Linears are to be quantized.
     pub fn recognise(&mut self, model: &Model) -> Result<Blocks, Error> {
-        let shapes = |values: &[String]| match values {
-            [] => Ok(BTreeMap::new()),
-            _ => Ok(shapes(self.engine, model, &self.small, values)?),
+        let shapes = |values: &[String]| {
+            let mut all = BTreeMap::new();
+            for batch in self.small.iter().filter(|_| !values.is_empty()) {
+                let mut more = shapes(self.engine, model, batch, values)?;
+                more.append(&mut all);
+                all = more;
+            }
+            Ok(all)
         };
         let blocks = Blocks::find(&View::new(model), self.options, shapes)?;
         self.finish_step("recognise");
@@ -147,7 +166,7 @@ impl<'a> Run<'a> {
     pub fn calibrate(
         &mut self,
         model: &Model,
-        blocks: &Blocks,
+        blocks: &mut Blocks,
     ) -> Result<BTreeMap<String, ChannelStats>, Error> {
         let values: Vec<String> = blocks
             .sites
@@ -167,7 +186,7 @@ impl<'a> Run<'a> {
             threads: self.options.threads,
             channels_first: transposed.map(|(_, value)| value.clone()).collect(),
         };
-        let stats = statistics(
+        let mut stats = statistics(
             self.engine,
             model,
             &self.calibration,
@@ -175,6 +194,10 @@ impl<'a> Run<'a> {
             &options,
             self.progress,
         )?;
+        let extra_nodes = self.options.extra_nodes;
+        let notes = blocks.join_branches(&View::new(model), &mut stats, extra_nodes);
+        self.report.notes.extend(notes);
+        blocks.check_any()?;
         self.finish_step("calibrate");
         Ok(stats)
     }
@@ -188,15 +211,20 @@ impl<'a> Run<'a> {
     ) -> Solutions {
         let view = View::new(model);
         self.progress.begin("search", blocks.sites.len() as u64);
-        let solve = |(site, value): (&Site, &String)| {
+        let solve = |(i, (site, value)): (usize, (&Site, &String))| {
             let solution = statistics
                 .get(value)
                 .filter(|_| blocks.selected(site).next().is_some())
+                .filter(|_| blocks.leaders.get(&i).is_none_or(|&leader| leader == i))
                 .map(|stats| self.solve_site(&view, blocks, site, stats));
             self.progress.advance(1);
             solution
         };
-        let solutions = blocks.sites.iter().zip(&blocks.values).map(solve).collect();
+        let sites = blocks.sites.iter().zip(&blocks.values).enumerate();
+        let mut solutions: Solutions = sites.map(solve).collect();
+        for (&site, &leader) in &blocks.leaders {
+            solutions[site] = solutions[leader].clone();
+        }
         self.progress.end();
         self.finish_step("search");
         solutions
@@ -411,6 +439,7 @@ impl<'a> Run<'a> {
             sites,
             values,
             skipped,
+            ..
         } = blocks;
         let quantizes = options.format == Format::Qdq;
         let linears = found.linears.iter().zip(skipped);
@@ -423,7 +452,9 @@ impl<'a> Run<'a> {
             .filter_map(|((site, value), solution)| Some((site, value, solution?)))
             .map(|(site, value, solution)| site_report(&found, site, value, solution, kept))
             .collect();
-        report.near_misses = found.near_misses.into_iter().map(Into::into).collect();
+        report
+            .near_misses
+            .extend(found.near_misses.into_iter().map(Into::into));
         report
     }
 }

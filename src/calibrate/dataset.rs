@@ -132,13 +132,18 @@ impl Dataset {
         split
     }
 
-    /// A small batch to learn shapes from: two rows, so that the batch is an axis like any other, or as many as the
-    /// model fixes.
-    pub fn small_batch(&self) -> Batch {
-        // `open` refuses data without a table.
-        let table = &self.tables[0];
-        let rows: Vec<usize> = (0..self.fixed_batch.unwrap_or(table.rows.min(2))).collect();
-        self.batch(table, &rows)
+    /// Small batches to learn shapes from, one for every setting of the switches: two rows, so that the batch is an
+    /// axis like any other, or as many as the model fixes.
+    pub fn small_batches(&self) -> Vec<Batch> {
+        let mut small: Vec<Batch> = Vec::new();
+        for table in &self.tables {
+            let rows: Vec<usize> = (0..self.fixed_batch.unwrap_or(table.rows.min(2))).collect();
+            let batch = self.batch(table, &rows);
+            if !small.iter().any(|b| b.switches() == batch.switches()) {
+                small.push(batch);
+            }
+        }
+        small
     }
 
     fn batches(&self, table: &Table, rows: &[usize], out: &mut Vec<Batch>) {
@@ -319,7 +324,10 @@ fn batch_dim(input: &ModelInput) -> Option<usize> {
 }
 
 fn fill(sizes: &Sizes, input: &ModelInput) -> Option<(FillRule, Vec<usize>)> {
-    let rule = rule(&input.name)?;
+    let rule = match rule(&input.name)? {
+        FillRule::False if sizes.has_past() => FillRule::True,
+        rule => rule,
+    };
     Some((rule, sizes.shape(input, rule)?))
 }
 

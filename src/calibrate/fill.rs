@@ -29,6 +29,8 @@ pub enum FillRule {
     EmptyPast,
     /// False.
     False,
+    /// True.
+    True,
 }
 
 impl std::fmt::Display for FillRule {
@@ -39,6 +41,7 @@ impl std::fmt::Display for FillRule {
             FillRule::Positions => "0, 1, 2, … along the sequence",
             FillRule::EmptyPast => "zero length",
             FillRule::False => "false",
+            FillRule::True => "true",
         })
     }
 }
@@ -137,6 +140,12 @@ impl Sizes {
         by_name.or_else(|| self.given.values().find_map(|shape| shape.get(1).copied()))
     }
 
+    /// Whether the data hold a past: a merged decoder is to use it then.
+    pub fn has_past(&self) -> bool {
+        let mut given = self.given.iter();
+        given.any(|(name, shape)| rule(name) == Some(FillRule::EmptyPast) && !shape.contains(&0))
+    }
+
     /// The shape a missing input gets; `None` if it cannot be known.
     pub fn shape(&self, input: &ModelInput, rule: FillRule) -> Option<Vec<usize>> {
         let Some(dims) = &input.shape else {
@@ -144,7 +153,7 @@ impl Sizes {
                 FillRule::Ones | FillRule::Zeros | FillRule::Positions => {
                     Some(vec![self.batch, self.sequence(&input.name)?])
                 }
-                FillRule::EmptyPast | FillRule::False => None,
+                FillRule::EmptyPast | FillRule::False | FillRule::True => None,
             };
         };
         if rule == FillRule::EmptyPast {
@@ -156,7 +165,7 @@ impl Sizes {
             .map(|(axis, dim)| match dim {
                 Dim::Fixed(n) => Some(*n),
                 Dim::Named(name) if self.named.contains_key(name) => self.named.get(name).copied(),
-                _ if rule == FillRule::False => Some(1),
+                _ if matches!(rule, FillRule::False | FillRule::True) => Some(1),
                 _ if axis == 0 && dims.len() > 1 => Some(self.batch),
                 _ if axis == last => self.sequence(&input.name),
                 _ => None,

@@ -17,6 +17,9 @@ use crate::onnx::proto::tensor_proto::DataType;
 /// The shape of every input, by name.
 pub type Shapes = BTreeMap<String, Vec<usize>>;
 
+/// The inputs that are one boolean, by name.
+pub type Switches = BTreeMap<String, bool>;
+
 /// One run of the model: its inputs, the rows they are, and which positions are real tokens.
 #[derive(Debug, Clone)]
 pub struct Batch {
@@ -41,7 +44,18 @@ impl Batch {
         }
     }
 
-    /// The shape of every input: batches with equal shapes share one plan.
+    /// The inputs that are one boolean: they may decide which branch of the model runs.
+    pub fn switches(&self) -> Switches {
+        let one = |t: &&InputTensor| t.dtype == DataType::Bool && t.shape.iter().all(|n| *n == 1);
+        let value =
+            |(name, tensor): (&String, &InputTensor)| match Some(tensor).filter(one)?.values() {
+                Ok(Values::Bool(array)) => Some((name.clone(), *array.first()?)),
+                _ => None,
+            };
+        self.inputs.iter().filter_map(value).collect()
+    }
+
+    /// The shape of every input: batches with equal shapes (and [`Batch::switches`]) share one plan.
     pub fn shapes(&self) -> Shapes {
         self.inputs
             .iter()
@@ -220,7 +234,7 @@ fn fill_values(rule: FillRule, shape: &[usize], dtype: DataType) -> Values {
     let last = shape.last().copied().unwrap_or(1).max(1);
     let at = |i: usize| -> usize {
         match rule {
-            FillRule::Ones => 1,
+            FillRule::Ones | FillRule::True => 1,
             FillRule::Zeros | FillRule::EmptyPast | FillRule::False => 0,
             FillRule::Positions => i % last,
         }

@@ -15,7 +15,7 @@ use ndarray::{Array2, ArrayViewD};
 use rayon::prelude::*;
 
 use crate::calibrate::engine::{Engine, EngineError, TapSink, Wanted};
-use crate::calibrate::input::{Batch, Shapes};
+use crate::calibrate::input::{Batch, Shapes, Switches};
 use crate::calibrate::tokens::TokenContext;
 use crate::onnx::Model;
 use crate::progress::Progress;
@@ -57,6 +57,7 @@ pub struct FoldStats {
 }
 
 /// Runs `batches` and returns the statistics of `values`, which are names of float values of the model's main graph.
+/// Those in a branch that no batch takes are left out.
 ///
 /// # Errors
 /// What [`Engine::plan`] and [`crate::calibrate::Plan::run`] refuse; NaN or infinity in a value; a value of which every
@@ -115,20 +116,16 @@ pub fn statistics(
     });
     progress.end();
     result?;
-    names
-        .into_iter()
-        .enumerate()
-        .map(|(i, name)| {
-            let mut accumulator = lock(&collector.values[i]);
-            let stats =
-                std::mem::replace(&mut *accumulator, Accumulator::new("", false)).finish()?;
-            Ok((name, stats))
-        })
-        .collect()
+    let finish = |(i, name): (usize, String)| {
+        let mut accumulator = lock(&collector.values[i]);
+        let all = std::mem::replace(&mut *accumulator, Accumulator::new("", false));
+        all.seen.then(|| Ok((name, all.finish()?)))
+    };
+    names.into_iter().enumerate().filter_map(finish).collect()
 }
 
-/// The shapes of `values` (names of values of the main graph) when `batch` is run; those that are not float are left
-/// out.
+/// The shapes of `values` (names of values of the main graph) when `batch` is run; those that are not float, or in a
+/// branch that does not run, are left out.
 ///
 /// # Errors
 /// What [`Engine::plan`] and [`crate::calibrate::Plan::run`] refuse.
@@ -155,15 +152,16 @@ pub fn shapes(
         }
     };
     let sink = Arc::new(ShapeSink {
-        shapes: Mutex::new(vec![Vec::new(); values.len()]),
+        shapes: Mutex::new(vec![None; values.len()]),
     });
     plan.run(batch, Some(sink.clone()))?;
     let shapes = std::mem::take(&mut *sink.shapes.lock().unwrap_or_else(|p| p.into_inner()));
-    Ok(values.into_iter().zip(shapes).collect())
+    let seen = |(value, shape): (String, Option<_>)| Some((value, shape?));
+    Ok(values.into_iter().zip(shapes).filter_map(seen).collect())
 }
 
 struct ShapeSink {
-    shapes: Mutex<Vec<Vec<usize>>>,
+    shapes: Mutex<Vec<Option<Vec<usize>>>>,
 }
 
 impl TapSink for ShapeSink {
@@ -172,7 +170,7 @@ impl TapSink for ShapeSink {
             .shapes
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
-        shapes[tap] = value.shape().to_vec();
+        shapes[tap] = Some(value.shape().to_vec());
         Ok(())
     }
 }
@@ -188,15 +186,15 @@ pub(super) fn pool(threads: usize) -> Result<rayon::ThreadPool, EngineError> {
         })
 }
 
-/// Batches of equal shapes, in the order of their first member. Groups are run one after the other, so that only one
+/// Batches of equal shapes and switches, in the order of their first member. Groups are run one after the other, so that only one
 /// plan, which holds a copy of the weights, is alive.
 pub(super) fn groups(batches: &[Batch]) -> Vec<Vec<&Batch>> {
-    let mut groups: Vec<(Shapes, Vec<&Batch>)> = Vec::new();
+    let mut groups: Vec<((Shapes, Switches), Vec<&Batch>)> = Vec::new();
     for batch in batches {
-        let shapes = batch.shapes();
-        match groups.iter_mut().find(|(key, _)| *key == shapes) {
+        let this = (batch.shapes(), batch.switches());
+        match groups.iter_mut().find(|(key, _)| *key == this) {
             Some((_, group)) => group.push(batch),
-            None => groups.push((shapes, vec![batch])),
+            None => groups.push((this, vec![batch])),
         }
     }
     groups.into_iter().map(|(_, group)| group).collect()
@@ -304,7 +302,7 @@ impl TapSink for BatchSink {
             candidates.push((fold, key, x));
         }
         let mut accumulator = lock(&collector.values[tap]);
-        accumulator.rank = rank;
+        (accumulator.rank, accumulator.seen) = (rank, true);
         accumulator.merge(extremes, &candidates, collector.sample_tokens)
     }
 }
@@ -363,6 +361,8 @@ fn priority(seed: u64, row: u64, position: u64) -> u64 {
 struct Accumulator {
     name: String,
     channels_first: bool,
+    /// Whether it was computed at all.
+    seen: bool,
     rank: usize,
     folds: [Fold; 2],
 }
@@ -385,6 +385,7 @@ impl Accumulator {
         Accumulator {
             name: name.to_owned(),
             channels_first,
+            seen: false,
             rank: 0,
             folds: [fold(), fold()],
         }

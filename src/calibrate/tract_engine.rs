@@ -1,6 +1,6 @@
 //! tract as the calibration engine.
 //!
-//! Way of a model: calibration copy → check of the operators → tract's parser → constants put in → taps wired →
+//! Way of a model: functions and branches resolved → calibration copy → check of the operators → tract's parser → constants put in → taps wired →
 //! typed → decluttered → optimized → plan. tract panics on some models, so every call into it is caught.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +18,7 @@ use crate::calibrate::copy::{Copy, IndexLimit, calibration_copy};
 use crate::calibrate::decompose::{is_standard, node_label};
 use crate::calibrate::engine::{Engine, EngineError, Plan, TapSink, Wanted};
 use crate::calibrate::input::{Batch, Shapes};
+use crate::calibrate::resolve::resolve;
 use crate::calibrate::tap::{Tap, TapContext};
 use crate::onnx::node::subgraphs;
 use crate::onnx::proto::{GraphProto, TensorProto};
@@ -46,17 +47,34 @@ impl Engine for TractEngine {
         wanted: &Wanted<'_>,
     ) -> Result<Box<dyn Plan>, EngineError> {
         let shapes = like.shapes();
-        let copy = calibration_copy(model, &shapes)?;
+        let resolved = resolve(self, model, like)?;
+        let copy = calibration_copy(resolved.model.as_ref().unwrap_or(model), &shapes)?;
+        let taps: Vec<(usize, &String)> = wanted
+            .taps
+            .iter()
+            .enumerate()
+            .filter(|(_, name)| !resolved.absent.contains(*name))
+            .collect();
         let fail = |reason| EngineError::Plan {
             shapes: shapes_text(&shapes),
             reason,
         };
-        match catch_unwind(AssertUnwindSafe(|| build(&copy, &shapes, wanted))) {
+        match catch_unwind(AssertUnwindSafe(|| {
+            build(&copy, &shapes, &taps, wanted.outputs)
+        })) {
             Ok(Ok(plan)) => Ok(Box::new(plan)),
             Ok(Err(Failure::Engine(error))) => Err(error),
-            Ok(Err(Failure::Tract(error))) => Err(fail(error_text(&error))),
+            Ok(Err(Failure::Tract(error))) => Err(fail(explained(error_text(&error)))),
             Err(panic) => Err(fail(panic_text(panic.as_ref()))),
         }
+    }
+}
+
+/// tract gives every If the same name and then refuses the second.
+fn explained(error: String) -> String {
+    match error.contains("Duplicate node name: If") {
+        true => "it runs only one If whose condition depends on the data".to_owned(),
+        false => error,
     }
 }
 
@@ -78,7 +96,13 @@ impl From<TractError> for Failure {
     }
 }
 
-fn build(copy: &Copy<'_>, shapes: &Shapes, wanted: &Wanted<'_>) -> Result<TractPlan, Failure> {
+/// `taps`: those of the wanted values that are computed, with their numbers.
+fn build(
+    copy: &Copy<'_>,
+    shapes: &Shapes,
+    taps: &[(usize, &String)],
+    with_outputs: bool,
+) -> Result<TractPlan, Failure> {
     let onnx = tract_onnx::onnx().with_ignore_value_info(true);
     check_ops(copy, |op| onnx.op_register.0.contains_key(op))?;
     let proto = pb::ModelProto::decode(copy.proto.encode_to_vec().as_slice())
@@ -110,7 +134,7 @@ fn build(copy: &Copy<'_>, shapes: &Shapes, wanted: &Wanted<'_>) -> Result<TractP
     model.set_input_outlets(&input_outlets)?;
 
     let mut ends = Vec::new();
-    for (index, name) in wanted.taps.iter().enumerate() {
+    for &(index, name) in taps {
         let outlet = match outlets.get(name) {
             Some(outlet) => *outlet,
             None if copy.constants.contains_key(name.as_str()) => {
@@ -125,7 +149,7 @@ fn build(copy: &Copy<'_>, shapes: &Shapes, wanted: &Wanted<'_>) -> Result<TractP
         ends.extend(model.wire_node(tap_name(index), Tap { index }, &[outlet])?);
     }
     let mut output_names = Vec::new();
-    if wanted.outputs {
+    if with_outputs {
         for output in copy.proto.graph.iter().flat_map(|graph| &graph.output) {
             let outlet = outlets
                 .get(output.name())
@@ -142,11 +166,11 @@ fn build(copy: &Copy<'_>, shapes: &Shapes, wanted: &Wanted<'_>) -> Result<TractP
     model.compact()?;
 
     let typed = model.into_typed()?;
-    check_taps(&typed, wanted)?;
+    check_taps(&typed, taps)?;
     let mut outputs = Vec::new();
     let mut skipped = Vec::new();
     for (i, name) in output_names.into_iter().enumerate() {
-        let at = wanted.taps.len() + i;
+        let at = taps.len() + i;
         if typed.output_fact(at)?.datum_type == f32::datum_type() {
             outputs.push((at, name));
         } else {
@@ -157,7 +181,7 @@ fn build(copy: &Copy<'_>, shapes: &Shapes, wanted: &Wanted<'_>) -> Result<TractP
     Ok(TractPlan {
         plan: SimplePlan::new(optimized)?,
         inputs,
-        taps: wanted.taps.len(),
+        taps: taps.len(),
         outputs,
         skipped,
         index_limits: copy.index_limits.clone(),
@@ -169,9 +193,9 @@ fn tap_name(index: usize) -> String {
 }
 
 /// Refuses taps on values that are not float32.
-fn check_taps(model: &TypedModel, wanted: &Wanted<'_>) -> Result<(), Failure> {
+fn check_taps(model: &TypedModel, taps: &[(usize, &String)]) -> Result<(), Failure> {
     for (index, outlet) in model.output_outlets()?.iter().enumerate() {
-        let Some(name) = wanted.taps.get(index) else {
+        let Some((_, name)) = taps.get(index) else {
             break;
         };
         let input = model.node(outlet.node).inputs[0];
@@ -179,7 +203,7 @@ fn check_taps(model: &TypedModel, wanted: &Wanted<'_>) -> Result<(), Failure> {
         if found != f32::datum_type() {
             let found = datum_name(found);
             return Err(EngineError::NotFloat {
-                name: name.clone(),
+                name: (*name).clone(),
                 found,
             }
             .into());

@@ -1,5 +1,6 @@
 //! The closing summary: the report in a few lines, or with -v in many.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use onnx_osplus::review::{Decision, Report, SiteReport};
@@ -31,6 +32,7 @@ fn write_summary(
             report.settings.opset
         )?;
     }
+    inlined(out, report, verbose)?;
     linears(out, report, verbose)?;
     sites(out, report, verbose)?;
     if verbose {
@@ -64,6 +66,27 @@ fn write_summary(
         Some(peak) => writeln!(out, "time       {seconds:.1} s, peak memory {peak:.0} MB"),
         None => writeln!(out, "time       {seconds:.1} s"),
     }
+}
+
+fn inlined(out: &mut String, report: &Report, verbose: bool) -> std::fmt::Result {
+    if report.inlined.is_empty() {
+        return Ok(());
+    }
+    let functions: BTreeSet<&str> = report
+        .inlined
+        .iter()
+        .map(|call| call.function.as_str())
+        .collect();
+    writeln!(
+        out,
+        "inlined    {} calls of {} model-local functions",
+        report.inlined.len(),
+        functions.len()
+    )?;
+    for call in report.inlined.iter().filter(|_| verbose) {
+        writeln!(out, "  inlined  {} ({})", call.node, call.function)?;
+    }
+    Ok(())
 }
 
 fn linears(out: &mut String, report: &Report, verbose: bool) -> std::fmt::Result {

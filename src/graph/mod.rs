@@ -4,8 +4,10 @@
 //! collects edits against that view together with the reason for them; [`apply`] carries them out and checks
 //! the result. Inside, values and nodes are ids; names appear only at the edges.
 
+pub mod branches;
 mod check;
 mod constant;
+pub mod inline;
 mod names;
 pub mod opset;
 mod patch;
@@ -13,6 +15,7 @@ mod view;
 
 pub use check::{GraphError, check};
 pub use constant::{Constant, constant_expression};
+pub use inline::inline;
 pub use names::Names;
 pub use patch::{Patch, PatchError, apply};
 pub use view::{NodeId, Source, Use, ValueId, View};

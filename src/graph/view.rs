@@ -317,7 +317,7 @@ fn tensor_type(ty: &TypeProto) -> Option<&type_proto::Tensor> {
 }
 
 /// `true` for the operators of ONNX itself (domain `""`, also written `"ai.onnx"`).
-pub(super) fn is_standard_domain(node: &NodeProto) -> bool {
+pub(in crate::graph) fn is_standard_domain(node: &NodeProto) -> bool {
     matches!(node.domain.as_deref(), None | Some("") | Some("ai.onnx"))
 }
 
@@ -326,7 +326,7 @@ fn op_type(node: &NodeProto) -> &str {
 }
 
 /// The names that the subgraphs of `node` read from outside, each once, in order of first mention.
-pub(super) fn captured_names(node: &NodeProto) -> Vec<&str> {
+pub(in crate::graph) fn captured_names(node: &NodeProto) -> Vec<&str> {
     let mut captured = Vec::new();
     for graph in subgraphs(node) {
         collect_captures(graph, &mut Vec::new(), &mut captured);

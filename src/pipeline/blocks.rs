@@ -1,5 +1,7 @@
 //! What a run works on: the recognised blocks of a model, and which of its Linears are to be quantized.
 
+use std::collections::BTreeMap;
+
 use crate::graph::{ValueId, View};
 use crate::onnx::DataType;
 use crate::recognise::{Linear, Recognised, recognise};
@@ -14,6 +16,8 @@ pub(crate) struct Blocks {
     pub values: Vec<String>,
     /// Why a Linear is left in float, per Linear.
     pub skipped: Vec<Option<String>>,
+    /// Sites that take the decision of another site.
+    pub leaders: BTreeMap<usize, usize>,
 }
 
 impl Blocks {
@@ -50,12 +54,19 @@ impl Blocks {
             sites,
             values,
             skipped,
+            leaders: BTreeMap::new(),
         };
-        if blocks.skipped.iter().all(Option::is_some) {
-            return Err(Error::NothingToQuantize(blocks.nothing_because()));
-        }
+        blocks.check_any()?;
         blocks.check_constants(view)?;
         Ok(blocks)
+    }
+
+    /// Refuses to go on without a Linear to quantize.
+    pub fn check_any(&self) -> Result<(), Error> {
+        if self.skipped.iter().all(Option::is_some) {
+            return Err(Error::NothingToQuantize(self.nothing_because()));
+        }
+        Ok(())
     }
 
     /// The Linears of a site that are to be quantized.

@@ -3,13 +3,16 @@
 use super::Run;
 use crate::Error;
 use crate::calibrate::{OutputComparison, compare};
+use crate::graph::branches::unflatten;
 use crate::onnx::Model;
 use crate::review::{Decision, FLOAT_LIMIT, FloatCheck, gain_db, output_reports};
 
 impl Run<'_> {
     /// Runs original and migrated model: they must agree before anything is quantized.
     pub fn check_float(&mut self, migrated: &Model) -> Result<(), Error> {
-        if self.migrated_sites == 0 && self.report.settings.opset_raised_from.is_none() {
+        let rewritten =
+            self.report.settings.opset_raised_from.is_some() || !self.report.inlined.is_empty();
+        if self.migrated_sites == 0 && !rewritten {
             return Ok(());
         }
         let compared = self.compare(&[migrated])?.remove(0);
@@ -37,10 +40,12 @@ impl Run<'_> {
 
     fn compare(&self, models: &[&Model]) -> Result<Vec<Vec<OutputComparison>>, Error> {
         let (engine, threads) = (self.engine, self.options.threads);
+        let models: Vec<Model> = models.iter().map(|m| unflatten(m)).collect();
+        let models: Vec<&Model> = models.iter().collect();
         Ok(compare(
             engine,
             self.original,
-            models,
+            &models,
             &self.held_out,
             threads,
             self.progress,

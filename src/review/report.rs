@@ -11,6 +11,8 @@ pub struct Report {
     pub version: String,
     /// What was asked for.
     pub settings: Settings,
+    /// Calls of model-local functions that were replaced by what the functions do.
+    pub inlined: Vec<InlinedReport>,
     /// Every Linear, in graph order.
     pub linears: Vec<LinearReport>,
     /// Every value that Linears read, in graph order.
@@ -54,6 +56,15 @@ pub struct Settings {
     pub held_out_rows: usize,
     pub opset: i64,
     pub opset_raised_from: Option<i64>,
+}
+
+/// One call of a model-local function that was replaced.
+#[derive(Clone, Debug, Serialize)]
+pub struct InlinedReport {
+    /// The call's node name.
+    pub node: String,
+    /// `domain.name` of the function.
+    pub function: String,
 }
 
 /// One Linear.

@@ -1,5 +1,7 @@
 //! Writing the constants of a Linear back in the form its operator reads them.
 
+use std::collections::BTreeMap;
+
 use ndarray::{Array1, Array2, Axis};
 
 use super::RewriteError;
@@ -12,14 +14,18 @@ use crate::recognise::{Linear, LinearForm};
 
 use super::Affine;
 
+/// What constants that several nodes read were changed to so far. Those that change alike stay shared: the layers of
+/// a network that is run twice, in the branches of an If.
+pub(super) type Copies = BTreeMap<ValueId, Vec<TensorProto>>;
+
 /// Makes node input (`node`, `slot`), which reads the constant `value`, read `data` instead.
 ///
-/// The initializer is overwritten in place if nothing else reads it; otherwise the node gets a copy of its own
-/// under a derived name.
+/// The initializer is overwritten in place if nothing else reads it; otherwise the node gets a copy under a derived
+/// name, which it shares only with nodes that want the same.
 pub(super) fn set_constant(
     view: &View,
     patch: &mut Patch,
-    names: &mut Names,
+    (names, copies): (&mut Names, &mut Copies),
     at: (crate::graph::NodeId, usize),
     value: ValueId,
     new: NewConstant,
@@ -31,18 +37,24 @@ pub(super) fn set_constant(
                 node: at.0,
                 input: at.1,
             }];
-    let target = if exclusive {
-        name.to_owned()
-    } else {
-        names.derive(name, "osplus")
-    };
-    let tensor = new.into_tensor(&target)?;
+    let mut tensor = new.into_tensor(name)?;
     if exclusive {
         patch.set_initializer(tensor);
-    } else {
-        patch.add_initializer(tensor);
-        patch.rewire(at.0, at.1, target);
+        return Ok(());
     }
+    let copies = copies.entry(value).or_default();
+    let same = |t: &&TensorProto| {
+        (t.data_type, &t.dims, &t.raw_data) == (tensor.data_type, &tensor.dims, &tensor.raw_data)
+    };
+    if let Some(copy) = copies.iter().find(same) {
+        patch.rewire(at.0, at.1, copy.name());
+        return Ok(());
+    }
+    let target = names.derive(name, "osplus");
+    tensor.name = Some(target.clone());
+    copies.push(tensor.clone());
+    patch.add_initializer(tensor);
+    patch.rewire(at.0, at.1, target);
     Ok(())
 }
 
@@ -153,7 +165,7 @@ impl LinearFold {
         view: &View,
         linear: &Linear,
         patch: &mut Patch,
-        names: &mut Names,
+        (names, copies): (&mut Names, &mut Copies),
     ) -> Result<(), RewriteError> {
         let unreadable = || RewriteError::Constant(view.name(linear.weight).to_owned());
         let scales_output = self.output_scale.iter().any(|&s| s != 1.0);
@@ -174,7 +186,7 @@ impl LinearFold {
             bias.iter_mut()
                 .zip(outputs)
                 .for_each(|(b, (z, s))| *b = (*b - z) / s);
-            set_bias(view, linear, bias, patch, names)?;
+            set_bias(view, linear, bias, patch, (&mut *names, &mut *copies))?;
         }
         if new_weight {
             if let Some(s) = &self.input.scale {
@@ -187,7 +199,8 @@ impl LinearFold {
                 weight /= &ndarray::aview1(&self.output_scale);
             }
             let new = stored_weight(linear, weight);
-            set_constant(view, patch, names, (linear.node, 1), linear.weight, new)?;
+            let at = (linear.node, 1);
+            set_constant(view, patch, (names, copies), at, linear.weight, new)?;
         }
         if let Some(node) = without_factors(view, linear, new_weight, new_bias) {
             patch.replace(linear.node, node);
@@ -202,7 +215,7 @@ fn set_bias(
     linear: &Linear,
     bias: Array1<f32>,
     patch: &mut Patch,
-    names: &mut Names,
+    (names, copies): (&mut Names, &mut Copies),
 ) -> Result<(), RewriteError> {
     let dtype = linear.dtype;
     if let Some(old) = linear.bias {
@@ -223,7 +236,8 @@ fn set_bias(
             data: bias.to_vec(),
             dtype,
         };
-        return set_constant(view, patch, names, (old.node, old.slot), old.value, new);
+        let at = (old.node, old.slot);
+        return set_constant(view, patch, (names, copies), at, old.value, new);
     }
     let new = NewConstant {
         shape: vec![linear.n],

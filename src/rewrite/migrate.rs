@@ -14,7 +14,7 @@
 use std::collections::BTreeMap;
 
 use super::RewriteError;
-use super::linear::{LinearFold, NewConstant, set_constant};
+use super::linear::{Copies, LinearFold, NewConstant, set_constant};
 use crate::graph::{Names, NodeId, Patch, ValueId, View};
 use crate::onnx::DataType;
 use crate::onnx::node::make_node;
@@ -72,6 +72,7 @@ pub fn migrate(
         view,
         found,
         names,
+        copies: Copies::new(),
         patches: Vec::new(),
         linears: BTreeMap::new(),
         constants: BTreeMap::new(),
@@ -94,6 +95,7 @@ struct Migration<'a, 'm> {
     view: &'a View<'m>,
     found: &'a Recognised,
     names: &'a mut Names,
+    copies: Copies,
     patches: Vec<Patch>,
     linears: BTreeMap<usize, LinearFold>,
     constants: BTreeMap<(NodeId, usize), ConstantFold>,
@@ -200,7 +202,8 @@ impl Migration<'_, '_> {
         for (l, fold) in std::mem::take(&mut self.linears) {
             let linear = &self.found.linears[l];
             let mut patch = Patch::new(format!("fold shift and scale into `{}`", linear.name));
-            fold.write(self.view, linear, &mut patch, self.names)?;
+            let new = (&mut *self.names, &mut self.copies);
+            fold.write(self.view, linear, &mut patch, new)?;
             self.patches.push(patch);
         }
         Ok(self.patches)
@@ -255,7 +258,8 @@ impl Migration<'_, '_> {
             dtype,
         };
         let at = (param.node, param.slot);
-        set_constant(self.view, patch, self.names, at, param.value, new)
+        let names = (&mut *self.names, &mut self.copies);
+        set_constant(self.view, patch, names, at, param.value, new)
     }
 
     /// y = y' s + z for the readers that are no Linears. They keep the name y; the norm writes y' under a new one.

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use ndarray::Array1;
 
 use super::RewriteError;
-use super::linear::NewConstant;
+use super::linear::{Copies, NewConstant};
 use crate::graph::{Names, NodeId, Patch, ValueId, View};
 use crate::onnx::proto::NodeProto;
 
@@ -57,6 +57,7 @@ pub fn quantize(
         view,
         plan,
         names,
+        copies: Copies::new(),
         shared: BTreeMap::new(),
         weights: BTreeMap::new(),
     };
@@ -86,6 +87,7 @@ struct Writer<'a, 'm> {
     view: &'a View<'m>,
     plan: &'a QuantizePlan,
     names: &'a mut Names,
+    copies: Copies,
     /// The dequantized input that Linears with the same key read.
     shared: BTreeMap<ActivationKey, String>,
     /// Weights already written: one initializer serves every Linear that reads it.
@@ -266,7 +268,7 @@ impl Writer<'_, '_> {
         super::linear::set_constant(
             self.view,
             patch,
-            self.names,
+            (&mut *self.names, &mut self.copies),
             (bias.node, bias.slot),
             bias.value,
             new,

@@ -175,6 +175,10 @@ impl Walk<'_, '_> {
         from: &[Use],
     ) -> Result<(), String> {
         let view = self.view;
+        if labels.is_empty() {
+            // A past of length zero: in use it has elements, and they are not scaled.
+            return Err(format!("`{}` is empty in calibration", view.name(value)));
+        }
         if labels.iter().all(|&l| l == NONE) {
             return Ok(());
         }

@@ -1,5 +1,6 @@
 //! Tests of calibration as a whole, on tiny models made here.
 
+mod branches;
 mod data;
 mod engine;
 mod stats;
