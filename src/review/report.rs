@@ -43,6 +43,7 @@ pub struct Settings {
     pub format: String,
     pub method: String,
     pub weight_bits: u8,
+    pub weight_granularity: String,
     pub activation_bits: u8,
     pub activation_symmetric: bool,
     pub include: Option<String>,

@@ -8,21 +8,36 @@
 //!
 //! This is the form that runtimes fuse to one integer product (ONNX Runtime: MatMulIntegerToFloat). The details
 //! that decide whether they do come from the target's [`Profile`].
+//!
+//! Fewer than 8 bits are levels of an 8-bit type, because that is what runtimes have products for: a Clip before the
+//! QuantizeLinear cuts the activation to its levels, and the weight uses as many as it has. What is saved is memory:
+//! from operator set 21 on, a weight of at most 4 bits is stored as INT4, two per byte, with a Cast to int8 before its
+//! DequantizeLinear. ONNX Runtime evaluates that Cast once, when it loads the file, and multiplies in int8; a
+//! DequantizeLinear of INT4 itself it would compute in float at every run.
+//!
+//! A Linear in float16, bfloat16 or float64 is computed between two Casts:
+//!
+//! ```text
+//! x ── Cast(float32) ── Q ── DQ ──┐
+//! W: int8 ── DQ ──────────────────┴─ MatMul ── Cast(float16) ── Add(b: float16) ── y
+//! ```
+//!
+//! All scales are float32, so none can underflow; ONNX Runtime fuses this and not the form with float16 scales.
+
+mod gemm;
 
 use std::collections::BTreeMap;
 
-use ndarray::Array1;
-
 use super::RewriteError;
 use super::linear::NewConstant;
-use crate::graph::{Names, NodeId, Patch, ValueId, View};
+use crate::graph::{Names, Patch, ValueId, View};
 use crate::onnx::proto::NodeProto;
 
-use crate::onnx::node::{float_attr, int_attr, make_node};
+use crate::onnx::node::{int_attr, make_node};
 use crate::onnx::{DataType, tensor};
 use crate::recognise::{Linear, LinearForm, Recognised};
 use crate::solve::{QuantParams, WeightSpec, quantize_weight};
-use crate::target::{GemmBias, Profile};
+use crate::target::Profile;
 
 /// How the input of one Linear is quantized.
 #[derive(Clone, Debug, PartialEq)]
@@ -72,9 +87,13 @@ pub fn quantize(
 /// The identity of an input's quantization: two Linears with the same key can share one pair.
 type ActivationKey = (ValueId, u32, i32, i32, i32);
 
-/// The initializers of a quantized weight.
+/// The first operator set with INT4 and the first IR version that knows it.
+const INT4_OPSET: (i64, i64) = (21, 10);
+
+/// The values that stand for a quantized weight.
 #[derive(Clone)]
 struct WeightNames {
+    /// int8, in the layout of the operator.
     quantized: String,
     scale: String,
     zero_point: String,
@@ -115,6 +134,11 @@ impl Writer<'_, '_> {
             (LinearForm::MatMul, _) => {
                 patch.rewire(linear.node, 0, x);
                 patch.rewire(linear.node, 1, w);
+                let output = self.output_name(linear.node);
+                let product = self.cast_back(linear, &output, &mut patch);
+                if product != output {
+                    patch.rename_output(linear.node, 0, product);
+                }
                 if activation.rank >= 3 {
                     self.bias_as_row(linear, &mut patch)?;
                     self.bias_before_clip(linear, &mut patch)?;
@@ -157,6 +181,13 @@ impl Writer<'_, '_> {
         let signed = self.plan.profile.symmetric;
         patch.add_initializer(zero_point_tensor(&zero_point, params.zero_point, signed));
         let mut input = x.to_owned();
+        if linear.dtype != DataType::Float {
+            let (wide, name) = (derive("float32"), derive("Cast"));
+            let to = vec![int_attr("to", DataType::Float as i64)];
+            let cast = make_node("Cast", &name, &[&input], &[&wide], to);
+            patch.insert_before(linear.node, cast);
+            input = wide;
+        }
         if let Some((low, high)) = narrow_range(params, signed) {
             // QuantizeLinear saturates at 8 bits; fewer bits need the range cut before it, which is exact.
             let clipped = derive("clipped");
@@ -208,7 +239,7 @@ impl Writer<'_, '_> {
         };
         let shape = q.shape().to_vec();
         let q: Vec<i8> = q.as_standard_layout().iter().copied().collect();
-        let weight = WeightNames {
+        let mut weight = WeightNames {
             quantized: self.names.derive(name, "quantized"),
             scale: self.names.derive(name, "scale"),
             zero_point: self.names.derive(name, "zero_point"),
@@ -217,7 +248,19 @@ impl Writer<'_, '_> {
         let per_channel = self.plan.weight.per_channel;
         let count = weight.scales.len();
         let dims: &[usize] = if per_channel { &[count] } else { &[] };
-        patch.add_initializer(tensor::from_i8(&weight.quantized, &shape, &q));
+        if self.has_int4() && self.plan.weight.bits <= 4 {
+            patch.add_initializer(tensor::from_i4(&weight.quantized, &shape, &q));
+            let (wide, cast) = (
+                self.names.derive(name, "int8"),
+                self.names.derive(name, "Cast"),
+            );
+            let to = vec![int_attr("to", DataType::Int8 as i64)];
+            let cast = make_node("Cast", &cast, &[&weight.quantized], &[&wide], to);
+            patch.insert_before(linear.node, cast);
+            weight.quantized = wide;
+        } else {
+            patch.add_initializer(tensor::from_i8(&weight.quantized, &shape, &q));
+        }
         patch.add_initializer(tensor::from_f32(
             &weight.scale,
             dims,
@@ -227,6 +270,25 @@ impl Writer<'_, '_> {
         patch.add_initializer(tensor::from_i8(&weight.zero_point, dims, &vec![0; count]));
         self.weights.insert(key, weight.clone());
         Ok(weight)
+    }
+
+    fn has_int4(&self) -> bool {
+        let model = self.view.model();
+        model.opset() >= INT4_OPSET.0 && model.proto.ir_version() >= INT4_OPSET.1
+    }
+
+    /// The name under which `linear`, computed in float32, gives what `output` was: `output` itself, or a new one with
+    /// a Cast to the type of the file after it.
+    fn cast_back(&mut self, linear: &Linear, output: &str, patch: &mut Patch) -> String {
+        if linear.dtype == DataType::Float {
+            return output.to_owned();
+        }
+        let wide = self.names.derive(output, "float32");
+        let cast = self.names.derive(output, "Cast");
+        let to = vec![int_attr("to", linear.dtype as i64)];
+        let cast = make_node("Cast", &cast, &[&wide], &[output], to);
+        patch.insert_after(linear.node, cast);
+        wide
     }
 
     fn dequantize_weight(&mut self, linear: &Linear, weight: &WeightNames) -> (String, NodeProto) {
@@ -283,7 +345,8 @@ impl Writer<'_, '_> {
             .output(linear.node, 0)
             .and_then(|product| view.only_reader(product))
             .is_some_and(|(reader, _)| matches!(view.op(reader), "Relu" | "Clip"));
-        if linear.bias.is_some() || !clipped {
+        // The Cast of another float type is in between already.
+        if linear.bias.is_some() || !clipped || linear.dtype != DataType::Float {
             return Ok(());
         }
         let zeros = self.names.derive(view.name(linear.weight), "no_bias");
@@ -295,160 +358,6 @@ impl Writer<'_, '_> {
         patch.add_initializer(new.into_tensor(&zeros)?);
         super::linear::add_after(view, linear, "no_bias", &zeros, patch, self.names);
         Ok(())
-    }
-
-    /// A Gemm over quantized factors. Its bias takes the form that the target fuses.
-    fn gemm(
-        &mut self,
-        linear: &Linear,
-        activation: &Activation,
-        weight: &WeightNames,
-        [x, w]: [&str; 2],
-        patch: &mut Patch,
-    ) -> Result<(), RewriteError> {
-        let mut node = self.view.node(linear.node).clone();
-        // alpha is in the quantized weight; beta goes into the bias where that is rewritten too.
-        node.attribute
-            .retain(|a| a.name.as_deref() != Some("alpha"));
-        node.input[0] = x.to_owned();
-        node.input[1] = w.to_owned();
-        if linear.bias.is_none() {
-            patch.replace(linear.node, node);
-            return Ok(());
-        }
-        node.attribute.retain(|a| a.name.as_deref() != Some("beta"));
-        match self.plan.profile.gemm_bias {
-            GemmBias::Int32 => {
-                // ONNX Runtime fuses only what has beta written out.
-                node.attribute.push(float_attr("beta", 1.0));
-                node.input[2] = self.int32_bias(linear, activation, weight, linear.node, patch)?;
-                patch.replace(linear.node, node);
-            }
-            GemmBias::SeparateAdd => {
-                node.input.truncate(2);
-                let output = self.output_name(linear.node);
-                let product = self.names.derive(&output, "product");
-                node.output[0] = product.clone();
-                patch.replace(linear.node, node);
-                let bias = self.float_bias(linear, patch)?;
-                let add = self.names.derive(&linear.name, "bias");
-                let add = make_node("Add", &add, &[&product, &bias], &[&output], vec![]);
-                patch.insert_after(linear.node, add);
-            }
-        }
-        Ok(())
-    }
-
-    /// MatMul + Add over rank 2 is what runtimes fuse to a Gemm of their own, in float: written as the Gemm they
-    /// can quantize, under the MatMul's name.
-    fn matmul_of_rank_2(
-        &mut self,
-        linear: &Linear,
-        activation: &Activation,
-        weight: &WeightNames,
-        [x, w]: [&str; 2],
-        patch: &mut Patch,
-    ) -> Result<(), RewriteError> {
-        let Some(bias) = linear.bias else {
-            return Ok(());
-        };
-        let mut node = self.view.node(linear.node).clone();
-        node.op_type = Some("Gemm".to_owned());
-        node.input = vec![x.to_owned(), w.to_owned()];
-        if self.plan.profile.gemm_bias == GemmBias::Int32 {
-            node.input
-                .push(self.int32_bias(linear, activation, weight, linear.node, patch)?);
-            node.attribute.push(float_attr("beta", 1.0));
-            node.output[0] = self.output_name(bias.node);
-            patch.remove(bias.node);
-        }
-        patch.replace(linear.node, node);
-        Ok(())
-    }
-
-    /// More than 2 gives the product of two matrices more axes, which no Gemm does.
-    fn rank_of_constant(&self, value: ValueId) -> usize {
-        let constant = self.view.constant(value).and_then(|c| c.into_float());
-        constant.map_or(0, |(array, _)| array.ndim())
-    }
-
-    fn output_name(&self, node: NodeId) -> String {
-        self.view
-            .output(node, 0)
-            .map_or("", |v| self.view.name(v))
-            .to_owned()
-    }
-
-    fn load_bias(&self, linear: &Linear) -> Result<Array1<f32>, RewriteError> {
-        let name = linear.bias.map_or("", |b| self.view.name(b.value));
-        linear
-            .load_bias(self.view)
-            .ok_or_else(|| RewriteError::Constant(name.to_owned()))
-    }
-
-    /// The effective float bias: the constant itself, or a new one with beta in it.
-    fn float_bias(&mut self, linear: &Linear, patch: &mut Patch) -> Result<String, RewriteError> {
-        let base = linear.bias.map_or("", |b| self.view.name(b.value));
-        if !matches!(linear.form, LinearForm::Gemm { beta, .. } if beta != 1.0) {
-            return Ok(base.to_owned());
-        }
-        let b = self.load_bias(linear)?;
-        let name = self.names.derive(base, "scaled");
-        let new = NewConstant {
-            shape: vec![linear.n],
-            data: b.to_vec(),
-            dtype: linear.dtype,
-        };
-        patch.add_initializer(new.into_tensor(&name)?);
-        Ok(name)
-    }
-
-    /// b ≈ q_b · s_x · s_w with q_b int32: [N], behind a DequantizeLinear before `anchor`.
-    fn int32_bias(
-        &mut self,
-        linear: &Linear,
-        activation: &Activation,
-        weight: &WeightNames,
-        anchor: NodeId,
-        patch: &mut Patch,
-    ) -> Result<String, RewriteError> {
-        let b = self.load_bias(linear)?;
-        let per_channel = weight.scales.len() > 1;
-        let scale =
-            |i: usize| activation.params.scale * weight.scales[if per_channel { i } else { 0 }];
-        // `as` saturates: a bias beyond 2^31 steps is beyond what the accumulator could hold.
-        let q: Vec<i32> = b
-            .iter()
-            .enumerate()
-            .map(|(i, &b)| (f64::from(b) / f64::from(scale(i))).round() as i32)
-            .collect();
-        let scales: Vec<f32> = (0..weight.scales.len()).map(scale).collect();
-        let base = linear.bias.map_or("", |b| self.view.name(b.value));
-        let mut derive = |suffix: &str| self.names.derive(base, suffix);
-        let (quantized, scale, output, node) = (
-            derive("quantized"),
-            derive("scale"),
-            derive("dequantized"),
-            derive("DequantizeLinear"),
-        );
-        let dims: &[usize] = if self.plan.weight.per_channel {
-            &[scales.len()]
-        } else {
-            &[]
-        };
-        patch.add_initializer(tensor::from_i32(&quantized, &[linear.n], &q));
-        patch.add_initializer(tensor::from_f32(&scale, dims, &scales, DataType::Float));
-        let attributes = if self.plan.weight.per_channel {
-            vec![int_attr("axis", 0)]
-        } else {
-            vec![]
-        };
-        let inputs = [quantized.as_str(), &scale];
-        patch.insert_before(
-            anchor,
-            make_node("DequantizeLinear", &node, &inputs, &[&output], attributes),
-        );
-        Ok(output)
     }
 }
 
