@@ -1,6 +1,7 @@
 //! The steps of [`crate::run`], in order, and what they have to remember for the report.
 
 mod blocks;
+mod folded;
 mod verify;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ use crate::solve::{Fold, Method, SiteProblem, Solution, SolveSettings, solve_sit
 use crate::target::MIN_OPSET;
 use crate::{Error, Format, Options};
 use blocks::Blocks;
+use folded::Folded;
 
 /// What an explicit Mul must gain at its site to be worth its run time.
 const EXPLICIT_GAIN_DB: f64 = 1.0;
@@ -239,9 +241,9 @@ impl<'a> Run<'a> {
         statistics: &BTreeMap<String, ChannelStats>,
         solutions: &mut Solutions,
     ) -> Result<Model, Error> {
-        let migrated = self.fold(model, blocks, solutions)?;
-        let Err(error) = self.check_float(&migrated) else {
-            return Ok(migrated);
+        let folded = self.fold(model, blocks, solutions)?;
+        let Err(error) = self.check_float(&folded) else {
+            return Ok(folded.model);
         };
         let view = View::new(model);
         let mut dropped = 0;
@@ -268,9 +270,9 @@ impl<'a> Run<'a> {
         }
         let note = format!("{dropped} sites were not migrated beyond their norms: {error}");
         self.report.notes.push(note);
-        let migrated = self.fold(model, blocks, solutions)?;
-        self.check_float(&migrated)?;
-        Ok(migrated)
+        let folded = self.fold(model, blocks, solutions)?;
+        self.check_float(&folded)?;
+        Ok(folded.model)
     }
 
     fn fold(
@@ -278,9 +280,8 @@ impl<'a> Run<'a> {
         model: &Model,
         blocks: &Blocks,
         solutions: &Solutions,
-    ) -> Result<Model, Error> {
+    ) -> Result<Folded, Error> {
         let view = View::new(model);
-        let mut names = Names::new(model);
         let migrations: Vec<(&Site, Affine)> = blocks
             .sites
             .iter()
@@ -298,11 +299,12 @@ impl<'a> Run<'a> {
             .filter(|(site, affine)| site.has_sink() && !affine.is_identity())
             .collect();
         self.migrated_sites = migrations.len();
-        let patches = rewrite::migrate(&view, &blocks.found, &migrations, &mut names)?;
-        let mut migrated = model.clone();
-        graph::apply(&mut migrated, patches).map_err(rewrite::RewriteError::from)?;
+        let folded = Folded::new(model, |precision| {
+            let mut names = Names::new(model);
+            rewrite::migrate_in(precision, &view, &blocks.found, &migrations, &mut names)
+        })?;
         self.finish_step("migrate");
-        Ok(migrated)
+        Ok(folded)
     }
 
     /// The migrated model with Q/DQ at every selected Linear.

@@ -5,6 +5,6 @@ mod report;
 
 pub use account::{gain_db, linear_report, output_reports, site_report};
 pub use report::{
-    Decision, FLOAT_LIMIT, FloatCheck, LinearReport, NearMissReport, OutputReport, Report,
-    Settings, SiteReport,
+    Decision, FLOAT_LIMIT, FloatCheck, LinearReport, NearMissReport, OutputReport, ROUNDING_LIMIT,
+    Report, RoundedCheck, Settings, SiteReport,
 };

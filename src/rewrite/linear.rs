@@ -3,47 +3,96 @@
 use ndarray::{Array1, Array2, Axis};
 
 use super::RewriteError;
-use crate::graph::{Names, Patch, Source, Use, ValueId, View};
+use crate::graph::{Names, NodeId, Patch, Source, Use, ValueId, View};
 
-use crate::onnx::node::make_node;
+use crate::onnx::node::{attr_t, int_attr, make_node};
 use crate::onnx::proto::{NodeProto, TensorProto};
 use crate::onnx::{DataType, tensor};
 use crate::recognise::{Linear, LinearForm};
 
 use super::Affine;
 
-/// Makes node input (`node`, `slot`), which reads the constant `value`, read `data` instead.
+/// In what type migrated constants are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// The type in the file. Float16 and bfloat16 round what has been folded, once.
+    OfFile,
+    /// float32, for a check of the folding itself: such a model is for the engine, which widens everything anyway, and
+    /// no valid file.
+    Float32,
+}
+
+impl Precision {
+    /// The type to write for a constant that has the type `dtype` in the file.
+    pub(super) fn of(self, dtype: DataType) -> DataType {
+        match self {
+            Precision::OfFile => dtype,
+            Precision::Float32 => DataType::Float,
+        }
+    }
+}
+
+/// Makes node input (`node`, `slot`), which reads the constant `value`, read `new` instead.
 ///
 /// The initializer is overwritten in place if nothing else reads it; otherwise the node gets a copy of its own
-/// under a derived name.
+/// under a derived name. What the file stores in float16 or bfloat16 behind a Cast to float32 stays that small.
 pub(super) fn set_constant(
+    precision: Precision,
     view: &View,
     patch: &mut Patch,
     names: &mut Names,
-    at: (crate::graph::NodeId, usize),
+    at: (NodeId, usize),
     value: ValueId,
-    new: NewConstant,
+    mut new: NewConstant,
 ) -> Result<(), RewriteError> {
-    let name = view.name(value);
-    let exclusive = matches!(view.source(value), Source::Initializer(_))
-        && view.uses(value)
-            == [Use::Node {
-                node: at.0,
-                input: at.1,
-            }];
-    let target = if exclusive {
-        name.to_owned()
-    } else {
-        names.derive(name, "osplus")
+    let only = |value, (node, input)| view.uses(value) == [Use::Node { node, input }];
+    let narrow = stored_narrow(view, value)
+        .filter(|_| precision == Precision::OfFile && new.dtype == DataType::Float);
+    // The initializer itself, or the one behind nothing but a Cast.
+    let (origin, cast) = match (narrow, view.producer(value)) {
+        (Some(_), Some((node, 0))) if view.op(node) == "Cast" => {
+            (view.input(node, 0).unwrap_or(value), Some(node))
+        }
+        _ => (value, None),
     };
-    let tensor = new.into_tensor(&target)?;
+    let exclusive = matches!(view.source(origin), Source::Initializer(_))
+        && only(value, at)
+        && cast.is_none_or(|cast| only(origin, (cast, 0)));
+    new.dtype = narrow.unwrap_or(new.dtype);
     if exclusive {
-        patch.set_initializer(tensor);
-    } else {
-        patch.add_initializer(tensor);
-        patch.rewire(at.0, at.1, target);
+        patch.set_initializer(new.into_tensor(view.name(origin))?);
+        return Ok(());
     }
+    let name = view.name(value);
+    let mut target = names.derive(name, "osplus");
+    patch.add_initializer(new.into_tensor(&target)?);
+    if narrow.is_some() {
+        let wide = names.derive(&target, "float32");
+        let cast = names.derive(&target, "Cast");
+        let to = vec![int_attr("to", DataType::Float as i64)];
+        patch.insert_before(at.0, make_node("Cast", &cast, &[&target], &[&wide], to));
+        target = wide;
+    }
+    patch.rewire(at.0, at.1, target);
     Ok(())
+}
+
+/// The type of the initializer that a float32 constant is a widened copy of: float16 or bfloat16.
+fn stored_narrow(view: &View, mut value: ValueId) -> Option<DataType> {
+    let stored = loop {
+        match view.source(value) {
+            Source::Initializer(_) => break tensor::dtype(view.initializer(value)?)?,
+            Source::Node { node, .. } => match view.op(node) {
+                "Constant" => break tensor::dtype(attr_t(view.node(node), "value")?)?,
+                "Cast" | "Identity" | "Transpose" | "Reshape" | "Squeeze" | "Unsqueeze" => {
+                    value = view.input(node, 0)?;
+                }
+                _ => return None,
+            },
+            _ => return None,
+        }
+    };
+    matches!(stored, DataType::Float16 | DataType::Bfloat16).then_some(stored)
 }
 
 /// The elements of a constant to be written, and the float type of the file.
@@ -150,6 +199,7 @@ impl LinearFold {
     /// A constant that cannot be read, or does not fit its type.
     pub fn write(
         &self,
+        precision: Precision,
         view: &View,
         linear: &Linear,
         patch: &mut Patch,
@@ -174,7 +224,7 @@ impl LinearFold {
             bias.iter_mut()
                 .zip(outputs)
                 .for_each(|(b, (z, s))| *b = (*b - z) / s);
-            set_bias(view, linear, bias, patch, names)?;
+            set_bias(precision, view, linear, bias, patch, names)?;
         }
         if new_weight {
             if let Some(s) = &self.input.scale {
@@ -186,8 +236,10 @@ impl LinearFold {
             if scales_output {
                 weight /= &ndarray::aview1(&self.output_scale);
             }
-            let new = stored_weight(linear, weight);
-            set_constant(view, patch, names, (linear.node, 1), linear.weight, new)?;
+            let mut new = stored_weight(linear, weight);
+            new.dtype = precision.of(new.dtype);
+            let at = (linear.node, 1);
+            set_constant(precision, view, patch, names, at, linear.weight, new)?;
         }
         if let Some(node) = without_factors(view, linear, new_weight, new_bias) {
             patch.replace(linear.node, node);
@@ -198,13 +250,14 @@ impl LinearFold {
 
 /// Writes b'; a Linear without a bias gets one.
 fn set_bias(
+    precision: Precision,
     view: &View,
     linear: &Linear,
     bias: Array1<f32>,
     patch: &mut Patch,
     names: &mut Names,
 ) -> Result<(), RewriteError> {
-    let dtype = linear.dtype;
+    let dtype = precision.of(linear.dtype);
     if let Some(old) = linear.bias {
         let unreadable = || RewriteError::Constant(view.name(old.value).to_owned());
         let stored = view
@@ -223,7 +276,8 @@ fn set_bias(
             data: bias.to_vec(),
             dtype,
         };
-        return set_constant(view, patch, names, (old.node, old.slot), old.value, new);
+        let at = (old.node, old.slot);
+        return set_constant(precision, view, patch, names, at, old.value, new);
     }
     let new = NewConstant {
         shape: vec![linear.n],

@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 
 use super::RewriteError;
-use super::linear::{LinearFold, NewConstant, set_constant};
+use super::linear::{LinearFold, NewConstant, Precision, set_constant};
 use crate::graph::{Names, NodeId, Patch, ValueId, View};
 use crate::onnx::DataType;
 use crate::onnx::node::make_node;
@@ -67,7 +67,22 @@ pub fn migrate(
     sites: &[(&Site, Affine)],
     names: &mut Names,
 ) -> Result<Vec<Patch>, RewriteError> {
+    migrate_in(Precision::OfFile, view, found, sites, names)
+}
+
+/// [`migrate`] with the constants in the given precision.
+///
+/// # Errors
+/// As [`migrate`].
+pub fn migrate_in(
+    precision: Precision,
+    view: &View,
+    found: &Recognised,
+    sites: &[(&Site, Affine)],
+    names: &mut Names,
+) -> Result<Vec<Patch>, RewriteError> {
     let mut migration = Migration {
+        precision,
         view,
         found,
         names,
@@ -90,6 +105,7 @@ struct ConstantFold {
 
 /// A Linear or constant can take part in two sites, so their changes are collected and written once.
 struct Migration<'a, 'm> {
+    precision: Precision,
     view: &'a View<'m>,
     found: &'a Recognised,
     names: &'a mut Names,
@@ -199,7 +215,7 @@ impl Migration<'_, '_> {
         for (l, fold) in std::mem::take(&mut self.linears) {
             let linear = &self.found.linears[l];
             let mut patch = Patch::new(format!("fold shift and scale into `{}`", linear.name));
-            fold.write(self.view, linear, &mut patch, self.names)?;
+            fold.write(self.precision, self.view, linear, &mut patch, self.names)?;
             self.patches.push(patch);
         }
         Ok(self.patches)
@@ -220,7 +236,7 @@ impl Migration<'_, '_> {
         match norm.beta {
             Some(param) => self.fold_param(param, patch, beta),
             None if affine.shift.is_some() => {
-                let (_, dtype) = read(self.view, norm.gamma)?;
+                let (_, dtype) = self.read(norm.gamma)?;
                 let data = (0..norm.channels).map(|c| beta(c, 0.0)).collect();
                 let name = self.names.derive(&norm.name, "beta");
                 let new = NewConstant {
@@ -243,7 +259,7 @@ impl Migration<'_, '_> {
         patch: &mut Patch,
         fold: impl Fn(usize, f32) -> f32,
     ) -> Result<(), RewriteError> {
-        let (array, dtype) = read(self.view, param)?;
+        let (array, dtype) = self.read(param)?;
         let data = array.iter().enumerate().map(|(c, &x)| fold(c, x)).collect();
         let new = NewConstant {
             shape: array.shape().to_vec(),
@@ -251,7 +267,15 @@ impl Migration<'_, '_> {
             dtype,
         };
         let at = (param.node, param.slot);
-        set_constant(self.view, patch, self.names, at, param.value, new)
+        set_constant(
+            self.precision,
+            self.view,
+            patch,
+            self.names,
+            at,
+            param.value,
+            new,
+        )
     }
 
     /// y = y' s + z for the readers that are no Linears. They keep the name y; the norm writes y' under a new one.
@@ -273,7 +297,7 @@ impl Migration<'_, '_> {
             ("Mul", "restore_scale", affine.scale.clone()),
             ("Add", "restore_shift", affine.shift.clone()),
         ];
-        let dtype = read(self.view, norm.gamma)?.1;
+        let dtype = self.read(norm.gamma)?.1;
         let nodes = self.chain(
             steps,
             (&norm.name, original),
@@ -319,7 +343,7 @@ impl Migration<'_, '_> {
             names,
             original.to_owned(),
             &migrated,
-            linear.dtype,
+            self.precision.of(linear.dtype),
             patch,
         )?;
         let first = site
@@ -379,10 +403,13 @@ impl Migration<'_, '_> {
         }
         Ok(nodes)
     }
-}
 
-fn read(view: &View, param: NormParam) -> Result<(ndarray::ArrayD<f32>, DataType), RewriteError> {
-    view.constant(param.value)
-        .and_then(|c| c.into_float())
-        .ok_or_else(|| RewriteError::Constant(view.name(param.value).to_owned()))
+    /// A constant and the type to write it in.
+    fn read(&self, param: NormParam) -> Result<(ndarray::ArrayD<f32>, DataType), RewriteError> {
+        let constant = self.view.constant(param.value);
+        let (array, dtype) = constant
+            .and_then(|c| c.into_float())
+            .ok_or_else(|| RewriteError::Constant(self.view.name(param.value).to_owned()))?;
+        Ok((array, self.precision.of(dtype)))
+    }
 }

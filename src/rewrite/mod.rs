@@ -5,7 +5,8 @@ mod linear;
 mod migrate;
 mod quantize;
 
-pub use migrate::{Affine, migrate};
+pub use linear::Precision;
+pub use migrate::{Affine, migrate, migrate_in};
 pub use quantize::{Activation, QuantizePlan, quantize};
 
 use thiserror::Error;

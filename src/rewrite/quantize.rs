@@ -326,6 +326,7 @@ impl Writer<'_, '_> {
             dtype,
         };
         super::linear::set_constant(
+            super::linear::Precision::OfFile,
             self.view,
             patch,
             self.names,

@@ -1,0 +1,222 @@
+"""Every width, exactly: what ONNX Runtime computes at each Linear is the b-bit quantization that numpy defines."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from conftest import run_tool
+from measure import constants, op_counts, producers
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+K, HIDDEN, N = 23, 19, 15  # odd, so that the last byte of a 4-bit weight is half empty
+FLOATS = {"float32": (np.float32, TensorProto.FLOAT), "float16": (np.float16, TensorProto.FLOAT16)}
+
+
+def layers(opset, dtype="float32"):
+    """A norm with outlier channels; MatMul + Add, Relu, MatMul; over rank 2 two forms of Gemm, and MatMul + Add."""
+    array_type, elem_type = FLOATS[dtype]
+    random = np.random.default_rng(5)
+    gamma = random.uniform(0.5, 1.5, K)
+    gamma[[3, 11]] = 30
+    made = {
+        "gamma": gamma,
+        "beta": random.normal(size=K),
+        "w1": random.normal(size=(K, HIDDEN)) * random.uniform(0.1, 2, HIDDEN),
+        "b1": random.normal(size=HIDDEN),
+        "w2": random.normal(size=(HIDDEN, N)),
+        "w3": random.normal(size=(N, K)),
+        "b3": random.normal(size=N),
+        "w4": random.normal(size=(K, N)),
+        "w5": random.normal(size=(K, N)),
+        "b5": random.normal(size=N),
+    }
+    made["w2"][:, 4] = 0  # a column without an extent
+    made = {name: array.astype(array_type) for name, array in made.items()} | {"rows": np.array([-1, K], np.int64)}
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "gamma", "beta"], ["n"], "norm"),
+        helper.make_node("MatMul", ["n", "w1"], ["h0"], "up"),
+        helper.make_node("Add", ["h0", "b1"], ["h1"], "up_bias"),
+        helper.make_node("Relu", ["h1"], ["h2"], "act"),
+        helper.make_node("MatMul", ["h2", "w2"], ["y1"], "down"),
+        helper.make_node("Reshape", ["n", "rows"], ["flat"], "flatten"),
+        helper.make_node("Gemm", ["flat", "w3", "b3"], ["y2"], "head", transB=1),
+        helper.make_node("Gemm", ["flat", "w4"], ["y3"], "head2", alpha=0.5),
+        helper.make_node("MatMul", ["flat", "w5"], ["p4"], "head3"),
+        helper.make_node("Add", ["b5", "p4"], ["y4"], "head3_bias"),
+    ]
+    info = lambda name, *shape: helper.make_tensor_value_info(name, elem_type, shape)  # noqa: E731
+    graph = helper.make_graph(
+        nodes,
+        "layers",
+        [info("x", "b", "s", K)],
+        [info("y1", "b", "s", N), *(info(y, "t", N) for y in ("y2", "y3", "y4"))],
+        [numpy_helper.from_array(array, name) for name, array in made.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10 if opset >= 21 else 8)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+@pytest.fixture(scope="session")
+def quantized(tmp_path_factory):
+    """quantized(opset, dtype, options…) → (the model as given, the model as written, the report)."""
+    done = {}
+
+    def run(opset, dtype, *options):
+        key = (opset, dtype, *map(str, options))
+        if key not in done:
+            folder = tmp_path_factory.mktemp("layers")
+            given, calib = folder / "in.onnx", folder / "x.npy"
+            onnx.save(layers(opset, dtype), given)
+            np.save(calib, np.random.default_rng(6).normal(size=(16, 6, K)).astype(FLOATS[dtype][0]))
+            out, report = folder / "out.onnx", folder / "report.json"
+            result = run_tool(given, out, "--calib", calib, "--report", report, *options)
+            assert result.returncode == 0, result.stderr
+            onnx.checker.check_model(str(out), full_check=True)
+            done[key] = onnx.load(given), onnx.load(out), json.loads(report.read_text())
+        return done[key]
+
+    return run
+
+
+def linears(model):
+    """(name of the product, the nodes from its float input to it, the QuantizeLinear, weight DequantizeLinear)."""
+    made_by = producers(model)
+    for node in model.graph.node:
+        if node.op_type in ("MatMul", "Gemm"):
+            dq, weight = made_by[node.input[0]], made_by[node.input[1]]
+            yield node, made_by[dq.input[0]], dq, weight
+
+
+def alone(model, node, source, ends):
+    """The nodes between the value `source` and `node`, as a model that shows the values `ends`."""
+    made_by, wanted, names = producers(model), [node.output[0], *ends], set()
+    while wanted:
+        name = wanted.pop()
+        if name in made_by and name != source and name not in names:
+            names.add(name)
+            wanted += made_by[name].input
+    nodes = [n for n in model.graph.node if set(n.output) & names]
+    used = {i for n in nodes for i in n.input}
+    elem_type = next(i for i in model.graph.initializer if i.name == "gamma").data_type
+    info = helper.make_tensor_value_info(source, elem_type, [None] * (2 if node.op_type == "Gemm" else 3))
+    outputs = [onnx.ValueInfoProto(name=name) for name in (node.output[0], *ends)]
+    weights = [i for i in model.graph.initializer if i.name in used]
+    graph = helper.make_graph(nodes, "alone", [info], outputs, weights)
+    return helper.make_model(graph, opset_imports=model.opset_import, ir_version=max(model.ir_version, 9))
+
+
+def execute(model, source, x):
+    """{how: outputs} by ONNX Runtime without and with its optimizations, and by onnx.reference."""
+    results = {}
+    for how, level in (("plain", "ORT_DISABLE_ALL"), ("optimized", "ORT_ENABLE_ALL")):
+        options = ort.SessionOptions()
+        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
+        options.log_severity_level = 3
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        results[how] = session.run(None, {source: x})
+    # onnx.reference has QuantizeLinear from opset 19 on; for int8 and uint8 it means what it meant before.
+    standard = onnx.ModelProto()
+    standard.CopyFrom(model)
+    for opset in standard.opset_import:
+        opset.version = max(opset.version, 19)
+    results["reference"] = ReferenceEvaluator(standard).run(None, {source: x})
+    return results
+
+
+def check_exact(given, model, bits, symmetric, per_channel, effective):
+    """The integers bit for bit, the products to the rounding of float32."""
+    weight_bits, activation_bits = bits
+    consts, made_by = constants(model), producers(model)
+    low, high = (-(2 ** (activation_bits - 1)), 2 ** (activation_bits - 1) - 1) if symmetric else (0, 2**activation_bits - 1)
+    top = 2 ** (weight_bits - 1) - 1
+    found = list(linears(model))
+    assert len(found) == 5
+    for node, quantize, dq, weight in found:
+        # Weights: integers and scale from their definition, on the effective weight of the Linear.
+        w = effective(node)
+        extreme = np.abs(w).max(axis=0) if per_channel else np.abs(w).max()
+        scale = np.where(extreme == 0, 1, extreme.astype(np.float64) / top).astype(np.float32)
+        expected = np.clip(np.rint(w / scale), -top, top)
+        stored = weight.input[0]
+        packed = stored not in consts
+        if packed:
+            assert made_by[stored].op_type == "Cast"
+            stored = made_by[stored].input[0]
+            assert consts[stored].dtype == ml_dtypes.int4
+        else:
+            assert consts[stored].dtype == np.int8
+        assert packed == (weight_bits <= 4 and model.opset_import[0].version >= 21)
+        integers = consts[stored].astype(np.int64)
+        trans_b = any(a.name == "transB" and a.i for a in node.attribute)
+        assert np.array_equal(integers.T if trans_b else integers, expected), node.name
+        assert np.array_equal(consts[weight.input[1]], scale) and consts[weight.input[1]].shape == scale.shape
+        axes = [a.i for a in weight.attribute if a.name == "axis"]
+        assert axes == ([0 if trans_b else 1] if per_channel else [])
+
+        # Activations: saturated well outside of the range that was calibrated.
+        s, zero = consts[quantize.input[1]], int(consts[quantize.input[2]])
+        assert low <= zero <= high and (zero == 0 or not symmetric)
+        source = quantize.input[0]
+        while source in made_by and made_by[source].op_type in ("Clip", "Cast"):
+            source = made_by[source].input[0]
+        x = steps(s, low - zero, high - zero, w.shape[0], 2 if node.op_type == "Gemm" else 3)
+        x = x.astype(consts["gamma"].dtype)
+        q = np.clip(np.rint(x.astype(np.float32) / s) + zero, low, high)
+        product = (q - zero) @ expected * (np.float64(s) * scale.astype(np.float64))
+        bias = consts.get(next(iter(made_by[node.input[2]].input), None)) if len(node.input) > 2 else None
+        if bias is not None:
+            product += bias.astype(np.float64) * (np.float64(s) * scale.astype(np.float64))
+        piece = alone(model, node, source, [quantize.output[0], weight.output[0], dq.output[0]])
+        for how, (y, got, dequantized, activation) in execute(piece, source, x).items():
+            assert np.array_equal(got.astype(np.int64), q), (node.name, how)
+            assert np.array_equal(activation, ((q - zero).astype(np.float32) * s)), (node.name, how)
+            real = expected.astype(np.float32) * scale
+            assert np.array_equal(dequantized, real.T if trans_b else real), (node.name, how)
+            assert np.abs(y - product).max() <= 1e-6 * np.abs(product).max(), (node.name, how)
+        # Without the other values shown, ONNX Runtime is free to fuse.
+        for how, (y,) in execute(alone(model, node, source, []), source, x).items():
+            assert np.abs(y - product).max() <= 1e-6 * np.abs(product).max(), (node.name, how)
+
+
+def steps(scale, low, high, channels, rank):
+    """Values around every step of the range and far beyond it, the borders between steps (ties) among them."""
+    random = np.random.default_rng(7)
+    x = random.uniform(low * 1.5 - 2, high * 1.5 + 2, (40, channels))
+    x[:10] = np.rint(x[:10])
+    x[10:20] = np.rint(x[10:20]) + 0.5
+    x[20] = 1e4
+    x[21] = -1e4
+    x = (x * np.float64(scale)).astype(np.float32)
+    return x if rank == 2 else x.reshape(4, 10, channels)
+
+
+def effective_weights(model):
+    """W: [K, N] of each Linear of a float model, by node name."""
+    consts = constants(model)
+    found = {}
+    for node in model.graph.node:
+        if node.op_type in ("MatMul", "Gemm"):
+            attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            w = consts[node.input[1]].astype(np.float32)
+            w = w.T if attributes.get("transB") else w
+            found[node.name] = w * np.float32(attributes.get("alpha", 1.0))
+    return found
+
+
+WIDTHS = [(b, b) for b in range(2, 9)] + [(4, 8), (8, 4), (6, 8), (3, 7)]
+
+
+@pytest.mark.parametrize("granularity", ["per-channel", "per-tensor"])
+@pytest.mark.parametrize("target, opset", [("ort", 17), ("ort", 21), ("portable", 17)])
+@pytest.mark.parametrize("bits", WIDTHS, ids=lambda b: f"w{b[0]}a{b[1]}")
+def test_every_width_is_executed_exactly(quantized, bits, target, opset, granularity):
+    options = ["--target", target, "--weight-bits", bits[0], "--activation-bits", bits[1], "--weight-granularity", granularity]
+    given, model, report = quantized(opset, "float32", *options, "--method", "none")
+    assert report["settings"]["weight_granularity"] == granularity
+    weights = effective_weights(given)
+    check_exact(given, model, bits, target == "portable", granularity == "per-channel", lambda node: weights[node.name])
