@@ -241,9 +241,14 @@ impl<'a> Run<'a> {
         statistics: &BTreeMap<String, ChannelStats>,
         solutions: &mut Solutions,
     ) -> Result<Model, Error> {
-        let folded = self.fold(model, blocks, solutions)?;
-        let Err(error) = self.check_float(&folded) else {
-            return Ok(folded.model);
+        let error = match self.fold_and_check(model, blocks, solutions) {
+            // What does not fit may yet fit with fewer sites.
+            Err(
+                error @ (Error::FloatCheck { .. }
+                | Error::Rounding { .. }
+                | Error::Rewrite(rewrite::RewriteError::Overflow { .. })),
+            ) => error,
+            result => return result,
         };
         let view = View::new(model);
         let mut dropped = 0;
@@ -270,6 +275,15 @@ impl<'a> Run<'a> {
         }
         let note = format!("{dropped} sites were not migrated beyond their norms: {error}");
         self.report.notes.push(note);
+        self.fold_and_check(model, blocks, solutions)
+    }
+
+    fn fold_and_check(
+        &mut self,
+        model: &Model,
+        blocks: &Blocks,
+        solutions: &Solutions,
+    ) -> Result<Model, Error> {
         let folded = self.fold(model, blocks, solutions)?;
         self.check_float(&folded)?;
         Ok(folded.model)
@@ -299,9 +313,13 @@ impl<'a> Run<'a> {
             .filter(|(site, affine)| site.has_sink() && !affine.is_identity())
             .collect();
         self.migrated_sites = migrations.len();
+        let quantizes = self.options.format == Format::Qdq;
+        let skipped = blocks.skipped.iter();
+        let replaced: Vec<bool> = skipped.map(|s| quantizes && s.is_none()).collect();
         let folded = Folded::new(model, |precision| {
             let mut names = Names::new(model);
-            rewrite::migrate_in(precision, &view, &blocks.found, &migrations, &mut names)
+            let (found, names) = (&blocks.found, &mut names);
+            rewrite::migrate_in(precision, &replaced, &view, found, &migrations, names)
         })?;
         self.finish_step("migrate");
         Ok(folded)
@@ -320,7 +338,11 @@ impl<'a> Run<'a> {
             .map(|s| s.as_ref().map(|s| s.range))
             .collect();
         // Migration changes constants and adds nodes, but neither adds, removes nor reorders Linears.
-        let found = recognise(&View::new(&migrated));
+        let mut found = recognise(&View::new(&migrated));
+        // The weights are in float32 on their way to integers, whatever the type of the file.
+        for (linear, original) in found.linears.iter_mut().zip(&blocks.found.linears) {
+            linear.dtype = original.dtype;
+        }
         let model = self.quantize_with(&migrated, &found, blocks, statistics, &ranges)?;
         self.finish_step("quantize");
         Ok(model)

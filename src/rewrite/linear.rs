@@ -193,13 +193,13 @@ impl LinearFold {
         self.input = affine.clone();
     }
 
-    /// Adds to `patch` what the Linear becomes.
+    /// Adds to `patch` what the Linear becomes; weight and bias each have their precision.
     ///
     /// # Errors
     /// A constant that cannot be read, or does not fit its type.
     pub fn write(
         &self,
-        precision: Precision,
+        [of_weight, of_bias]: [Precision; 2],
         view: &View,
         linear: &Linear,
         patch: &mut Patch,
@@ -224,7 +224,7 @@ impl LinearFold {
             bias.iter_mut()
                 .zip(outputs)
                 .for_each(|(b, (z, s))| *b = (*b - z) / s);
-            set_bias(precision, view, linear, bias, patch, names)?;
+            set_bias(of_bias, view, linear, bias, patch, names)?;
         }
         if new_weight {
             if let Some(s) = &self.input.scale {
@@ -237,9 +237,9 @@ impl LinearFold {
                 weight /= &ndarray::aview1(&self.output_scale);
             }
             let mut new = stored_weight(linear, weight);
-            new.dtype = precision.of(new.dtype);
+            new.dtype = of_weight.of(new.dtype);
             let at = (linear.node, 1);
-            set_constant(precision, view, patch, names, at, linear.weight, new)?;
+            set_constant(of_weight, view, patch, names, at, linear.weight, new)?;
         }
         if let Some(node) = without_factors(view, linear, new_weight, new_bias) {
             patch.replace(linear.node, node);

@@ -67,15 +67,18 @@ pub fn migrate(
     sites: &[(&Site, Affine)],
     names: &mut Names,
 ) -> Result<Vec<Patch>, RewriteError> {
-    migrate_in(Precision::OfFile, view, found, sites, names)
+    migrate_in(Precision::OfFile, &[], view, found, sites, names)
 }
 
-/// [`migrate`] with the constants in the given precision.
+/// [`migrate`] with the constants in the given precision. The weights of Linears that are `replaced` (indexed like
+/// `Recognised::linears`; missing is `false`) are written in float32 all the same: quantization takes them away, and
+/// need not round twice.
 ///
 /// # Errors
 /// As [`migrate`].
 pub fn migrate_in(
     precision: Precision,
+    replaced: &[bool],
     view: &View,
     found: &Recognised,
     sites: &[(&Site, Affine)],
@@ -83,6 +86,7 @@ pub fn migrate_in(
 ) -> Result<Vec<Patch>, RewriteError> {
     let mut migration = Migration {
         precision,
+        replaced,
         view,
         found,
         names,
@@ -106,6 +110,7 @@ struct ConstantFold {
 /// A Linear or constant can take part in two sites, so their changes are collected and written once.
 struct Migration<'a, 'm> {
     precision: Precision,
+    replaced: &'a [bool],
     view: &'a View<'m>,
     found: &'a Recognised,
     names: &'a mut Names,
@@ -215,7 +220,17 @@ impl Migration<'_, '_> {
         for (l, fold) in std::mem::take(&mut self.linears) {
             let linear = &self.found.linears[l];
             let mut patch = Patch::new(format!("fold shift and scale into `{}`", linear.name));
-            fold.write(self.precision, self.view, linear, &mut patch, self.names)?;
+            let weight = match self.replaced.get(l) {
+                Some(true) => Precision::Float32,
+                _ => self.precision,
+            };
+            fold.write(
+                [weight, self.precision],
+                self.view,
+                linear,
+                &mut patch,
+                self.names,
+            )?;
             self.patches.push(patch);
         }
         Ok(self.patches)

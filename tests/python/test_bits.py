@@ -8,7 +8,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from conftest import run_tool
-from measure import constants, op_counts, producers
+from measure import constants, op_counts, optimized_model, outputs, producers, sqnr
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
@@ -16,8 +16,11 @@ K, HIDDEN, N = 23, 19, 15  # odd, so that the last byte of a 4-bit weight is hal
 FLOATS = {"float32": (np.float32, TensorProto.FLOAT), "float16": (np.float16, TensorProto.FLOAT16)}
 
 
-def layers(opset, dtype="float32"):
-    """A norm with outlier channels; MatMul + Add, Relu, MatMul; over rank 2 two forms of Gemm, and MatMul + Add."""
+def layers(opset, dtype="float32", norm=1.0, up=1.0, down=1.0):
+    """A norm with outlier channels; MatMul + Add, Relu, MatMul; over rank 2 two forms of Gemm, and MatMul + Add.
+
+    norm, up and down are factors of what the norm gives and of two weights.
+    """
     array_type, elem_type = FLOATS[dtype]
     random = np.random.default_rng(5)
     gamma = random.uniform(0.5, 1.5, K)
@@ -35,6 +38,8 @@ def layers(opset, dtype="float32"):
         "b5": random.normal(size=N),
     }
     made["w2"][:, 4] = 0  # a column without an extent
+    for name, factor in {"gamma": norm, "beta": norm, "w1": up, "w2": down}.items():
+        made[name] = made[name] * factor
     made = {name: array.astype(array_type) for name, array in made.items()} | {"rows": np.array([-1, K], np.int64)}
     nodes = [
         helper.make_node("LayerNormalization", ["x", "gamma", "beta"], ["n"], "norm"),
@@ -66,12 +71,12 @@ def quantized(tmp_path_factory):
     """quantized(opset, dtype, options…) → (the model as given, the model as written, the report)."""
     done = {}
 
-    def run(opset, dtype, *options):
-        key = (opset, dtype, *map(str, options))
+    def run(opset, dtype, *options, **factors):
+        key = (opset, dtype, *map(str, options), *factors.items())
         if key not in done:
             folder = tmp_path_factory.mktemp("layers")
             given, calib = folder / "in.onnx", folder / "x.npy"
-            onnx.save(layers(opset, dtype), given)
+            onnx.save(layers(opset, dtype, **factors), given)
             np.save(calib, np.random.default_rng(6).normal(size=(16, 6, K)).astype(FLOATS[dtype][0]))
             out, report = folder / "out.onnx", folder / "report.json"
             result = run_tool(given, out, "--calib", calib, "--report", report, *options)
@@ -189,9 +194,8 @@ def steps(scale, low, high, channels, rank):
     x = random.uniform(low * 1.5 - 2, high * 1.5 + 2, (40, channels))
     x[:10] = np.rint(x[:10])
     x[10:20] = np.rint(x[10:20]) + 0.5
-    x[20] = 1e4
-    x[21] = -1e4
     x = (x * np.float64(scale)).astype(np.float32)
+    x[20], x[21] = 6e4, -6e4
     return x if rank == 2 else x.reshape(4, 10, channels)
 
 
@@ -220,3 +224,63 @@ def test_every_width_is_executed_exactly(quantized, bits, target, opset, granula
     assert report["settings"]["weight_granularity"] == granularity
     weights = effective_weights(given)
     check_exact(given, model, bits, target == "portable", granularity == "per-channel", lambda node: weights[node.name])
+
+
+# --- float16 ---
+
+HALF_WIDTHS = [(8, 8), (4, 4), (4, 8), (6, 6)]
+
+
+@pytest.mark.parametrize("target, opset", [("ort", 17), ("ort", 21), ("portable", 17)])
+@pytest.mark.parametrize("bits", HALF_WIDTHS, ids=lambda b: f"w{b[0]}a{b[1]}")
+def test_float16_is_executed_exactly(quantized, bits, target, opset):
+    options = ["--target", target, "--weight-bits", bits[0], "--activation-bits", bits[1]]
+    given, model, _ = quantized(opset, "float16", *options, "--method", "none")
+    weights = effective_weights(given)
+    check_exact(given, model, bits, target == "portable", True, lambda node: weights[node.name])
+
+
+@pytest.mark.parametrize("format", ["qdq", "float"])
+@pytest.mark.parametrize("target", ["ort", "portable"])
+def test_a_float16_file_stays_one(quantized, target, format):
+    """Only what belongs to an integer product is float32: its scales, the limits of its Clips."""
+    given, model, report = quantized(17, "float16", "--target", target, "--format", format, "--activation-bits", 7)
+    assert model.graph.input == given.graph.input and model.graph.output == given.graph.output
+    parts = ("scale", "clip_min", "clip_max")
+    wide = [n for n, a in constants(model).items() if a.dtype == np.float32 and not n.endswith(parts)]
+    assert not wide
+    counts = op_counts(model)
+    assert counts["QuantizeLinear"] == 0 if format == "float" else counts["DequantizeLinear"] >= 5 + 2
+    assert 0 < report["float_check"]["max_relative_error"] <= 1e-5
+    rounded = report["float_check"]["rounded"]
+    assert rounded["dtype"] == "FLOAT16" and 0 < rounded["max_relative_error"] <= rounded["limit"] < 0.01
+
+
+@pytest.mark.parametrize("target", ["ort", "portable"])
+def test_float16_is_fused(quantized, target, tmp_path):
+    _, model, _ = quantized(17, "float16", "--target", target)
+    onnx.save(model, tmp_path / "model.onnx")
+    counts = op_counts(optimized_model(tmp_path / "model.onnx", tmp_path / "optimized.onnx"))
+    gemms = 2 if target == "ort" else 0
+    assert counts["MatMulIntegerToFloat"] + counts["QGemm"] == 5 and counts["QGemm"] >= gemms, counts
+    assert counts["DequantizeLinear"] == 0
+
+
+# Weights up to 6·10⁴ behind a norm that gives 10⁻⁴; weights of a few steps of the smallest float16.
+EXTREMES = {"huge": {"norm": 1e-4, "up": 6e3}, "tiny": {"up": 3e-5, "down": 1e-6}, "both": {"norm": 1e-4, "up": 6e3, "down": 1e-6}}
+
+
+@pytest.mark.parametrize("format", ["qdq", "float"])
+@pytest.mark.parametrize("factors", EXTREMES.values(), ids=EXTREMES)
+def test_float16_at_the_ends_of_its_range(quantized, factors, format):
+    """Nothing overflows, nothing is lost: as good as the same layers in the middle of the range."""
+    options = ["--target", "ort", "--format", format]
+    given, model, report = quantized(17, "float16", *options, **factors)
+    x = {"x": np.random.default_rng(8).normal(size=(8, 6, K)).astype(np.float16)}
+    expected, got = outputs(given, x), outputs(model, x)
+    assert all(np.isfinite(a).all() for a in got.values())
+    ordinary = quantized(17, "float16", *options)[2]["outputs"]
+    for name in ("y2", "y3", "y4"):
+        assert sqnr(expected[name], got[name]) >= (30 if format == "qdq" else 40), name
+    for name, entry in report["outputs"].items():
+        assert entry["sqnr_db"] >= ordinary[name]["sqnr_db"] - (3 if format == "qdq" else 12), name
