@@ -8,6 +8,7 @@
 //! - `Dropout` becomes `Identity` (exporters leave it in training mode between norm and Linear);
 //! - `CumSum` of integers is computed in float32, exact up to 2²⁴;
 //! - the boolean mask of an `Attention` becomes the float32 mask that is added to the scores;
+//! - QuantizeLinear below 8 bits and DequantizeLinear by blocks are written in 8 bits and with Reshapes ([`narrow`]);
 //! - constants are taken out and handed over separately, so that their bytes are copied once, into the engine.
 //!
 //! Names of values stay what they are: statistics are asked for by them.
@@ -16,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::calibrate::engine::EngineError;
 use crate::calibrate::input::Shapes;
+use crate::calibrate::narrow;
 use crate::onnx::node::{attr_t, int_attr, make_node, subgraphs, tensor_attr};
 use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension};
 use crate::onnx::proto::{
@@ -72,6 +74,7 @@ pub(super) fn calibration_copy<'m>(
     let known = Known {
         used: used_values(graph),
         boolean: boolean_values(graph),
+        constants: constants_of(graph),
     };
     let mut nodes = Vec::with_capacity(graph.node.len());
     for node in &graph.node {
@@ -194,6 +197,14 @@ fn used_values(graph: &GraphProto) -> BTreeSet<&str> {
 struct Known<'g> {
     used: BTreeSet<&'g str>,
     boolean: BTreeSet<&'g str>,
+    constants: narrow::Constants<'g>,
+}
+
+/// The constants of a graph.
+fn constants_of(graph: &GraphProto) -> narrow::Constants<'_> {
+    let initializers = graph.initializer.iter().map(|t| (t.name(), t));
+    let nodes = graph.node.iter().filter_map(constant_value);
+    initializers.chain(nodes).collect()
 }
 
 /// Names of the boolean values that the file or the operators tell.
@@ -266,6 +277,11 @@ fn convert_node(
                     .is_some_and(|m| known.boolean.contains(m.as_str())) =>
         {
             convert_attention_mask(node, out);
+        }
+        _ if is_standard(node.domain())
+            && let Some(nodes) = narrow::rewritten(node, &known.constants) =>
+        {
+            out.extend(nodes);
         }
         _ => {
             let mut node = node.clone();
@@ -369,6 +385,7 @@ fn convert_subgraph(graph: &mut GraphProto) -> Result<(), EngineError> {
         let known = Known {
             used: used_values(graph),
             boolean: boolean_values(graph),
+            constants: constants_of(graph),
         };
         for node in &graph.node {
             convert_node(node, &known, &mut nodes)?;

@@ -18,6 +18,7 @@ mod error;
 mod files;
 mod fill;
 mod input;
+mod narrow;
 mod signature;
 mod sources;
 mod statistics;

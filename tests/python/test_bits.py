@@ -13,7 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 K, HIDDEN, N = 23, 19, 15  # odd, so that the last byte of a 4-bit weight is half empty
-FLOATS = {"float32": (np.float32, TensorProto.FLOAT), "float16": (np.float16, TensorProto.FLOAT16)}
+FLOATS = {
+    "float32": (np.float32, TensorProto.FLOAT),
+    "float16": (np.float16, TensorProto.FLOAT16),
+    "bfloat16": (ml_dtypes.bfloat16, TensorProto.BFLOAT16),
+}
 
 
 def layers(opset, dtype="float32", norm=1.0, up=1.0, down=1.0):
@@ -77,7 +81,8 @@ def quantized(tmp_path_factory):
             folder = tmp_path_factory.mktemp("layers")
             given, calib = folder / "in.onnx", folder / "x.npy"
             onnx.save(layers(opset, dtype, **factors), given)
-            np.save(calib, np.random.default_rng(6).normal(size=(16, 6, K)).astype(FLOATS[dtype][0]))
+            x = np.random.default_rng(6).normal(size=(16, 6, K))
+            np.save(calib, x.astype(np.float16 if dtype == "float16" else np.float32))
             out, report = folder / "out.onnx", folder / "report.json"
             result = run_tool(given, out, "--calib", calib, "--report", report, *options)
             assert result.returncode == 0, result.stderr
@@ -98,7 +103,7 @@ def linears(model):
 
 
 def alone(model, node, source, ends):
-    """The nodes between the value `source` and `node`, as a model that shows the values `ends`."""
+    """The nodes between the value `source` and `node`, as a model from `x` in float32 that shows the values `ends`."""
     made_by, wanted, names = producers(model), [node.output[0], *ends], set()
     while wanted:
         name = wanted.pop()
@@ -108,14 +113,15 @@ def alone(model, node, source, ends):
     nodes = [n for n in model.graph.node if set(n.output) & names]
     used = {i for n in nodes for i in n.input}
     elem_type = next(i for i in model.graph.initializer if i.name == "gamma").data_type
-    info = helper.make_tensor_value_info(source, elem_type, [None] * (2 if node.op_type == "Gemm" else 3))
+    nodes.insert(0, helper.make_node("Cast", ["x"], [source], to=elem_type))
+    info = helper.make_tensor_value_info("x", TensorProto.FLOAT, [None] * (2 if node.op_type == "Gemm" else 3))
     outputs = [onnx.ValueInfoProto(name=name) for name in (node.output[0], *ends)]
     weights = [i for i in model.graph.initializer if i.name in used]
     graph = helper.make_graph(nodes, "alone", [info], outputs, weights)
     return helper.make_model(graph, opset_imports=model.opset_import, ir_version=max(model.ir_version, 9))
 
 
-def execute(model, source, x):
+def execute(model, x):
     """{how: outputs} by ONNX Runtime without and with its optimizations, and by onnx.reference."""
     results = {}
     for how, level in (("plain", "ORT_DISABLE_ALL"), ("optimized", "ORT_ENABLE_ALL")):
@@ -123,13 +129,13 @@ def execute(model, source, x):
         options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
         options.log_severity_level = 3
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        results[how] = session.run(None, {source: x})
+        results[how] = session.run(None, {"x": x})
     # onnx.reference has QuantizeLinear from opset 19 on; for int8 and uint8 it means what it meant before.
     standard = onnx.ModelProto()
     standard.CopyFrom(model)
     for opset in standard.opset_import:
         opset.version = max(opset.version, 19)
-    results["reference"] = ReferenceEvaluator(standard).run(None, {source: x})
+    results["reference"] = ReferenceEvaluator(standard).run(None, {"x": x})
     return results
 
 
@@ -170,21 +176,21 @@ def check_exact(given, model, bits, symmetric, per_channel, effective):
         while source in made_by and made_by[source].op_type in ("Clip", "Cast"):
             source = made_by[source].input[0]
         x = steps(s, low - zero, high - zero, w.shape[0], 2 if node.op_type == "Gemm" else 3)
-        x = x.astype(consts["gamma"].dtype)
-        q = np.clip(np.rint(x.astype(np.float32) / s) + zero, low, high)
+        x = x.astype(consts["gamma"].dtype).astype(np.float32)
+        q = np.clip(np.rint(x / s) + zero, low, high)
         product = (q - zero) @ expected * (np.float64(s) * scale.astype(np.float64))
         bias = consts.get(next(iter(made_by[node.input[2]].input), None)) if len(node.input) > 2 else None
         if bias is not None:
             product += bias.astype(np.float64) * (np.float64(s) * scale.astype(np.float64))
         piece = alone(model, node, source, [quantize.output[0], weight.output[0], dq.output[0]])
-        for how, (y, got, dequantized, activation) in execute(piece, source, x).items():
+        for how, (y, got, dequantized, activation) in execute(piece, x).items():
             assert np.array_equal(got.astype(np.int64), q), (node.name, how)
             assert np.array_equal(activation, ((q - zero).astype(np.float32) * s)), (node.name, how)
             real = expected.astype(np.float32) * scale
             assert np.array_equal(dequantized, real.T if trans_b else real), (node.name, how)
             assert np.abs(y - product).max() <= 1e-6 * np.abs(product).max(), (node.name, how)
         # Without the other values shown, ONNX Runtime is free to fuse.
-        for how, (y,) in execute(alone(model, node, source, []), source, x).items():
+        for how, (y,) in execute(alone(model, node, source, []), x).items():
             assert np.abs(y - product).max() <= 1e-6 * np.abs(product).max(), (node.name, how)
 
 
@@ -226,25 +232,27 @@ def test_every_width_is_executed_exactly(quantized, bits, target, opset, granula
     check_exact(given, model, bits, target == "portable", granularity == "per-channel", lambda node: weights[node.name])
 
 
-# --- float16 ---
+# --- float16 and bfloat16 ---
 
 HALF_WIDTHS = [(8, 8), (4, 4), (4, 8), (6, 6)]
 
 
 @pytest.mark.parametrize("target, opset", [("ort", 17), ("ort", 21), ("portable", 17)])
 @pytest.mark.parametrize("bits", HALF_WIDTHS, ids=lambda b: f"w{b[0]}a{b[1]}")
-def test_float16_is_executed_exactly(quantized, bits, target, opset):
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_16_bit_floats_are_executed_exactly(quantized, dtype, bits, target, opset):
     options = ["--target", target, "--weight-bits", bits[0], "--activation-bits", bits[1]]
-    given, model, _ = quantized(opset, "float16", *options, "--method", "none")
+    given, model, _ = quantized(opset, dtype, *options, "--method", "none")
     weights = effective_weights(given)
     check_exact(given, model, bits, target == "portable", True, lambda node: weights[node.name])
 
 
 @pytest.mark.parametrize("format", ["qdq", "float"])
 @pytest.mark.parametrize("target", ["ort", "portable"])
-def test_a_float16_file_stays_one(quantized, target, format):
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_16_bit_file_stays_one(quantized, dtype, target, format):
     """Only what belongs to an integer product is float32: its scales, the limits of its Clips."""
-    given, model, report = quantized(17, "float16", "--target", target, "--format", format, "--activation-bits", 7)
+    given, model, report = quantized(17, dtype, "--target", target, "--format", format, "--activation-bits", 7)
     assert model.graph.input == given.graph.input and model.graph.output == given.graph.output
     parts = ("scale", "clip_min", "clip_max")
     wide = [n for n, a in constants(model).items() if a.dtype == np.float32 and not n.endswith(parts)]
@@ -253,7 +261,7 @@ def test_a_float16_file_stays_one(quantized, target, format):
     assert counts["QuantizeLinear"] == 0 if format == "float" else counts["DequantizeLinear"] >= 5 + 2
     assert 0 < report["float_check"]["max_relative_error"] <= 1e-5
     rounded = report["float_check"]["rounded"]
-    assert rounded["dtype"] == "FLOAT16" and 0 < rounded["max_relative_error"] <= rounded["limit"] < 0.01
+    assert rounded["dtype"] == dtype.upper() and 0 < rounded["max_relative_error"] <= rounded["limit"] < 0.07
 
 
 @pytest.mark.parametrize("target", ["ort", "portable"])
@@ -279,8 +287,75 @@ def test_float16_at_the_ends_of_its_range(quantized, factors, format):
     x = {"x": np.random.default_rng(8).normal(size=(8, 6, K)).astype(np.float16)}
     expected, got = outputs(given, x), outputs(model, x)
     assert all(np.isfinite(a).all() for a in got.values())
-    ordinary = quantized(17, "float16", *options)[2]["outputs"]
     for name in ("y2", "y3", "y4"):
-        assert sqnr(expected[name], got[name]) >= (30 if format == "qdq" else 40), name
+        assert sqnr(expected[name], got[name]) >= 30, name
+    ordinary = quantized(17, "float16", *options)[2]["outputs"]
     for name, entry in report["outputs"].items():
-        assert entry["sqnr_db"] >= ordinary[name]["sqnr_db"] - (3 if format == "qdq" else 12), name
+        assert entry["sqnr_db"] >= min(ordinary[name]["sqnr_db"] - 3, 38), name
+
+
+# --- models that have 4-bit numbers already ---
+
+
+def with_int4(kind):
+    """A norm, a Linear whose weight is INT4 already, and one in float: [2, 4, 32] → [2, 4, 32]."""
+    random, k, n = np.random.default_rng(9), 32, 16
+    made = {
+        "gamma": random.uniform(1, 3, k).astype(np.float32),
+        "beta": random.normal(size=k).astype(np.float32),
+        "w2": random.normal(size=(n, k)).astype(np.float32),
+        "w_scale": random.uniform(0.01, 0.03, (k // 16, n) if kind == "blocks" else n).astype(np.float32),
+        "x_scale": np.array(0.2, np.float32),
+    }
+    int4 = {
+        "w": ("INT4", random.integers(-8, 8, (k, n))),
+        "w_zero": ("INT4", random.integers(-3, 3, (k // 16, n))),
+        "x_zero": ("UINT4", np.array(7)),
+    }
+    attributes = {"axis": 0, "block_size": 16} if kind == "blocks" else {"axis": 1}
+    weight = ["w", "w_scale", "w_zero"] if kind == "blocks" else ["w", "w_scale"]
+    nodes = [helper.make_node("LayerNormalization", ["x", "gamma", "beta"], ["n"], "norm")]
+    if kind == "zero_point":
+        nodes.append(helper.make_node("QuantizeLinear", ["n", "x_scale", "x_zero"], ["nq"], "quantize"))
+        nodes.append(helper.make_node("DequantizeLinear", ["nq", "x_scale", "x_zero"], ["nd"], "dequantize"))
+    elif kind == "output_dtype":
+        nodes.append(helper.make_node("QuantizeLinear", ["n", "x_scale"], ["nq"], "quantize", output_dtype=TensorProto.INT4))
+        nodes.append(helper.make_node("DequantizeLinear", ["nq", "x_scale"], ["nd"], "dequantize"))
+    nodes += [
+        helper.make_node("DequantizeLinear", weight, ["wd"], "weight", **attributes),
+        helper.make_node("MatMul", [nodes[-1].output[0], "wd"], ["y"], "first"),
+        helper.make_node("MatMul", ["y", "w2"], ["z"], "second"),
+    ]
+    info = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b", "s", k])  # noqa: E731
+    used = {i for node in nodes for i in node.input}
+    initializers = [numpy_helper.from_array(a, name) for name, a in made.items() if name in used]
+    for name, (dtype, array) in int4.items():
+        if name in used:
+            initializers.append(helper.make_tensor(name, getattr(TensorProto, dtype), array.shape, array.flatten()))
+    graph = helper.make_graph(nodes, "with-int4", [info("x")], [info("z")], initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["columns", "blocks", "zero_point", "output_dtype"])
+def test_4_bit_numbers_of_the_model_are_calibrated_and_kept(tmp_path, kind):
+    given, path, out, report = with_int4(kind), tmp_path / "in.onnx", tmp_path / "out.onnx", tmp_path / "report.json"
+    onnx.save(given, path)
+    x = np.random.default_rng(10).normal(size=(8, 4, 32)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    result = run_tool(path, out, "--calib", tmp_path / "x.npy", "--report", report, "--batch", 1)
+    assert result.returncode == 0, result.stderr
+    made = onnx.load(out)
+    for before in given.graph.initializer:
+        if before.data_type in (TensorProto.INT4, TensorProto.UINT4):
+            assert before in list(made.graph.initializer)
+    names = {node.name for node in given.graph.node} - {"norm", "second"}
+    assert [n for n in made.graph.node if n.name in names] == [n for n in given.graph.node if n.name in names]
+    # The engine that calibrates saw the numbers of the standard. (ONNX Runtime itself turns some of these forms into
+    # MatMulNBits, which rounds its input.)
+    (site,) = [s for s in json.loads(report.read_text())["sites"] if s["value"] == "y"]
+    calibrated = np.delete(x, np.s_[7::8], axis=0)
+    given.graph.output.append(onnx.ValueInfoProto(name="y"))
+    (y,) = ReferenceEvaluator(given).run(["y"], {"x": calibrated})
+    assert site["range_before"] == pytest.approx([y.min(), y.max()], rel=1e-5)
