@@ -37,7 +37,7 @@ fn widened(dtype: DataType) -> Option<(DataType, f32, f32)> {
     })
 }
 
-fn input<'n>(node: &'n NodeProto, slot: usize) -> Option<&'n str> {
+fn input(node: &NodeProto, slot: usize) -> Option<&str> {
     let name = node.input.get(slot)?;
     (!name.is_empty()).then_some(name)
 }
