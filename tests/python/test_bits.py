@@ -17,6 +17,7 @@ FLOATS = {
     "float32": (np.float32, TensorProto.FLOAT),
     "float16": (np.float16, TensorProto.FLOAT16),
     "bfloat16": (ml_dtypes.bfloat16, TensorProto.BFLOAT16),
+    "float64": (np.float64, TensorProto.DOUBLE),
 }
 
 
@@ -82,7 +83,7 @@ def quantized(tmp_path_factory):
             given, calib = folder / "in.onnx", folder / "x.npy"
             onnx.save(layers(opset, dtype, **factors), given)
             x = np.random.default_rng(6).normal(size=(16, 6, K))
-            np.save(calib, x.astype(np.float16 if dtype == "float16" else np.float32))
+            np.save(calib, x.astype({"float16": np.float16, "float64": np.float64}.get(dtype, np.float32)))
             out, report = folder / "out.onnx", folder / "report.json"
             result = run_tool(given, out, "--calib", calib, "--report", report, *options)
             assert result.returncode == 0, result.stderr
@@ -239,8 +240,8 @@ HALF_WIDTHS = [(8, 8), (4, 4), (4, 8), (6, 6)]
 
 @pytest.mark.parametrize("target, opset", [("ort", 17), ("ort", 21), ("portable", 17)])
 @pytest.mark.parametrize("bits", HALF_WIDTHS, ids=lambda b: f"w{b[0]}a{b[1]}")
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_16_bit_floats_are_executed_exactly(quantized, dtype, bits, target, opset):
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_other_floats_are_executed_exactly(quantized, dtype, bits, target, opset):
     options = ["--target", target, "--weight-bits", bits[0], "--activation-bits", bits[1]]
     given, model, _ = quantized(opset, dtype, *options, "--method", "none")
     weights = effective_weights(given)
@@ -292,6 +293,41 @@ def test_float16_at_the_ends_of_its_range(quantized, factors, format):
     ordinary = quantized(17, "float16", *options)[2]["outputs"]
     for name, entry in report["outputs"].items():
         assert entry["sqnr_db"] >= min(ordinary[name]["sqnr_db"] - 3, 38), name
+
+
+def with_narrow_weights(dtype):
+    """The layers in float32, each weight stored in 16 bits behind a Cast."""
+    model = layers(17)
+    for weight in [i for i in model.graph.initializer if len(i.dims) == 2]:
+        narrow = numpy_helper.to_array(weight).astype(FLOATS[dtype][0])
+        name = weight.name
+        weight.CopyFrom(numpy_helper.from_array(narrow, f"{name}_stored"))
+        model.graph.node.insert(0, helper.make_node("Cast", [f"{name}_stored"], [name], f"{name}_Cast", to=TensorProto.FLOAT))
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+@pytest.mark.parametrize("format", ["qdq", "float"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_weights_stored_in_16_bits_stay_that_small(tmp_path, dtype, format):
+    given, path, out, report = with_narrow_weights(dtype), tmp_path / "in.onnx", tmp_path / "out.onnx", tmp_path / "report.json"
+    onnx.save(given, path)
+    np.save(tmp_path / "x.npy", np.random.default_rng(6).normal(size=(16, 6, K)).astype(np.float32))
+    result = run_tool(path, out, "--calib", tmp_path / "x.npy", "--report", report, "--format", format)
+    assert result.returncode == 0, result.stderr
+    onnx.checker.check_model(str(out), full_check=True)
+    model, feeds = onnx.load(out), {"x": np.random.default_rng(8).normal(size=(8, 6, K)).astype(np.float32)}
+    matrices = [i.data_type for i in model.graph.initializer if len(i.dims) == 2 and min(i.dims) > 1]
+    expected, got = outputs(path, feeds), outputs(out, feeds)
+    if format == "qdq":
+        assert matrices == [TensorProto.INT8] * 5
+        assert op_counts(model)["Cast"] == 0
+    else:
+        assert matrices == [FLOATS[dtype][1]] * 5
+        assert [n.name for n in given.graph.node if n.op_type == "Cast"] == [n.name for n in model.graph.node if n.op_type == "Cast"]
+    assert all(sqnr(expected[name], got[name]) >= (35 if format == "qdq" or dtype == "bfloat16" else 55) for name in expected)
+    rounded = json.loads(report.read_text())["float_check"]["rounded"]
+    assert (rounded is None) if format == "qdq" else rounded["dtype"] == dtype.upper()
 
 
 # --- models that have 4-bit numbers already ---
