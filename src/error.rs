@@ -84,3 +84,13 @@ pub enum Error {
         limit: f64,
     },
 }
+
+impl Error {
+    /// Whether the type of the file is too coarse or too small for the migrated constants.
+    pub(crate) fn is_of_rounding(&self) -> bool {
+        matches!(
+            self,
+            Error::Rounding { .. } | Error::Rewrite(crate::rewrite::RewriteError::Overflow { .. })
+        )
+    }
+}

@@ -233,7 +233,7 @@ impl<'a> Run<'a> {
     /// The float model with every shift and scale folded, after it has been compared with the original.
     ///
     /// Should the models differ, only the norms are migrated: their folding needs no reasoning about what lies between
-    /// a constant and a Linear.
+    /// a constant and a Linear. What the type of the file cannot hold even then is left unmigrated.
     pub fn migrate(
         &mut self,
         model: &Model,
@@ -241,27 +241,47 @@ impl<'a> Run<'a> {
         statistics: &BTreeMap<String, ChannelStats>,
         solutions: &mut Solutions,
     ) -> Result<Model, Error> {
-        let error = match self.fold_and_check(model, blocks, solutions) {
-            // What does not fit may yet fit with fewer sites.
-            Err(
-                error @ (Error::FloatCheck { .. }
-                | Error::Rounding { .. }
-                | Error::Rewrite(rewrite::RewriteError::Overflow { .. })),
-            ) => error,
-            result => return result,
-        };
+        let beyond_norms: fn(&Sink) -> bool = |sink| matches!(sink, Sink::Traced(_));
+        let every: fn(&Sink) -> bool = |_| true;
+        let steps = [(beyond_norms, "beyond their norms"), (every, "at all")];
+        let mut result = self.fold_and_check(model, blocks, solutions);
+        for (drops, what) in steps {
+            let error = match result {
+                Err(error) if error.is_of_rounding() => error,
+                // What is no rounding is a mistake; a migration by norms alone must be exact.
+                Err(error @ Error::FloatCheck { .. }) if what != "at all" => error,
+                result => return result,
+            };
+            let dropped = self.leave_alone(model, blocks, statistics, solutions, drops);
+            if dropped == 0 {
+                result = Err(error);
+                continue;
+            }
+            let note = format!("{dropped} sites were not migrated {what}: {error}");
+            self.report.notes.push(note);
+            result = self.fold_and_check(model, blocks, solutions);
+        }
+        result
+    }
+
+    /// Solves the migrated sites of some kinds of sink again, without migration; says how many they are.
+    fn leave_alone(
+        &self,
+        model: &Model,
+        blocks: &Blocks,
+        statistics: &BTreeMap<String, ChannelStats>,
+        solutions: &mut Solutions,
+        drops: fn(&Sink) -> bool,
+    ) -> usize {
         let view = View::new(model);
         let mut dropped = 0;
-        for ((site, value), solution) in
-            blocks.sites.iter().zip(&blocks.values).zip(&mut *solutions)
-        {
-            let (Sink::Traced(_), Some(stats)) = (&site.sink, statistics.get(value)) else {
+        let sites = blocks.sites.iter().zip(&blocks.values).zip(solutions);
+        for ((site, value), solution) in sites {
+            let Some(stats) = statistics.get(value).filter(|_| drops(&site.sink)) else {
                 continue;
             };
-            if solution
-                .as_ref()
-                .is_some_and(|s| s.shift.is_some() || s.scale.is_some())
-            {
+            let migrated = |s: &Solution| s.shift.is_some() || s.scale.is_some();
+            if site.has_sink() && solution.as_ref().is_some_and(migrated) {
                 let plain = Site {
                     sink: Sink::None(String::new()),
                     ..site.clone()
@@ -270,12 +290,7 @@ impl<'a> Run<'a> {
                 dropped += 1;
             }
         }
-        if dropped == 0 {
-            return Err(error);
-        }
-        let note = format!("{dropped} sites were not migrated beyond their norms: {error}");
-        self.report.notes.push(note);
-        self.fold_and_check(model, blocks, solutions)
+        dropped
     }
 
     fn fold_and_check(

@@ -298,6 +298,15 @@ def test_float16_at_the_ends_of_its_range(quantized, factors, format):
         assert entry["sqnr_db"] >= min(ordinary[name]["sqnr_db"] - 3, 38), name
 
 
+@pytest.mark.parametrize("format", ["qdq", "float"])
+def test_what_float16_cannot_hold_is_left_unmigrated(quantized, format):
+    """γ of one or two steps of the smallest float16 cannot be divided by 30; the rest of the job goes on."""
+    _, _, report = quantized(17, "float16", "--format", format, norm=6e-8, up=6e3)
+    assert any("not migrated at all" in note and "FLOAT16" in note for note in report["notes"]), report["notes"]
+    assert all(site["sink"] is None for site in report["sites"])
+    assert report["decision"] == "nothing_to_migrate"
+
+
 def with_narrow_weights(dtype):
     """The layers in float32, each weight stored in 16 bits behind a Cast."""
     model = layers(17)
