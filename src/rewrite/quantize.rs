@@ -26,11 +26,11 @@
 
 mod gemm;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::RewriteError;
 use super::linear::NewConstant;
-use crate::graph::{Names, Patch, ValueId, View};
+use crate::graph::{Names, NodeId, Patch, Use, ValueId, View};
 use crate::onnx::proto::NodeProto;
 
 use crate::onnx::node::{int_attr, make_node};
@@ -68,8 +68,11 @@ pub fn quantize(
     plan: &QuantizePlan,
     names: &mut Names,
 ) -> Result<Vec<Patch>, RewriteError> {
+    let planned = found.linears.iter().zip(&plan.activations);
+    let planned = planned.filter(|(_, activation)| activation.is_some());
     let mut writer = Writer {
         view,
+        planned: planned.map(|(linear, _)| linear.node).collect(),
         plan,
         names,
         shared: BTreeMap::new(),
@@ -105,6 +108,8 @@ struct Writer<'a, 'm> {
     view: &'a View<'m>,
     plan: &'a QuantizePlan,
     names: &'a mut Names,
+    /// The nodes of the Linears that are quantized.
+    planned: BTreeSet<NodeId>,
     /// The dequantized input that Linears with the same key read.
     shared: BTreeMap<ActivationKey, String>,
     /// Weights already written: one initializer serves every Linear that reads it.
@@ -336,18 +341,41 @@ impl Writer<'_, '_> {
         )
     }
 
+    /// Whether a Relu or Clip of the model reads `value` and nothing else does.
+    fn is_clipped(&self, value: ValueId) -> bool {
+        let reader = self.view.only_reader(value);
+        reader.is_some_and(|(node, _)| matches!(self.view.op(node), "Relu" | "Clip"))
+    }
+
+    /// Whether ONNX Runtime would look through a Relu or Clip after the Gemm that gives `value`, and leave it in float
+    /// because no QuantizeLinear behind makes that redundant. A Clip may be ours: the next Linear's, of fewer bits.
+    fn stops_gemm(&self, value: ValueId, activation: &Activation) -> bool {
+        let quantized = |value| {
+            let mut uses = self.view.uses(value).iter();
+            uses.any(|u| matches!(u, Use::Node { node, input: 0 } if self.planned.contains(node)))
+        };
+        let narrow = narrow_range(&activation.params, self.plan.profile.symmetric).is_some();
+        if !self.is_clipped(value) {
+            return narrow && quantized(value);
+        }
+        let relu = self.view.only_reader(value).map(|(node, _)| node);
+        let relu = relu.filter(|&node| self.view.op(node) == "Relu");
+        let output = relu.and_then(|node| self.view.output(node, 0));
+        narrow || !output.is_some_and(quantized)
+    }
+
     /// A zero bias between a MatMul without one and a Relu or Clip.
     ///
     /// ONNX Runtime looks through a Relu for a QuantizeLinear that makes it redundant. If there is none, or it has
     /// another zero point, the MatMul is left in float; with an Add in between it fuses, and the Add with it.
     fn bias_before_clip(&mut self, linear: &Linear, patch: &mut Patch) -> Result<(), RewriteError> {
         let view = self.view;
-        let clipped = view
-            .output(linear.node, 0)
-            .and_then(|product| view.only_reader(product))
-            .is_some_and(|(reader, _)| matches!(view.op(reader), "Relu" | "Clip"));
+        let product = view.output(linear.node, 0);
         // The Cast of another float type is in between already.
-        if linear.bias.is_some() || !clipped || linear.dtype != DataType::Float {
+        if linear.bias.is_some()
+            || linear.dtype != DataType::Float
+            || !product.is_some_and(|p| self.is_clipped(p))
+        {
             return Ok(());
         }
         let zeros = self.names.derive(view.name(linear.weight), "no_bias");

@@ -246,6 +246,42 @@ def test_every_form_is_fused(quantized, target, opset, dtype, granularity, bits,
 
 
 
+def feed_forward(bias, relu, form):
+    """Two Linears over rank 2, with or without a bias and a Relu between them."""
+    random = np.random.default_rng(11)
+    made = {"w1": random.normal(size=(K, HIDDEN)), "b1": random.normal(size=HIDDEN), "w2": random.normal(size=(HIDDEN, N))}
+    if form == "Gemm":
+        nodes = [helper.make_node("Gemm", ["x", "w1", "b1"][: 2 + bias], ["h"], "up")]
+    else:
+        nodes = [helper.make_node("MatMul", ["x", "w1"], ["p" if bias else "h"], "up")]
+        nodes += [helper.make_node("Add", ["p", "b1"], ["h"], "up_bias")] if bias else []
+    nodes += [helper.make_node("Relu", ["h"], ["a"], "act")] if relu else []
+    nodes.append(helper.make_node(form, [nodes[-1].output[0], "w2"], ["y"], "down"))
+    info = lambda name, n: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["t", n])  # noqa: E731
+    used = {i for node in nodes for i in node.input}
+    initializers = [numpy_helper.from_array(a.astype(np.float32), name) for name, a in made.items() if name in used]
+    graph = helper.make_graph(nodes, "feed-forward", [info("x", K)], [info("y", N)], initializers)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("options", [[], ["--activation-bits", 6], ["--exclude", "down"]], ids=["8", "6", "down in float"])
+@pytest.mark.parametrize("target", ["ort", "portable"])
+@pytest.mark.parametrize("form", ["Gemm", "MatMul"])
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_a_clip_behind_a_gemm_keeps_it_from_nothing(tmp_path, bias, relu, form, target, options):
+    """ONNX Runtime looks through Relu and Clip for a QuantizeLinear, and leaves the Gemm in float if that is of no use."""
+    path, out, calib = tmp_path / "in.onnx", tmp_path / "out.onnx", tmp_path / "x.npy"
+    onnx.save(feed_forward(bias, relu, form), path)
+    np.save(calib, np.random.default_rng(12).normal(size=(64, K)).astype(np.float32))
+    result = run_tool(path, out, "--calib", calib, "--target", target, "--method", "none", *options)
+    assert result.returncode == 0, result.stderr
+    counts = op_counts(optimized_model(out, tmp_path / "optimized.onnx"))
+    linears = 1 if "--exclude" in options else 2
+    integer = counts["MatMulIntegerToFloat"] + counts["QGemm"] + counts["QLinearMatMul"]
+    assert integer == linears and counts["DequantizeLinear"] <= 1, counts
+
+
 # --- float16 and bfloat16 ---
 
 HALF_WIDTHS = [(8, 8), (4, 4), (4, 8), (6, 6)]

@@ -28,25 +28,41 @@ impl Writer<'_, '_> {
         node.input[0] = x.to_owned();
         node.input[1] = w.to_owned();
         let output = self.output_name(linear.node);
+        let product = self.view.output(linear.node, 0);
+        let stopped = product.is_some_and(|value| self.stops_gemm(value, activation));
         if linear.bias.is_none() {
             // A computed bias stays, in the type of the other two.
             if linear.odd_bias && linear.dtype != DataType::Float {
                 node.input[2] = self.widen(linear, &node.input[2], patch);
             }
             node.output[0] = self.cast_back(linear, &output, patch);
+            if stopped && !linear.odd_bias && linear.dtype == DataType::Float {
+                let zeros = self.names.derive(self.view.name(linear.weight), "no_bias");
+                let new = NewConstant {
+                    shape: vec![linear.n],
+                    data: vec![0.0; linear.n],
+                    dtype: linear.dtype,
+                };
+                patch.add_initializer(new.into_tensor(&zeros)?);
+                node.output[0] = self.names.derive(&output, "product");
+                let add = self.names.derive(&linear.name, "no_bias");
+                let inputs = [node.output[0].as_str(), &zeros];
+                let add = make_node("Add", &add, &inputs, &[&output], vec![]);
+                patch.insert_after(linear.node, add);
+            }
             patch.replace(linear.node, node);
             return Ok(());
         }
         node.attribute.retain(|a| a.name.as_deref() != Some("beta"));
         match self.plan.profile.gemm_bias {
-            GemmBias::Int32 => {
+            GemmBias::Int32 if !stopped => {
                 // ONNX Runtime fuses only what has beta written out.
                 node.attribute.push(float_attr("beta", 1.0));
                 node.input[2] = self.int32_bias(linear, activation, weight, linear.node, patch)?;
                 node.output[0] = self.cast_back(linear, &output, patch);
                 patch.replace(linear.node, node);
             }
-            GemmBias::SeparateAdd => {
+            _ => {
                 node.input.truncate(2);
                 let product = self.names.derive(&output, "product");
                 node.output[0] = self.cast_back(linear, &product, patch);
@@ -76,7 +92,9 @@ impl Writer<'_, '_> {
         let mut node = self.view.node(linear.node).clone();
         node.op_type = Some("Gemm".to_owned());
         node.input = vec![x.to_owned(), w.to_owned()];
-        if self.plan.profile.gemm_bias == GemmBias::Int32 {
+        let sum = self.view.output(bias.node, 0);
+        let stopped = sum.is_some_and(|value| self.stops_gemm(value, activation));
+        if self.plan.profile.gemm_bias == GemmBias::Int32 && !stopped {
             node.input
                 .push(self.int32_bias(linear, activation, weight, linear.node, patch)?);
             node.attribute.push(float_attr("beta", 1.0));
