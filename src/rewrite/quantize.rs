@@ -136,6 +136,17 @@ impl Writer<'_, '_> {
             {
                 self.matmul_of_rank_2(linear, activation, &weight, [&x, &w], &mut patch)?;
             }
+            (LinearForm::MatMul, None)
+                if activation.rank == 2
+                    && linear.dtype == DataType::Float
+                    && self.product_stops_gemm(linear, activation) =>
+            {
+                let mut node = self.view.node(linear.node).clone();
+                node.op_type = Some("Gemm".to_owned());
+                node.input = vec![x, w];
+                self.zero_bias(linear, &mut node, &mut patch)?;
+                patch.replace(linear.node, node);
+            }
             (LinearForm::MatMul, _) => {
                 patch.rewire(linear.node, 0, x);
                 patch.rewire(linear.node, 1, w);
@@ -146,7 +157,7 @@ impl Writer<'_, '_> {
                 }
                 if activation.rank >= 3 {
                     self.bias_as_row(linear, &mut patch)?;
-                    self.bias_before_clip(linear, &mut patch)?;
+                    self.bias_before_clip(linear, activation, &mut patch)?;
                 }
             }
         }
@@ -361,21 +372,25 @@ impl Writer<'_, '_> {
         let relu = self.view.only_reader(value).map(|(node, _)| node);
         let relu = relu.filter(|&node| self.view.op(node) == "Relu");
         let output = relu.and_then(|node| self.view.output(node, 0));
-        narrow || !output.is_some_and(quantized)
+        // A Relu is redundant where its zero is the smallest integer.
+        narrow || self.plan.profile.symmetric || !output.is_some_and(quantized)
     }
 
     /// A zero bias between a MatMul without one and a Relu or Clip.
     ///
     /// ONNX Runtime looks through a Relu for a QuantizeLinear that makes it redundant. If there is none, or it has
     /// another zero point, the MatMul is left in float; with an Add in between it fuses, and the Add with it.
-    fn bias_before_clip(&mut self, linear: &Linear, patch: &mut Patch) -> Result<(), RewriteError> {
+    fn bias_before_clip(
+        &mut self,
+        linear: &Linear,
+        activation: &Activation,
+        patch: &mut Patch,
+    ) -> Result<(), RewriteError> {
         let view = self.view;
         let product = view.output(linear.node, 0);
+        let stops = product.is_some_and(|p| self.is_clipped(p) || self.stops_gemm(p, activation));
         // The Cast of another float type is in between already.
-        if linear.bias.is_some()
-            || linear.dtype != DataType::Float
-            || !product.is_some_and(|p| self.is_clipped(p))
-        {
+        if linear.bias.is_some() || linear.dtype != DataType::Float || !stops {
             return Ok(());
         }
         let zeros = self.names.derive(view.name(linear.weight), "no_bias");

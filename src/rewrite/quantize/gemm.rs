@@ -5,6 +5,7 @@ use ndarray::Array1;
 use super::{Activation, WeightNames, Writer};
 use crate::graph::{NodeId, Patch, ValueId};
 use crate::onnx::node::{float_attr, int_attr, make_node};
+use crate::onnx::proto::NodeProto;
 use crate::onnx::{DataType, tensor};
 use crate::recognise::{Linear, LinearForm};
 use crate::rewrite::RewriteError;
@@ -28,8 +29,7 @@ impl Writer<'_, '_> {
         node.input[0] = x.to_owned();
         node.input[1] = w.to_owned();
         let output = self.output_name(linear.node);
-        let product = self.view.output(linear.node, 0);
-        let stopped = product.is_some_and(|value| self.stops_gemm(value, activation));
+        let stopped = self.product_stops_gemm(linear, activation);
         if linear.bias.is_none() {
             // A computed bias stays, in the type of the other two.
             if linear.odd_bias && linear.dtype != DataType::Float {
@@ -37,18 +37,7 @@ impl Writer<'_, '_> {
             }
             node.output[0] = self.cast_back(linear, &output, patch);
             if stopped && !linear.odd_bias && linear.dtype == DataType::Float {
-                let zeros = self.names.derive(self.view.name(linear.weight), "no_bias");
-                let new = NewConstant {
-                    shape: vec![linear.n],
-                    data: vec![0.0; linear.n],
-                    dtype: linear.dtype,
-                };
-                patch.add_initializer(new.into_tensor(&zeros)?);
-                node.output[0] = self.names.derive(&output, "product");
-                let add = self.names.derive(&linear.name, "no_bias");
-                let inputs = [node.output[0].as_str(), &zeros];
-                let add = make_node("Add", &add, &inputs, &[&output], vec![]);
-                patch.insert_after(linear.node, add);
+                self.zero_bias(linear, &mut node, patch)?;
             }
             patch.replace(linear.node, node);
             return Ok(());
@@ -103,6 +92,35 @@ impl Writer<'_, '_> {
         }
         node.output[0] = self.cast_back(linear, &node.output[0], patch);
         patch.replace(linear.node, node);
+        Ok(())
+    }
+
+    /// [`Writer::stops_gemm`] for what the node of `linear` itself gives.
+    pub(super) fn product_stops_gemm(&self, linear: &Linear, activation: &Activation) -> bool {
+        let product = self.view.output(linear.node, 0);
+        product.is_some_and(|value| self.stops_gemm(value, activation))
+    }
+
+    /// An Add of zeros after `node`, the Gemm of `linear` to be, under its old output name.
+    pub(super) fn zero_bias(
+        &mut self,
+        linear: &Linear,
+        node: &mut NodeProto,
+        patch: &mut Patch,
+    ) -> Result<(), RewriteError> {
+        let output = self.output_name(linear.node);
+        let zeros = self.names.derive(self.view.name(linear.weight), "no_bias");
+        let new = NewConstant {
+            shape: vec![linear.n],
+            data: vec![0.0; linear.n],
+            dtype: linear.dtype,
+        };
+        patch.add_initializer(new.into_tensor(&zeros)?);
+        node.output[0] = self.names.derive(&output, "product");
+        let add = self.names.derive(&linear.name, "no_bias");
+        let inputs = [node.output[0].as_str(), &zeros];
+        let add = make_node("Add", &add, &inputs, &[&output], vec![]);
+        patch.insert_after(linear.node, add);
         Ok(())
     }
 
