@@ -55,6 +55,21 @@ pub enum Error {
         /// The newest it accepts.
         max: i64,
     },
+    /// The constants of the migrated model lose too much in the type of the file.
+    #[error(
+        "rounding the migrated constants to {dtype}, the type of the file, moves output `{output}` by {error:.1e} of \
+         its range, {limit:.0e} is allowed; use --method none, exclude Linears with --exclude, or give the float32 model"
+    )]
+    Rounding {
+        /// FLOAT16 or BFLOAT16.
+        dtype: &'static str,
+        /// The output that differs most.
+        output: String,
+        /// max |difference| / (max − min of the original's output).
+        error: f64,
+        /// What is allowed.
+        limit: f64,
+    },
     /// The migrated float model differs from the original.
     #[error(
         "the migrated float model differs from the original: output `{output}` by {error:.1e} of its range, \
@@ -68,4 +83,14 @@ pub enum Error {
         /// What is allowed.
         limit: f64,
     },
+}
+
+impl Error {
+    /// Whether the type of the file is too coarse or too small for the migrated constants.
+    pub(crate) fn is_of_rounding(&self) -> bool {
+        matches!(
+            self,
+            Error::Rounding { .. } | Error::Rewrite(crate::rewrite::RewriteError::Overflow { .. })
+        )
+    }
 }

@@ -26,6 +26,8 @@ pub struct Options {
     pub method: Method,
     /// 2 to 8.
     pub weight_bits: u8,
+    /// One scale per output channel of a weight; `false`: one per weight.
+    pub weight_per_channel: bool,
     /// 2 to 8.
     pub activation_bits: u8,
     /// Only Linears whose node name matches are quantized.
@@ -49,6 +51,7 @@ impl Default for Options {
             format: Format::Qdq,
             method: Method::OsPlus,
             weight_bits: 8,
+            weight_per_channel: true,
             activation_bits: 8,
             include: None,
             exclude: None,
@@ -74,11 +77,11 @@ impl Options {
         }
     }
 
-    /// How weights are quantized: one scale per output channel.
+    /// How weights are quantized: symmetric, one scale per output channel or per weight.
     pub fn weight(&self) -> WeightSpec {
         WeightSpec {
             bits: self.weight_bits,
-            per_channel: true,
+            per_channel: self.weight_per_channel,
         }
     }
 
@@ -109,6 +112,11 @@ impl Options {
             }
             .to_owned(),
             weight_bits: self.weight_bits,
+            weight_granularity: match self.weight_per_channel {
+                true => "per-channel",
+                false => "per-tensor",
+            }
+            .to_owned(),
             activation_bits: self.activation_bits,
             activation_symmetric: self.activation().symmetric,
             include: self.include.as_ref().map(|r| r.as_str().to_owned()),

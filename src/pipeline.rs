@@ -2,6 +2,7 @@
 
 mod blocks;
 mod branches;
+mod folded;
 mod inline;
 mod verify;
 
@@ -21,6 +22,7 @@ use crate::solve::{Fold, Method, SiteProblem, Solution, SolveSettings, solve_sit
 use crate::target::MIN_OPSET;
 use crate::{Error, Format, Options};
 use blocks::Blocks;
+use folded::Folded;
 
 /// What an explicit Mul must gain at its site to be worth its run time.
 const EXPLICIT_GAIN_DB: f64 = 1.0;
@@ -275,7 +277,7 @@ impl<'a> Run<'a> {
     /// The float model with every shift and scale folded, after it has been compared with the original.
     ///
     /// Should the models differ, only the norms are migrated: their folding needs no reasoning about what lies between
-    /// a constant and a Linear.
+    /// a constant and a Linear. What the type of the file cannot hold even then is left unmigrated.
     pub fn migrate(
         &mut self,
         model: &Model,
@@ -283,22 +285,47 @@ impl<'a> Run<'a> {
         statistics: &BTreeMap<String, ChannelStats>,
         solutions: &mut Solutions,
     ) -> Result<Model, Error> {
-        let migrated = self.fold(model, blocks, solutions)?;
-        let Err(error) = self.check_float(&migrated) else {
-            return Ok(migrated);
-        };
+        let beyond_norms: fn(&Sink) -> bool = |sink| matches!(sink, Sink::Traced(_));
+        let every: fn(&Sink) -> bool = |_| true;
+        let steps = [(beyond_norms, "beyond their norms"), (every, "at all")];
+        let mut result = self.fold_and_check(model, blocks, solutions);
+        for (drops, what) in steps {
+            let error = match result {
+                Err(error) if error.is_of_rounding() => error,
+                // What is no rounding is a mistake; a migration by norms alone must be exact.
+                Err(error @ Error::FloatCheck { .. }) if what != "at all" => error,
+                result => return result,
+            };
+            let dropped = self.leave_alone(model, blocks, statistics, solutions, drops);
+            if dropped == 0 {
+                result = Err(error);
+                continue;
+            }
+            let note = format!("{dropped} sites were not migrated {what}: {error}");
+            self.report.notes.push(note);
+            result = self.fold_and_check(model, blocks, solutions);
+        }
+        result
+    }
+
+    /// Solves the migrated sites of some kinds of sink again, without migration; says how many they are.
+    fn leave_alone(
+        &self,
+        model: &Model,
+        blocks: &Blocks,
+        statistics: &BTreeMap<String, ChannelStats>,
+        solutions: &mut Solutions,
+        drops: fn(&Sink) -> bool,
+    ) -> usize {
         let view = View::new(model);
         let mut dropped = 0;
-        for ((site, value), solution) in
-            blocks.sites.iter().zip(&blocks.values).zip(&mut *solutions)
-        {
-            let (Sink::Traced(_), Some(stats)) = (&site.sink, statistics.get(value)) else {
+        let sites = blocks.sites.iter().zip(&blocks.values).zip(solutions);
+        for ((site, value), solution) in sites {
+            let Some(stats) = statistics.get(value).filter(|_| drops(&site.sink)) else {
                 continue;
             };
-            if solution
-                .as_ref()
-                .is_some_and(|s| s.shift.is_some() || s.scale.is_some())
-            {
+            let migrated = |s: &Solution| s.shift.is_some() || s.scale.is_some();
+            if site.has_sink() && solution.as_ref().is_some_and(migrated) {
                 let plain = Site {
                     sink: Sink::None(String::new()),
                     ..site.clone()
@@ -307,14 +334,18 @@ impl<'a> Run<'a> {
                 dropped += 1;
             }
         }
-        if dropped == 0 {
-            return Err(error);
-        }
-        let note = format!("{dropped} sites were not migrated beyond their norms: {error}");
-        self.report.notes.push(note);
-        let migrated = self.fold(model, blocks, solutions)?;
-        self.check_float(&migrated)?;
-        Ok(migrated)
+        dropped
+    }
+
+    fn fold_and_check(
+        &mut self,
+        model: &Model,
+        blocks: &Blocks,
+        solutions: &Solutions,
+    ) -> Result<Model, Error> {
+        let folded = self.fold(model, blocks, solutions)?;
+        self.check_float(&folded)?;
+        Ok(folded.model)
     }
 
     fn fold(
@@ -322,9 +353,8 @@ impl<'a> Run<'a> {
         model: &Model,
         blocks: &Blocks,
         solutions: &Solutions,
-    ) -> Result<Model, Error> {
+    ) -> Result<Folded, Error> {
         let view = View::new(model);
-        let mut names = Names::new(model);
         let migrations: Vec<(&Site, Affine)> = blocks
             .sites
             .iter()
@@ -342,11 +372,16 @@ impl<'a> Run<'a> {
             .filter(|(site, affine)| site.has_sink() && !affine.is_identity())
             .collect();
         self.migrated_sites = migrations.len();
-        let patches = rewrite::migrate(&view, &blocks.found, &migrations, &mut names)?;
-        let mut migrated = model.clone();
-        graph::apply(&mut migrated, patches).map_err(rewrite::RewriteError::from)?;
+        let quantizes = self.options.format == Format::Qdq;
+        let skipped = blocks.skipped.iter();
+        let replaced: Vec<bool> = skipped.map(|s| quantizes && s.is_none()).collect();
+        let folded = Folded::new(model, |precision| {
+            let mut names = Names::new(model);
+            let (found, names) = (&blocks.found, &mut names);
+            rewrite::migrate_in(precision, &replaced, &view, found, &migrations, names)
+        })?;
         self.finish_step("migrate");
-        Ok(migrated)
+        Ok(folded)
     }
 
     /// The migrated model with Q/DQ at every selected Linear.
@@ -362,7 +397,11 @@ impl<'a> Run<'a> {
             .map(|s| s.as_ref().map(|s| s.range))
             .collect();
         // Migration changes constants and adds nodes, but neither adds, removes nor reorders Linears.
-        let found = recognise(&View::new(&migrated));
+        let mut found = recognise(&View::new(&migrated));
+        // The weights are in float32 on their way to integers, whatever the type of the file.
+        for (linear, original) in found.linears.iter_mut().zip(&blocks.found.linears) {
+            linear.dtype = original.dtype;
+        }
         let model = self.quantize_with(&migrated, &found, blocks, statistics, &ranges)?;
         self.finish_step("quantize");
         Ok(model)

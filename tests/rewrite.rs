@@ -10,10 +10,11 @@ use ndarray::ArrayD;
 use onnx_osplus::calibrate::{Batch, InputTensor, TractEngine, Values, compare};
 use onnx_osplus::graph::{self, Names, View};
 use onnx_osplus::onnx::node::attr_i;
-use onnx_osplus::onnx::{Model, TextOptions, tensor, text};
+use onnx_osplus::onnx::proto::type_proto::Value;
+use onnx_osplus::onnx::{DataType, Model, TextOptions, tensor, text};
 use onnx_osplus::progress::NoProgress;
 use onnx_osplus::recognise::{LinearForm, recognise};
-use onnx_osplus::rewrite::{Activation, Affine, QuantizePlan, migrate, quantize};
+use onnx_osplus::rewrite::{Activation, Affine, Precision, QuantizePlan, migrate_in, quantize};
 use onnx_osplus::site::{Site, find_sites};
 use onnx_osplus::solve::{ActivationSpec, WeightSpec};
 use onnx_osplus::target::Target;
@@ -21,6 +22,14 @@ use proptest::prelude::*;
 
 /// Migrates every site that has a sink; shift and scale are `numbers()` for each channel.
 fn migrated(model: &Model, numbers: &mut dyn FnMut() -> (f32, f32)) -> Model {
+    migrated_in(Precision::OfFile, model, numbers)
+}
+
+fn migrated_in(
+    precision: Precision,
+    model: &Model,
+    numbers: &mut dyn FnMut() -> (f32, f32),
+) -> Model {
     let view = View::new(model);
     let found = recognise(&view);
     let mut names = Names::new(model);
@@ -36,7 +45,7 @@ fn migrated(model: &Model, numbers: &mut dyn FnMut() -> (f32, f32)) -> Model {
         (site, affine)
     };
     let migrations: Vec<_> = sites.iter().filter(|s| s.has_sink()).map(affine).collect();
-    let patches = migrate(&view, &found, &migrations, &mut names).unwrap();
+    let patches = migrate_in(precision, &[], &view, &found, &migrations, &mut names).unwrap();
     let mut migrated = model.clone();
     graph::apply(&mut migrated, patches).unwrap();
     migrated
@@ -66,6 +75,32 @@ fn quantized(model: &Model, rank: usize, target: Target, bits: u8) -> Model {
     quantized
 }
 
+/// The same model in another float type.
+fn in_type(mut model: Model, dtype: DataType) -> Model {
+    let graph = model.graph_mut();
+    for constant in &mut graph.initializer {
+        if let Ok(array) = tensor::float_array(constant) {
+            let data: Vec<f32> = array.iter().copied().collect();
+            *constant = tensor::from_f32(constant.name(), array.shape(), &data, dtype);
+        }
+    }
+    for info in graph.input.iter_mut().chain(&mut graph.output) {
+        if let Some(Value::TensorType(t)) = info.r#type.as_mut().and_then(|t| t.value.as_mut())
+            && t.elem_type() == DataType::Float as i32
+        {
+            t.elem_type = Some(dtype as i32);
+        }
+    }
+    model
+}
+
+/// The same model in operator set 21, the first with INT4.
+fn in_opset_21(mut model: Model) -> Model {
+    model.proto.opset_import[0].version = Some(21);
+    model.proto.ir_version = Some(10);
+    model
+}
+
 /// Round numbers, so that what has been folded can be checked by eye.
 fn small_model(form: &Form, rank: usize) -> Model {
     let mut state = 0;
@@ -85,7 +120,10 @@ fn small_affine() -> impl FnMut() -> (f32, f32) {
 
 /// The text before and after each step, with every element: tests/python/test_snapshots.py runs it.
 fn story(form: &Form, rank: usize, bits: u8) -> String {
-    let before = small_model(form, rank);
+    story_of(small_model(form, rank), rank, bits)
+}
+
+fn story_of(before: Model, rank: usize, bits: u8) -> String {
     let migrated = migrated(&before, &mut small_affine());
     let mut chapters = vec![("before".to_owned(), text(&before, TextOptions::FULL))];
     let after = if migrated == before {
@@ -115,6 +153,19 @@ fn snapshots() {
     for (name, rank) in [("pre_ln", 3), ("gemm", 2)] {
         let story = story(form_named(name), rank, 6);
         insta::assert_snapshot!(format!("{name}_rank_{rank}_6_bits"), story);
+        let model = in_opset_21(small_model(form_named(name), rank));
+        let story = story_of(model, rank, 4);
+        insta::assert_snapshot!(format!("{name}_rank_{rank}_4_bits"), story);
+    }
+    for (name, rank) in [
+        ("post_ln", 3),
+        ("pre_ln", 2),
+        ("gemm", 2),
+        ("gemm_computed_bias", 2),
+    ] {
+        let model = in_type(small_model(form_named(name), rank), DataType::Float16);
+        let story = story_of(model, rank, 8);
+        insta::assert_snapshot!(format!("{name}_rank_{rank}_float16"), story);
     }
 }
 
@@ -230,6 +281,42 @@ proptest! {
                     let batches = [batch(size, &mut next)];
                     let engine = TractEngine;
                     compare(&engine, &original, &[&quantized], &batches, 1, &NoProgress).unwrap();
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(8))]
+
+    /// Folding is as exact in a 16-bit file as in one of float32; the file's constants are those, rounded once.
+    #[test]
+    fn constants_of_16_bits_are_rounded_once((c, n, seed) in cases(), half in prop_oneof![Just(DataType::Float16), Just(DataType::Bfloat16)]) {
+        for form in FORMS {
+            for &rank in form.ranks {
+                let size = Size { c, n, rank };
+                let mut next = numbers(seed);
+                let original = in_type(form.model(size, &mut || 2.0 * next()), half);
+                let numbers: Vec<_> = (0..c * 16).map(|_| (5.0 * next(), 10_f32.powf(next()))).collect();
+                let migrated = |precision| {
+                    let mut numbers = numbers.iter().copied().cycle();
+                    migrated_in(precision, &original, &mut || numbers.next().unwrap())
+                };
+                let (wide, narrow) = (migrated(Precision::Float32), migrated(Precision::OfFile));
+                let batches = [batch(size, &mut next)];
+                let compared = compare(&TractEngine, &original, &[&wide], &batches, 1, &NoProgress).unwrap();
+                for output in &compared[0] {
+                    prop_assert!(output.max_relative_error < 1e-4, "{} at rank {rank}: {output:?}", form.name);
+                }
+                prop_assert_eq!(wide.graph().initializer.len(), narrow.graph().initializer.len());
+                for (wide, narrow) in wide.graph().initializer.iter().zip(&narrow.graph().initializer) {
+                    prop_assert_eq!(wide.name(), narrow.name());
+                    let Ok(exact) = tensor::float_array(wide) else { continue };
+                    prop_assert_eq!(narrow.data_type(), half as i32, "{}", narrow.name());
+                    let exact: Vec<f32> = exact.iter().copied().collect();
+                    let shape = tensor::shape(narrow).unwrap();
+                    prop_assert_eq!(narrow, &tensor::from_f32(narrow.name(), &shape, &exact, half));
                 }
             }
         }

@@ -318,6 +318,9 @@ fn constant_tensor(constant: &TensorProto) -> Result<Tensor, Failure> {
     let datum = match (plain, dtype) {
         (Some(datum), _) => datum,
         (None, DataType::Bool) => bool::datum_type(),
+        // What is packed into a byte in the file has one of its own here.
+        (None, DataType::Int4 | DataType::Int2) => i8::datum_type(),
+        (None, DataType::Uint4 | DataType::Uint2) => u8::datum_type(),
         _ => return Err(fail(format!("type {} is not supported", dtype.as_str_name())).into()),
     };
     Ok(wide.cast_to_dt(datum)?.into_owned())

@@ -54,6 +54,10 @@ pub struct Arguments {
     #[arg(long, value_name = "BITS", default_value_t = 8, value_parser = value_parser!(u8).range(2..=8))]
     weight_bits: u8,
 
+    /// One scale per output channel of a weight, or one for the whole weight [example: --weight-granularity per-tensor]
+    #[arg(long, value_enum, default_value_t = Granularity::PerChannel)]
+    weight_granularity: Granularity,
+
     /// Bits of the activations, 2 to 8 [example: --activation-bits 6]
     #[arg(long, value_name = "BITS", default_value_t = 8, value_parser = value_parser!(u8).range(2..=8))]
     activation_bits: u8,
@@ -123,6 +127,12 @@ enum MethodName {
     None,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Granularity {
+    PerTensor,
+    PerChannel,
+}
+
 fn parse_batch(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) => Err("at least 1 row".to_owned()),
@@ -159,6 +169,7 @@ impl Arguments {
                 MethodName::None => Method::None,
             },
             weight_bits: self.weight_bits,
+            weight_per_channel: self.weight_granularity == Granularity::PerChannel,
             activation_bits: self.activation_bits,
             include: self.include.clone(),
             exclude: self.exclude.clone(),

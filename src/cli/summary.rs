@@ -57,6 +57,13 @@ fn write_summary(
             out,
             "float      migrated model within {error:.1e} of each output's range (limit {limit:.0e})"
         )?;
+        if let Some(rounded) = &check.rounded {
+            let (error, limit, dtype) = (rounded.max_relative_error, rounded.limit, rounded.dtype);
+            writeln!(
+                out,
+                "           its constants rounded to {dtype}: within {error:.1e} (limit {limit:.0e})"
+            )?;
+        }
     }
     outputs(out, report)?;
     let (before, after) = (sizes.0 as f64 / 1e6, sizes.1 as f64 / 1e6);

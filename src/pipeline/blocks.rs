@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::graph::{ValueId, View};
-use crate::onnx::DataType;
 use crate::recognise::{Linear, Recognised, recognise};
 use crate::site::{Shapes, Sink, Site, find_sites, wanted_shapes};
-use crate::{Error, Format, Options};
+use crate::{Error, Options};
 
 /// What was recognised in a model.
 pub(crate) struct Blocks {
@@ -36,7 +35,7 @@ impl Blocks {
         let mut skipped: Vec<_> = found
             .linears
             .iter()
-            .map(|l| why_skipped(l, options))
+            .map(|l| options.refuses(&l.name).map(str::to_owned))
             .collect();
         let value = |site: &Site| view.name(site.value).to_owned();
         let values: Vec<String> = sites.iter().map(value).collect();
@@ -113,18 +112,6 @@ impl Blocks {
             _ => reasons.join("; "),
         }
     }
-}
-
-fn why_skipped(linear: &Linear, options: &Options) -> Option<String> {
-    if let Some(reason) = options.refuses(&linear.name) {
-        return Some(reason.to_owned());
-    }
-    // Migration keeps the type of the file; only quantization needs float32.
-    let float_is_enough = options.format == Format::Float;
-    (linear.dtype != DataType::Float && !float_is_enough).then(|| {
-        let dtype = linear.dtype.as_str_name();
-        format!("its weight is {dtype}; only FLOAT (float32) Linears can be quantized")
-    })
 }
 
 fn check_finite(view: &View, value: ValueId) -> Result<(), Error> {

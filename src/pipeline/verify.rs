@@ -1,28 +1,31 @@
 //! Running the results against the original.
 
 use super::Run;
+use super::folded::{Folded, rounding_error};
 use crate::Error;
 use crate::calibrate::{OutputComparison, compare};
 use crate::graph::branches::unflatten;
 use crate::onnx::Model;
-use crate::review::{Decision, FLOAT_LIMIT, FloatCheck, gain_db, output_reports};
+use crate::review::{
+    Decision, FLOAT_LIMIT, FloatCheck, ROUNDING_LIMIT, RoundedCheck, gain_db, output_reports,
+};
 
 impl Run<'_> {
     /// Runs original and migrated model: they must agree before anything is quantized.
-    pub fn check_float(&mut self, migrated: &Model) -> Result<(), Error> {
+    pub fn check_float(&mut self, folded: &Folded) -> Result<(), Error> {
         let rewritten =
             self.report.settings.opset_raised_from.is_some() || !self.report.inlined.is_empty();
         if self.migrated_sites == 0 && !rewritten {
             return Ok(());
         }
-        let compared = self.compare(&[migrated])?.remove(0);
-        let worst = compared
-            .iter()
-            .max_by(|a, b| a.max_relative_error.total_cmp(&b.max_relative_error));
-        let error = worst.map_or(0.0, |o| o.max_relative_error);
+        let unrounded = folded.unrounded.as_ref();
+        let mut models = vec![&folded.model];
+        models.extend(unrounded.map(|(_, model)| model));
+        let compared = self.compare(&models)?;
+        // The last is the one without rounding, if there are two.
+        let (output, error) = compared.last().map_or((String::new(), 0.0), |c| worst(c));
         // A NaN is no agreement.
         if error.is_nan() || error > FLOAT_LIMIT {
-            let output = worst.map_or(String::new(), |o| o.name.clone());
             return Err(Error::FloatCheck {
                 output,
                 error,
@@ -31,9 +34,27 @@ impl Run<'_> {
         }
         self.report.float_check = FloatCheck {
             max_relative_error: error,
-            limit: FLOAT_LIMIT,
+            ..FloatCheck::default()
         };
-        self.report.outputs = output_reports(&compared, None);
+        let in_file = compared.into_iter().next().unwrap_or_default();
+        if let Some((dtype, _)) = unrounded {
+            let (output, error) = worst(&in_file);
+            let (dtype, limit) = (dtype.as_str_name(), ROUNDING_LIMIT * rounding_error(*dtype));
+            if error.is_nan() || error > limit {
+                return Err(Error::Rounding {
+                    dtype,
+                    output,
+                    error,
+                    limit,
+                });
+            }
+            self.report.float_check.rounded = Some(RoundedCheck {
+                dtype,
+                max_relative_error: error,
+                limit,
+            });
+        }
+        self.report.outputs = output_reports(&in_file, None);
         self.finish_step("float check");
         Ok(())
     }
@@ -105,4 +126,14 @@ impl Run<'_> {
 fn total_gain(ours: &[OutputComparison], theirs: Option<&[OutputComparison]>) -> f64 {
     let pairs = theirs.unwrap_or_default().iter().zip(ours);
     pairs.map(|(plain, ours)| gain_db(ours, plain)).sum()
+}
+
+/// The output that differs most, and by how much of its range.
+fn worst(compared: &[OutputComparison]) -> (String, f64) {
+    let worst = compared
+        .iter()
+        .max_by(|a, b| a.max_relative_error.total_cmp(&b.max_relative_error));
+    worst.map_or((String::new(), 0.0), |o| {
+        (o.name.clone(), o.max_relative_error)
+    })
 }

@@ -6,5 +6,5 @@ mod report;
 pub use account::{gain_db, linear_report, output_reports, site_report};
 pub use report::{
     Decision, FLOAT_LIMIT, FloatCheck, InlinedReport, LinearReport, NearMissReport, OutputReport,
-    Report, Settings, SiteReport,
+    ROUNDING_LIMIT, Report, RoundedCheck, Settings, SiteReport,
 };

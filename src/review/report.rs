@@ -45,6 +45,7 @@ pub struct Settings {
     pub format: String,
     pub method: String,
     pub weight_bits: u8,
+    pub weight_granularity: String,
     pub activation_bits: u8,
     pub activation_symmetric: bool,
     pub include: Option<String>,
@@ -123,12 +124,30 @@ pub struct NearMissReport {
 /// The largest difference allowed between original and migrated float outputs, relative to the output's range.
 pub const FLOAT_LIMIT: f64 = 1e-4;
 
-/// The migrated float model against the original.
+/// How many rounding errors of its type ([`half::f16::EPSILON`] / 2) the outputs of a migrated model may move when its
+/// constants are rounded to that type. The model as it was has such errors in every constant and every value.
+pub const ROUNDING_LIMIT: f64 = 16.0;
+
+/// The migrated float model against the original, both run in float32.
 #[derive(Clone, Debug, Serialize)]
 pub struct FloatCheck {
     /// max |difference| / (max − min of the original's output), over all float outputs; 0 if nothing was migrated.
+    /// The migrated constants are those that were computed, in float32.
     pub max_relative_error: f64,
     /// What is allowed.
+    pub limit: f64,
+    /// The same with the migrated constants rounded to float16 or bfloat16, if the file has such.
+    pub rounded: Option<RoundedCheck>,
+}
+
+/// What rounding the migrated constants to the type of the file does.
+#[derive(Clone, Debug, Serialize)]
+pub struct RoundedCheck {
+    /// "FLOAT16" or "BFLOAT16": the coarsest type of a migrated constant.
+    pub dtype: &'static str,
+    /// As in [`FloatCheck`].
+    pub max_relative_error: f64,
+    /// [`ROUNDING_LIMIT`] rounding errors of `dtype`.
     pub limit: f64,
 }
 
@@ -137,6 +156,7 @@ impl Default for FloatCheck {
         FloatCheck {
             max_relative_error: 0.0,
             limit: FLOAT_LIMIT,
+            rounded: None,
         }
     }
 }

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use ndarray::{Array1, Array2, Axis};
 
 use super::RewriteError;
-use crate::graph::{Names, Patch, Source, Use, ValueId, View};
+use crate::graph::{Names, NodeId, Patch, Source, Use, ValueId, View};
 
-use crate::onnx::node::make_node;
+use crate::onnx::node::{attr_t, int_attr, make_node};
 use crate::onnx::proto::{NodeProto, TensorProto};
 use crate::onnx::{DataType, tensor};
 use crate::recognise::{Linear, LinearForm};
@@ -18,44 +18,101 @@ use super::Affine;
 /// a network that is run twice, in the branches of an If.
 pub(super) type Copies = BTreeMap<ValueId, Vec<TensorProto>>;
 
-/// Makes node input (`node`, `slot`), which reads the constant `value`, read `data` instead.
+/// In what type migrated constants are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// The type in the file. Float16 and bfloat16 round what has been folded, once.
+    OfFile,
+    /// float32, for a check of the folding itself: such a model is for the engine, which widens everything anyway, and
+    /// no valid file.
+    Float32,
+}
+
+impl Precision {
+    /// The type to write for a constant that has the type `dtype` in the file.
+    pub(super) fn of(self, dtype: DataType) -> DataType {
+        match self {
+            Precision::OfFile => dtype,
+            Precision::Float32 => DataType::Float,
+        }
+    }
+}
+
+/// Makes node input (`node`, `slot`), which reads the constant `value`, read `new` instead.
 ///
 /// The initializer is overwritten in place if nothing else reads it; otherwise the node gets a copy under a derived
-/// name, which it shares only with nodes that want the same.
+/// name, which it shares only with nodes that want the same. What the file stores in float16 or bfloat16 behind a Cast
+/// to float32 stays that small.
 pub(super) fn set_constant(
+    precision: Precision,
     view: &View,
     patch: &mut Patch,
     (names, copies): (&mut Names, &mut Copies),
-    at: (crate::graph::NodeId, usize),
+    at: (NodeId, usize),
     value: ValueId,
-    new: NewConstant,
+    mut new: NewConstant,
 ) -> Result<(), RewriteError> {
-    let name = view.name(value);
-    let exclusive = matches!(view.source(value), Source::Initializer(_))
-        && view.uses(value)
-            == [Use::Node {
-                node: at.0,
-                input: at.1,
-            }];
-    let mut tensor = new.into_tensor(name)?;
+    let only = |value, (node, input)| view.uses(value) == [Use::Node { node, input }];
+    let narrow = stored_narrow(view, value)
+        .filter(|_| precision == Precision::OfFile && new.dtype == DataType::Float);
+    // The initializer itself, or the one behind nothing but a Cast.
+    let (origin, cast) = match (narrow, view.producer(value)) {
+        (Some(_), Some((node, 0))) if view.op(node) == "Cast" => {
+            (view.input(node, 0).unwrap_or(value), Some(node))
+        }
+        _ => (value, None),
+    };
+    let exclusive = matches!(view.source(origin), Source::Initializer(_))
+        && only(value, at)
+        && cast.is_none_or(|cast| only(origin, (cast, 0)));
+    new.dtype = narrow.unwrap_or(new.dtype);
     if exclusive {
-        patch.set_initializer(tensor);
+        patch.set_initializer(new.into_tensor(view.name(origin))?);
         return Ok(());
     }
+    let name = view.name(value);
+    let mut tensor = new.into_tensor(name)?;
     let copies = copies.entry(value).or_default();
     let same = |t: &&TensorProto| {
         (t.data_type, &t.dims, &t.raw_data) == (tensor.data_type, &tensor.dims, &tensor.raw_data)
     };
-    if let Some(copy) = copies.iter().find(same) {
-        patch.rewire(at.0, at.1, copy.name());
-        return Ok(());
+    let mut target = match copies.iter().find(same) {
+        Some(copy) => copy.name().to_owned(),
+        None => {
+            let target = names.derive(name, "osplus");
+            tensor.name = Some(target.clone());
+            copies.push(tensor.clone());
+            patch.add_initializer(tensor);
+            target
+        }
+    };
+    if narrow.is_some() {
+        let wide = names.derive(&target, "float32");
+        let cast = names.derive(&target, "Cast");
+        let to = vec![int_attr("to", DataType::Float as i64)];
+        patch.insert_before(at.0, make_node("Cast", &cast, &[&target], &[&wide], to));
+        target = wide;
     }
-    let target = names.derive(name, "osplus");
-    tensor.name = Some(target.clone());
-    copies.push(tensor.clone());
-    patch.add_initializer(tensor);
     patch.rewire(at.0, at.1, target);
     Ok(())
+}
+
+/// The type of the initializer that a float32 constant is a widened copy of: float16 or bfloat16.
+fn stored_narrow(view: &View, mut value: ValueId) -> Option<DataType> {
+    let stored = loop {
+        match view.source(value) {
+            Source::Initializer(_) => break tensor::dtype(view.initializer(value)?)?,
+            Source::Node { node, .. } => match view.op(node) {
+                "Constant" => break tensor::dtype(attr_t(view.node(node), "value")?)?,
+                "Cast" | "Identity" | "Transpose" | "Reshape" | "Squeeze" | "Unsqueeze" => {
+                    value = view.input(node, 0)?;
+                }
+                _ => return None,
+            },
+            _ => return None,
+        }
+    };
+    matches!(stored, DataType::Float16 | DataType::Bfloat16).then_some(stored)
 }
 
 /// The elements of a constant to be written, and the float type of the file.
@@ -156,12 +213,13 @@ impl LinearFold {
         self.input = affine.clone();
     }
 
-    /// Adds to `patch` what the Linear becomes.
+    /// Adds to `patch` what the Linear becomes; weight and bias each have their precision.
     ///
     /// # Errors
     /// A constant that cannot be read, or does not fit its type.
     pub fn write(
         &self,
+        [of_weight, of_bias]: [Precision; 2],
         view: &View,
         linear: &Linear,
         patch: &mut Patch,
@@ -186,7 +244,8 @@ impl LinearFold {
             bias.iter_mut()
                 .zip(outputs)
                 .for_each(|(b, (z, s))| *b = (*b - z) / s);
-            set_bias(view, linear, bias, patch, (&mut *names, &mut *copies))?;
+            let names = (&mut *names, &mut *copies);
+            set_bias(of_bias, view, linear, bias, patch, names)?;
         }
         if new_weight {
             if let Some(s) = &self.input.scale {
@@ -198,9 +257,10 @@ impl LinearFold {
             if scales_output {
                 weight /= &ndarray::aview1(&self.output_scale);
             }
-            let new = stored_weight(linear, weight);
-            let at = (linear.node, 1);
-            set_constant(view, patch, (names, copies), at, linear.weight, new)?;
+            let mut new = stored_weight(linear, weight);
+            new.dtype = of_weight.of(new.dtype);
+            let (at, names) = ((linear.node, 1), (names, copies));
+            set_constant(of_weight, view, patch, names, at, linear.weight, new)?;
         }
         if let Some(node) = without_factors(view, linear, new_weight, new_bias) {
             patch.replace(linear.node, node);
@@ -211,13 +271,14 @@ impl LinearFold {
 
 /// Writes b'; a Linear without a bias gets one.
 fn set_bias(
+    precision: Precision,
     view: &View,
     linear: &Linear,
     bias: Array1<f32>,
     patch: &mut Patch,
     (names, copies): (&mut Names, &mut Copies),
 ) -> Result<(), RewriteError> {
-    let dtype = linear.dtype;
+    let dtype = precision.of(linear.dtype);
     if let Some(old) = linear.bias {
         let unreadable = || RewriteError::Constant(view.name(old.value).to_owned());
         let stored = view
@@ -237,7 +298,8 @@ fn set_bias(
             dtype,
         };
         let at = (old.node, old.slot);
-        return set_constant(view, patch, (names, copies), at, old.value, new);
+        let names = (names, copies);
+        return set_constant(precision, view, patch, names, at, old.value, new);
     }
     let new = NewConstant {
         shape: vec![linear.n],

@@ -14,7 +14,7 @@
 use std::collections::BTreeMap;
 
 use super::RewriteError;
-use super::linear::{Copies, LinearFold, NewConstant, set_constant};
+use super::linear::{Copies, LinearFold, NewConstant, Precision, set_constant};
 use crate::graph::{Names, NodeId, Patch, ValueId, View};
 use crate::onnx::DataType;
 use crate::onnx::node::make_node;
@@ -68,7 +68,26 @@ pub fn migrate(
     sites: &[(&Site, Affine)],
     names: &mut Names,
 ) -> Result<Vec<Patch>, RewriteError> {
+    migrate_in(Precision::OfFile, &[], view, found, sites, names)
+}
+
+/// [`migrate`] with the constants in the given precision. The weights of Linears that are `replaced` (indexed like
+/// `Recognised::linears`; missing is `false`) are written in float32 all the same: quantization takes them away, and
+/// need not round twice.
+///
+/// # Errors
+/// As [`migrate`].
+pub fn migrate_in(
+    precision: Precision,
+    replaced: &[bool],
+    view: &View,
+    found: &Recognised,
+    sites: &[(&Site, Affine)],
+    names: &mut Names,
+) -> Result<Vec<Patch>, RewriteError> {
     let mut migration = Migration {
+        precision,
+        replaced,
         view,
         found,
         names,
@@ -92,6 +111,8 @@ struct ConstantFold {
 
 /// A Linear or constant can take part in two sites, so their changes are collected and written once.
 struct Migration<'a, 'm> {
+    precision: Precision,
+    replaced: &'a [bool],
     view: &'a View<'m>,
     found: &'a Recognised,
     names: &'a mut Names,
@@ -202,8 +223,13 @@ impl Migration<'_, '_> {
         for (l, fold) in std::mem::take(&mut self.linears) {
             let linear = &self.found.linears[l];
             let mut patch = Patch::new(format!("fold shift and scale into `{}`", linear.name));
-            let new = (&mut *self.names, &mut self.copies);
-            fold.write(self.view, linear, &mut patch, new)?;
+            let weight = match self.replaced.get(l) {
+                Some(true) => Precision::Float32,
+                _ => self.precision,
+            };
+            let precisions = [weight, self.precision];
+            let names = (&mut *self.names, &mut self.copies);
+            fold.write(precisions, self.view, linear, &mut patch, names)?;
             self.patches.push(patch);
         }
         Ok(self.patches)
@@ -228,7 +254,7 @@ impl Migration<'_, '_> {
                 let Some(slot) = norm.beta_slot else {
                     return Ok(());
                 };
-                let (_, dtype) = read(self.view, norm.gamma)?;
+                let (_, dtype) = self.read(norm.gamma)?;
                 let data = (0..norm.channels).map(|c| beta(c, 0.0)).collect();
                 let name = self.names.derive(&norm.name, "beta");
                 let new = NewConstant {
@@ -250,7 +276,7 @@ impl Migration<'_, '_> {
         patch: &mut Patch,
         fold: impl Fn(usize, f32) -> f32,
     ) -> Result<(), RewriteError> {
-        let (array, dtype) = read(self.view, param)?;
+        let (array, dtype) = self.read(param)?;
         let data = array.iter().enumerate().map(|(c, &x)| fold(c, x)).collect();
         let new = NewConstant {
             shape: array.shape().to_vec(),
@@ -259,7 +285,8 @@ impl Migration<'_, '_> {
         };
         let at = (param.node, param.slot);
         let names = (&mut *self.names, &mut self.copies);
-        set_constant(self.view, patch, names, at, param.value, new)
+        let value = param.value;
+        set_constant(self.precision, self.view, patch, names, at, value, new)
     }
 
     /// y = y' s + z for the readers that are no Linears. They keep the name y; the norm writes y' under a new one.
@@ -292,7 +319,7 @@ impl Migration<'_, '_> {
             ("Mul", "restore_scale", affine.scale.clone()),
             ("Add", "restore_shift", affine.shift.clone()),
         ];
-        let dtype = read(self.view, norm.gamma)?.1;
+        let dtype = self.read(norm.gamma)?.1;
         let nodes = self.chain(
             steps,
             (&norm.name, original),
@@ -338,7 +365,7 @@ impl Migration<'_, '_> {
             names,
             original.to_owned(),
             &migrated,
-            linear.dtype,
+            self.precision.of(linear.dtype),
             patch,
         )?;
         let first = site
@@ -398,10 +425,13 @@ impl Migration<'_, '_> {
         }
         Ok(nodes)
     }
-}
 
-fn read(view: &View, param: NormParam) -> Result<(ndarray::ArrayD<f32>, DataType), RewriteError> {
-    view.constant(param.value)
-        .and_then(|c| c.into_float())
-        .ok_or_else(|| RewriteError::Constant(view.name(param.value).to_owned()))
+    /// A constant and the type to write it in.
+    fn read(&self, param: NormParam) -> Result<(ndarray::ArrayD<f32>, DataType), RewriteError> {
+        let constant = self.view.constant(param.value);
+        let (array, dtype) = constant
+            .and_then(|c| c.into_float())
+            .ok_or_else(|| RewriteError::Constant(self.view.name(param.value).to_owned()))?;
+        Ok((array, self.precision.of(dtype)))
+    }
 }

@@ -6,7 +6,8 @@ mod migrate;
 mod quantize;
 mod take_apart;
 
-pub use migrate::{Affine, migrate};
+pub use linear::Precision;
+pub use migrate::{Affine, migrate, migrate_in};
 pub use quantize::{Activation, QuantizePlan, quantize};
 pub use take_apart::take_apart;
 

@@ -8,21 +8,36 @@
 //!
 //! This is the form that runtimes fuse to one integer product (ONNX Runtime: MatMulIntegerToFloat). The details
 //! that decide whether they do come from the target's [`Profile`].
+//!
+//! Fewer than 8 bits are levels of an 8-bit type, because that is what runtimes have products for: a Clip before the
+//! QuantizeLinear cuts the activation to its levels, and the weight uses as many as it has. What is saved is memory:
+//! from operator set 21 on, a weight of at most 4 bits is stored as INT4, two per byte, with a Cast to int8 before its
+//! DequantizeLinear. ONNX Runtime evaluates that Cast once, when it loads the file, and multiplies in int8; a
+//! DequantizeLinear of INT4 itself it would compute in float at every run.
+//!
+//! A Linear in float16, bfloat16 or float64 is computed between two Casts:
+//!
+//! ```text
+//! x ── Cast(float32) ── Q ── DQ ──┐
+//! W: int8 ── DQ ──────────────────┴─ MatMul ── Cast(float16) ── Add(b: float16) ── y
+//! ```
+//!
+//! All scales are float32, so none can underflow; ONNX Runtime fuses this and not the form with float16 scales.
 
-use std::collections::BTreeMap;
+mod gemm;
 
-use ndarray::Array1;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::RewriteError;
 use super::linear::{Copies, NewConstant};
-use crate::graph::{Names, NodeId, Patch, ValueId, View};
+use crate::graph::{Names, NodeId, Patch, Use, ValueId, View};
 use crate::onnx::proto::NodeProto;
 
-use crate::onnx::node::{float_attr, int_attr, make_node};
+use crate::onnx::node::{int_attr, make_node};
 use crate::onnx::{DataType, tensor};
 use crate::recognise::{Linear, LinearForm, Recognised};
 use crate::solve::{QuantParams, WeightSpec, quantize_weight};
-use crate::target::{GemmBias, Profile};
+use crate::target::Profile;
 
 /// How the input of one Linear is quantized.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,8 +68,11 @@ pub fn quantize(
     plan: &QuantizePlan,
     names: &mut Names,
 ) -> Result<Vec<Patch>, RewriteError> {
+    let planned = found.linears.iter().zip(&plan.activations);
+    let planned = planned.filter(|(_, activation)| activation.is_some());
     let mut writer = Writer {
         view,
+        planned: planned.map(|(linear, _)| linear.node).collect(),
         plan,
         names,
         copies: Copies::new(),
@@ -73,9 +91,13 @@ pub fn quantize(
 /// The identity of an input's quantization: two Linears with the same key can share one pair.
 type ActivationKey = (ValueId, u32, i32, i32, i32);
 
-/// The initializers of a quantized weight.
+/// The first operator set with INT4 and the first IR version that knows it.
+const INT4_OPSET: (i64, i64) = (21, 10);
+
+/// The values that stand for a quantized weight.
 #[derive(Clone)]
 struct WeightNames {
+    /// int8, in the layout of the operator.
     quantized: String,
     scale: String,
     zero_point: String,
@@ -88,6 +110,8 @@ struct Writer<'a, 'm> {
     plan: &'a QuantizePlan,
     names: &'a mut Names,
     copies: Copies,
+    /// The nodes of the Linears that are quantized.
+    planned: BTreeSet<NodeId>,
     /// The dequantized input that Linears with the same key read.
     shared: BTreeMap<ActivationKey, String>,
     /// Weights already written: one initializer serves every Linear that reads it.
@@ -114,12 +138,28 @@ impl Writer<'_, '_> {
             {
                 self.matmul_of_rank_2(linear, activation, &weight, [&x, &w], &mut patch)?;
             }
+            (LinearForm::MatMul, None)
+                if activation.rank == 2
+                    && linear.dtype == DataType::Float
+                    && self.product_stops_gemm(linear, activation) =>
+            {
+                let mut node = self.view.node(linear.node).clone();
+                node.op_type = Some("Gemm".to_owned());
+                node.input = vec![x, w];
+                self.zero_bias(linear, &mut node, &mut patch)?;
+                patch.replace(linear.node, node);
+            }
             (LinearForm::MatMul, _) => {
                 patch.rewire(linear.node, 0, x);
                 patch.rewire(linear.node, 1, w);
+                let output = self.output_name(linear.node);
+                let product = self.cast_back(linear, &output, &mut patch);
+                if product != output {
+                    patch.rename_output(linear.node, 0, product);
+                }
                 if activation.rank >= 3 {
                     self.bias_as_row(linear, &mut patch)?;
-                    self.bias_before_clip(linear, &mut patch)?;
+                    self.bias_before_clip(linear, activation, &mut patch)?;
                 }
             }
         }
@@ -159,6 +199,13 @@ impl Writer<'_, '_> {
         let signed = self.plan.profile.symmetric;
         patch.add_initializer(zero_point_tensor(&zero_point, params.zero_point, signed));
         let mut input = x.to_owned();
+        if linear.dtype != DataType::Float {
+            let (wide, name) = (derive("float32"), derive("Cast"));
+            let to = vec![int_attr("to", DataType::Float as i64)];
+            let cast = make_node("Cast", &name, &[&input], &[&wide], to);
+            patch.insert_before(linear.node, cast);
+            input = wide;
+        }
         if let Some((low, high)) = narrow_range(params, signed) {
             // QuantizeLinear saturates at 8 bits; fewer bits need the range cut before it, which is exact.
             let clipped = derive("clipped");
@@ -210,7 +257,7 @@ impl Writer<'_, '_> {
         };
         let shape = q.shape().to_vec();
         let q: Vec<i8> = q.as_standard_layout().iter().copied().collect();
-        let weight = WeightNames {
+        let mut weight = WeightNames {
             quantized: self.names.derive(name, "quantized"),
             scale: self.names.derive(name, "scale"),
             zero_point: self.names.derive(name, "zero_point"),
@@ -219,7 +266,19 @@ impl Writer<'_, '_> {
         let per_channel = self.plan.weight.per_channel;
         let count = weight.scales.len();
         let dims: &[usize] = if per_channel { &[count] } else { &[] };
-        patch.add_initializer(tensor::from_i8(&weight.quantized, &shape, &q));
+        if self.has_int4() && self.plan.weight.bits <= 4 {
+            patch.add_initializer(tensor::from_i4(&weight.quantized, &shape, &q));
+            let (wide, cast) = (
+                self.names.derive(name, "int8"),
+                self.names.derive(name, "Cast"),
+            );
+            let to = vec![int_attr("to", DataType::Int8 as i64)];
+            let cast = make_node("Cast", &cast, &[&weight.quantized], &[&wide], to);
+            patch.insert_before(linear.node, cast);
+            weight.quantized = wide;
+        } else {
+            patch.add_initializer(tensor::from_i8(&weight.quantized, &shape, &q));
+        }
         patch.add_initializer(tensor::from_f32(
             &weight.scale,
             dims,
@@ -229,6 +288,25 @@ impl Writer<'_, '_> {
         patch.add_initializer(tensor::from_i8(&weight.zero_point, dims, &vec![0; count]));
         self.weights.insert(key, weight.clone());
         Ok(weight)
+    }
+
+    fn has_int4(&self) -> bool {
+        let model = self.view.model();
+        model.opset() >= INT4_OPSET.0 && model.proto.ir_version() >= INT4_OPSET.1
+    }
+
+    /// The name under which `linear`, computed in float32, gives what `output` was: `output` itself, or a new one with
+    /// a Cast to the type of the file after it.
+    fn cast_back(&mut self, linear: &Linear, output: &str, patch: &mut Patch) -> String {
+        if linear.dtype == DataType::Float {
+            return output.to_owned();
+        }
+        let wide = self.names.derive(output, "float32");
+        let cast = self.names.derive(output, "Cast");
+        let to = vec![int_attr("to", linear.dtype as i64)];
+        let cast = make_node("Cast", &cast, &[&wide], &[output], to);
+        patch.insert_after(linear.node, cast);
+        wide
     }
 
     fn dequantize_weight(&mut self, linear: &Linear, weight: &WeightNames) -> (String, NodeProto) {
@@ -266,6 +344,7 @@ impl Writer<'_, '_> {
             dtype,
         };
         super::linear::set_constant(
+            super::linear::Precision::OfFile,
             self.view,
             patch,
             (&mut *self.names, &mut self.copies),
@@ -275,17 +354,45 @@ impl Writer<'_, '_> {
         )
     }
 
+    /// Whether a Relu or Clip of the model reads `value` and nothing else does.
+    fn is_clipped(&self, value: ValueId) -> bool {
+        let reader = self.view.only_reader(value);
+        reader.is_some_and(|(node, _)| matches!(self.view.op(node), "Relu" | "Clip"))
+    }
+
+    /// Whether ONNX Runtime would look through a Relu or Clip after the Gemm that gives `value`, and leave it in float
+    /// because no QuantizeLinear behind makes that redundant. A Clip may be ours: the next Linear's, of fewer bits.
+    fn stops_gemm(&self, value: ValueId, activation: &Activation) -> bool {
+        let quantized = |value| {
+            let mut uses = self.view.uses(value).iter();
+            uses.any(|u| matches!(u, Use::Node { node, input: 0 } if self.planned.contains(node)))
+        };
+        let narrow = narrow_range(&activation.params, self.plan.profile.symmetric).is_some();
+        if !self.is_clipped(value) {
+            return narrow && quantized(value);
+        }
+        let relu = self.view.only_reader(value).map(|(node, _)| node);
+        let relu = relu.filter(|&node| self.view.op(node) == "Relu");
+        let output = relu.and_then(|node| self.view.output(node, 0));
+        // A Relu is redundant where its zero is the smallest integer.
+        narrow || self.plan.profile.symmetric || !output.is_some_and(quantized)
+    }
+
     /// A zero bias between a MatMul without one and a Relu or Clip.
     ///
     /// ONNX Runtime looks through a Relu for a QuantizeLinear that makes it redundant. If there is none, or it has
     /// another zero point, the MatMul is left in float; with an Add in between it fuses, and the Add with it.
-    fn bias_before_clip(&mut self, linear: &Linear, patch: &mut Patch) -> Result<(), RewriteError> {
+    fn bias_before_clip(
+        &mut self,
+        linear: &Linear,
+        activation: &Activation,
+        patch: &mut Patch,
+    ) -> Result<(), RewriteError> {
         let view = self.view;
-        let clipped = view
-            .output(linear.node, 0)
-            .and_then(|product| view.only_reader(product))
-            .is_some_and(|(reader, _)| matches!(view.op(reader), "Relu" | "Clip"));
-        if linear.bias.is_some() || !clipped {
+        let product = view.output(linear.node, 0);
+        let stops = product.is_some_and(|p| self.is_clipped(p) || self.stops_gemm(p, activation));
+        // The Cast of another float type is in between already.
+        if linear.bias.is_some() || linear.dtype != DataType::Float || !stops {
             return Ok(());
         }
         let zeros = self.names.derive(view.name(linear.weight), "no_bias");
@@ -297,160 +404,6 @@ impl Writer<'_, '_> {
         patch.add_initializer(new.into_tensor(&zeros)?);
         super::linear::add_after(view, linear, "no_bias", &zeros, patch, self.names);
         Ok(())
-    }
-
-    /// A Gemm over quantized factors. Its bias takes the form that the target fuses.
-    fn gemm(
-        &mut self,
-        linear: &Linear,
-        activation: &Activation,
-        weight: &WeightNames,
-        [x, w]: [&str; 2],
-        patch: &mut Patch,
-    ) -> Result<(), RewriteError> {
-        let mut node = self.view.node(linear.node).clone();
-        // alpha is in the quantized weight; beta goes into the bias where that is rewritten too.
-        node.attribute
-            .retain(|a| a.name.as_deref() != Some("alpha"));
-        node.input[0] = x.to_owned();
-        node.input[1] = w.to_owned();
-        if linear.bias.is_none() {
-            patch.replace(linear.node, node);
-            return Ok(());
-        }
-        node.attribute.retain(|a| a.name.as_deref() != Some("beta"));
-        match self.plan.profile.gemm_bias {
-            GemmBias::Int32 => {
-                // ONNX Runtime fuses only what has beta written out.
-                node.attribute.push(float_attr("beta", 1.0));
-                node.input[2] = self.int32_bias(linear, activation, weight, linear.node, patch)?;
-                patch.replace(linear.node, node);
-            }
-            GemmBias::SeparateAdd => {
-                node.input.truncate(2);
-                let output = self.output_name(linear.node);
-                let product = self.names.derive(&output, "product");
-                node.output[0] = product.clone();
-                patch.replace(linear.node, node);
-                let bias = self.float_bias(linear, patch)?;
-                let add = self.names.derive(&linear.name, "bias");
-                let add = make_node("Add", &add, &[&product, &bias], &[&output], vec![]);
-                patch.insert_after(linear.node, add);
-            }
-        }
-        Ok(())
-    }
-
-    /// MatMul + Add over rank 2 is what runtimes fuse to a Gemm of their own, in float: written as the Gemm they
-    /// can quantize, under the MatMul's name.
-    fn matmul_of_rank_2(
-        &mut self,
-        linear: &Linear,
-        activation: &Activation,
-        weight: &WeightNames,
-        [x, w]: [&str; 2],
-        patch: &mut Patch,
-    ) -> Result<(), RewriteError> {
-        let Some(bias) = linear.bias else {
-            return Ok(());
-        };
-        let mut node = self.view.node(linear.node).clone();
-        node.op_type = Some("Gemm".to_owned());
-        node.input = vec![x.to_owned(), w.to_owned()];
-        if self.plan.profile.gemm_bias == GemmBias::Int32 {
-            node.input
-                .push(self.int32_bias(linear, activation, weight, linear.node, patch)?);
-            node.attribute.push(float_attr("beta", 1.0));
-            node.output[0] = self.output_name(bias.node);
-            patch.remove(bias.node);
-        }
-        patch.replace(linear.node, node);
-        Ok(())
-    }
-
-    /// More than 2 gives the product of two matrices more axes, which no Gemm does.
-    fn rank_of_constant(&self, value: ValueId) -> usize {
-        let constant = self.view.constant(value).and_then(|c| c.into_float());
-        constant.map_or(0, |(array, _)| array.ndim())
-    }
-
-    fn output_name(&self, node: NodeId) -> String {
-        self.view
-            .output(node, 0)
-            .map_or("", |v| self.view.name(v))
-            .to_owned()
-    }
-
-    fn load_bias(&self, linear: &Linear) -> Result<Array1<f32>, RewriteError> {
-        let name = linear.bias.map_or("", |b| self.view.name(b.value));
-        linear
-            .load_bias(self.view)
-            .ok_or_else(|| RewriteError::Constant(name.to_owned()))
-    }
-
-    /// The effective float bias: the constant itself, or a new one with beta in it.
-    fn float_bias(&mut self, linear: &Linear, patch: &mut Patch) -> Result<String, RewriteError> {
-        let base = linear.bias.map_or("", |b| self.view.name(b.value));
-        if !matches!(linear.form, LinearForm::Gemm { beta, .. } if beta != 1.0) {
-            return Ok(base.to_owned());
-        }
-        let b = self.load_bias(linear)?;
-        let name = self.names.derive(base, "scaled");
-        let new = NewConstant {
-            shape: vec![linear.n],
-            data: b.to_vec(),
-            dtype: linear.dtype,
-        };
-        patch.add_initializer(new.into_tensor(&name)?);
-        Ok(name)
-    }
-
-    /// b ≈ q_b · s_x · s_w with q_b int32: [N], behind a DequantizeLinear before `anchor`.
-    fn int32_bias(
-        &mut self,
-        linear: &Linear,
-        activation: &Activation,
-        weight: &WeightNames,
-        anchor: NodeId,
-        patch: &mut Patch,
-    ) -> Result<String, RewriteError> {
-        let b = self.load_bias(linear)?;
-        let per_channel = weight.scales.len() > 1;
-        let scale =
-            |i: usize| activation.params.scale * weight.scales[if per_channel { i } else { 0 }];
-        // `as` saturates: a bias beyond 2^31 steps is beyond what the accumulator could hold.
-        let q: Vec<i32> = b
-            .iter()
-            .enumerate()
-            .map(|(i, &b)| (f64::from(b) / f64::from(scale(i))).round() as i32)
-            .collect();
-        let scales: Vec<f32> = (0..weight.scales.len()).map(scale).collect();
-        let base = linear.bias.map_or("", |b| self.view.name(b.value));
-        let mut derive = |suffix: &str| self.names.derive(base, suffix);
-        let (quantized, scale, output, node) = (
-            derive("quantized"),
-            derive("scale"),
-            derive("dequantized"),
-            derive("DequantizeLinear"),
-        );
-        let dims: &[usize] = if self.plan.weight.per_channel {
-            &[scales.len()]
-        } else {
-            &[]
-        };
-        patch.add_initializer(tensor::from_i32(&quantized, &[linear.n], &q));
-        patch.add_initializer(tensor::from_f32(&scale, dims, &scales, DataType::Float));
-        let attributes = if self.plan.weight.per_channel {
-            vec![int_attr("axis", 0)]
-        } else {
-            vec![]
-        };
-        let inputs = [quantized.as_str(), &scale];
-        patch.insert_before(
-            anchor,
-            make_node("DequantizeLinear", &node, &inputs, &[&output], attributes),
-        );
-        Ok(output)
     }
 }
 

@@ -11,6 +11,7 @@ mod contrib;
 mod contrib_attention;
 mod contrib_rotary;
 mod known;
+mod narrow;
 mod scope;
 mod sequence;
 mod shapes;
@@ -49,10 +50,12 @@ const TABLE: &[(&str, &str, Rule)] = &[
     ("", "ConcatFromSequence", sequence::concat),
     ("", "ConstantOfShape", simple::constant_of_shape),
     ("", "CumSum", simple::cumsum),
+    ("", "DequantizeLinear", narrow::dequantize),
     ("", "Dropout", simple::dropout),
     ("", "GatherND", simple::nd_indices),
     ("", "Identity", sequence::identity),
     ("", "MatMul", simple::matmul),
+    ("", "QuantizeLinear", narrow::quantize),
     ("", "ReduceMax", simple::reduce_bool),
     ("", "ReduceMin", simple::reduce_bool),
     ("", "ScatterND", simple::nd_indices),

@@ -138,6 +138,27 @@ fn integers_in_raw_data() {
 }
 
 #[test]
+fn int4_is_packed_as_it_is_read() {
+    let all: Vec<i8> = (-8..=7).collect();
+    for (shape, data) in [
+        (&[16][..], &all[..]),
+        (&[3, 5], &all[1..]),
+        (&[], &all[..1]),
+        (&[0, 3], &[]),
+    ] {
+        let tensor = from_i4("w", shape, data);
+        assert_eq!(
+            tensor.raw_data.as_ref().unwrap().len(),
+            data.len().div_ceil(2)
+        );
+        let read = int_array(&tensor).unwrap();
+        assert_eq!(read.shape(), shape);
+        assert!(read.iter().zip(data).all(|(&a, &b)| a == i64::from(b)));
+        check(&tensor).unwrap();
+    }
+}
+
+#[test]
 fn integers_in_typed_fields() {
     for dtype in INTEGERS {
         let mut tensor = typed(dtype, &[2]);

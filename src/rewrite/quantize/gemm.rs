@@ -1,0 +1,221 @@
+//! Linears that are, or become, a Gemm: the bias is the third factor's business.
+
+use ndarray::Array1;
+
+use super::{Activation, WeightNames, Writer};
+use crate::graph::{NodeId, Patch, ValueId};
+use crate::onnx::node::{float_attr, int_attr, make_node};
+use crate::onnx::proto::NodeProto;
+use crate::onnx::{DataType, tensor};
+use crate::recognise::{Linear, LinearForm};
+use crate::rewrite::RewriteError;
+use crate::rewrite::linear::NewConstant;
+use crate::target::GemmBias;
+
+impl Writer<'_, '_> {
+    /// A Gemm over quantized factors. Its bias takes the form that the target fuses.
+    pub(super) fn gemm(
+        &mut self,
+        linear: &Linear,
+        activation: &Activation,
+        weight: &WeightNames,
+        [x, w]: [&str; 2],
+        patch: &mut Patch,
+    ) -> Result<(), RewriteError> {
+        let mut node = self.view.node(linear.node).clone();
+        // alpha is in the quantized weight; beta goes into the bias where that is rewritten too.
+        node.attribute
+            .retain(|a| a.name.as_deref() != Some("alpha"));
+        node.input[0] = x.to_owned();
+        node.input[1] = w.to_owned();
+        let output = self.output_name(linear.node);
+        let stopped = self.product_stops_gemm(linear, activation);
+        if linear.bias.is_none() {
+            // A computed bias stays, in the type of the other two.
+            if linear.odd_bias && linear.dtype != DataType::Float {
+                node.input[2] = self.widen(linear, &node.input[2], patch);
+            }
+            node.output[0] = self.cast_back(linear, &output, patch);
+            if stopped && !linear.odd_bias && linear.dtype == DataType::Float {
+                self.zero_bias(linear, &mut node, patch)?;
+            }
+            patch.replace(linear.node, node);
+            return Ok(());
+        }
+        node.attribute.retain(|a| a.name.as_deref() != Some("beta"));
+        match self.plan.profile.gemm_bias {
+            GemmBias::Int32 if !stopped => {
+                // ONNX Runtime fuses only what has beta written out.
+                node.attribute.push(float_attr("beta", 1.0));
+                node.input[2] = self.int32_bias(linear, activation, weight, linear.node, patch)?;
+                node.output[0] = self.cast_back(linear, &output, patch);
+                patch.replace(linear.node, node);
+            }
+            _ => {
+                node.input.truncate(2);
+                let product = self.names.derive(&output, "product");
+                node.output[0] = self.cast_back(linear, &product, patch);
+                patch.replace(linear.node, node);
+                let bias = self.float_bias(linear, patch)?;
+                let add = self.names.derive(&linear.name, "bias");
+                let add = make_node("Add", &add, &[&product, &bias], &[&output], vec![]);
+                patch.insert_after(linear.node, add);
+            }
+        }
+        Ok(())
+    }
+
+    /// MatMul + Add over rank 2 is what runtimes fuse to a Gemm of their own, in float: written as the Gemm they
+    /// can quantize, under the MatMul's name.
+    pub(super) fn matmul_of_rank_2(
+        &mut self,
+        linear: &Linear,
+        activation: &Activation,
+        weight: &WeightNames,
+        [x, w]: [&str; 2],
+        patch: &mut Patch,
+    ) -> Result<(), RewriteError> {
+        let Some(bias) = linear.bias else {
+            return Ok(());
+        };
+        let mut node = self.view.node(linear.node).clone();
+        node.op_type = Some("Gemm".to_owned());
+        node.input = vec![x.to_owned(), w.to_owned()];
+        let sum = self.view.output(bias.node, 0);
+        let stopped = sum.is_some_and(|value| self.stops_gemm(value, activation));
+        if self.plan.profile.gemm_bias == GemmBias::Int32 && !stopped {
+            node.input
+                .push(self.int32_bias(linear, activation, weight, linear.node, patch)?);
+            node.attribute.push(float_attr("beta", 1.0));
+            node.output[0] = self.output_name(bias.node);
+            patch.remove(bias.node);
+        }
+        node.output[0] = self.cast_back(linear, &node.output[0], patch);
+        patch.replace(linear.node, node);
+        Ok(())
+    }
+
+    /// [`Writer::stops_gemm`] for what the node of `linear` itself gives.
+    pub(super) fn product_stops_gemm(&self, linear: &Linear, activation: &Activation) -> bool {
+        let product = self.view.output(linear.node, 0);
+        product.is_some_and(|value| self.stops_gemm(value, activation))
+    }
+
+    /// An Add of zeros after `node`, the Gemm of `linear` to be, under its old output name.
+    pub(super) fn zero_bias(
+        &mut self,
+        linear: &Linear,
+        node: &mut NodeProto,
+        patch: &mut Patch,
+    ) -> Result<(), RewriteError> {
+        let output = self.output_name(linear.node);
+        let zeros = self.names.derive(self.view.name(linear.weight), "no_bias");
+        let new = NewConstant {
+            shape: vec![linear.n],
+            data: vec![0.0; linear.n],
+            dtype: linear.dtype,
+        };
+        patch.add_initializer(new.into_tensor(&zeros)?);
+        node.output[0] = self.names.derive(&output, "product");
+        let add = self.names.derive(&linear.name, "no_bias");
+        let inputs = [node.output[0].as_str(), &zeros];
+        let add = make_node("Add", &add, &inputs, &[&output], vec![]);
+        patch.insert_after(linear.node, add);
+        Ok(())
+    }
+
+    /// `value` as float32, by a Cast before `linear`.
+    fn widen(&mut self, linear: &Linear, value: &str, patch: &mut Patch) -> String {
+        let wide = self.names.derive(value, "float32");
+        let cast = self.names.derive(value, "Cast");
+        let to = vec![int_attr("to", DataType::Float as i64)];
+        let cast = make_node("Cast", &cast, &[value], &[&wide], to);
+        patch.insert_before(linear.node, cast);
+        wide
+    }
+
+    /// More than 2 gives the product of two matrices more axes, which no Gemm does.
+    pub(super) fn rank_of_constant(&self, value: ValueId) -> usize {
+        let constant = self.view.constant(value).and_then(|c| c.into_float());
+        constant.map_or(0, |(array, _)| array.ndim())
+    }
+
+    pub(super) fn output_name(&self, node: NodeId) -> String {
+        self.view
+            .output(node, 0)
+            .map_or("", |v| self.view.name(v))
+            .to_owned()
+    }
+
+    fn load_bias(&self, linear: &Linear) -> Result<Array1<f32>, RewriteError> {
+        let name = linear.bias.map_or("", |b| self.view.name(b.value));
+        linear
+            .load_bias(self.view)
+            .ok_or_else(|| RewriteError::Constant(name.to_owned()))
+    }
+
+    /// The effective float bias: the constant itself, or a new one with beta in it.
+    fn float_bias(&mut self, linear: &Linear, patch: &mut Patch) -> Result<String, RewriteError> {
+        let base = linear.bias.map_or("", |b| self.view.name(b.value));
+        if !matches!(linear.form, LinearForm::Gemm { beta, .. } if beta != 1.0) {
+            return Ok(base.to_owned());
+        }
+        let b = self.load_bias(linear)?;
+        let name = self.names.derive(base, "scaled");
+        let new = NewConstant {
+            shape: vec![linear.n],
+            data: b.to_vec(),
+            dtype: linear.dtype,
+        };
+        patch.add_initializer(new.into_tensor(&name)?);
+        Ok(name)
+    }
+
+    /// b ≈ q_b · s_x · s_w with q_b int32: [N], behind a DequantizeLinear before `anchor`.
+    fn int32_bias(
+        &mut self,
+        linear: &Linear,
+        activation: &Activation,
+        weight: &WeightNames,
+        anchor: NodeId,
+        patch: &mut Patch,
+    ) -> Result<String, RewriteError> {
+        let b = self.load_bias(linear)?;
+        let per_channel = weight.scales.len() > 1;
+        let scale =
+            |i: usize| activation.params.scale * weight.scales[if per_channel { i } else { 0 }];
+        // `as` saturates: a bias beyond 2^31 steps is beyond what the accumulator could hold.
+        let q: Vec<i32> = b
+            .iter()
+            .enumerate()
+            .map(|(i, &b)| (f64::from(b) / f64::from(scale(i))).round() as i32)
+            .collect();
+        let scales: Vec<f32> = (0..weight.scales.len()).map(scale).collect();
+        let base = linear.bias.map_or("", |b| self.view.name(b.value));
+        let mut derive = |suffix: &str| self.names.derive(base, suffix);
+        let (quantized, scale, output, node) = (
+            derive("quantized"),
+            derive("scale"),
+            derive("dequantized"),
+            derive("DequantizeLinear"),
+        );
+        let dims: &[usize] = if self.plan.weight.per_channel {
+            &[scales.len()]
+        } else {
+            &[]
+        };
+        patch.add_initializer(tensor::from_i32(&quantized, &[linear.n], &q));
+        patch.add_initializer(tensor::from_f32(&scale, dims, &scales, DataType::Float));
+        let attributes = if self.plan.weight.per_channel {
+            vec![int_attr("axis", 0)]
+        } else {
+            vec![]
+        };
+        let inputs = [quantized.as_str(), &scale];
+        patch.insert_before(
+            anchor,
+            make_node("DequantizeLinear", &node, &inputs, &[&output], attributes),
+        );
+        Ok(output)
+    }
+}
