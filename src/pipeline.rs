@@ -1,6 +1,7 @@
 //! The steps of [`crate::run`], in order, and what they have to remember for the report.
 
 mod blocks;
+mod responses;
 mod verify;
 
 use std::collections::BTreeMap;
@@ -14,13 +15,17 @@ use crate::recognise::{Linear, Recognised, recognise};
 use crate::review::{Decision, Report, Settings, linear_report, site_report};
 use crate::rewrite::{self, Activation, Affine, QuantizePlan};
 use crate::site::{Sink, Site, Trace};
-use crate::solve::{Fold, Method, SiteProblem, Solution, SolveSettings, solve_site};
+use crate::solve::{Fold, Method, Response, SiteProblem, Solution, SolveSettings, solve_block};
 use crate::target::MIN_OPSET;
 use crate::{Error, Format, Options};
 use blocks::Blocks;
+use responses::Responses;
 
 /// What an explicit Mul must gain at its site to be worth its run time.
 const EXPLICIT_GAIN_DB: f64 = 1.0;
+
+/// Tokens, about, on which the responses of blocks are computed.
+const RESPONSE_TOKENS: usize = 512;
 
 /// Solutions per site; `None` where no Linear of the site is to be quantized.
 type Solutions = Vec<Option<Solution>>;
@@ -31,6 +36,7 @@ pub(crate) struct Run<'a> {
     options: &'a Options,
     progress: &'a dyn Progress,
     small: Batch,
+    sequences: Option<Batch>,
     calibration: Vec<Batch>,
     held_out: Vec<Batch>,
     report: Report,
@@ -80,6 +86,7 @@ impl<'a> Run<'a> {
             options,
             progress,
             small: data.small_batch(),
+            sequences: data.sequences(RESPONSE_TOKENS),
             calibration: split.calibration,
             held_out: split.held_out,
             report,
@@ -171,19 +178,47 @@ impl<'a> Run<'a> {
         statistics: &BTreeMap<String, ChannelStats>,
     ) -> Solutions {
         let view = View::new(model);
+        let responses = self.responses(model, blocks);
         self.progress.begin("search", blocks.sites.len() as u64);
-        let solve = |(site, value): (&Site, &String)| {
+        let solve = |(i, (site, value)): (usize, (&Site, &String))| {
             let solution = statistics
                 .get(value)
                 .filter(|_| blocks.selected(site).next().is_some())
-                .map(|stats| self.solve_site(&view, blocks, site, stats));
+                .map(|stats| {
+                    let linears: Vec<&Linear> = blocks.selected(site).collect();
+                    let block = responses.as_ref().and_then(|r| r.block(i, value, &linears));
+                    let response = block.as_ref().map(|b| b as &dyn Response);
+                    self.solve_site(&view, blocks, site, stats, response)
+                });
             self.progress.advance(1);
             solution
         };
-        let solutions = blocks.sites.iter().zip(&blocks.values).map(solve).collect();
+        let sites = blocks.sites.iter().zip(&blocks.values);
+        let solutions = sites.enumerate().map(solve).collect();
         self.progress.end();
         self.finish_step("search");
         solutions
+    }
+
+    /// The blocks at whose response a loss can be measured.
+    fn responses<'m>(&mut self, model: &'m Model, blocks: &Blocks) -> Option<Responses<'m>>
+    where
+        'a: 'm,
+    {
+        let batch = self.sequences.clone()?;
+        if self.options.method != Method::OsPlus {
+            return None;
+        }
+        let engine = self.engine;
+        match Responses::capture(model, engine, batch, blocks) {
+            Ok(responses) => Some(responses),
+            Err(error) => {
+                let note =
+                    format!("the loss is measured at the Linears' outputs everywhere: {error}");
+                self.report.notes.push(note);
+                None
+            }
+        }
     }
 
     fn solve_site(
@@ -192,6 +227,7 @@ impl<'a> Run<'a> {
         blocks: &Blocks,
         site: &Site,
         stats: &ChannelStats,
+        response: Option<&dyn Response>,
     ) -> Solution {
         let linears: Vec<&Linear> = blocks.selected(site).collect();
         let weights: Vec<_> = linears.iter().filter_map(|l| l.load_weight(view)).collect();
@@ -219,11 +255,11 @@ impl<'a> Run<'a> {
             weight: self.options.weight(),
             method: self.options.method,
         };
-        let solution = solve_site(&problem, &settings);
+        let solution = solve_block(&problem, &settings, response);
         let costs_a_node = matches!(site.sink, Sink::Explicit(_)) && solution.scale.is_some();
         if costs_a_node && solution.validated_gain_db < EXPLICIT_GAIN_DB {
             problem.allow_scale = false;
-            return solve_site(&problem, &settings);
+            return solve_block(&problem, &settings, response);
         }
         solution
     }
@@ -259,7 +295,7 @@ impl<'a> Run<'a> {
                     sink: Sink::None(String::new()),
                     ..site.clone()
                 };
-                *solution = Some(self.solve_site(&view, blocks, &plain, stats));
+                *solution = Some(self.solve_site(&view, blocks, &plain, stats, None));
                 dropped += 1;
             }
         }

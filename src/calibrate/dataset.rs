@@ -141,6 +141,31 @@ impl Dataset {
         self.batch(table, &rows)
     }
 
+    /// The first calibration rows, whole, with at most about `tokens` tokens: for what is kept of a few sequences. `None`
+    /// if there is only one row.
+    pub fn sequences(&self, tokens: usize) -> Option<Batch> {
+        let first = self.split().calibration.into_iter().next()?;
+        let table = self.tables.iter().rev();
+        let table = table
+            .into_iter()
+            .find(|t| Some(&t.first_row) <= first.rows.first())?;
+        let lengths = first
+            .inputs
+            .values()
+            .filter_map(|input| match input.shape() {
+                [_, length] => Some(*length),
+                _ => None,
+            });
+        // Images and sounds do not tell how many tokens they make.
+        let length = lengths.max().unwrap_or(tokens / 4).max(1);
+        let rows = (tokens / length).max(2).min(first.rows.len());
+        let rows = self.fixed_batch.unwrap_or(rows);
+        let rows = first.rows[..rows]
+            .iter()
+            .map(|row| (row - table.first_row) as usize);
+        (first.rows.len() > 1).then(|| self.batch(table, &rows.collect::<Vec<_>>()))
+    }
+
     fn batches(&self, table: &Table, rows: &[usize], out: &mut Vec<Batch>) {
         for rows in rows.chunks(self.fixed_batch.unwrap_or(self.batch)) {
             out.push(self.batch(table, rows));

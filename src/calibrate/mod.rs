@@ -10,6 +10,7 @@
 //! [`Engine`] is the only door to an inference engine, and [`TractEngine`] the only code that knows tract.
 
 mod array;
+mod capture;
 mod compare;
 mod copy;
 mod dataset;
@@ -28,6 +29,7 @@ mod tokens;
 mod tract_engine;
 
 pub use array::{Values, type_name};
+pub use capture::{Captured, capture};
 pub use compare::{OutputComparison, Outputs, compare, outputs};
 pub use dataset::{CalibSource, Dataset, Split};
 pub use engine::{Engine, EngineError, Plan, TapSink, Wanted};

@@ -5,12 +5,14 @@
 //! it was. Together they are all readers, subgraph captures and graph outputs included.
 
 mod labels;
+mod response;
 mod rules;
 mod trace;
 
 use crate::graph::{NodeId, Use, ValueId, View};
 use crate::recognise::{Linear, LinearForm, NormKind, Passage, Recognised, passage};
 
+pub use response::{Response, ResponseKind, response};
 pub use trace::{Fold, Place, Shapes, Trace};
 
 /// The place whose constants take the affine.
