@@ -14,7 +14,7 @@ use crate::progress::Progress;
 use crate::recognise::{Linear, Recognised, recognise};
 use crate::review::{Decision, Report, Settings, linear_report, site_report};
 use crate::rewrite::{self, Activation, Affine, QuantizePlan};
-use crate::site::{Sink, Site, Trace};
+use crate::site::{ResponseKind, Sink, Site, Trace};
 use crate::solve::{Fold, Method, Response, SiteProblem, Solution, SolveSettings, solve_block};
 use crate::target::MIN_OPSET;
 use crate::{Error, Format, Options};
@@ -40,6 +40,8 @@ pub(crate) struct Run<'a> {
     calibration: Vec<Batch>,
     held_out: Vec<Batch>,
     report: Report,
+    /// What kind of block the loss of a site is measured at, by its value.
+    responses: BTreeMap<String, ResponseKind>,
     migrated_sites: usize,
     last_step: Instant,
 }
@@ -90,6 +92,7 @@ impl<'a> Run<'a> {
             calibration: split.calibration,
             held_out: split.held_out,
             report,
+            responses: BTreeMap::new(),
             migrated_sites: 0,
             last_step: Instant::now(),
         }
@@ -211,7 +214,10 @@ impl<'a> Run<'a> {
         }
         let engine = self.engine;
         match Responses::capture(model, engine, batch, blocks) {
-            Ok(responses) => Some(responses),
+            Ok(responses) => {
+                self.responses = responses.kinds(blocks);
+                Some(responses)
+            }
             Err(error) => {
                 let note =
                     format!("the loss is measured at the Linears' outputs everywhere: {error}");
@@ -424,6 +430,7 @@ impl<'a> Run<'a> {
         let Run {
             mut report,
             options,
+            responses,
             ..
         } = self;
         let Blocks {
@@ -441,7 +448,10 @@ impl<'a> Run<'a> {
         let sites = sites.iter().zip(values).zip(solutions);
         report.sites = sites
             .filter_map(|((site, value), solution)| Some((site, value, solution?)))
-            .map(|(site, value, solution)| site_report(&found, site, value, solution, kept))
+            .map(|(site, value, solution)| {
+                let kind = responses.get(&value).copied();
+                site_report(&found, site, value, solution, kind, kept)
+            })
             .collect();
         report.near_misses = found.near_misses.into_iter().map(Into::into).collect();
         report

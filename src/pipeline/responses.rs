@@ -22,7 +22,7 @@ use crate::onnx::proto::{
 };
 use crate::onnx::{DataType, Model};
 use crate::recognise::{Linear, LinearForm};
-use crate::site::Response;
+use crate::site::{Response, ResponseKind};
 use crate::solve;
 
 use super::Blocks;
@@ -79,9 +79,12 @@ impl<'m> Responses<'m> {
         })
     }
 
-    /// The name of the loss at the response of a site, if it has one.
-    pub fn loss_name(&self, site: usize) -> Option<&'static str> {
-        self.blocks[site].as_ref().map(|r| r.kind.loss())
+    /// The kind of every response, by the value of its site.
+    pub fn kinds(&self, blocks: &Blocks) -> BTreeMap<String, ResponseKind> {
+        let kinds = self.blocks.iter().zip(&blocks.values);
+        kinds
+            .filter_map(|(response, value)| Some((value.clone(), response.as_ref()?.kind)))
+            .collect()
     }
 
     /// The response of a site with these Linears, if it can be run.

@@ -12,7 +12,7 @@
 
 use super::loss::migrate;
 use super::migration::Migration;
-use super::quantize::{fake_quantize_into, quantize_weight};
+use super::quantize::{fake_quantize_into, fake_quantize_weight_into};
 use super::search::Scored;
 use super::{SiteProblem, SolveSettings};
 use ndarray::{Array2, ArrayView2, Axis};
@@ -184,20 +184,14 @@ fn product(
     migration: &Migration,
     settings: &SolveSettings,
 ) -> Array2<f32> {
-    let mut scaled = w.to_owned();
-    if let Some(s) = &migration.scale {
-        for (mut row, s) in scaled.rows_mut().into_iter().zip(s) {
-            row *= *s;
-        }
+    let w = w.as_standard_layout();
+    let mut quantized = Array2::zeros(w.raw_dim());
+    let mut steps = vec![0.0; w.ncols()];
+    if let (Some(w), Some(quantized)) = (w.as_slice(), quantized.as_slice_mut()) {
+        let (scale, ends) = (migration.scale.as_deref(), [steps.len()]);
+        fake_quantize_weight_into(w, scale, &settings.weight, &ends, &mut steps, quantized);
     }
-    let quantized = quantize_weight(scaled.view(), &settings.weight);
-    let mut w_q = quantized.q.mapv(f32::from);
-    for mut row in w_q.rows_mut() {
-        // One scale per column, or one for all.
-        let steps = quantized.scale.iter().cycle();
-        row.iter_mut().zip(steps).for_each(|(w, step)| *w *= step);
-    }
-    let mut outputs = x.dot(&w_q);
+    let mut outputs = x.dot(&quantized);
     if let Some(z) = &migration.shift {
         outputs += &ndarray::aview1(z).dot(&w);
     }
