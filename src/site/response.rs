@@ -52,7 +52,7 @@ impl ResponseKind {
 /// How the response of one site is computed from the products of its Linears.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
-    /// Attention or gated FFN.
+    /// What the first response that is one comes from.
     pub kind: ResponseKind,
     /// What computes it, in graph order.
     pub nodes: Vec<NodeId>,
@@ -64,7 +64,8 @@ pub struct Response {
     pub inputs: Vec<usize>,
     /// Initializers read, as positions in `GraphProto.initializer`.
     pub constants: Vec<usize>,
-    /// The responses: usually one; as many as there are layers for the K and V of cross attention.
+    /// The responses: usually one; two where attention and FFN read one norm; as many as there are layers for the K and V
+    /// of cross attention.
     pub outputs: Vec<ValueId>,
 }
 
@@ -90,9 +91,9 @@ pub fn response(view: &View, found: &Recognised, linears: &[usize]) -> Result<Re
     if reached.len() < count {
         return Err("not all of its Linears feed another Linear".to_owned());
     }
-    let mut kinds = reach.outputs.iter().map(|&r| reach.kind(view, r));
-    let first = kinds.next().flatten();
-    let Some(kind) = first.filter(|_| kinds.all(|k| k == first)) else {
+    // A plain FFN beside attention on the same norm has the input of its second Linear for a response.
+    let mut kinds = reach.outputs.iter().filter_map(|&r| reach.kind(view, r));
+    let Some(kind) = kinds.next() else {
         return Err("what follows is neither attention nor a gated FFN".to_owned());
     };
     reach.cut_out(view, found, kind)
