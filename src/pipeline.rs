@@ -7,7 +7,7 @@ mod verify;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use crate::calibrate::{Batch, ChannelStats, Dataset, Engine, StatOptions, shapes, statistics};
+use crate::calibrate::{Batch, Captured, ChannelStats, Dataset, Engine, StatOptions, shapes};
 use crate::graph::{self, Names, View, opset};
 use crate::onnx::Model;
 use crate::progress::Progress;
@@ -19,7 +19,6 @@ use crate::solve::{Fold, Method, Response, SiteProblem, Solution, SolveSettings,
 use crate::target::MIN_OPSET;
 use crate::{Error, Format, Options};
 use blocks::Blocks;
-use responses::Responses;
 
 /// What an explicit Mul must gain at its site to be worth its run time.
 const EXPLICIT_GAIN_DB: f64 = 1.0;
@@ -36,7 +35,9 @@ pub(crate) struct Run<'a> {
     options: &'a Options,
     progress: &'a dyn Progress,
     small: Batch,
+    /// A few calibration rows on which blocks are run, and what they read and give then.
     sequences: Option<Batch>,
+    kept: BTreeMap<String, Captured>,
     calibration: Vec<Batch>,
     held_out: Vec<Batch>,
     report: Report,
@@ -89,6 +90,7 @@ impl<'a> Run<'a> {
             progress,
             small: data.small_batch(),
             sequences: data.sequences(RESPONSE_TOKENS),
+            kept: BTreeMap::new(),
             calibration: split.calibration,
             held_out: split.held_out,
             report,
@@ -161,14 +163,7 @@ impl<'a> Run<'a> {
             threads: self.options.threads,
             channels_first: transposed.map(|(_, value)| value.clone()).collect(),
         };
-        let stats = statistics(
-            self.engine,
-            model,
-            &self.calibration,
-            &values,
-            &options,
-            self.progress,
-        )?;
+        let stats = self.statistics(model, blocks, &values, &options)?;
         self.finish_step("calibrate");
         Ok(stats)
     }
@@ -181,7 +176,7 @@ impl<'a> Run<'a> {
         statistics: &BTreeMap<String, ChannelStats>,
     ) -> Solutions {
         let view = View::new(model);
-        let responses = self.responses(model, blocks);
+        let responses = self.take_responses(model, blocks);
         self.progress.begin("search", blocks.sites.len() as u64);
         let solve = |(i, (site, value)): (usize, (&Site, &String))| {
             let solution = statistics
@@ -201,30 +196,6 @@ impl<'a> Run<'a> {
         self.progress.end();
         self.finish_step("search");
         solutions
-    }
-
-    /// The blocks at whose response a loss can be measured.
-    fn responses<'m>(&mut self, model: &'m Model, blocks: &Blocks) -> Option<Responses<'m>>
-    where
-        'a: 'm,
-    {
-        let batch = self.sequences.clone()?;
-        if self.options.method != Method::OsPlus {
-            return None;
-        }
-        let engine = self.engine;
-        match Responses::capture(model, engine, batch, blocks) {
-            Ok(responses) => {
-                self.responses = responses.kinds(blocks);
-                Some(responses)
-            }
-            Err(error) => {
-                let note =
-                    format!("the loss is measured at the Linears' outputs everywhere: {error}");
-                self.report.notes.push(note);
-                None
-            }
-        }
     }
 
     fn solve_site(

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ndarray::{ArrayD, ArrayViewD};
 
-use crate::calibrate::engine::{Engine, EngineError, TapSink, Wanted};
+use crate::calibrate::engine::{Engine, EngineError, Plan, TapSink, Wanted};
 use crate::calibrate::input::Batch;
-use crate::calibrate::tokens::TokenContext;
+use crate::calibrate::tokens::{Place, TokenContext};
 use crate::onnx::Model;
 
 /// One value of one run, with the place of each of its vectors.
@@ -20,40 +20,61 @@ pub struct Captured {
     pub rows: Vec<Option<u64>>,
 }
 
-/// Runs `batch` and returns `values` (names of float values of the main graph), each under its name.
-///
-/// # Errors
-/// What [`Engine::plan`] and [`crate::calibrate::Plan::run`] refuse.
-pub fn capture(
-    engine: &dyn Engine,
-    model: &Model,
-    batch: &Batch,
-    values: &[String],
-) -> Result<BTreeMap<String, Captured>, EngineError> {
-    let wanted = Wanted {
-        taps: values,
-        outputs: false,
-    };
-    let plan = engine.plan(model, batch, &wanted)?;
-    let sink = Arc::new(Keep {
-        context: TokenContext::new(batch),
-        kept: Mutex::new(vec![None; values.len()]),
-    });
-    plan.run(batch, Some(sink.clone()))?;
-    let mut kept = sink.kept.lock().unwrap_or_else(PoisonError::into_inner);
-    let kept = values.iter().cloned().zip(kept.drain(..));
-    Ok(kept.filter_map(|(name, c)| Some((name, c?))).collect())
+/// What [`statistics`](super::statistics()) keeps whole besides.
+#[derive(Debug, Clone, Copy)]
+pub struct Keep<'a> {
+    /// A few sequences. Where it has the shapes of other batches, their plan runs it.
+    pub batch: &'a Batch,
+    /// Names of float values of the main graph.
+    pub values: &'a [String],
 }
 
-struct Keep {
+impl Keep<'_> {
+    /// Runs the batch with a plan of its own.
+    pub(super) fn capture(
+        &self,
+        engine: &dyn Engine,
+        model: &Model,
+    ) -> Result<BTreeMap<String, Captured>, EngineError> {
+        let wanted = Wanted {
+            taps: self.values,
+            outputs: false,
+        };
+        let plan = engine.plan(model, self.batch, &wanted)?;
+        self.run(plan.as_ref(), self.values)
+    }
+
+    /// Runs the batch with a plan of its shapes that taps `taps`, the values among them.
+    pub(super) fn run(
+        &self,
+        plan: &dyn Plan,
+        taps: &[String],
+    ) -> Result<BTreeMap<String, Captured>, EngineError> {
+        let sink = Arc::new(KeepSink {
+            context: TokenContext::new(self.batch),
+            wanted: taps.iter().map(|t| self.values.contains(t)).collect(),
+            kept: Mutex::new(vec![None; taps.len()]),
+        });
+        plan.run(self.batch, Some(sink.clone()))?;
+        let mut kept = sink.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = taps.iter().cloned().zip(kept.drain(..));
+        Ok(kept.filter_map(|(name, c)| Some((name, c?))).collect())
+    }
+}
+
+struct KeepSink {
     context: TokenContext,
+    wanted: Vec<bool>,
     kept: Mutex<Vec<Option<Captured>>>,
 }
 
-impl TapSink for Keep {
+impl TapSink for KeepSink {
     fn take(&self, tap: usize, value: ArrayViewD<'_, f32>) -> Result<(), EngineError> {
+        if !self.wanted[tap] {
+            return Ok(());
+        }
         let places = self.context.places(value.shape());
-        let row = |p: &crate::calibrate::tokens::Place| {
+        let row = |p: &Place| {
             let row = p.row.filter(|_| p.keep);
             row.map(|r| self.context.row(Some(r)))
         };

@@ -13,7 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use ndarray::{Array1, Array2, ArrayView2, IxDyn};
 
 use crate::calibrate::{
-    Batch, Captured, Engine, EngineError, InputTensor, Plan, Values, Wanted, capture,
+    Batch, Captured, ChannelStats, Engine, EngineError, InputTensor, Keep, Plan, StatOptions,
+    Values, Wanted, statistics_and,
 };
 use crate::graph::View;
 use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension};
@@ -22,13 +23,66 @@ use crate::onnx::proto::{
 };
 use crate::onnx::{DataType, Model};
 use crate::recognise::{Linear, LinearForm};
-use crate::site::{Response, ResponseKind};
-use crate::solve;
+use crate::site::{Response, ResponseKind, Site};
+use crate::solve::{self, Method};
 
-use super::Blocks;
+use super::{Blocks, Run};
 
 /// Largest squared error of a cut-out block against the model, relative to the response's squares.
 const SAME: f64 = 1e-6;
+
+impl Run<'_> {
+    /// Statistics of `values`; what the blocks read and give is kept on the way.
+    pub(super) fn statistics(
+        &mut self,
+        model: &Model,
+        blocks: &Blocks,
+        values: &[String],
+        options: &StatOptions,
+    ) -> Result<BTreeMap<String, ChannelStats>, EngineError> {
+        let view = View::new(model);
+        let kept = match self.options.method {
+            Method::OsPlus => Responses::wanted(&view, blocks, &Responses::find(&view, blocks)),
+            Method::SmoothQuant { .. } | Method::None => Vec::new(),
+        };
+        let keep = self.sequences.as_ref().map(|batch| Keep {
+            batch,
+            values: &kept,
+        });
+        let run = |keep: Option<Keep>| {
+            let (engine, rows) = (self.engine, &self.calibration);
+            statistics_and(engine, model, rows, values, options, keep, self.progress)
+        };
+        let (stats, kept) = match run(keep) {
+            Err(error) if !kept.is_empty() => {
+                // What only the loss needs must not stop a run.
+                let (stats, _) = run(None)?;
+                let note = format!("the loss is that of the Linears' outputs everywhere: {error}");
+                self.report.notes.push(note);
+                (stats, BTreeMap::new())
+            }
+            result => result?,
+        };
+        self.kept = kept;
+        Ok(stats)
+    }
+
+    /// The blocks, if anything was kept for them.
+    pub(super) fn take_responses<'m>(
+        &mut self,
+        model: &'m Model,
+        blocks: &Blocks,
+    ) -> Option<Responses<'m>>
+    where
+        Self: 'm,
+    {
+        let kept = std::mem::take(&mut self.kept);
+        let batch = self.sequences.take().filter(|_| !kept.is_empty())?;
+        let responses = Responses::new(model, self.engine, batch, blocks, kept);
+        self.responses = responses.kinds(blocks);
+        Some(responses)
+    }
+}
 
 /// Blocks and what they read, for a few sequences.
 pub(crate) struct Responses<'m> {
@@ -41,42 +95,46 @@ pub(crate) struct Responses<'m> {
 }
 
 impl<'m> Responses<'m> {
-    /// Finds the response of every site and runs `batch` for what their blocks read.
-    ///
-    /// # Errors
-    /// The engine's.
-    pub fn capture(
+    /// The response of every site that has one.
+    pub fn find(view: &View, blocks: &Blocks) -> Vec<Option<Response>> {
+        let response = |site: &Site| {
+            let linears: Vec<usize> = blocks.selected_indices(site).collect();
+            crate::site::response(view, &blocks.found, &linears).ok()
+        };
+        blocks.sites.iter().map(response).collect()
+    }
+
+    /// Names of what the blocks read of the float model, and of what they give.
+    pub fn wanted(view: &View, blocks: &Blocks, responses: &[Option<Response>]) -> Vec<String> {
+        let mut wanted = BTreeSet::new();
+        for (site, response) in blocks.sites.iter().zip(responses) {
+            let Some(response) = response else {
+                continue;
+            };
+            let inputs = blocks.selected(site).map(|l| l.input);
+            let values = response.sides.iter().chain(&response.outputs).copied();
+            let values = values.chain(inputs).chain([site.value]);
+            wanted.extend(values.map(|v| view.name(v).to_owned()));
+        }
+        wanted.into_iter().collect()
+    }
+
+    /// The blocks of `model`; `kept` are the values of [`Responses::wanted`] when `batch` is run.
+    pub fn new(
         model: &'m Model,
         engine: &'m dyn Engine,
         batch: Batch,
         blocks: &Blocks,
-    ) -> Result<Responses<'m>, EngineError> {
+        kept: BTreeMap<String, Captured>,
+    ) -> Responses<'m> {
         let view = View::new(model);
-        let mut wanted = BTreeSet::new();
-        let mut found = Vec::new();
-        for site in &blocks.sites {
-            let linears: Vec<usize> = blocks.selected_indices(site).collect();
-            let response = crate::site::response(&view, &blocks.found, &linears).ok();
-            if let Some(response) = &response {
-                let cut_inputs = linears.iter().map(|&l| blocks.found.linears[l].input);
-                let values = response.sides.iter().chain(&response.outputs).copied();
-                let values = values.chain(cut_inputs).chain([site.value]);
-                wanted.extend(values.map(|v| view.name(v).to_owned()));
-            }
-            found.push(response);
-        }
-        let wanted: Vec<String> = wanted.into_iter().collect();
-        let kept = match wanted.as_slice() {
-            [] => BTreeMap::new(),
-            _ => capture(engine, model, &batch, &wanted)?,
-        };
-        Ok(Responses {
+        Responses {
+            blocks: Self::find(&view, blocks),
             view,
             engine,
             batch,
-            blocks: found,
             kept,
-        })
+        }
     }
 
     /// The kind of every response, by the value of its site.

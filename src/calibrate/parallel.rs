@@ -1,0 +1,59 @@
+//! Running many batches: grouped by their shapes, each group in parallel.
+
+use rayon::prelude::*;
+
+use crate::calibrate::engine::EngineError;
+use crate::calibrate::input::{Batch, Shapes};
+
+/// A thread pool of this many threads; 0 for one per core.
+pub(super) fn pool(threads: usize) -> Result<rayon::ThreadPool, EngineError> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .map_err(|e| EngineError::Threads {
+            threads,
+            reason: e.to_string(),
+        })
+}
+
+/// Batches of equal shapes, in the order of their first member. Groups are run one after the other, so that only one
+/// plan, which holds a copy of the weights, is alive.
+pub(super) fn groups(batches: &[Batch]) -> Vec<Vec<&Batch>> {
+    let mut groups: Vec<(Shapes, Vec<&Batch>)> = Vec::new();
+    for batch in batches {
+        let shapes = batch.shapes();
+        match groups.iter_mut().find(|(key, _)| *key == shapes) {
+            Some((_, group)) => group.push(batch),
+            None => groups.push((shapes, vec![batch])),
+        }
+    }
+    groups.into_iter().map(|(_, group)| group).collect()
+}
+
+/// Runs `work` on every batch and its index; results are in the order of the batches, and so is the error that is reported.
+pub(super) fn in_parallel<T: Send>(
+    pool: &rayon::ThreadPool,
+    batches: &[&Batch],
+    work: impl Fn(usize, &Batch) -> Result<T, EngineError> + Sync,
+) -> Result<Vec<T>, EngineError> {
+    // After an error the batches behind it need not run; those before it must, one of them may have an error too.
+    let failed = std::sync::atomic::AtomicUsize::new(usize::MAX);
+    let results: Vec<Option<Result<T, EngineError>>> = pool.install(|| {
+        batches
+            .par_iter()
+            .enumerate()
+            .with_max_len(1)
+            .map(|(i, batch)| {
+                if i > failed.load(std::sync::atomic::Ordering::Relaxed) {
+                    return None;
+                }
+                let result = work(i, batch);
+                if result.is_err() {
+                    failed.fetch_min(i, std::sync::atomic::Ordering::Relaxed);
+                }
+                Some(result)
+            })
+            .collect()
+    });
+    results.into_iter().flatten().collect()
+}
