@@ -20,6 +20,9 @@ pub struct Captured {
     pub rows: Vec<Option<u64>>,
 }
 
+/// Values of one run by their names.
+pub type Kept = BTreeMap<String, Captured>;
+
 /// What [`statistics`](super::statistics()) keeps whole besides.
 #[derive(Debug, Clone, Copy)]
 pub struct Keep<'a> {
@@ -31,11 +34,7 @@ pub struct Keep<'a> {
 
 impl Keep<'_> {
     /// Runs the batch with a plan of its own.
-    pub(super) fn capture(
-        &self,
-        engine: &dyn Engine,
-        model: &Model,
-    ) -> Result<BTreeMap<String, Captured>, EngineError> {
+    pub(super) fn capture(&self, engine: &dyn Engine, model: &Model) -> Result<Kept, EngineError> {
         let wanted = Wanted {
             taps: self.values,
             outputs: false,
@@ -45,11 +44,7 @@ impl Keep<'_> {
     }
 
     /// Runs the batch with a plan of its shapes that taps `taps`, the values among them.
-    pub(super) fn run(
-        &self,
-        plan: &dyn Plan,
-        taps: &[String],
-    ) -> Result<BTreeMap<String, Captured>, EngineError> {
+    pub(super) fn run(&self, plan: &dyn Plan, taps: &[String]) -> Result<Kept, EngineError> {
         let sink = Arc::new(KeepSink {
             context: TokenContext::new(self.batch),
             wanted: taps.iter().map(|t| self.values.contains(t)).collect(),

@@ -30,7 +30,7 @@ mod tokens;
 mod tract_engine;
 
 pub use array::{Values, type_name};
-pub use capture::{Captured, Keep};
+pub use capture::{Captured, Keep, Kept};
 pub use compare::{OutputComparison, Outputs, compare, outputs};
 pub use dataset::{CalibSource, Dataset, Split};
 pub use engine::{Engine, EngineError, Plan, TapSink, Wanted};
@@ -38,5 +38,7 @@ pub use error::CalibError;
 pub use fill::{FillRule, Filled};
 pub use input::{Batch, InputTensor, Shapes};
 pub use signature::{Dim, ModelInput, model_inputs};
-pub use statistics::{ChannelStats, FoldStats, StatOptions, shapes, statistics, statistics_and};
+pub use statistics::{
+    ChannelStats, FoldStats, StatOptions, Statistics, shapes, statistics, statistics_and,
+};
 pub use tract_engine::TractEngine;

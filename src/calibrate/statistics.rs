@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 
 use ndarray::{Array2, ArrayViewD};
 
-use crate::calibrate::capture::{Captured, Keep};
+use crate::calibrate::capture::{Keep, Kept};
 use crate::calibrate::engine::{Engine, EngineError, TapSink, Wanted};
 use crate::calibrate::input::Batch;
 use crate::calibrate::parallel::{groups, in_parallel, pool};
@@ -74,6 +74,9 @@ pub fn statistics(
     Ok(stats)
 }
 
+/// Statistics of values by their names.
+pub type Statistics = BTreeMap<String, ChannelStats>;
+
 /// [`statistics`] and, from the same plan if it can be, some values whole.
 ///
 /// # Errors
@@ -86,7 +89,7 @@ pub fn statistics_and(
     options: &StatOptions,
     keep: Option<Keep<'_>>,
     progress: &dyn Progress,
-) -> Result<(BTreeMap<String, ChannelStats>, BTreeMap<String, Captured>), EngineError> {
+) -> Result<(Statistics, Kept), EngineError> {
     let names: Vec<String> = values
         .iter()
         .collect::<BTreeSet<_>>()
@@ -120,7 +123,7 @@ pub fn statistics_and(
         taps: &taps,
         outputs: false,
     };
-    let mut kept = BTreeMap::new();
+    let mut kept = Kept::new();
     let pool = pool(options.threads)?;
     progress.begin("calibration", rows.len() as u64);
     let result: Result<(), EngineError> = groups(batches).into_iter().try_for_each(|group| {
