@@ -4,12 +4,13 @@ mod blocks;
 mod branches;
 mod folded;
 mod inline;
+mod responses;
 mod verify;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use crate::calibrate::{Batch, ChannelStats, Dataset, Engine, StatOptions, shapes, statistics};
+use crate::calibrate::{Batch, Captured, ChannelStats, Dataset, Engine, StatOptions, shapes};
 use crate::graph::branches::flatten;
 use crate::graph::{self, Names, View, opset};
 use crate::onnx::Model;
@@ -17,8 +18,8 @@ use crate::progress::Progress;
 use crate::recognise::{Linear, Recognised, recognise};
 use crate::review::{Decision, Report, Settings, linear_report, site_report};
 use crate::rewrite::{self, Activation, Affine, QuantizePlan};
-use crate::site::{Sink, Site, Trace};
-use crate::solve::{Fold, Method, SiteProblem, Solution, SolveSettings, solve_site};
+use crate::site::{ResponseKind, Sink, Site, Trace};
+use crate::solve::{Fold, Method, Response, SiteProblem, Solution, SolveSettings, solve_block};
 use crate::target::MIN_OPSET;
 use crate::{Error, Format, Options};
 use blocks::Blocks;
@@ -26,6 +27,9 @@ use folded::Folded;
 
 /// What an explicit Mul must gain at its site to be worth its run time.
 const EXPLICIT_GAIN_DB: f64 = 1.0;
+
+/// Tokens, about, on which the responses of blocks are computed.
+const RESPONSE_TOKENS: usize = 512;
 
 /// Solutions per site; `None` where no Linear of the site is to be quantized.
 type Solutions = Vec<Option<Solution>>;
@@ -36,9 +40,14 @@ pub(crate) struct Run<'a> {
     options: &'a Options,
     progress: &'a dyn Progress,
     small: Vec<Batch>,
+    /// A few calibration rows on which blocks are run, and what they read and give then.
+    sequences: Option<Batch>,
+    kept: BTreeMap<String, Captured>,
     calibration: Vec<Batch>,
     held_out: Vec<Batch>,
     report: Report,
+    /// What kind of block the loss of a site is measured at, by its value.
+    responses: BTreeMap<String, ResponseKind>,
     migrated_sites: usize,
     last_step: Instant,
 }
@@ -85,9 +94,12 @@ impl<'a> Run<'a> {
             options,
             progress,
             small: data.small_batches(),
+            sequences: data.sequences(RESPONSE_TOKENS),
+            kept: BTreeMap::new(),
             calibration: split.calibration,
             held_out: split.held_out,
             report,
+            responses: BTreeMap::new(),
             migrated_sites: 0,
             last_step: Instant::now(),
         }
@@ -188,14 +200,7 @@ impl<'a> Run<'a> {
             threads: self.options.threads,
             channels_first: transposed.map(|(_, value)| value.clone()).collect(),
         };
-        let mut stats = statistics(
-            self.engine,
-            model,
-            &self.calibration,
-            &values,
-            &options,
-            self.progress,
-        )?;
+        let mut stats = self.statistics(model, blocks, &values, &options)?;
         let extra_nodes = self.options.extra_nodes;
         let notes = blocks.join_branches(&View::new(model), &mut stats, extra_nodes);
         self.report.notes.extend(notes);
@@ -212,13 +217,19 @@ impl<'a> Run<'a> {
         statistics: &BTreeMap<String, ChannelStats>,
     ) -> Solutions {
         let view = View::new(model);
+        let responses = self.take_responses(model, blocks);
         self.progress.begin("search", blocks.sites.len() as u64);
         let solve = |(i, (site, value)): (usize, (&Site, &String))| {
             let solution = statistics
                 .get(value)
                 .filter(|_| blocks.selected(site).next().is_some())
                 .filter(|_| blocks.leaders.get(&i).is_none_or(|&leader| leader == i))
-                .map(|stats| self.solve_site(&view, blocks, site, stats));
+                .map(|stats| {
+                    let linears: Vec<&Linear> = blocks.selected(site).collect();
+                    let block = responses.as_ref().and_then(|r| r.block(i, value, &linears));
+                    let response = block.as_ref().map(|b| b as &dyn Response);
+                    self.solve_site(&view, blocks, site, stats, response)
+                });
             self.progress.advance(1);
             solution
         };
@@ -238,6 +249,7 @@ impl<'a> Run<'a> {
         blocks: &Blocks,
         site: &Site,
         stats: &ChannelStats,
+        response: Option<&dyn Response>,
     ) -> Solution {
         let linears: Vec<&Linear> = blocks.selected(site).collect();
         let weights: Vec<_> = linears.iter().filter_map(|l| l.load_weight(view)).collect();
@@ -265,11 +277,11 @@ impl<'a> Run<'a> {
             weight: self.options.weight(),
             method: self.options.method,
         };
-        let solution = solve_site(&problem, &settings);
+        let solution = solve_block(&problem, &settings, response);
         let costs_a_node = matches!(site.sink, Sink::Explicit(_)) && solution.scale.is_some();
         if costs_a_node && solution.validated_gain_db < EXPLICIT_GAIN_DB {
             problem.allow_scale = false;
-            return solve_site(&problem, &settings);
+            return solve_block(&problem, &settings, response);
         }
         solution
     }
@@ -330,7 +342,7 @@ impl<'a> Run<'a> {
                     sink: Sink::None(String::new()),
                     ..site.clone()
                 };
-                *solution = Some(self.solve_site(&view, blocks, &plain, stats));
+                *solution = Some(self.solve_site(&view, blocks, &plain, stats, None));
                 dropped += 1;
             }
         }
@@ -471,6 +483,7 @@ impl<'a> Run<'a> {
         let Run {
             mut report,
             options,
+            responses,
             ..
         } = self;
         let Blocks {
@@ -489,7 +502,10 @@ impl<'a> Run<'a> {
         let sites = sites.iter().zip(values).zip(solutions);
         report.sites = sites
             .filter_map(|((site, value), solution)| Some((site, value, solution?)))
-            .map(|(site, value, solution)| site_report(&found, site, value, solution, kept))
+            .map(|(site, value, solution)| {
+                let kind = responses.get(&value).copied();
+                site_report(&found, site, value, solution, kind, kept)
+            })
             .collect();
         report
             .near_misses

@@ -18,7 +18,7 @@ use ndarray::ArrayD;
 
 use crate::calibrate::engine::{Engine, EngineError, Plan, Wanted};
 use crate::calibrate::input::Batch;
-use crate::calibrate::statistics::{groups, in_parallel, pool};
+use crate::calibrate::parallel::{groups, in_parallel, pool};
 use crate::calibrate::tokens::TokenContext;
 use crate::onnx::Model;
 use crate::progress::Progress;

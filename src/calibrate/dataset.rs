@@ -37,6 +37,13 @@ struct Table {
     first_row: u64,
 }
 
+impl Table {
+    /// Whether a row, by its number over all tables, is in this one.
+    fn holds(&self, row: &u64) -> bool {
+        (self.first_row..self.first_row + self.rows as u64).contains(row)
+    }
+}
+
 /// Checked calibration data.
 #[derive(Debug)]
 pub struct Dataset {
@@ -144,6 +151,26 @@ impl Dataset {
             }
         }
         small
+    }
+
+    /// The first calibration rows of the first table, whole, as one batch of about `tokens` tokens: for what is kept of a
+    /// few sequences. At least two rows; `None` if there is only one.
+    pub fn sequences(&self, tokens: usize) -> Option<Batch> {
+        let calibration = self.split().calibration;
+        let first = calibration.first()?;
+        let in_table = |t: &&Table| first.rows.iter().all(|row| t.holds(row));
+        let table = self.tables.iter().find(in_table)?;
+        let lengths = first.inputs.values().filter_map(|i| match i.shape() {
+            [_, length] => Some(*length),
+            _ => None,
+        });
+        // Images and sounds do not tell how many tokens they make.
+        let length = lengths.max().unwrap_or(tokens / 4).max(1);
+        let count = self.fixed_batch.unwrap_or((tokens / length).max(2));
+        let rows = calibration.iter().flat_map(|b| b.rows.iter());
+        let rows = rows.filter(|row| table.holds(row)).take(count);
+        let rows: Vec<usize> = rows.map(|r| (r - table.first_row) as usize).collect();
+        (rows.len() > 1).then(|| self.batch(table, &rows))
     }
 
     fn batches(&self, table: &Table, rows: &[usize], out: &mut Vec<Batch>) {

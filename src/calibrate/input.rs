@@ -55,6 +55,11 @@ impl Batch {
         self.inputs.iter().filter_map(value).collect()
     }
 
+    /// Whether one plan serves this batch and `other`.
+    pub(super) fn runs_like(&self, other: &Batch) -> bool {
+        self.shapes() == other.shapes() && self.switches() == other.switches()
+    }
+
     /// The shape of every input: batches with equal shapes (and [`Batch::switches`]) share one plan.
     pub fn shapes(&self) -> Shapes {
         self.inputs

@@ -11,6 +11,7 @@
 
 mod array;
 mod cache;
+mod capture;
 mod compare;
 mod copy;
 mod dataset;
@@ -20,6 +21,7 @@ mod error;
 mod files;
 mod fill;
 mod input;
+mod parallel;
 mod resolve;
 mod signature;
 mod sources;
@@ -31,6 +33,7 @@ mod tokens;
 mod tract_engine;
 
 pub use array::{Values, type_name};
+pub use capture::{Captured, Keep, Kept};
 pub use compare::{OutputComparison, Outputs, compare, outputs};
 pub use dataset::{CalibSource, Dataset, Split};
 pub use engine::{Engine, EngineError, Plan, TapSink, Wanted};
@@ -38,5 +41,7 @@ pub use error::CalibError;
 pub use fill::{FillRule, Filled};
 pub use input::{Batch, InputTensor, Shapes, Switches};
 pub use signature::{Dim, ModelInput, model_inputs};
-pub use statistics::{ChannelStats, FoldStats, StatOptions, shapes, statistics};
+pub use statistics::{
+    ChannelStats, FoldStats, StatOptions, Statistics, shapes, statistics, statistics_and,
+};
 pub use tract_engine::TractEngine;

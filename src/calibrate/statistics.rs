@@ -12,10 +12,11 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::{Arc, Mutex};
 
 use ndarray::{Array2, ArrayViewD};
-use rayon::prelude::*;
 
+use crate::calibrate::capture::{Keep, Kept};
 use crate::calibrate::engine::{Engine, EngineError, TapSink, Wanted};
-use crate::calibrate::input::{Batch, Shapes, Switches};
+use crate::calibrate::input::Batch;
+use crate::calibrate::parallel::{groups, in_parallel, pool};
 use crate::calibrate::tokens::TokenContext;
 use crate::onnx::Model;
 use crate::progress::Progress;
@@ -70,6 +71,26 @@ pub fn statistics(
     options: &StatOptions,
     progress: &dyn Progress,
 ) -> Result<BTreeMap<String, ChannelStats>, EngineError> {
+    let (stats, _) = statistics_and(engine, model, batches, values, options, None, progress)?;
+    Ok(stats)
+}
+
+/// Statistics of values by their names.
+pub type Statistics = BTreeMap<String, ChannelStats>;
+
+/// [`statistics`] and, from the same plan if it can be, some values whole.
+///
+/// # Errors
+/// Those of [`statistics`], for the values of `keep` too.
+pub fn statistics_and(
+    engine: &dyn Engine,
+    model: &Model,
+    batches: &[Batch],
+    values: &[String],
+    options: &StatOptions,
+    keep: Option<Keep<'_>>,
+    progress: &dyn Progress,
+) -> Result<(Statistics, Kept), EngineError> {
     let names: Vec<String> = values
         .iter()
         .collect::<BTreeSet<_>>()
@@ -77,8 +98,12 @@ pub fn statistics(
         .cloned()
         .collect();
     if names.is_empty() {
-        return Ok(BTreeMap::new());
+        return Ok(Default::default());
     }
+    let mut keep = keep.filter(|keep| !keep.values.is_empty());
+    let kept_too = keep.iter().flat_map(|keep| keep.values);
+    let kept_too = kept_too.filter(|value| !names.contains(value));
+    let taps: Vec<String> = names.iter().chain(kept_too).cloned().collect();
     let rows: BTreeSet<u64> = batches
         .iter()
         .flat_map(|b| b.rows.iter().copied())
@@ -96,12 +121,13 @@ pub fn statistics(
         by_position: rows.len() <= 1,
     });
     let wanted = Wanted {
-        taps: &names,
+        taps: &taps,
         outputs: false,
     };
+    let mut kept = Kept::new();
     let pool = pool(options.threads)?;
     progress.begin("calibration", rows.len() as u64);
-    let result = groups(batches).into_iter().try_for_each(|group| {
+    let result: Result<(), EngineError> = groups(batches).into_iter().try_for_each(|group| {
         let plan = engine.plan(model, group[0], &wanted)?;
         in_parallel(&pool, &group, |_, batch| {
             let sink = BatchSink {
@@ -112,16 +138,24 @@ pub fn statistics(
             progress.advance(batch.rows.len() as u64);
             Ok(())
         })
-        .map(|_: Vec<()>| ())
+        .map(|_: Vec<()>| ())?;
+        if let Some(same) = keep.take_if(|keep| keep.batch.runs_like(group[0])) {
+            kept = same.run(plan.as_ref(), &taps)?;
+        }
+        Ok(())
     });
     progress.end();
     result?;
+    if let Some(keep) = keep {
+        kept = keep.capture(engine, model)?;
+    }
     let finish = |(i, name): (usize, String)| {
         let mut accumulator = lock(&collector.values[i]);
         let all = std::mem::replace(&mut *accumulator, Accumulator::new("", false));
         all.seen.then(|| Ok((name, all.finish()?)))
     };
-    names.into_iter().enumerate().filter_map(finish).collect()
+    let stats: Result<_, EngineError> = names.into_iter().enumerate().filter_map(finish).collect();
+    Ok((stats?, kept))
 }
 
 /// The shapes of `values` (names of values of the main graph) when `batch` is run; those that are not float, or in a
@@ -175,59 +209,6 @@ impl TapSink for ShapeSink {
     }
 }
 
-/// A thread pool of this many threads; 0 for one per core.
-pub(super) fn pool(threads: usize) -> Result<rayon::ThreadPool, EngineError> {
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .map_err(|e| EngineError::Threads {
-            threads,
-            reason: e.to_string(),
-        })
-}
-
-/// Batches of equal shapes and switches, in the order of their first member. Groups are run one after the other, so that only one
-/// plan, which holds a copy of the weights, is alive.
-pub(super) fn groups(batches: &[Batch]) -> Vec<Vec<&Batch>> {
-    let mut groups: Vec<((Shapes, Switches), Vec<&Batch>)> = Vec::new();
-    for batch in batches {
-        let this = (batch.shapes(), batch.switches());
-        match groups.iter_mut().find(|(key, _)| *key == this) {
-            Some((_, group)) => group.push(batch),
-            None => groups.push((this, vec![batch])),
-        }
-    }
-    groups.into_iter().map(|(_, group)| group).collect()
-}
-
-/// Runs `work` on every batch and its index; results are in the order of the batches, and so is the error that is reported.
-pub(super) fn in_parallel<T: Send>(
-    pool: &rayon::ThreadPool,
-    batches: &[&Batch],
-    work: impl Fn(usize, &Batch) -> Result<T, EngineError> + Sync,
-) -> Result<Vec<T>, EngineError> {
-    // After an error the batches behind it need not run; those before it must, one of them may have an error too.
-    let failed = std::sync::atomic::AtomicUsize::new(usize::MAX);
-    let results: Vec<Option<Result<T, EngineError>>> = pool.install(|| {
-        batches
-            .par_iter()
-            .enumerate()
-            .with_max_len(1)
-            .map(|(i, batch)| {
-                if i > failed.load(std::sync::atomic::Ordering::Relaxed) {
-                    return None;
-                }
-                let result = work(i, batch);
-                if result.is_err() {
-                    failed.fetch_min(i, std::sync::atomic::Ordering::Relaxed);
-                }
-                Some(result)
-            })
-            .collect()
-    });
-    results.into_iter().flatten().collect()
-}
-
 /// The accumulators of all values, filled from several threads.
 struct Collector {
     values: Vec<Mutex<Accumulator>>,
@@ -253,6 +234,9 @@ fn lock(mutex: &Mutex<Accumulator>) -> std::sync::MutexGuard<'_, Accumulator> {
 impl TapSink for BatchSink {
     fn take(&self, tap: usize, value: ArrayViewD<'_, f32>) -> Result<(), EngineError> {
         let collector = &*self.collector;
+        if tap >= collector.values.len() {
+            return Ok(());
+        }
         let rank = value.ndim();
         let (name, channels_first) = {
             let accumulator = lock(&collector.values[tap]);

@@ -70,8 +70,13 @@ impl Blocks {
 
     /// The Linears of a site that are to be quantized.
     pub fn selected<'a>(&'a self, site: &'a Site) -> impl Iterator<Item = &'a Linear> {
-        let wanted = site.linears.iter().filter(|&&l| self.skipped[l].is_none());
-        wanted.map(|&l| &self.found.linears[l])
+        self.selected_indices(site).map(|l| &self.found.linears[l])
+    }
+
+    /// Their indices into `Recognised::linears`.
+    pub fn selected_indices<'a>(&'a self, site: &'a Site) -> impl Iterator<Item = usize> {
+        let linears = site.linears.iter().copied();
+        linears.filter(|&l| self.skipped[l].is_none())
     }
 
     /// NaN and infinity are looked for here, before the model is run: there they would appear somewhere downstream,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{LinearReport, NearMissReport, OutputReport, SiteReport};
 use crate::calibrate::OutputComparison;
 use crate::recognise::{Linear, NearMiss, Recognised};
-use crate::site::{Place, Sink, Site, Trace};
+use crate::site::{Place, ResponseKind, Sink, Site, Trace};
 use crate::solve::Solution;
 
 /// How many dB `ours` is above `plain` in one output. Two exact outputs are equally good.
@@ -49,12 +49,13 @@ pub fn linear_report(linear: &Linear, skipped: Option<String>, quantizes: bool) 
     }
 }
 
-/// One site; `kept` is false if the whole result was discarded for plain min-max quantization.
+/// One site and the kind of its block's response, if it has one; `kept` is false if the whole result was discarded for plain min-max quantization.
 pub fn site_report(
     found: &Recognised,
     site: &Site,
     value: String,
     solution: Solution,
+    response: Option<ResponseKind>,
     kept: bool,
 ) -> SiteReport {
     let (kind, sink, no_sink) = match &site.sink {
@@ -101,6 +102,11 @@ pub fn site_report(
         } else {
             solution.range_before
         },
+        loss: match response.filter(|_| solution.at_response) {
+            Some(kind) => kind.loss(),
+            None => "linear outputs",
+        }
+        .to_owned(),
         range_margin: if kept { solution.margin } else { 1.0 },
         validated_gain_db: if kept {
             solution.validated_gain_db

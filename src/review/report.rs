@@ -106,6 +106,8 @@ pub struct SiteReport {
     pub range_after: (f32, f32),
     /// The factor by which the quantized range differs from `range_after`.
     pub range_margin: f32,
+    /// Where the loss was measured: "attention output", "gated FFN" (the input of its down projection) or "linear outputs".
+    pub loss: String,
     /// Loss of plain min-max over loss of this choice, on calibration tokens that did not set the ranges, in dB.
     pub validated_gain_db: f64,
 }

@@ -7,12 +7,14 @@
 mod compound;
 mod contrib;
 mod labels;
+mod response;
 mod rules;
 mod trace;
 
 use crate::graph::{NodeId, Use, ValueId, View};
 use crate::recognise::{Linear, LinearForm, Passage, Recognised, passage};
 
+pub use response::{Response, ResponseKind, response};
 pub use trace::{Fold, Place, Shapes, Trace};
 
 /// The place whose constants take the affine.

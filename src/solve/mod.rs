@@ -19,6 +19,7 @@
 pub mod loss;
 pub mod migration;
 pub mod quantize;
+pub mod response;
 pub mod search;
 pub mod smoothquant;
 pub mod survey;
@@ -27,7 +28,8 @@ pub use migration::{Migration, ShiftKind};
 pub use quantize::{
     ActivationSpec, QuantParams, QuantizedWeight, WeightSpec, fake_quantize, quantize_weight,
 };
-pub use search::{Recipe, solve_site, solve_site_with};
+pub use response::Response;
+pub use search::{Recipe, solve_block, solve_site, solve_site_with};
 
 use ndarray::ArrayView2;
 
@@ -119,4 +121,6 @@ pub struct Solution {
     pub validated_gain_db: f64,
     /// The thresholds tried with the chosen kind of shift, ascending. Empty where no scale was tried.
     pub curve: Vec<CurvePoint>,
+    /// Whether the losses are those at the response of the site's block ([`response`]).
+    pub at_response: bool,
 }

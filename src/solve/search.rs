@@ -11,6 +11,7 @@
 
 use super::loss::{SiteLoss, Trial, migrate};
 use super::migration::{Migration, ShiftKind, extremes, shift};
+use super::response::{self, Response};
 use super::survey::Survey;
 use super::{CurvePoint, Method, SiteProblem, Solution, SolveSettings, smoothquant};
 use rayon::prelude::*;
@@ -67,11 +68,11 @@ impl Default for Recipe {
 
 /// A scored candidate.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Scored {
-    shift: ShiftKind,
-    threshold: Option<f32>,
-    margin: f32,
-    loss: f64,
+pub(super) struct Scored {
+    pub shift: ShiftKind,
+    pub threshold: Option<f32>,
+    pub margin: f32,
+    pub loss: f64,
 }
 
 /// Extremes of every channel over all tokens, `[C]` each.
@@ -85,6 +86,15 @@ pub fn solve_site(problem: &SiteProblem, settings: &SolveSettings) -> Solution {
     solve_site_with(problem, settings, &Recipe::default())
 }
 
+/// Finds the migration of one site with the standard [`Recipe`]; the final is scored at the response of its block.
+pub fn solve_block(
+    problem: &SiteProblem,
+    settings: &SolveSettings,
+    response: Option<&dyn Response>,
+) -> Solution {
+    solve(problem, settings, &Recipe::default(), response)
+}
+
 /// Finds the migration of one site.
 ///
 /// With fewer than two sample tokens nothing can be validated, and [`Method::OsPlus`] does nothing.
@@ -92,6 +102,15 @@ pub fn solve_site_with(
     problem: &SiteProblem,
     settings: &SolveSettings,
     recipe: &Recipe,
+) -> Solution {
+    solve(problem, settings, recipe, None)
+}
+
+fn solve(
+    problem: &SiteProblem,
+    settings: &SolveSettings,
+    recipe: &Recipe,
+    response: Option<&dyn Response>,
 ) -> Solution {
     let all = all_tokens(problem);
     let columns = match settings.method {
@@ -103,10 +122,16 @@ pub fn solve_site_with(
     match settings.method {
         Method::OsPlus if loss.directions() > 0 => {
             let surveyed = survey(problem, settings, recipe, &all);
-            let trials = finalists(recipe, &surveyed);
-            let scored = score(loss.directions(), &trials, |t, d| loss.evaluate(t, d));
+            let block =
+                response.and_then(|r| final_at_response(r, problem, settings, recipe, &surveyed));
+            let at_response = block.is_some();
+            let scored = block.unwrap_or_else(|| {
+                let trials = finalists(recipe, &surveyed);
+                score(loss.directions(), &trials, |t, d| loss.evaluate(t, d))
+            });
             let mut solution = apply(&loss, &all, scored[0].loss, winner(&scored));
             solution.curve = curve(&surveyed, solution.shift_kind);
+            solution.at_response = at_response;
             solution
         }
         Method::SmoothQuant { alpha } => {
@@ -227,6 +252,33 @@ fn finalists(recipe: &Recipe, surveyed: &[Scored]) -> Vec<Trial> {
     trials
 }
 
+/// The final at the response of the site's block: doing nothing, and a line search from the best of the survey.
+fn final_at_response(
+    response: &dyn Response,
+    problem: &SiteProblem,
+    settings: &SolveSettings,
+    recipe: &Recipe,
+    surveyed: &[Scored],
+) -> Option<Vec<Scored>> {
+    let nothing = Scored {
+        shift: ShiftKind::None,
+        threshold: None,
+        margin: 1.0,
+        loss: 0.0,
+    };
+    let best = if surveyed.is_empty() {
+        nothing
+    } else {
+        lowest(surveyed)
+    };
+    let steps = response::Steps {
+        threshold: 1.2,
+        margins: &recipe.margins,
+        most: 2,
+    };
+    response::search(response, problem, settings, (nothing, &[best]), &steps)
+}
+
 /// Scores every trial in both directions, in parallel; one result per trial and margin, in order.
 fn score(
     directions: usize,
@@ -337,6 +389,7 @@ impl Solution {
             loss_after,
             validated_gain_db: gain_db(loss_before, loss_after),
             curve: Vec::new(),
+            at_response: false,
         }
     }
 }

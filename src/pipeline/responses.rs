@@ -1,0 +1,367 @@
+//! The responses of all blocks, ready to be run: the bridge from the graph to the loss that knows only arrays.
+//!
+//! ```text
+//! sequences ─ model ─▶ x, sides, response of every block       (one run, kept)
+//! block cut out of the graph ─▶ plan; candidate outputs of the Linears + sides ─▶ response' ─▶ ‖response' − response‖²
+//! ```
+//!
+//! Before a block is used, it is run on the outputs that the float Linears give: if that is not the response of the
+//! whole model, the cut is not what it seems, and the site keeps the loss of its Linears' outputs.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ndarray::{Array1, Array2, ArrayView2, IxDyn};
+
+use crate::calibrate::{
+    Batch, Captured, ChannelStats, Engine, EngineError, InputTensor, Keep, Plan, StatOptions,
+    Values, Wanted, statistics_and,
+};
+use crate::graph::View;
+use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension};
+use crate::onnx::proto::{
+    GraphProto, ModelProto, TensorShapeProto, TypeProto, ValueInfoProto, type_proto,
+};
+use crate::onnx::{DataType, Model};
+use crate::recognise::{Linear, LinearForm};
+use crate::site::{Response, ResponseKind, Site};
+use crate::solve::{self, Method};
+
+use super::{Blocks, Run};
+
+/// Largest squared error of a cut-out block against the model, relative to the response's squares.
+const SAME: f64 = 1e-6;
+
+impl Run<'_> {
+    /// Statistics of `values`; what the blocks read and give is kept on the way.
+    pub(super) fn statistics(
+        &mut self,
+        model: &Model,
+        blocks: &Blocks,
+        values: &[String],
+        options: &StatOptions,
+    ) -> Result<BTreeMap<String, ChannelStats>, EngineError> {
+        let view = View::new(model);
+        let kept = match self.options.method {
+            Method::OsPlus => Responses::wanted(&view, blocks, &Responses::find(&view, blocks)),
+            Method::SmoothQuant { .. } | Method::None => Vec::new(),
+        };
+        let keep = self.sequences.as_ref().map(|batch| Keep {
+            batch,
+            values: &kept,
+        });
+        let run = |keep: Option<Keep>| {
+            let (engine, rows) = (self.engine, &self.calibration);
+            statistics_and(engine, model, rows, values, options, keep, self.progress)
+        };
+        let (stats, kept) = match run(keep) {
+            Err(error) if !kept.is_empty() => {
+                // What only the loss needs must not stop a run.
+                let (stats, _) = run(None)?;
+                let note = format!("the loss is that of the Linears' outputs everywhere: {error}");
+                self.report.notes.push(note);
+                (stats, BTreeMap::new())
+            }
+            result => result?,
+        };
+        self.kept = kept;
+        Ok(stats)
+    }
+
+    /// The blocks, if anything was kept for them.
+    pub(super) fn take_responses<'m>(
+        &mut self,
+        model: &'m Model,
+        blocks: &Blocks,
+    ) -> Option<Responses<'m>>
+    where
+        Self: 'm,
+    {
+        let kept = std::mem::take(&mut self.kept);
+        let batch = self.sequences.take().filter(|_| !kept.is_empty())?;
+        let responses = Responses::new(model, self.engine, batch, blocks, kept);
+        self.responses = responses.kinds(blocks);
+        Some(responses)
+    }
+}
+
+/// Blocks and what they read, for a few sequences.
+pub(crate) struct Responses<'m> {
+    view: View<'m>,
+    engine: &'m dyn Engine,
+    batch: Batch,
+    /// Per site.
+    blocks: Vec<Option<Response>>,
+    kept: BTreeMap<String, Captured>,
+}
+
+impl<'m> Responses<'m> {
+    /// The response of every site that has one.
+    pub fn find(view: &View, blocks: &Blocks) -> Vec<Option<Response>> {
+        let response = |site: &Site| {
+            let linears: Vec<usize> = blocks.selected_indices(site).collect();
+            crate::site::response(view, &blocks.found, &linears).ok()
+        };
+        blocks.sites.iter().map(response).collect()
+    }
+
+    /// Names of what the blocks read of the float model, and of what they give.
+    pub fn wanted(view: &View, blocks: &Blocks, responses: &[Option<Response>]) -> Vec<String> {
+        let mut wanted = BTreeSet::new();
+        for (site, response) in blocks.sites.iter().zip(responses) {
+            let Some(response) = response else {
+                continue;
+            };
+            let inputs = blocks.selected(site).map(|l| l.input);
+            let values = response.sides.iter().chain(&response.outputs).copied();
+            let values = values.chain(inputs).chain([site.value]);
+            wanted.extend(values.map(|v| view.name(v).to_owned()));
+        }
+        wanted.into_iter().collect()
+    }
+
+    /// The blocks of `model`; `kept` are the values of [`Responses::wanted`] when `batch` is run.
+    pub fn new(
+        model: &'m Model,
+        engine: &'m dyn Engine,
+        batch: Batch,
+        blocks: &Blocks,
+        kept: BTreeMap<String, Captured>,
+    ) -> Responses<'m> {
+        let view = View::new(model);
+        Responses {
+            blocks: Self::find(&view, blocks),
+            view,
+            engine,
+            batch,
+            kept,
+        }
+    }
+
+    /// The kind of every response, by the value of its site.
+    pub fn kinds(&self, blocks: &Blocks) -> BTreeMap<String, ResponseKind> {
+        let kinds = self.blocks.iter().zip(&blocks.values);
+        kinds
+            .filter_map(|(response, value)| Some((value.clone(), response.as_ref()?.kind)))
+            .collect()
+    }
+
+    /// The response of a site with these Linears, if it can be run.
+    pub fn block(&self, site: usize, value: &str, linears: &[&Linear]) -> Option<Block> {
+        let response = self.blocks[site].as_ref()?;
+        let x = self.kept.get(value)?;
+        let channels = *x.value.shape().last()?;
+        let tokens = x.rows.len();
+        let mut inputs = BTreeMap::new();
+        for &i in &response.inputs {
+            let name = self.view.graph().input[i].name();
+            inputs.insert(name.to_owned(), self.batch.inputs.get(name)?.clone());
+        }
+        for &side in &response.sides {
+            let name = self.view.name(side);
+            let side = Values::F32(self.kept.get(name)?.value.clone());
+            inputs.insert(name.to_owned(), InputTensor::from_values(side));
+        }
+        let mut cuts = Vec::new();
+        for (linear, &cut) in linears.iter().zip(&response.cuts) {
+            let mut shape = self
+                .kept
+                .get(self.view.name(linear.input))?
+                .value
+                .shape()
+                .to_vec();
+            *shape.last_mut()? = linear.n;
+            if shape.iter().product::<usize>() != tokens * linear.n {
+                return None;
+            }
+            let gemm = matches!(linear.form, LinearForm::Gemm { .. });
+            if gemm && linear.odd_bias {
+                return None;
+            }
+            cuts.push(Cut {
+                name: self.view.name(cut).to_owned(),
+                shape,
+                bias: linear.load_bias(&self.view).filter(|_| gemm),
+            });
+        }
+        let mut outputs = Vec::new();
+        for &output in &response.outputs {
+            let name = self.view.name(output);
+            outputs.push((name.to_owned(), self.kept.get(name)?.clone()));
+        }
+        let mut block = Block {
+            x: x.value
+                .clone()
+                .into_shape_with_order((tokens, channels))
+                .ok()?,
+            halves: x.rows.iter().map(|r| r.map(|r| (r % 2) as usize)).collect(),
+            batch: Batch {
+                inputs,
+                ..self.batch.clone()
+            },
+            cuts,
+            outputs,
+            plan: None,
+        };
+        let products = linears
+            .iter()
+            .map(|l| Some(block.x.dot(&l.load_weight(&self.view)?)));
+        let products: Option<Vec<_>> = products.collect();
+        let float = block.feed(products?)?;
+        let model = self.cut_out(response, &float);
+        block.plan = self.engine.plan(&model, &float, &wanted()).ok();
+        let energy: f64 = block.outputs.iter().map(|(_, r)| energy(r)).sum();
+        let error = block.error(&float)?;
+        (error <= SAME * energy).then_some(block)
+    }
+
+    /// The block as a model: `batch` has its inputs.
+    fn cut_out(&self, response: &Response, batch: &Batch) -> Model {
+        let original = self.view.model();
+        let graph = self.view.graph();
+        let stated = |name: &String| {
+            let input = graph.input.iter().find(|i| i.name() == name);
+            input.cloned()
+        };
+        let inputs = batch.inputs.iter().map(|(name, tensor)| {
+            stated(name).unwrap_or_else(|| float_input(name, tensor.shape()))
+        });
+        let output = |name: &str| ValueInfoProto {
+            name: Some(name.to_owned()),
+            ..Default::default()
+        };
+        let graph = GraphProto {
+            name: graph.name.clone(),
+            node: response
+                .nodes
+                .iter()
+                .map(|n| self.view.node(*n).clone())
+                .collect(),
+            initializer: response
+                .constants
+                .iter()
+                .map(|&i| graph.initializer[i].clone())
+                .collect(),
+            input: inputs.collect(),
+            output: response
+                .outputs
+                .iter()
+                .map(|v| output(self.view.name(*v)))
+                .collect(),
+            ..Default::default()
+        };
+        Model {
+            proto: ModelProto {
+                ir_version: original.proto.ir_version,
+                opset_import: original.proto.opset_import.clone(),
+                functions: original.proto.functions.clone(),
+                graph: Some(graph),
+                ..Default::default()
+            },
+        }
+    }
+}
+
+/// The output of a Linear's MatMul or Gemm, from where the block starts.
+struct Cut {
+    name: String,
+    shape: Vec<usize>,
+    /// The bias that a Gemm adds itself.
+    bias: Option<Array1<f32>>,
+}
+
+/// The block behind one site.
+pub(crate) struct Block {
+    /// `[T, C]`.
+    x: Array2<f32>,
+    halves: Vec<Option<usize>>,
+    /// What the block reads besides the cuts.
+    batch: Batch,
+    cuts: Vec<Cut>,
+    /// The response in the float model.
+    outputs: Vec<(String, Captured)>,
+    plan: Option<Box<dyn Plan>>,
+}
+
+impl Block {
+    /// The block's inputs where the Linears give `products`.
+    fn feed(&self, products: Vec<Array2<f32>>) -> Option<Batch> {
+        let mut batch = self.batch.clone();
+        for (cut, mut product) in self.cuts.iter().zip(products) {
+            if let Some(bias) = &cut.bias {
+                product += bias;
+            }
+            let value = product.into_shape_with_order(IxDyn(&cut.shape)).ok()?;
+            let tensor = InputTensor::from_values(Values::F32(value));
+            batch.inputs.insert(cut.name.clone(), tensor);
+        }
+        Some(batch)
+    }
+
+    /// Squared error of the response.
+    fn error(&self, batch: &Batch) -> Option<f64> {
+        let computed = self.plan.as_ref()?.run(batch, None).ok()?;
+        let mut error = 0.0;
+        for (name, float) in &self.outputs {
+            let computed = computed
+                .get(name)
+                .filter(|c| c.shape() == float.value.shape())?;
+            error += energy(&Captured {
+                value: computed - &float.value,
+                rows: float.rows.clone(),
+            });
+        }
+        Some(error)
+    }
+}
+
+impl solve::Response for Block {
+    fn x(&self) -> ArrayView2<'_, f32> {
+        self.x.view()
+    }
+
+    fn halves(&self) -> &[Option<usize>] {
+        &self.halves
+    }
+
+    fn loss(&self, products: Vec<Array2<f32>>) -> Option<f64> {
+        self.error(&self.feed(products)?)
+    }
+}
+
+/// Sum of squares over what is no padding.
+fn energy(captured: &Captured) -> f64 {
+    let rows = captured.value.rows();
+    let real = rows
+        .into_iter()
+        .zip(&captured.rows)
+        .filter(|(_, row)| row.is_some());
+    let squares =
+        |v: ndarray::ArrayView1<f32>| v.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
+    real.map(|(v, _)| squares(v)).sum()
+}
+
+/// The only thing wanted of a block: its outputs.
+fn wanted() -> Wanted<'static> {
+    Wanted {
+        taps: &[],
+        outputs: true,
+    }
+}
+
+fn float_input(name: &str, shape: &[usize]) -> ValueInfoProto {
+    let dim = shape.iter().map(|n| Dimension {
+        denotation: None,
+        value: Some(dimension::Value::DimValue(*n as i64)),
+    });
+    ValueInfoProto {
+        name: Some(name.to_owned()),
+        r#type: Some(TypeProto {
+            denotation: None,
+            value: Some(type_proto::Value::TensorType(type_proto::Tensor {
+                elem_type: Some(DataType::Float as i32),
+                shape: Some(TensorShapeProto { dim: dim.collect() }),
+            })),
+        }),
+        ..Default::default()
+    }
+}
