@@ -6,6 +6,7 @@
 
 mod labels;
 mod rules;
+mod sizes;
 mod trace;
 
 use crate::graph::{NodeId, Use, ValueId, View};

@@ -5,8 +5,9 @@ use std::ops::Range;
 use ndarray::Slice;
 
 use super::labels::{Labels, NONE, reshape, through_product, tie_all, unbroadcast, unslice};
-use super::trace::{Fold, Place, Walk, channels};
-use crate::graph::{Constant, NodeId, Use, ValueId, View};
+use super::sizes::{integers, measured};
+use super::trace::{Fold, Place, Shapes, Walk, channels};
+use crate::graph::{NodeId, Use, ValueId, View};
 use crate::onnx::node::{attr_i, attr_ints};
 use crate::recognise::{passage, see_through};
 
@@ -18,6 +19,14 @@ pub(super) fn channel_inputs(view: &View, node: NodeId) -> Range<usize> {
         "Relu" | "Reshape" | "Transpose" | "Squeeze" | "Unsqueeze" | "Flatten" | "Expand"
         | "Slice" | "Split" | "Gather" | "Identity" | "Dropout" | "Cast" => 0..1,
         _ => 0..0,
+    }
+}
+
+/// The values whose shapes the rule of `node` may need to know its bounds, sizes or index.
+pub(super) fn measured_values(view: &View, node: NodeId) -> Vec<ValueId> {
+    match view.op(node) {
+        "Slice" | "Split" | "Gather" => measured(view, node, 1),
+        _ => Vec::new(),
     }
 }
 
@@ -64,9 +73,9 @@ impl Walk<'_, '_> {
             }
             "Slice" => {
                 let shape = self.shape_of_input(node, 0)?;
-                let (axis, range) = slice_of(view, node, &shape).ok_or_else(|| {
+                let (axis, range) = slice_of(view, self.shapes, node, &shape).ok_or_else(|| {
                     format!(
-                        "Slice `{}` is not along one axis by constants",
+                        "Slice `{}` is not along one axis by known bounds",
                         view.node_name(node)
                     )
                 })?;
@@ -89,12 +98,13 @@ impl Walk<'_, '_> {
             }
             "Gather" => {
                 let shape = self.shape_of_input(node, 0)?;
-                let (axis, index) = gather_of(view, node, &shape).ok_or_else(|| {
-                    format!(
-                        "Gather `{}` takes no single constant index",
-                        view.node_name(node)
-                    )
-                })?;
+                let (axis, index) =
+                    gather_of(view, self.shapes, node, &shape).ok_or_else(|| {
+                        format!(
+                            "Gather `{}` takes no single known index",
+                            view.node_name(node)
+                        )
+                    })?;
                 let range = Slice::from(index..index + 1);
                 let labels = unslice(
                     &labels.insert_axis(ndarray::Axis(axis)),
@@ -315,11 +325,11 @@ impl Walk<'_, '_> {
         let parts = view.node(node).output.len();
         // Sibling outputs are not on the way, so the lengths come from the sizes of the Split.
         let start = match view.input(node, 1) {
-            Some(_) => split_sizes(view, node)
+            Some(_) => split_sizes(view, self.shapes, node)
                 .map(|sizes| sizes.iter().take(output).sum())
                 .ok_or_else(|| {
                     format!(
-                        "the sizes of Split `{}` are not constant",
+                        "the sizes of Split `{}` are not known",
                         view.node_name(node)
                     )
                 })?,
@@ -338,18 +348,22 @@ impl Walk<'_, '_> {
         match view.op(node) {
             // Only the shape is read.
             "Shape" | "Size" => true,
-            "Slice" => slice_of(view, node, labels.shape()).is_some_and(|(axis, range)| {
-                labels
-                    .slice_axis(ndarray::Axis(axis), range)
-                    .iter()
-                    .all(|&l| l == NONE)
-            }),
-            "Gather" => gather_of(view, node, labels.shape()).is_some_and(|(axis, index)| {
-                labels
-                    .index_axis(ndarray::Axis(axis), index)
-                    .iter()
-                    .all(|&l| l == NONE)
-            }),
+            "Slice" => {
+                slice_of(view, self.shapes, node, labels.shape()).is_some_and(|(axis, range)| {
+                    labels
+                        .slice_axis(ndarray::Axis(axis), range)
+                        .iter()
+                        .all(|&l| l == NONE)
+                })
+            }
+            "Gather" => {
+                gather_of(view, self.shapes, node, labels.shape()).is_some_and(|(axis, index)| {
+                    labels
+                        .index_axis(ndarray::Axis(axis), index)
+                        .iter()
+                        .all(|&l| l == NONE)
+                })
+            }
             _ => false,
         }
     }
@@ -362,19 +376,22 @@ fn split_axis(view: &View, node: NodeId, rank: usize) -> Option<usize> {
         .filter(|a| *a < rank)
 }
 
-fn split_sizes(view: &View, node: NodeId) -> Option<Vec<usize>> {
-    let sizes = view
-        .input(node, 1)
-        .and_then(|v| view.constant(v)?.into_ints())?;
+fn split_sizes(view: &View, shapes: &Shapes, node: NodeId) -> Option<Vec<usize>> {
+    let sizes = integers(view, shapes, view.input(node, 1)?)?;
     sizes.into_iter().map(|s| usize::try_from(s).ok()).collect()
 }
 
-/// Axis and index of a Gather with one constant index of rank 0, which drops the axis.
-fn gather_of(view: &View, node: NodeId, shape: &[usize]) -> Option<(usize, usize)> {
-    let indices = match view.constant(view.input(node, 1)?)? {
-        Constant::Int(indices) if indices.ndim() == 0 => indices,
-        _ => return None,
-    };
+/// Axis and index of a Gather with one known index of rank 0, which drops the axis.
+fn gather_of(
+    view: &View,
+    shapes: &Shapes,
+    node: NodeId,
+    shape: &[usize],
+) -> Option<(usize, usize)> {
+    let indices = integers(view, shapes, view.input(node, 1)?)?;
+    if indices.ndim() != 0 {
+        return None;
+    }
     let axis = split_axis(view, node, shape.len())?;
     let (length, index) = (shape[axis] as i64, *indices.first()?);
     let index = if index < 0 { index + length } else { index };
@@ -383,11 +400,11 @@ fn gather_of(view: &View, node: NodeId, shape: &[usize]) -> Option<(usize, usize
         .then_some((axis, index as usize))
 }
 
-/// Axis and range of a Slice along one axis by constants, with step 1.
-fn slice_of(view: &View, node: NodeId, shape: &[usize]) -> Option<(usize, Slice)> {
-    let ints = |slot: usize| {
-        view.input(node, slot)
-            .and_then(|v| view.constant(v)?.into_ints())
+/// Axis and range of a Slice along one axis by known bounds, with step 1.
+fn slice_of(view: &View, shapes: &Shapes, node: NodeId, shape: &[usize]) -> Option<(usize, Slice)> {
+    let ints = |slot: usize| -> Option<Vec<i64>> {
+        let values = integers(view, shapes, view.input(node, slot)?)?;
+        Some(values.into_iter().collect())
     };
     let (starts, ends) = (ints(1)?, ints(2)?);
     let (&[start], &[end]) = (starts.as_slice(), ends.as_slice()) else {

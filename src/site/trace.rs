@@ -12,7 +12,7 @@
 //! | Mul(a, b) | one of a, b becomes a / s | scale only |
 //! | Relu | the input becomes a / s | scale only, s > 0 |
 //! | P V with P = Softmax | V' = (V − z) / s, because the rows of P sum to 1 | else scale only |
-//! | Reshape, Transpose, Squeeze, Unsqueeze, Flatten, Expand, Slice, Split, Gather, Concat | channels are relabelled | always |
+//! | Reshape, Transpose, Squeeze, Unsqueeze, Flatten, Expand, Slice, Split, Gather, Concat | channels are relabelled | bounds, sizes and indices are constants or follow from shapes (`sizes`) |
 //! | Identity, Dropout, Cast | unchanged | always |
 //!
 //! Anything else is a *wall*. So is a value that something else reads as well, unless that reader sees none of the
@@ -21,7 +21,7 @@
 use std::collections::BTreeMap;
 
 use super::labels::{Labels, NONE, Ties, channels_last, unbroadcast};
-use super::rules::channel_inputs;
+use super::rules::{channel_inputs, measured_values};
 use crate::graph::{NodeId, Use, ValueId, View};
 use crate::recognise::Recognised;
 
@@ -73,6 +73,7 @@ pub struct Trace {
 /// The values on the way back from `value` whose shapes [`trace`] may have to know, `value` among them.
 pub fn values_on_the_way(view: &View, found: &Recognised, value: ValueId) -> Vec<ValueId> {
     let mut seen = vec![value];
+    let mut measured = Vec::new();
     let mut next = 0;
     while let Some(&value) = seen.get(next) {
         next += 1;
@@ -83,6 +84,14 @@ pub fn values_on_the_way(view: &View, found: &Recognised, value: ValueId) -> Vec
         let Some((node, _)) = view.producer(value) else {
             continue;
         };
+        // Other readers of this value may be Slices of it.
+        let readers = view.uses(value).iter().filter_map(|reader| match reader {
+            Use::Node { node, .. } => Some(*node),
+            _ => None,
+        });
+        for node in readers.chain([node]) {
+            measured.extend(measured_values(view, node));
+        }
         for slot in channel_inputs(view, node) {
             if let Some(input) = view.input(node, slot)
                 && !view.is_constant(input)
@@ -92,6 +101,9 @@ pub fn values_on_the_way(view: &View, found: &Recognised, value: ValueId) -> Vec
             }
         }
     }
+    seen.extend(measured);
+    seen.sort_unstable();
+    seen.dedup();
     seen
 }
 

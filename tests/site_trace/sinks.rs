@@ -93,6 +93,24 @@ fn a_fused_query_key_value_changes_the_columns_of_the_value_alone() {
         }
         head_last(b);
     });
+    // x.chunk(3, -1) of TorchScript: the bounds are computed from the shape.
+    let by_chunk = graph(3, C, 1, |b| {
+        b.layer_norm("x", "norm");
+        b.linear("norm", "qkv", C, 3 * n);
+        for (name, value) in [("axes", -1), ("zero", 0), ("two", 2), ("three", 3)] {
+            ints(b, name, &[value]);
+        }
+        b.node("Shape", &["qkv"], "shape");
+        b.node("Gather", &["shape", "axes"], "length");
+        b.node("Add", &["length", "two"], "rounded");
+        b.node("Div", &["rounded", "three"], "third");
+        b.node("Mul", &["third", "two"], "thirds");
+        let bounds = ["zero", "third", "thirds", "length"];
+        for (y, between) in ["query", "key", "value"].into_iter().zip(bounds.windows(2)) {
+            b.node("Slice", &["qkv", between[0], between[1], "axes"], y);
+        }
+        head_last(b);
+    });
     let gpt2 = graph(3, C, 1, |b| {
         b.layer_norm("x", "norm");
         reshape(b, "norm", "rows", &[-1, C as i64]);
@@ -128,6 +146,7 @@ fn a_fused_query_key_value_changes_the_columns_of_the_value_alone() {
     for (form, model, linear, columns) in [
         ("split", by_split, product, last),
         ("slice", by_slice, product, last),
+        ("chunk", by_chunk, product, last),
         ("gpt2", gpt2, "/qkv_rows/Gemm", last),
         ("bloom", bloom, product, per_head),
     ] {
