@@ -27,6 +27,7 @@ const WITHOUT_SHAPES: &[&str] = &[
     "bert-script17-eager-optimizer1",
     "clip_vision-script14-eager-optimizer0",
     "distilbert-script14-eager-optimizer0",
+    "falcon-dynamo18-sdpa",
     "gpt2-raw18-eager",
     "gpt2-script14-eager-extended",
     "llama-helper-rotary",

@@ -44,6 +44,7 @@ PLAIN = {
     "mistral": "script17.sdpa dynamo20.eager",
     "qwen2": "script14.eager dynamo18.sdpa dynamo23.eager",
     "gemma": "script17.eager dynamo20.sdpa",
+    "falcon": "script17.eager dynamo18.sdpa",
     "phi": "script14.sdpa dynamo18.eager dynamo21.sdpa",
     "t5_encoder": "script13.eager dynamo18.eager dynamo23.eager",
     "t5_decoder": "script14.eager dynamo20.eager",

@@ -162,6 +162,15 @@ ZOO = {
     "mistral": (T.MistralForCausalLM, lambda: llama_like("Mistral", sliding_window=8), TEXT, ["logits"]),
     "qwen2": (T.Qwen2ForCausalLM, lambda: llama_like("Qwen2", tie_word_embeddings=True), TEXT, ["logits"]),
     "gemma": (T.GemmaForCausalLM, lambda: llama_like("Gemma", num_key_value_heads=1, head_dim=HEAD), TEXT, ["logits"]),
+    "falcon": (  # all query heads share one key and one value
+        T.FalconForCausalLM,
+        lambda: T.FalconConfig(
+            hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=HEADS, vocab_size=VOCABULARY,
+            ffn_hidden_size=FFN, multi_query=True, alibi=False,
+        ),
+        TEXT,
+        ["logits"],
+    ),
     "phi": (
         T.PhiForCausalLM,
         lambda: bert_like("Phi", tie_word_embeddings=False, pad_token_id=0, bos_token_id=1, eos_token_id=2),

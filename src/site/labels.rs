@@ -119,6 +119,31 @@ pub(super) fn unslice(
     Some(whole)
 }
 
+/// Labels of the value from which a Gather picks `indices` (of any rank, flattened, none negative) along `axis`; what
+/// it does not pick belongs to no channel. Channels that are picked from one place are tied.
+pub(super) fn ungather(
+    labels: Labels,
+    shape: &[usize],
+    axis: usize,
+    indices: &[usize],
+    ties: &mut Ties,
+) -> Option<Labels> {
+    let mut picked_shape = shape.to_vec();
+    *picked_shape.get_mut(axis)? = indices.len();
+    let labels = reshape(labels, &picked_shape)?;
+    let mut whole: Labels = ArrayD::from_elem(IxDyn(shape), NONE);
+    let mut picked = vec![false; shape[axis]];
+    for (part, &index) in labels.axis_iter(Axis(axis)).zip(indices) {
+        let mut place = whole.index_axis_mut(Axis(axis), index);
+        if std::mem::replace(picked.get_mut(index)?, true) {
+            tie_all(&place.to_owned(), &part.to_owned(), ties)?;
+        } else {
+            place.assign(&part);
+        }
+    }
+    Some(whole)
+}
+
 /// Ties the channels of two labellings of one value. `None` if an element belongs to a channel in one of them only.
 pub(super) fn tie_all(a: &Labels, b: &Labels, ties: &mut Ties) -> Option<()> {
     for (&a, &b) in a.iter().zip(b) {
@@ -224,6 +249,30 @@ mod tests {
         let whole = unslice(&labels, &[1, 4], 1, Slice::from(1..3));
         assert_eq!(whole, Some(array![[NONE, 0, 1, NONE]].into_dyn()));
         assert_eq!(unslice(&labels, &[1, 4], 1, Slice::from(1..4)), None);
+    }
+
+    #[test]
+    fn what_a_gather_picks_keeps_its_labels_and_the_rest_has_none() {
+        let mut ties = Ties::new(4);
+        let labels: Labels = array![[0, 1], [2, 3]].into_dyn();
+        let whole = ungather(labels.clone(), &[3, 2], 0, &[2, 0], &mut ties);
+        assert_eq!(whole, Some(array![[2, 3], [NONE, NONE], [0, 1]].into_dyn()));
+        assert_eq!(ties.groups(), None);
+        // Both rows are the same one.
+        let twice = ungather(labels.clone(), &[3, 2], 0, &[1, 1], &mut ties);
+        assert_eq!(
+            twice,
+            Some(array![[NONE, NONE], [0, 1], [NONE, NONE]].into_dyn())
+        );
+        assert_eq!(ties.groups(), Some(vec![0, 1, 0, 1]));
+        // One index of rank 0 drops the axis.
+        let row: Labels = array![0, 1].into_dyn();
+        let column = ungather(row, &[2, 3], 1, &[1], &mut ties);
+        assert_eq!(
+            column,
+            Some(array![[NONE, 0, NONE], [NONE, 1, NONE]].into_dyn())
+        );
+        assert_eq!(ungather(labels, &[3, 2], 0, &[1], &mut ties), None);
     }
 
     #[test]

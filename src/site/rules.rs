@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use ndarray::Slice;
 
-use super::labels::{Labels, NONE, reshape, through_product, tie_all, unbroadcast, unslice};
+use super::labels::{
+    Labels, NONE, reshape, through_product, tie_all, unbroadcast, ungather, unslice,
+};
 use super::sizes::{integers, measured};
 use super::trace::{Fold, Place, Shapes, Walk, channels};
 use crate::graph::{NodeId, Use, ValueId, View};
@@ -98,21 +100,15 @@ impl Walk<'_, '_> {
             }
             "Gather" => {
                 let shape = self.shape_of_input(node, 0)?;
-                let (axis, index) =
+                let (axis, indices) =
                     gather_of(view, self.shapes, node, &shape).ok_or_else(|| {
                         format!(
-                            "Gather `{}` takes no single known index",
+                            "the indices of Gather `{}` are not known",
                             view.node_name(node)
                         )
                     })?;
-                let range = Slice::from(index..index + 1);
-                let labels = unslice(
-                    &labels.insert_axis(ndarray::Axis(axis)),
-                    &shape,
-                    axis,
-                    range,
-                )
-                .ok_or("its Gather is malformed")?;
+                let labels = ungather(labels, &shape, axis, &indices, &mut self.ties)
+                    .ok_or("a Gather picks channels and others from one place")?;
                 self.pass(node, 0, labels, shift)
             }
             "Concat" => self.concat(node, &labels, shift),
@@ -357,11 +353,10 @@ impl Walk<'_, '_> {
                 })
             }
             "Gather" => {
-                gather_of(view, self.shapes, node, labels.shape()).is_some_and(|(axis, index)| {
-                    labels
-                        .index_axis(ndarray::Axis(axis), index)
-                        .iter()
-                        .all(|&l| l == NONE)
+                gather_of(view, self.shapes, node, labels.shape()).is_some_and(|(axis, indices)| {
+                    let axis = ndarray::Axis(axis);
+                    let mut picked = indices.iter().map(|&i| labels.index_axis(axis, i));
+                    picked.all(|part| part.iter().all(|&l| l == NONE))
                 })
             }
             _ => false,
@@ -381,23 +376,21 @@ fn split_sizes(view: &View, shapes: &Shapes, node: NodeId) -> Option<Vec<usize>>
     sizes.into_iter().map(|s| usize::try_from(s).ok()).collect()
 }
 
-/// Axis and index of a Gather with one known index of rank 0, which drops the axis.
+/// Axis and indices, counted from 0, of a Gather by known ones.
 fn gather_of(
     view: &View,
     shapes: &Shapes,
     node: NodeId,
     shape: &[usize],
-) -> Option<(usize, usize)> {
-    let indices = integers(view, shapes, view.input(node, 1)?)?;
-    if indices.ndim() != 0 {
-        return None;
-    }
+) -> Option<(usize, Vec<usize>)> {
     let axis = split_axis(view, node, shape.len())?;
-    let (length, index) = (shape[axis] as i64, *indices.first()?);
-    let index = if index < 0 { index + length } else { index };
-    (0..length)
-        .contains(&index)
-        .then_some((axis, index as usize))
+    let length = shape[axis] as i64;
+    let from_0 = |&index: &i64| {
+        let index = if index < 0 { index + length } else { index };
+        (0..length).contains(&index).then_some(index as usize)
+    };
+    let indices = integers(view, shapes, view.input(node, 1)?)?;
+    Some((axis, indices.iter().map(from_0).collect::<Option<_>>()?))
 }
 
 /// Axis and range of a Slice along one axis by known bounds, with step 1.

@@ -24,6 +24,7 @@ SEQUENCES = "SplitToSequence"
 CONTRIB = "calibration cannot run"  # ONNX Runtime's fused operators
 FUNCTIONS = "pkg.torch.nn.modules"
 NOTHING = "the graph has no MatMul or Gemm with a constant weight"
+GATHER_ND = "GatherNd"  # a negative index
 HALF = "only FLOAT (float32) Linears can be quantized"
 
 KNOWN = {
@@ -38,6 +39,7 @@ KNOWN = {
     "bert-script17-sdpa-nested": NOTHING,
     "clip_vision-script14-eager-optimizer0": CONTRIB,
     "distilbert-script14-eager-optimizer0": CONTRIB,
+    "falcon-dynamo18-sdpa": GATHER_ND,
     "gpt2-raw18-eager": SEQUENCES,
     "gpt2-script13-eager-float16ort": HALF,
     "gpt2-script14-eager-extended": CONTRIB,

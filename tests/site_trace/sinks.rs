@@ -169,6 +169,30 @@ fn a_fused_query_key_value_changes_the_columns_of_the_value_alone() {
     }
 }
 
+/// Falcon: all query heads share one key and one value, the last heads of the fused Linear, each picked by a list of
+/// one index.
+#[test]
+fn a_head_that_is_picked_by_a_list_of_indices_takes_the_affine() {
+    let (heads, d) = (2, 2);
+    let proof = prove_graph(|b| {
+        b.layer_norm("x", "norm");
+        b.linear("norm", "qkv", C, (heads + 2) * d);
+        reshape(b, "qkv", "fused", &[0, 0, heads as i64 + 2, d as i64]);
+        for (y, picked) in [("query", &[0, 1][..]), ("key", &[-2]), ("value", &[-1])] {
+            let [indices, apart, y_h] = ["indices", "apart", "h"].map(|s| format!("{y}_{s}"));
+            ints(b, &indices, picked);
+            let axis = vec![int_attr("axis", 2)];
+            b.node_with("Gather", &["fused", &indices], &apart, axis);
+            transpose(b, &apart, &y_h, &[0, 2, 1, 3]);
+        }
+        attend(b, ["query_h", "key_h", "value_h"], (heads, d), true);
+    });
+    assert_eq!(
+        proof.site("y"),
+        "/y.product/MatMul <- /qkv.product/MatMul z, s [- - - - - - 0 1]; ties [0 1 0 1]"
+    );
+}
+
 /// `model` with the site of one Linear migrated.
 fn alone(model: &Model, linear: &str) -> Model {
     let view = View::new(model);
