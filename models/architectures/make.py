@@ -2,7 +2,7 @@
 
     python3 -m venv architectures-venv
     architectures-venv/bin/pip install -r models/architectures/requirements.txt
-    architectures-venv/bin/python models/architectures/make.py            all rows (about 15 minutes)
+    architectures-venv/bin/python models/architectures/make.py            all rows (some 6 minutes)
     architectures-venv/bin/python models/architectures/make.py bert llama only rows whose name has one of these words
 
 The result is committed. Exporters do not give the same bytes on every machine, so no test compares them; what a test
