@@ -5,7 +5,7 @@ use std::ops::Range;
 use ndarray::Slice;
 
 use super::labels::{
-    Labels, NONE, reshape, through_product, tie_all, unbroadcast, ungather, unslice,
+    Labels, NONE, UNREAD, reshape, through_product, tie_all, unbroadcast, ungather, unslice,
 };
 use super::sizes::{integers, measured};
 use super::trace::{Fold, Place, Shapes, Walk, channels};
@@ -81,8 +81,8 @@ impl Walk<'_, '_> {
                         view.node_name(node)
                     )
                 })?;
-                let labels =
-                    unslice(&labels, &shape, axis, range).ok_or("its Slice is malformed")?;
+                let labels = unslice(&labels, &shape, axis, range, self.rest(node))
+                    .ok_or("its Slice is malformed")?;
                 self.pass(node, 0, labels, shift)
             }
             "Split" => {
@@ -94,8 +94,9 @@ impl Walk<'_, '_> {
                     return Err("its Split is malformed".to_owned());
                 }
                 let range = Slice::from(start..end);
+                // The other outputs have readers of their own.
                 let labels =
-                    unslice(&labels, &shape, axis, range).ok_or("its Split is malformed")?;
+                    unslice(&labels, &shape, axis, range, NONE).ok_or("its Split is malformed")?;
                 self.pass(node, 0, labels, shift)
             }
             "Gather" => {
@@ -107,8 +108,15 @@ impl Walk<'_, '_> {
                             view.node_name(node)
                         )
                     })?;
-                let labels = ungather(labels, &shape, axis, &indices, &mut self.ties)
-                    .ok_or("a Gather picks channels and others from one place")?;
+                let labels = ungather(
+                    labels,
+                    &shape,
+                    axis,
+                    &indices,
+                    self.rest(node),
+                    &mut self.ties,
+                )
+                .ok_or("a Gather picks channels and others from one place")?;
                 self.pass(node, 0, labels, shift)
             }
             "Concat" => self.concat(node, &labels, shift),
@@ -278,7 +286,7 @@ impl Walk<'_, '_> {
             let reader = Use::Node { node, input: slot };
             match inputs.iter_mut().find(|(value, ..)| *value == input) {
                 Some((_, first, readers)) => {
-                    tie_all(first, &part, &mut self.ties)
+                    *first = tie_all(first, &part, &mut self.ties)
                         .ok_or("a Concat mixes channels with others")?;
                     readers.push(reader);
                 }
@@ -333,6 +341,25 @@ impl Walk<'_, '_> {
             None => output * whole.div_ceil(parts.max(1)),
         };
         Ok(start)
+    }
+
+    /// What the elements are that `node`, which reads its first input in part, leaves out.
+    fn rest(&self, node: NodeId) -> u32 {
+        let input = self.view.input(node, 0);
+        let mut readers = input.map_or(&[][..], |v| self.view.uses(v)).iter();
+        let this = Use::Node { node, input: 0 };
+        match readers.any(|&reader| reader != this && self.reads_elements(reader)) {
+            true => NONE,
+            false => UNREAD,
+        }
+    }
+
+    /// Whether a reader reads elements of a value, and not its shape alone.
+    pub(super) fn reads_elements(&self, reader: Use) -> bool {
+        match reader {
+            Use::Node { node, .. } => !matches!(self.view.op(node), "Shape" | "Size"),
+            _ => true,
+        }
     }
 
     /// Whether a reader sees nothing of the labelled channels.

@@ -16,11 +16,12 @@
 //! | Identity, Dropout, Cast | unchanged | always |
 //!
 //! Anything else is a *wall*. So is a value that something else reads as well, unless that reader sees none of the
-//! channels (the query and key slices of a fused QKV).
+//! channels (the query and key slices of a fused QKV). What nothing reads (all tokens but the one that a pooler takes)
+//! may become anything.
 
 use std::collections::BTreeMap;
 
-use super::labels::{Labels, NONE, Ties, channels_last, unbroadcast};
+use super::labels::{Labels, NONE, Ties, UNREAD, channels_last, is_channel, unbroadcast};
 use super::rules::{channel_inputs, measured_values};
 use crate::graph::{NodeId, Use, ValueId, View};
 use crate::recognise::Recognised;
@@ -171,15 +172,18 @@ impl Walk<'_, '_> {
     pub(super) fn visit(
         &mut self,
         value: ValueId,
-        labels: Labels,
+        mut labels: Labels,
         shift: bool,
         from: &[Use],
     ) -> Result<(), String> {
         let view = self.view;
-        if labels.iter().all(|&l| l == NONE) {
+        if !labels.iter().any(|&l| is_channel(l)) {
             return Ok(());
         }
         for reader in view.uses(value).iter().filter(|u| !from.contains(u)) {
+            if self.reads_elements(*reader) {
+                labels.mapv_inplace(|l| if l == UNREAD { NONE } else { l });
+            }
             if !self.sees_no_channel(&labels, *reader) {
                 return Err(format!(
                     "`{}` is also read by {}",
@@ -243,5 +247,5 @@ impl Walk<'_, '_> {
 }
 
 pub(super) fn channels(labels: &Labels) -> Vec<Option<u32>> {
-    labels.iter().map(|&l| (l != NONE).then_some(l)).collect()
+    labels.iter().map(|&l| is_channel(l).then_some(l)).collect()
 }

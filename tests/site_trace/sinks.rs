@@ -169,6 +169,36 @@ fn a_fused_query_key_value_changes_the_columns_of_the_value_alone() {
     }
 }
 
+/// A pooler reads the first token alone, and nothing reads the others.
+#[test]
+fn what_is_behind_one_token_folds_where_nothing_reads_the_others() {
+    let pooled = |also_read: bool| {
+        prove_graph(|b| {
+            b.layer_norm("x", "norm");
+            b.graph
+                .initializer
+                .push(tensor::from_i64("first", &[], &[0]));
+            let axis = vec![int_attr("axis", 1)];
+            b.node_with("Gather", &["norm", "first"], "token", axis);
+            b.linear("token", "y", C, C);
+            b.output("y", C);
+            if also_read {
+                b.node("Relu", &["norm"], "z");
+                b.output("z", C);
+            }
+        })
+    };
+    let alone = pooled(false);
+    assert_eq!(
+        alone.site("y"),
+        "/y.product/MatMul <- /norm/LayerNormalization z, s [0 1 2 3 4]"
+    );
+    assert_eq!(
+        pooled(true).site("y"),
+        "/y.product/MatMul <- explicit: `norm` is also read by Relu `/z/Relu`"
+    );
+}
+
 /// Falcon: all query heads share one key and one value, the last heads of the fused Linear, each picked by a list of
 /// one index.
 #[test]
