@@ -30,6 +30,7 @@ HERE = Path(__file__).resolve().parent
 PLAIN = {
     "bert": "script13.eager script14.sdpa script17.eager dynamo18.eager dynamo20.sdpa dynamo23.sdpa raw18.eager",
     "bert_pooled": "script17.sdpa dynamo21.eager",
+    "bert_classifier": "script17.eager dynamo18.sdpa",
     "roberta": "script14.eager dynamo18.sdpa",
     "distilbert": "script13.eager dynamo21.sdpa dynamo23.eager",
     "albert": "script14.sdpa dynamo18.eager",

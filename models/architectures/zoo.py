@@ -116,6 +116,12 @@ def whisper():
 ZOO = {
     "bert": (T.BertModel, lambda: bert_like("Bert"), TEXT, ["last_hidden_state"]),
     "bert_pooled": (T.BertModel, lambda: bert_like("Bert"), TEXT, ["last_hidden_state", "pooler_output"]),
+    "bert_classifier": (
+        T.BertForSequenceClassification,
+        lambda: bert_like("Bert", num_labels=8),
+        TEXT,
+        ["logits"],
+    ),
     "roberta": (T.RobertaModel, lambda: bert_like("Roberta"), TEXT, ["last_hidden_state"]),
     "distilbert": (
         T.DistilBertModel,
