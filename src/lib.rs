@@ -38,6 +38,38 @@ use onnx::Model;
 use progress::Progress;
 use review::Report;
 
+/// What [`run`] works on: the graph as it is recognised, and where each affine can go.
+#[derive(Debug)]
+pub struct Inspection {
+    /// The model in the form that is recognised: raised to [`target::MIN_OPSET`], functions and operators that hold Linears
+    /// opened, both branches of an If in one list (see [`graph::branches`]).
+    pub model: Model,
+    /// Norms, Linears and near misses; its numbers of nodes and values are those of a [`graph::View`] of `model`.
+    pub found: recognise::Recognised,
+    /// Values that Linears read, each with its sink.
+    pub sites: Vec<site::Site>,
+    /// Functions and branches that were left closed, with the reason.
+    pub closed: Vec<review::NearMissReport>,
+}
+
+/// Only the first steps of [`run`]: nothing is calibrated or changed. Two rows of `data` are run for the shapes.
+///
+/// # Errors
+/// No Linear to quantize, an operator set that the target cannot have, whatever the engine cannot run.
+pub fn inspect(
+    original: &Model,
+    data: &Dataset,
+    engine: &dyn Engine,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<Inspection, Error> {
+    let mut run = pipeline::Run::new(original, data, engine, options, progress);
+    let model = run.raise_opset()?;
+    let model = run.take_apart(model)?;
+    let blocks = run.recognise(&model)?;
+    Ok(run.into_inspection(model, blocks))
+}
+
 /// Migrates and quantizes `original` by what `data` shows of its activations.
 ///
 /// Returns the new model and the account of what was done to it. The float model after migration has been compared

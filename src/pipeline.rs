@@ -21,7 +21,7 @@ use crate::rewrite::{self, Activation, Affine, QuantizePlan};
 use crate::site::{ResponseKind, Sink, Site, Trace};
 use crate::solve::{Fold, Method, Response, SiteProblem, Solution, SolveSettings, solve_block};
 use crate::target::MIN_OPSET;
-use crate::{Error, Format, Options};
+use crate::{Error, Format, Inspection, Options};
 use blocks::Blocks;
 use folded::Folded;
 
@@ -476,6 +476,16 @@ impl<'a> Run<'a> {
         let mut quantized = model.clone();
         graph::apply(&mut quantized, patches).map_err(rewrite::RewriteError::from)?;
         Ok(quantized)
+    }
+
+    /// What was recognised.
+    pub fn into_inspection(self, model: Model, blocks: Blocks) -> Inspection {
+        Inspection {
+            model,
+            found: blocks.found,
+            sites: blocks.sites,
+            closed: self.report.near_misses,
+        }
     }
 
     /// The account of the run.

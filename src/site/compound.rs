@@ -2,7 +2,7 @@
 
 use ndarray::Slice;
 
-use super::labels::{Labels, through_attention, unslice};
+use super::labels::{Labels, NONE, through_attention, unslice};
 use super::rules::split_axis;
 use super::trace::Walk;
 use crate::graph::{Constant, NodeId, Use, View};
@@ -76,7 +76,7 @@ impl Walk<'_, '_> {
         }
         let start: usize = sizes.iter().take(part).sum();
         let range = Slice::from(start..start + sizes[part]);
-        let labels = unslice(labels, &shape, axis, range).ok_or("its Split is malformed")?;
+        let labels = unslice(labels, &shape, axis, range, NONE).ok_or("its Split is malformed")?;
         self.pass(split, 0, labels, shift)
     }
 }

@@ -9,8 +9,16 @@
 
 use ndarray::{ArrayD, Axis, Dimension, IxDyn, Slice};
 
-/// An element that belongs to no channel of the site.
+/// An element that belongs to no channel of the site, and that something else reads: it must stay as it is.
 pub(super) const NONE: u32 = u32::MAX;
+
+/// An element that nothing reads: it may become anything. All tokens but the first are so where a pooler reads only that.
+pub(super) const UNREAD: u32 = u32::MAX - 1;
+
+/// Whether a label is a channel.
+pub(super) fn is_channel(label: u32) -> bool {
+    label < UNREAD
+}
 
 /// A channel number, or [`NONE`], for every element of a value.
 pub(super) type Labels = ArrayD<u32>;
@@ -61,6 +69,19 @@ impl Ties {
     }
 }
 
+/// The label of one element that has two. Channels are tied. `None` if it would belong to a channel and to none.
+fn join(a: u32, b: u32, ties: &mut Ties) -> Option<u32> {
+    match (a, b) {
+        (a, b) if a == b => Some(a),
+        (UNREAD, other) | (other, UNREAD) => Some(other),
+        (NONE, _) | (_, NONE) => None,
+        (a, b) => {
+            ties.tie(a, b);
+            Some(a)
+        }
+    }
+}
+
 /// Labels of the smaller value that was broadcast to `labels`' shape (NumPy's rule). Channels that fall on one element
 /// are tied. `None` if an element would belong to a channel and to none.
 pub(super) fn unbroadcast(labels: &Labels, shape: &[usize], ties: &mut Ties) -> Option<Labels> {
@@ -79,9 +100,7 @@ pub(super) fn unbroadcast(labels: &Labels, shape: &[usize], ties: &mut Ties) -> 
         let slot = &mut result[IxDyn(&at)];
         match (std::mem::replace(&mut seen[IxDyn(&at)], true), *slot, label) {
             (false, ..) => *slot = label,
-            (true, old, new) if old == new => {}
-            (true, NONE, _) | (true, _, NONE) => return None,
-            (true, old, new) => ties.tie(old, new),
+            (true, old, new) => *slot = join(old, new, ties)?,
         }
     }
     Some(result)
@@ -133,14 +152,15 @@ pub(super) fn through_attention(
     }
 }
 
-/// Labels of the larger value of which `labels` are the elements `range` along `axis`; the rest belongs to no channel.
+/// Labels of the larger value of which `labels` are the elements `range` along `axis`; the rest is `rest`: NONE or UNREAD.
 pub(super) fn unslice(
     labels: &Labels,
     shape: &[usize],
     axis: usize,
     range: Slice,
+    rest: u32,
 ) -> Option<Labels> {
-    let mut whole: Labels = ArrayD::from_elem(IxDyn(shape), NONE);
+    let mut whole: Labels = ArrayD::from_elem(IxDyn(shape), rest);
     let mut part = whole.slice_axis_mut(Axis(axis), range);
     if part.shape() != labels.shape() {
         return None;
@@ -149,16 +169,41 @@ pub(super) fn unslice(
     Some(whole)
 }
 
-/// Ties the channels of two labellings of one value. `None` if an element belongs to a channel in one of them only.
-pub(super) fn tie_all(a: &Labels, b: &Labels, ties: &mut Ties) -> Option<()> {
-    for (&a, &b) in a.iter().zip(b) {
-        match (a, b) {
-            (a, b) if a == b => {}
-            (NONE, _) | (_, NONE) => return None,
-            (a, b) => ties.tie(a, b),
+/// Labels of the value from which a Gather picks `indices` (of any rank, flattened, none negative) along `axis`; what
+/// it does not pick is `rest`: NONE or UNREAD. Channels that are picked from one place are tied.
+pub(super) fn ungather(
+    labels: Labels,
+    shape: &[usize],
+    axis: usize,
+    indices: &[usize],
+    rest: u32,
+    ties: &mut Ties,
+) -> Option<Labels> {
+    let mut picked_shape = shape.to_vec();
+    *picked_shape.get_mut(axis)? = indices.len();
+    let labels = reshape(labels, &picked_shape)?;
+    let mut whole: Labels = ArrayD::from_elem(IxDyn(shape), rest);
+    let mut picked = vec![false; shape[axis]];
+    for (part, &index) in labels.axis_iter(Axis(axis)).zip(indices) {
+        let mut place = whole.index_axis_mut(Axis(axis), index);
+        if std::mem::replace(picked.get_mut(index)?, true) {
+            let joined = tie_all(&place.to_owned(), &part.to_owned(), ties)?;
+            place.assign(&joined);
+        } else {
+            place.assign(&part);
         }
     }
-    Some(())
+    Some(whole)
+}
+
+/// Two labellings of one value as one: channels that fall on one element are tied. `None` if an element belongs to a
+/// channel in one of them only.
+pub(super) fn tie_all(a: &Labels, b: &Labels, ties: &mut Ties) -> Option<Labels> {
+    let mut joined = a.clone();
+    for (a, &b) in joined.iter_mut().zip(b) {
+        *a = join(*a, b, ties)?;
+    }
+    Some(joined)
 }
 
 /// Labels in another shape of as many elements.
@@ -215,6 +260,21 @@ mod tests {
         let number = unbroadcast(&none, &[1], &mut ties);
         assert_eq!(number, Some(array![NONE].into_dyn()));
         assert_eq!(ties.groups(), None);
+    }
+
+    #[test]
+    fn what_nothing_reads_may_become_anything() {
+        let mut ties = Ties::new(2);
+        let labels: Labels = array![[UNREAD, UNREAD], [0, 1], [UNREAD, UNREAD]].into_dyn();
+        let row = unbroadcast(&labels, &[2], &mut ties);
+        assert_eq!(row, Some(array![0, 1].into_dyn()));
+        let other: Labels = array![[NONE, 0], [0, UNREAD], [UNREAD, 1]].into_dyn();
+        let joined = tie_all(&labels, &other, &mut ties);
+        let expected = array![[NONE, 0], [0, 1], [UNREAD, 1]].into_dyn();
+        assert_eq!(joined, Some(expected));
+        assert_eq!(ties.groups(), None);
+        let mixed: Labels = array![[UNREAD], [NONE], [0]].into_dyn();
+        assert_eq!(unbroadcast(&mixed, &[1], &mut ties), None);
     }
 
     #[test]
@@ -278,9 +338,33 @@ mod tests {
     #[test]
     fn the_rest_of_a_slice_belongs_to_no_channel() {
         let labels = channels_last(&[1, 2]);
-        let whole = unslice(&labels, &[1, 4], 1, Slice::from(1..3));
+        let whole = unslice(&labels, &[1, 4], 1, Slice::from(1..3), NONE);
         assert_eq!(whole, Some(array![[NONE, 0, 1, NONE]].into_dyn()));
-        assert_eq!(unslice(&labels, &[1, 4], 1, Slice::from(1..4)), None);
+        assert_eq!(unslice(&labels, &[1, 4], 1, Slice::from(1..4), NONE), None);
+    }
+
+    #[test]
+    fn what_a_gather_picks_keeps_its_labels_and_the_rest_has_none() {
+        let mut ties = Ties::new(4);
+        let labels: Labels = array![[0, 1], [2, 3]].into_dyn();
+        let whole = ungather(labels.clone(), &[3, 2], 0, &[2, 0], NONE, &mut ties);
+        assert_eq!(whole, Some(array![[2, 3], [NONE, NONE], [0, 1]].into_dyn()));
+        assert_eq!(ties.groups(), None);
+        // Both rows are the same one.
+        let twice = ungather(labels.clone(), &[3, 2], 0, &[1, 1], NONE, &mut ties);
+        assert_eq!(
+            twice,
+            Some(array![[NONE, NONE], [0, 1], [NONE, NONE]].into_dyn())
+        );
+        assert_eq!(ties.groups(), Some(vec![0, 1, 0, 1]));
+        // One index of rank 0 drops the axis.
+        let row: Labels = array![0, 1].into_dyn();
+        let column = ungather(row, &[2, 3], 1, &[1], NONE, &mut ties);
+        assert_eq!(
+            column,
+            Some(array![[NONE, 0, NONE], [NONE, 1, NONE]].into_dyn())
+        );
+        assert_eq!(ungather(labels, &[3, 2], 0, &[1], NONE, &mut ties), None);
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod contrib;
 mod labels;
 mod response;
 mod rules;
+mod sizes;
 mod trace;
 
 use crate::graph::{NodeId, Use, ValueId, View};

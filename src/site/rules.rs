@@ -4,9 +4,12 @@ use std::ops::Range;
 
 use ndarray::Slice;
 
-use super::labels::{Labels, NONE, reshape, through_product, tie_all, unbroadcast, unslice};
-use super::trace::{Fold, Place, Walk, channels};
-use crate::graph::{Constant, NodeId, Use, ValueId, View};
+use super::labels::{
+    Labels, NONE, UNREAD, reshape, through_product, tie_all, unbroadcast, ungather, unslice,
+};
+use super::sizes::{integers, measured};
+use super::trace::{Fold, Place, Shapes, Walk, channels};
+use crate::graph::{NodeId, Use, ValueId, View};
 use crate::onnx::node::{attr_i, attr_ints};
 use crate::recognise::{passage, see_through};
 
@@ -21,6 +24,14 @@ pub(super) fn channel_inputs(view: &View, node: NodeId) -> Range<usize> {
         }
         "Attention" => 2..3,
         _ => super::contrib::channel_inputs(view, node),
+    }
+}
+
+/// The values whose shapes the rule of `node` may need to know its bounds, sizes or index.
+pub(super) fn measured_values(view: &View, node: NodeId) -> Vec<ValueId> {
+    match view.op(node) {
+        "Slice" | "Split" | "Gather" => measured(view, node, 1),
+        _ => Vec::new(),
     }
 }
 
@@ -71,14 +82,14 @@ impl Walk<'_, '_> {
             }
             "Slice" => {
                 let shape = self.shape_of_input(node, 0)?;
-                let (axis, range) = slice_of(view, node, &shape).ok_or_else(|| {
+                let (axis, range) = slice_of(view, self.shapes, node, &shape).ok_or_else(|| {
                     format!(
-                        "Slice `{}` is not along one axis by constants",
+                        "Slice `{}` is not along one axis by known bounds",
                         view.node_name(node)
                     )
                 })?;
-                let labels =
-                    unslice(&labels, &shape, axis, range).ok_or("its Slice is malformed")?;
+                let labels = unslice(&labels, &shape, axis, range, self.rest(node))
+                    .ok_or("its Slice is malformed")?;
                 self.pass(node, 0, labels, shift)
             }
             "Split" => {
@@ -90,26 +101,29 @@ impl Walk<'_, '_> {
                     return Err("its Split is malformed".to_owned());
                 }
                 let range = Slice::from(start..end);
+                // The other outputs have readers of their own.
                 let labels =
-                    unslice(&labels, &shape, axis, range).ok_or("its Split is malformed")?;
+                    unslice(&labels, &shape, axis, range, NONE).ok_or("its Split is malformed")?;
                 self.pass(node, 0, labels, shift)
             }
             "Gather" => {
                 let shape = self.shape_of_input(node, 0)?;
-                let (axis, index) = gather_of(view, node, &shape).ok_or_else(|| {
-                    format!(
-                        "Gather `{}` takes no single constant index",
-                        view.node_name(node)
-                    )
-                })?;
-                let range = Slice::from(index..index + 1);
-                let labels = unslice(
-                    &labels.insert_axis(ndarray::Axis(axis)),
+                let (axis, indices) =
+                    gather_of(view, self.shapes, node, &shape).ok_or_else(|| {
+                        format!(
+                            "the indices of Gather `{}` are not known",
+                            view.node_name(node)
+                        )
+                    })?;
+                let labels = ungather(
+                    labels,
                     &shape,
                     axis,
-                    range,
+                    &indices,
+                    self.rest(node),
+                    &mut self.ties,
                 )
-                .ok_or("its Gather is malformed")?;
+                .ok_or("a Gather picks channels and others from one place")?;
                 self.pass(node, 0, labels, shift)
             }
             "SequenceAt" => self.sequence_at(node, &labels, shift),
@@ -280,7 +294,7 @@ impl Walk<'_, '_> {
             let reader = Use::Node { node, input: slot };
             match inputs.iter_mut().find(|(value, ..)| *value == input) {
                 Some((_, first, readers)) => {
-                    tie_all(first, &part, &mut self.ties)
+                    *first = tie_all(first, &part, &mut self.ties)
                         .ok_or("a Concat mixes channels with others")?;
                     readers.push(reader);
                 }
@@ -323,11 +337,11 @@ impl Walk<'_, '_> {
         let parts = view.node(node).output.len();
         // Sibling outputs are not on the way, so the lengths come from the sizes of the Split.
         let start = match view.input(node, 1) {
-            Some(_) => split_sizes(view, node)
+            Some(_) => split_sizes(view, self.shapes, node)
                 .map(|sizes| sizes.iter().take(output).sum())
                 .ok_or_else(|| {
                     format!(
-                        "the sizes of Split `{}` are not constant",
+                        "the sizes of Split `{}` are not known",
                         view.node_name(node)
                     )
                 })?,
@@ -335,6 +349,25 @@ impl Walk<'_, '_> {
             None => output * whole.div_ceil(parts.max(1)),
         };
         Ok(start)
+    }
+
+    /// What the elements are that `node`, which reads its first input in part, leaves out.
+    fn rest(&self, node: NodeId) -> u32 {
+        let input = self.view.input(node, 0);
+        let mut readers = input.map_or(&[][..], |v| self.view.uses(v)).iter();
+        let this = Use::Node { node, input: 0 };
+        match readers.any(|&reader| reader != this && self.reads_elements(reader)) {
+            true => NONE,
+            false => UNREAD,
+        }
+    }
+
+    /// Whether a reader reads elements of a value, and not its shape alone.
+    pub(super) fn reads_elements(&self, reader: Use) -> bool {
+        match reader {
+            Use::Node { node, .. } => !matches!(self.view.op(node), "Shape" | "Size"),
+            _ => true,
+        }
     }
 
     /// Whether a reader sees nothing of the labelled channels.
@@ -346,18 +379,21 @@ impl Walk<'_, '_> {
         match view.op(node) {
             // Only the shape is read.
             "Shape" | "Size" => true,
-            "Slice" => slice_of(view, node, labels.shape()).is_some_and(|(axis, range)| {
-                labels
-                    .slice_axis(ndarray::Axis(axis), range)
-                    .iter()
-                    .all(|&l| l == NONE)
-            }),
-            "Gather" => gather_of(view, node, labels.shape()).is_some_and(|(axis, index)| {
-                labels
-                    .index_axis(ndarray::Axis(axis), index)
-                    .iter()
-                    .all(|&l| l == NONE)
-            }),
+            "Slice" => {
+                slice_of(view, self.shapes, node, labels.shape()).is_some_and(|(axis, range)| {
+                    labels
+                        .slice_axis(ndarray::Axis(axis), range)
+                        .iter()
+                        .all(|&l| l == NONE)
+                })
+            }
+            "Gather" => {
+                gather_of(view, self.shapes, node, labels.shape()).is_some_and(|(axis, indices)| {
+                    let axis = ndarray::Axis(axis);
+                    let mut picked = indices.iter().map(|&i| labels.index_axis(axis, i));
+                    picked.all(|part| part.iter().all(|&l| l == NONE))
+                })
+            }
             _ => false,
         }
     }
@@ -370,32 +406,33 @@ pub(super) fn split_axis(view: &View, node: NodeId, rank: usize) -> Option<usize
         .filter(|a| *a < rank)
 }
 
-fn split_sizes(view: &View, node: NodeId) -> Option<Vec<usize>> {
-    let sizes = view
-        .input(node, 1)
-        .and_then(|v| view.constant(v)?.into_ints())?;
+fn split_sizes(view: &View, shapes: &Shapes, node: NodeId) -> Option<Vec<usize>> {
+    let sizes = integers(view, shapes, view.input(node, 1)?)?;
     sizes.into_iter().map(|s| usize::try_from(s).ok()).collect()
 }
 
-/// Axis and index of a Gather with one constant index of rank 0, which drops the axis.
-fn gather_of(view: &View, node: NodeId, shape: &[usize]) -> Option<(usize, usize)> {
-    let indices = match view.constant(view.input(node, 1)?)? {
-        Constant::Int(indices) if indices.ndim() == 0 => indices,
-        _ => return None,
-    };
+/// Axis and indices, counted from 0, of a Gather by known ones.
+fn gather_of(
+    view: &View,
+    shapes: &Shapes,
+    node: NodeId,
+    shape: &[usize],
+) -> Option<(usize, Vec<usize>)> {
     let axis = split_axis(view, node, shape.len())?;
-    let (length, index) = (shape[axis] as i64, *indices.first()?);
-    let index = if index < 0 { index + length } else { index };
-    (0..length)
-        .contains(&index)
-        .then_some((axis, index as usize))
+    let length = shape[axis] as i64;
+    let from_0 = |&index: &i64| {
+        let index = if index < 0 { index + length } else { index };
+        (0..length).contains(&index).then_some(index as usize)
+    };
+    let indices = integers(view, shapes, view.input(node, 1)?)?;
+    Some((axis, indices.iter().map(from_0).collect::<Option<_>>()?))
 }
 
-/// Axis and range of a Slice along one axis by constants, with step 1.
-fn slice_of(view: &View, node: NodeId, shape: &[usize]) -> Option<(usize, Slice)> {
-    let ints = |slot: usize| {
-        view.input(node, slot)
-            .and_then(|v| view.constant(v)?.into_ints())
+/// Axis and range of a Slice along one axis by known bounds, with step 1.
+fn slice_of(view: &View, shapes: &Shapes, node: NodeId, shape: &[usize]) -> Option<(usize, Slice)> {
+    let ints = |slot: usize| -> Option<Vec<i64>> {
+        let values = integers(view, shapes, view.input(node, slot)?)?;
+        Some(values.into_iter().collect())
     };
     let (starts, ends) = (ints(1)?, ints(2)?);
     let (&[start], &[end]) = (starts.as_slice(), ends.as_slice()) else {

@@ -14,17 +14,18 @@
 //! | P V with P = Softmax | V' = (V − z) / s, because the rows of P sum to 1 | else scale only |
 //! | Attention(Q, K, V) | V' = (V − z) / s | no past values, values not kept for later |
 //! | MultiHeadAttention, GroupQueryAttention | V' = (V − z) / s, by the same rule | no past or present values |
-//! | Reshape, Transpose, Squeeze, Unsqueeze, Flatten, Expand, Slice, Split, SplitToSequence and SequenceAt, Gather, Concat | channels are relabelled | always |
+//! | Reshape, Transpose, Squeeze, Unsqueeze, Flatten, Expand, Slice, Split, SplitToSequence and SequenceAt, Gather, Concat | channels are relabelled | bounds, sizes and indices are constants or follow from shapes (`sizes`) |
 //! | Identity, Dropout, Cast | unchanged | always |
 //!
 //! Anything else is a *wall*. So is a value that something else reads as well, unless that reader sees none of the
-//! channels (the query and key slices of a fused QKV).
+//! channels (the query and key slices of a fused QKV). What nothing reads (all tokens but the one that a pooler takes)
+//! may become anything.
 
 use std::collections::BTreeMap;
 
 use super::compound::split_behind;
-use super::labels::{Labels, NONE, Ties, channels_last, unbroadcast};
-use super::rules::channel_inputs;
+use super::labels::{Labels, NONE, Ties, UNREAD, channels_last, is_channel, unbroadcast};
+use super::rules::{channel_inputs, measured_values};
 use crate::graph::{NodeId, Use, ValueId, View};
 use crate::recognise::Recognised;
 
@@ -76,6 +77,7 @@ pub struct Trace {
 /// The values on the way back from `value` whose shapes [`trace`] may have to know, `value` among them.
 pub fn values_on_the_way(view: &View, found: &Recognised, value: ValueId) -> Vec<ValueId> {
     let mut seen = vec![value];
+    let mut measured = Vec::new();
     let mut next = 0;
     while let Some(&value) = seen.get(next) {
         next += 1;
@@ -94,6 +96,14 @@ pub fn values_on_the_way(view: &View, found: &Recognised, value: ValueId) -> Vec
             },
             _ => node,
         };
+        // Other readers of this value may be Slices of it.
+        let readers = view.uses(value).iter().filter_map(|reader| match reader {
+            Use::Node { node, .. } => Some(*node),
+            _ => None,
+        });
+        for node in readers.chain([node]) {
+            measured.extend(measured_values(view, node));
+        }
         for slot in channel_inputs(view, node) {
             if let Some(input) = view.input(node, slot)
                 && !view.is_constant(input)
@@ -103,6 +113,9 @@ pub fn values_on_the_way(view: &View, found: &Recognised, value: ValueId) -> Vec
             }
         }
     }
+    seen.extend(measured);
+    seen.sort_unstable();
+    seen.dedup();
     seen
 }
 
@@ -170,7 +183,7 @@ impl Walk<'_, '_> {
     pub(super) fn visit(
         &mut self,
         value: ValueId,
-        labels: Labels,
+        mut labels: Labels,
         shift: bool,
         from: &[Use],
     ) -> Result<(), String> {
@@ -179,10 +192,13 @@ impl Walk<'_, '_> {
             // A past of length zero: in use it has elements, and they are not scaled.
             return Err(format!("`{}` is empty in calibration", view.name(value)));
         }
-        if labels.iter().all(|&l| l == NONE) {
+        if !labels.iter().any(|&l| is_channel(l)) {
             return Ok(());
         }
         for reader in view.uses(value).iter().filter(|u| !from.contains(u)) {
+            if self.reads_elements(*reader) {
+                labels.mapv_inplace(|l| if l == UNREAD { NONE } else { l });
+            }
             if !self.sees_no_channel(&labels, *reader) {
                 return Err(format!(
                     "`{}` is also read by {}",
@@ -246,5 +262,5 @@ impl Walk<'_, '_> {
 }
 
 pub(super) fn channels(labels: &Labels) -> Vec<Option<u32>> {
-    labels.iter().map(|&l| (l != NONE).then_some(l)).collect()
+    labels.iter().map(|&l| is_channel(l).then_some(l)).collect()
 }

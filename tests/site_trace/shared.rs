@@ -131,7 +131,7 @@ fn linears_that_read_one_value_share_one_explicit_mul() {
     assert_eq!(view.uses(view.output(muls[0].0, 0).unwrap()).len(), 2);
 }
 
-/// Channels of which the others are cut off later: a number for all of them has no place for the affine of some.
+/// Some channels of a value that others read in part too: a number for all of them has no place for the affine of some.
 #[test]
 fn a_constant_that_spans_more_than_the_channels_is_a_wall() {
     for (op, expected) in [
@@ -148,6 +148,9 @@ fn a_constant_that_spans_more_than_the_channels_is_a_wall() {
             ints(b, "to", &[2]);
             ints(b, "axes", &[2]);
             b.node("Slice", &["w", "from", "to", "axes"], "v");
+            ints(b, "end", &[4]);
+            b.node("Slice", &["w", "to", "end", "axes"], "others");
+            b.output("others", 2);
         });
         assert_eq!(sites, expected);
     }

@@ -171,6 +171,24 @@ fn a_fused_query_key_value_changes_the_columns_of_the_value_alone() {
         }
         head_last(b);
     });
+    // x.chunk(3, -1) of TorchScript: the bounds are computed from the shape.
+    let by_chunk = graph(3, C, 1, |b| {
+        b.layer_norm("x", "norm");
+        b.linear("norm", "qkv", C, 3 * n);
+        for (name, value) in [("axes", -1), ("zero", 0), ("two", 2), ("three", 3)] {
+            ints(b, name, &[value]);
+        }
+        b.node("Shape", &["qkv"], "shape");
+        b.node("Gather", &["shape", "axes"], "length");
+        b.node("Add", &["length", "two"], "rounded");
+        b.node("Div", &["rounded", "three"], "third");
+        b.node("Mul", &["third", "two"], "thirds");
+        let bounds = ["zero", "third", "thirds", "length"];
+        for (y, between) in ["query", "key", "value"].into_iter().zip(bounds.windows(2)) {
+            b.node("Slice", &["qkv", between[0], between[1], "axes"], y);
+        }
+        head_last(b);
+    });
     let gpt2 = graph(3, C, 1, |b| {
         b.layer_norm("x", "norm");
         reshape(b, "norm", "rows", &[-1, C as i64]);
@@ -206,6 +224,7 @@ fn a_fused_query_key_value_changes_the_columns_of_the_value_alone() {
     for (form, model, linear, columns) in [
         ("split", by_split, product, last),
         ("slice", by_slice, product, last),
+        ("chunk", by_chunk, product, last),
         ("gpt2", gpt2, "/qkv_rows/Gemm", last),
         ("bloom", bloom, product, per_head),
     ] {
@@ -226,6 +245,60 @@ fn a_fused_query_key_value_changes_the_columns_of_the_value_alone() {
         }
         assert_ne!(proof.migrated, alone);
     }
+}
+
+/// A pooler reads the first token alone, and nothing reads the others.
+#[test]
+fn what_is_behind_one_token_folds_where_nothing_reads_the_others() {
+    let pooled = |also_read: bool| {
+        prove_graph(|b| {
+            b.layer_norm("x", "norm");
+            b.graph
+                .initializer
+                .push(tensor::from_i64("first", &[], &[0]));
+            let axis = vec![int_attr("axis", 1)];
+            b.node_with("Gather", &["norm", "first"], "token", axis);
+            b.linear("token", "y", C, C);
+            b.output("y", C);
+            if also_read {
+                b.node("Relu", &["norm"], "z");
+                b.output("z", C);
+            }
+        })
+    };
+    let alone = pooled(false);
+    assert_eq!(
+        alone.site("y"),
+        "/y.product/MatMul <- /norm/LayerNormalization z, s [0 1 2 3 4]"
+    );
+    assert_eq!(
+        pooled(true).site("y"),
+        "/y.product/MatMul <- explicit: `norm` is also read by Relu `/z/Relu`"
+    );
+}
+
+/// Falcon: all query heads share one key and one value, the last heads of the fused Linear, each picked by a list of
+/// one index.
+#[test]
+fn a_head_that_is_picked_by_a_list_of_indices_takes_the_affine() {
+    let (heads, d) = (2, 2);
+    let proof = prove_graph(|b| {
+        b.layer_norm("x", "norm");
+        b.linear("norm", "qkv", C, (heads + 2) * d);
+        reshape(b, "qkv", "fused", &[0, 0, heads as i64 + 2, d as i64]);
+        for (y, picked) in [("query", &[0, 1][..]), ("key", &[-2]), ("value", &[-1])] {
+            let [indices, apart, y_h] = ["indices", "apart", "h"].map(|s| format!("{y}_{s}"));
+            ints(b, &indices, picked);
+            let axis = vec![int_attr("axis", 2)];
+            b.node_with("Gather", &["fused", &indices], &apart, axis);
+            transpose(b, &apart, &y_h, &[0, 2, 1, 3]);
+        }
+        attend(b, ["query_h", "key_h", "value_h"], (heads, d), true);
+    });
+    assert_eq!(
+        proof.site("y"),
+        "/y.product/MatMul <- /qkv.product/MatMul z, s [- - - - - - 0 1]; ties [0 1 0 1]"
+    );
 }
 
 /// `model` with the site of one Linear migrated.
