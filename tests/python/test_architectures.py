@@ -18,45 +18,8 @@ FOLDER = MODELS / "architectures"
 ROWS = {row["file"].removesuffix(".onnx"): row for row in json.loads((FOLDER / "table.json").read_text())["rows"]}
 CALIBRATION, HELD_OUT = (32, 1), (64, 2)  # rows, seed
 
-# Why rows do not pass yet, as the words that their complaint must have.
-UNOPTIMIZED = "the engine cannot prepare the model"  # symbolic Reshape and Expand of unoptimized dynamo exports
-SEQUENCES = "SplitToSequence"
-CONTRIB = "calibration cannot run"  # ONNX Runtime's fused operators
-FUNCTIONS = "pkg.torch.nn.modules"
-NOTHING = "the graph has no MatMul or Gemm with a constant weight"
-GATHER_ND = "GatherNd"  # a negative index
-HALF = "only FLOAT (float32) Linears can be quantized"
-
-KNOWN = {
-    "bert-dynamo18-eager-bfloat16module": HALF,
-    "bert-raw18-eager": UNOPTIMIZED,
-    "bert-script13-eager-mha": CONTRIB,
-    "bert-script14-eager-optimizer0": CONTRIB,
-    "bert-script14-sdpa-float16ort": HALF,
-    "bert-script17-eager-float16": HALF,
-    "bert-script17-eager-functions": NOTHING,
-    "bert-script17-eager-optimizer1": CONTRIB,
-    "bert-script17-sdpa-nested": NOTHING,
-    "clip_vision-script14-eager-optimizer0": CONTRIB,
-    "distilbert-script14-eager-optimizer0": CONTRIB,
-    "falcon-dynamo18-sdpa": GATHER_ND,
-    "gpt2-raw18-eager": SEQUENCES,
-    "gpt2-script13-eager-float16ort": HALF,
-    "gpt2-script14-eager-extended": CONTRIB,
-    "gpt2-script14-eager-merged": NOTHING,
-    "llama-dynamo18-sdpa-halfmodule": HALF,
-    "llama-helper-rotary": CONTRIB,
-    "llama-raw18-eager": UNOPTIMIZED,
-    "llama-script14-eager-extended": CONTRIB,
-    "llama-script17-eager-float16ort": HALF,
-    "llama-script17-eager-merged": NOTHING,
-    "llama-script17-eager-nested": NOTHING,
-    "opt_pre-script14-eager-functions": FUNCTIONS,
-    "opt_pre-script17-eager-halfmodule": HALF,
-    "roberta-script17-eager-extended": CONTRIB,
-    "vit-dynamo18-sdpa-functions": FUNCTIONS,
-    "vit-script17-sdpa-float16io": HALF,
-}
+# Rows that do not pass yet, each with the words that its complaint must have.
+KNOWN = {}
 
 # Rows of which the migrated float model is run in ONNX Runtime, one for each form of norm, gate and residual.
 FLOAT_ROWS = [
@@ -164,9 +127,9 @@ def fused(path, folder):
 
 
 def expected_linears(row):
-    """As torch counts them; an Attention with packed weights is one Linear in place of three."""
+    """As torch counts them."""
     branches = 2 if "other_branch" in row else 1
-    merged = 2 * row.get("packed_attention", 0) + row.get("merged_linears", 0)
+    merged = row.get("merged_linears", 0)
     return (row["block_linears"] + row["head_linears"] - merged) * branches
 
 
