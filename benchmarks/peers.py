@@ -156,7 +156,7 @@ def parse():
     parser = argparse.ArgumentParser(description="onnx-osplus against other quantizers, in one table.")
     parser.add_argument("--binary", default=str(ROOT / "target" / "release" / "onnx-osplus"))
     parser.add_argument("--models", default="", help="only models whose name this regular expression finds")
-    parser.add_argument("--only", default="", help="only tools whose environment or label contains this")
+    parser.add_argument("--only", default="", help="only tools whose environment or label this regular expression finds")
     parser.add_argument("--runs", type=int, default=1, help="runs of each tool; the median is shown")
     parser.add_argument("--rounds", type=int, default=15, help="interleaved pairs for the speed-up; 0 leaves it out")
     parser.add_argument("--json", type=Path, help="write every number there")
@@ -168,7 +168,7 @@ def parse():
 
 def main():
     args, missing, results = parse(), [], []
-    tools = [t for t in TABLE if args.only.lower() in f"{t.environment} {t.label}".lower()]
+    tools = [t for t in TABLE if re.search(args.only, f"{t.environment} {t.label}", re.IGNORECASE)]
     with tempfile.TemporaryDirectory(prefix="onnx-osplus-peers-") as folder:
         folder = Path(folder)
         models = {n: m for n, m in score("models", folder).items() if re.search(args.models, n, re.IGNORECASE)}
