@@ -35,6 +35,7 @@ TOOLS = ROOT / "benchmarks" / "peer_tools"
 sys.path.insert(0, str(TOOLS))
 
 import environments  # noqa: E402  (needs the path above)
+import readme  # noqa: E402
 
 OURS = "onnx-osplus"
 
@@ -132,11 +133,8 @@ def quantize(tool, model, folder, args):
     return row
 
 
-def cell(row, key, form, factor=1):
-    return form.format(row[key] * factor) if row.get(key) is not None else "–"
-
-
 def table_row(name, tool_label, kind, row):
+    cell = readme.cell
     cells = [name, tool_label, kind]
     cells += [cell(row, "sqnr_db", "{:.2f}"), cell(row, "cosine", "{:.5f}")]
     cells += [cell(row, "probe_r", "{:.3f}"), cell(row, "probe_accuracy", "{:.1f} %", 100)]
@@ -160,7 +158,10 @@ def parse():
     parser.add_argument("--runs", type=int, default=1, help="runs of each tool; the median is shown")
     parser.add_argument("--rounds", type=int, default=15, help="interleaved pairs for the speed-up; 0 leaves it out")
     parser.add_argument("--json", type=Path, help="write every number there")
+    parser.add_argument("--readme", action="store_true", help="put the table of all tools into README.md")
     args = parser.parse_args()
+    if args.readme and (args.models or args.only):
+        parser.error("--readme needs every model and tool")
     if not os.access(args.binary, os.X_OK):
         sys.exit(f"{args.binary} is missing: run cargo build --release")
     return args
@@ -189,9 +190,11 @@ def main():
                 if args.json:
                     args.json.write_text(json.dumps(results, indent=1) + "\n")
     used = {tool.environment for tool in tools} - {OURS}
-    versions = [f"{environments.PACKAGES[e]} {environments.version(e)}" for e in environments.PACKAGES if e in used]
-    print(f"\nVersions: {', '.join(versions)}." if versions else "")
+    versions = ", ".join(f"{p} {environments.version(e)}" for e, p in environments.PACKAGES.items() if e in used)
+    print(f"\nVersions: {versions}." if versions else "")
     print("\n".join(["\nWithout a result:", *(f"- {line}" for line in missing)]) if missing else "")
+    if args.readme:
+        readme.write(results, f"{date.today()}, `{' '.join(['python3', *sys.argv])}`; {versions}.")
 
 
 if __name__ == "__main__":
