@@ -31,7 +31,8 @@ def load(path, folder):
     dump = Path(folder) / "optimized.onnx"
     options.optimized_model_filepath = str(dump)
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return session, sum(node.op_type in INT8_OPS for node in onnx.load(dump).graph.node)
+    graph = onnx.load(dump, load_external_data=False).graph
+    return session, sum(node.op_type in INT8_OPS for node in graph.node)
 
 
 def feeds(session, batch, tokens):

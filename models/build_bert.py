@@ -51,9 +51,10 @@ class Graph:
         self.nodes.append(helper.make_node(op_type, inputs, [output], name=name, **attributes))
         return output
 
-    def linear(self, path, x, weight, bias=None):
-        """y = x W + b with W: [K, N]; the bias is the first operand of Add, as torch writes it."""
-        prefix = path.strip("/").replace("/", ".")
+    def linear(self, path, x, weight, bias=None, constants=None):
+        """y = x W + b with W: [K, N]; the bias is the first operand of Add, as torch writes it.
+        constants: prefix of the names of W and b where several nodes share them; else it derives from `path`."""
+        prefix = constants or path.strip("/").replace("/", ".")
         y = self.add("MatMul", f"{path}/MatMul", [x, self.constant(f"{prefix}.weight_t", weight)])
         return y if bias is None else self.add("Add", f"{path}/Add", [self.constant(f"{prefix}.bias", bias), y])
 
@@ -65,8 +66,8 @@ class Graph:
         y = self.add("Mul", f"{path}/Mul", [x, y])
         return self.add("Mul", f"{path}/Mul_1", [y, self.constant("half", np.float32(0.5))])
 
-    def layer_norm(self, path, x, gamma, beta, epsilon, fused, output=None):
-        prefix = path.strip("/").replace("/", ".")
+    def layer_norm(self, path, x, gamma, beta, epsilon, fused, output=None, constants=None):
+        prefix = constants or path.strip("/").replace("/", ".")
         gamma, beta = self.constant(f"{prefix}.weight", gamma), self.constant(f"{prefix}.bias", beta)
         if fused:
             inputs = [x, gamma, beta]
@@ -108,16 +109,42 @@ class Graph:
         mask = self.add("Sub", "/Sub", [self.constant("one", np.float32(1)), mask])
         return self.add("Mul", "/Mul", [mask, self.constant("masked", MASKED)])
 
-    def model(self, name, inputs, output, width, opset):
+    def model(self, name, inputs, output, width, opset, shape=None):
+        """shape: of the output where it is not [batch, sequence, width]."""
+        shape = shape or ["batch", "sequence", width]
         ids = [helper.make_tensor_value_info(i, TensorProto.INT64, ["batch", "sequence"]) for i in inputs]
-        out = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", "sequence", width])
+        out = helper.make_tensor_value_info(output, TensorProto.FLOAT, shape)
         graph = helper.make_graph(self.nodes, name, ids, [out], self.initializers)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8, producer_name="build_bert")
 
 
-def bert_model(weights, *, heads, fused, epsilon=1e-12, name="bert"):
+def hugging_face_names(weights):
+    """Names as BertModel has them: without the prefix of a model with a head, γ and β of old files as weight and bias."""
+    renamed = {}
+    for name, array in weights.items():
+        name = name.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight")
+        renamed[name.replace("LayerNorm.beta", "LayerNorm.bias")] = array
+    return renamed
+
+
+def splade_head(g, x, weights, norm, linear):
+    """max over tokens of log(1 + relu(masked language model's logits)): [B, S, H] → [B, vocabulary]. The decoder's
+    weight is the embedding table transposed; exporters write it as a second constant."""
+    x = g.gelu("/cls/predictions/transform/act", linear("/cls/predictions/transform/dense", x))
+    x = norm("/cls/predictions/transform/LayerNorm", x)
+    table, bias = weights["embeddings.word_embeddings.weight"], weights["cls.predictions.bias"]
+    x = g.add("Relu", "/Relu", [g.linear("/cls/predictions/decoder", x, table.T, bias)])
+    x = g.add("Log", "/Log", [g.add("Add", "/Add", [x, g.constant("one", np.float32(1))])])
+    mask = g.add("Unsqueeze", "/Unsqueeze_1", ["attention_mask", g.constant("axes_2", np.array([2], np.int64))])
+    mask = g.add("Cast", "/Cast_1", [mask], to=TensorProto.FLOAT)
+    g.add("ReduceMax", "/ReduceMax", [g.add("Mul", "/Mul_1", [x, mask])], "splade", axes=[1], keepdims=0)
+
+
+def bert_model(weights, *, heads, fused, epsilon=1e-12, name="bert", splade=False):
     """The encoder as a ModelProto; inputs input_ids, attention_mask, token_type_ids: int64 [B, S]; output
-    last_hidden_state: f32 [B, S, H]. Linear weights in `weights` are [N, K], as PyTorch keeps them."""
+    last_hidden_state: f32 [B, S, H], or with `splade` its sparse vector splade: f32 [B, vocabulary]. Linear weights in
+    `weights` are [N, K], as PyTorch keeps them."""
+    weights = hugging_face_names(weights)
     g, h = Graph(), weights["embeddings.word_embeddings.weight"].shape[1]
 
     def linear(path, x):
@@ -152,21 +179,26 @@ def bert_model(weights, *, heads, fused, epsilon=1e-12, name="bert"):
         x = norm(f"{layer}/attention/output/LayerNorm", g.add("Add", f"{layer}/attention/output/Add", [y, x]))
         y = g.gelu(f"{layer}/intermediate/act", linear(f"{layer}/intermediate/dense", x))
         y = linear(f"{layer}/output/dense", y)
-        last = "last_hidden_state" if number == layers - 1 else None
+        last = "last_hidden_state" if number == layers - 1 and not splade else None
         x = norm(f"{layer}/output/LayerNorm", g.add("Add", f"{layer}/output/Add", [y, x]), last)
 
-    opset = 17 if fused else 13
-    return g.model(name, ["input_ids", "attention_mask", "token_type_ids"], "last_hidden_state", h, opset)
+    inputs, opset = ["input_ids", "attention_mask", "token_type_ids"], 17 if fused else 13
+    if splade:
+        vocabulary = len(weights["embeddings.word_embeddings.weight"])
+        splade_head(g, x, weights, norm, linear)
+        return g.model(name, inputs, "splade", vocabulary, opset, ["batch", vocabulary])
+    return g.model(name, inputs, "last_hidden_state", h, opset)
 
 
 def main():
     parser = argparse.ArgumentParser(description="Write BERT weights (.safetensors) as an ONNX graph.")
     parser.add_argument("weights", help="a .safetensors file with Hugging Face names")
     parser.add_argument("out", help="the ONNX file to write")
-    parser.add_argument("--heads", type=int, required=True, help="number of attention heads (12 in MiniLM)")
+    parser.add_argument("--heads", type=int, required=True, help="number of attention heads (12 in MiniLM, 2 in BERT-tiny)")
+    parser.add_argument("--splade", action="store_true", help="with the head of a sparse retrieval model")
     parser.add_argument("--layer-norm", choices=["fused", "decomposed"], default="fused")
     args = parser.parse_args()
-    model = bert_model(read_safetensors(args.weights), heads=args.heads, fused=args.layer_norm == "fused")
+    model = bert_model(read_safetensors(args.weights), heads=args.heads, fused=args.layer_norm == "fused", splade=args.splade)
     onnx.checker.check_model(model, full_check=True)
     Path(args.out).write_bytes(model.SerializeToString(deterministic=True))
 

@@ -1,0 +1,32 @@
+#!/usr/bin/env python3
+"""AMD Quark for ONNX: quantize_quark.py SETTING MODEL OUT CALIB
+
+static        uint8 activations, int8 weights per channel, inputs of Linears only
+smoothquant   the same after its SmoothQuant, α = 0.95
+"""
+
+import sys
+
+from calibration import Reader, not_linear
+from quark.onnx import Int8Spec, ModelQuantizer, QConfig, QLayerConfig, SmoothQuantConfig, UInt8Spec
+from quark.onnx.quantization.config.spec import CalibMethod, QuantGranularity
+
+LINEARS = ["MatMul", "Gemm"]
+
+
+def main():
+    setting, model, out, calib = sys.argv[1:]
+    weights = Int8Spec(quant_granularity=QuantGranularity.Channel, calibration_method=CalibMethod.MinMax)
+    settings = QConfig(
+        global_config=QLayerConfig(activation=UInt8Spec(calibration_method=CalibMethod.MinMax), weight=weights),
+        exclude=not_linear(model),
+        algo_config=[SmoothQuantConfig(alpha=0.95)] if setting == "smoothquant" else None,
+        OpTypesToQuantize=LINEARS,
+        OpTypesToExcludeOutputQuantization=LINEARS,
+        DedicatedQDQPair=True,
+    )
+    ModelQuantizer(settings).quantize_model(model, out, Reader(model, calib))
+
+
+if __name__ == "__main__":
+    main()

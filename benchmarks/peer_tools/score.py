@@ -1,0 +1,179 @@
+#!/usr/bin/env python3
+"""What a quantized model is worth against its original; prints JSON. peers.py runs this in the environment of ONNX Runtime.
+
+    score.py models FOLDER                              write the models; {name: {file, calib, heldout, task}}
+    score.py accuracy ORIGINAL QUANTIZED HELDOUT TASK CACHE     sqnr_db, cosine, and per task probe, top_1, top_10
+    score.py speed ORIGINAL QUANTIZED ROUNDS            CPU-time ratio on one thread, quartiles, int8 Linears
+
+TASK: `sentiment` (embeddings of sentences, and a probe for human scores), `retrieval` (embeddings alone) or `none`.
+"""
+
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT / folder) for folder in ("benchmarks", "models", "tests/python")]
+
+import measure  # noqa: E402  (needs the path above)
+import speed  # noqa: E402
+from build_albert import albert_model, read_torch  # noqa: E402
+from build_bert import bert_model, read_safetensors  # noqa: E402
+
+REAL = ROOT / "models" / "real"
+TRAINED = 2000  # sentences of the first half of the text; the others are in the half that calibrates nothing
+PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+
+
+def models(folder):
+    minilm, tiny = REAL / "minilm-l6.safetensors", REAL / "bert-tiny.safetensors"
+    missing = [p.name for p in (minilm, tiny, REAL / "sentences.npz") if not p.is_file()]
+    if missing:
+        sys.exit(f"{', '.join(missing)} missing in {REAL}: run models/fetch")
+    text = {"calib": str(REAL / "calib.npz"), "heldout": str(REAL / "heldout.npz")}
+    reactions = {"calib": str(REAL / "reactions-calib.npz"), "heldout": str(REAL / "reactions-heldout.npz")}
+    found = {"MiniLM-L3": text | {"file": str(REAL / "minilm-l3.onnx"), "task": "sentiment"}}
+    for form, fused in (("", True), (", decomposed LayerNorm", False)):
+        built = {
+            "MiniLM-L6": (bert_model(read_safetensors(minilm), heads=12, fused=fused), text, "sentiment"),
+            "BERT-tiny SPLADE": (bert_model(read_safetensors(tiny), heads=2, fused=fused, splade=True), text, "retrieval"),
+            "ALBERT": (albert_model(read_torch(REAL / "albert.bin"), heads=8, layers=12, fused=fused), reactions, "none"),
+        }
+        for name, (model, data, task) in built.items():
+            path = folder / f"{name.replace(' ', '-').lower()}-{'fused' if fused else 'decomposed'}.onnx"
+            path.write_bytes(model.SerializeToString(deterministic=True))
+            found[name + form] = data | {"file": str(path), "task": task}
+    return found
+
+
+def main_output(session, feeds):
+    """Token embeddings [B, S, H] if the model has them, else its first output [B, …]."""
+    arrays = session.run(None, feeds)
+    return next((a for a in arrays if a.ndim == 3 and a.shape[:2] == feeds["input_ids"].shape), arrays[0])
+
+
+def feeds_of(session, arrays, rows=slice(None), tokens=None):
+    ids, mask = arrays["input_ids"][rows, :tokens], arrays["attention_mask"][rows, :tokens]
+    known = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    return {value.name: known[value.name] for value in session.get_inputs()}
+
+
+def values(path, heldout):
+    """The output on the held-out rows, tokens that are padding left out."""
+    session, arrays = measure.session(path), dict(np.load(heldout))
+    parts = []
+    for start in range(0, len(arrays["input_ids"]), 8):
+        feeds = feeds_of(session, arrays, slice(start, start + 8))
+        out = main_output(session, feeds)
+        real = feeds["attention_mask"].astype(bool)
+        parts.append((out[real] if out.shape[:2] == real.shape else out).astype(np.float64).ravel())
+    return np.concatenate(parts)
+
+
+def embeddings(path, first=0):
+    """Unit vectors of the sentences from number `first` on: the mean of the token embeddings, or the output as it is.
+    Sentences of like length run together and are cut to the longest of them."""
+    session, arrays = measure.session(path), dict(np.load(REAL / "sentences.npz"))
+    lengths = arrays["attention_mask"].sum(axis=1)
+    order = first + np.argsort(lengths[first:], kind="stable")
+    vectors = {}
+    for start in range(0, len(order), 50):
+        rows = order[start : start + 50]
+        feeds = feeds_of(session, arrays, rows, lengths[rows].max())
+        out = main_output(session, feeds)
+        if out.ndim == 3:
+            mask = feeds["attention_mask"][..., None]
+            out = (out * mask).sum(axis=1) / mask.sum(axis=1)
+        vectors.update(zip(rows, out.astype(np.float32)))
+    found = np.stack([vectors[row] for row in sorted(vectors)])
+    return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+
+
+def ridge(vectors, scores):
+    """Weights and bias of a ridge regression from embeddings to the human scores. The penalty is the one with the least
+    squared error when each sentence is predicted by the others: residual / (1 − leverage)."""
+    middle, level = vectors.mean(axis=0).astype(np.float64), scores.mean()
+    u, d, vt = np.linalg.svd(vectors - middle, full_matrices=False)
+    target = u.T @ (scores - level)
+    errors = {}
+    for penalty in PENALTIES:
+        kept = d**2 / (d**2 + penalty)
+        residual = scores - level - u @ (kept * target)
+        errors[penalty] = np.square(residual / (1 - np.square(u) @ kept)).sum()
+    best = min(errors, key=errors.get)
+    weights = vt.T @ (d / (d**2 + best) * target)
+    return np.append(weights, level - middle @ weights)
+
+
+def predict(weights, vectors):
+    return vectors @ weights[:-1] + weights[-1]
+
+
+def neighbours(vectors, count):
+    """Numbers of the `count` nearest other sentences of every sentence, by cosine."""
+    likeness = vectors @ vectors.T
+    np.fill_diagonal(likeness, -np.inf)
+    return np.argsort(-likeness, axis=1, kind="stable")[:, :count]
+
+
+def overlap(original, quantized, count):
+    """Share of the nearest `count` sentences that both agree on."""
+    pairs = zip(neighbours(original, count), neighbours(quantized, count))
+    return float(np.mean([len(np.intersect1d(a, b)) / count for a, b in pairs]))
+
+
+def accuracy(original, quantized, heldout, task, cache):
+    """cache: a file that keeps what the original gives."""
+    cache = Path(cache)
+    if not cache.is_file():
+        kept = {"values": values(original, heldout)}
+        if task != "none":
+            kept["embeddings"] = embeddings(original, 0 if task == "sentiment" else TRAINED)
+        np.savez(cache, **kept)
+    kept = np.load(cache)
+    reference, got = kept["values"], values(quantized, heldout)
+    cosine = reference @ got / (np.linalg.norm(reference) * np.linalg.norm(got))
+    result = {"sqnr_db": measure.sqnr(reference, got) if not np.array_equal(reference, got) else None, "cosine": cosine}
+    if task != "none":
+        vectors = embeddings(quantized, TRAINED)
+        before = kept["embeddings"][-len(vectors) :]
+        result |= {"top_1": overlap(before, vectors, 1), "top_10": overlap(before, vectors, 10)}
+    if task == "sentiment":
+        scores = np.load(REAL / "sentences.npz")["score"][:, 0] / 1000
+        weights = ridge(kept["embeddings"][:TRAINED], scores[:TRAINED])
+        said = predict(weights, vectors)
+        result["probe_r"] = np.corrcoef(said, scores[TRAINED:])[0, 1]
+        result["probe_accuracy"] = np.mean((said > 0) == (scores[TRAINED:] > 0))
+    return {name: None if value is None else float(value) for name, value in result.items()}
+
+
+def cpu_ratio(original, quantized, rounds):
+    with tempfile.TemporaryDirectory() as folder:
+        pair = [speed.load(path, folder) for path in (original, quantized)]
+    arrays = [speed.feeds(session, 1, 128) for session, _ in pair]
+    ratios = []
+    for number in range(rounds + 1):  # the first round allocates
+        order = (0, 1) if number % 2 else (1, 0)
+        times = {index: speed.cpu_seconds(pair[index][0], arrays[index], 3) for index in order}
+        ratios.append(times[0] / times[1])
+    low, middle, high = statistics.quantiles(ratios[1:], n=4)
+    return {"speed_up": middle, "speed_up_quartiles": [low, high], "int8_linears": pair[1][1]}
+
+
+def main():
+    command, *arguments = sys.argv[1:]
+    if command == "models":
+        result = models(Path(arguments[0]))
+    elif command == "accuracy":
+        result = accuracy(*arguments)
+    else:
+        result = cpu_ratio(arguments[0], arguments[1], int(arguments[2]))
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
