@@ -4,7 +4,9 @@ mod blocks;
 mod branches;
 mod folded;
 mod inline;
+mod quantize;
 mod responses;
+mod search;
 mod verify;
 
 use std::collections::BTreeMap;
@@ -15,18 +17,14 @@ use crate::graph::branches::flatten;
 use crate::graph::{self, Names, View, opset};
 use crate::onnx::Model;
 use crate::progress::Progress;
-use crate::recognise::{Linear, Recognised, recognise};
 use crate::review::{Decision, Report, Settings, linear_report, site_report};
-use crate::rewrite::{self, Activation, Affine, QuantizePlan};
-use crate::site::{ResponseKind, Sink, Site, Trace};
-use crate::solve::{Fold, Method, Response, SiteProblem, Solution, SolveSettings, solve_block};
+use crate::rewrite::{self, Affine};
+use crate::site::{ResponseKind, Sink, Site};
+use crate::solve::Solution;
 use crate::target::MIN_OPSET;
 use crate::{Error, Format, Inspection, Options};
 use blocks::Blocks;
 use folded::Folded;
-
-/// What an explicit Mul must gain at its site to be worth its run time.
-const EXPLICIT_GAIN_DB: f64 = 1.0;
 
 /// Tokens, about, on which the responses of blocks are computed.
 const RESPONSE_TOKENS: usize = 512;
@@ -209,83 +207,6 @@ impl<'a> Run<'a> {
         Ok(stats)
     }
 
-    /// Shift, scale and range of every site.
-    pub fn solve(
-        &mut self,
-        model: &Model,
-        blocks: &Blocks,
-        statistics: &BTreeMap<String, ChannelStats>,
-    ) -> Solutions {
-        let view = View::new(model);
-        let responses = self.take_responses(model, blocks);
-        self.progress.begin("search", blocks.sites.len() as u64);
-        let solve = |(i, (site, value)): (usize, (&Site, &String))| {
-            let solution = statistics
-                .get(value)
-                .filter(|_| blocks.selected(site).next().is_some())
-                .filter(|_| blocks.leaders.get(&i).is_none_or(|&leader| leader == i))
-                .map(|stats| {
-                    let linears: Vec<&Linear> = blocks.selected(site).collect();
-                    let block = responses.as_ref().and_then(|r| r.block(i, value, &linears));
-                    let response = block.as_ref().map(|b| b as &dyn Response);
-                    self.solve_site(&view, blocks, site, stats, response)
-                });
-            self.progress.advance(1);
-            solution
-        };
-        let sites = blocks.sites.iter().zip(&blocks.values).enumerate();
-        let mut solutions: Solutions = sites.map(solve).collect();
-        for (&site, &leader) in &blocks.leaders {
-            solutions[site] = solutions[leader].clone();
-        }
-        self.progress.end();
-        self.finish_step("search");
-        solutions
-    }
-
-    fn solve_site(
-        &self,
-        view: &View,
-        blocks: &Blocks,
-        site: &Site,
-        stats: &ChannelStats,
-        response: Option<&dyn Response>,
-    ) -> Solution {
-        let linears: Vec<&Linear> = blocks.selected(site).collect();
-        let weights: Vec<_> = linears.iter().filter_map(|l| l.load_weight(view)).collect();
-        let extremes: Vec<_> = stats
-            .folds
-            .iter()
-            .map(|f| tied(site, &f.min, &f.max))
-            .collect();
-        let fold = |i: usize| Fold {
-            min: &extremes[i].0,
-            max: &extremes[i].1,
-            sample: stats.folds[i].sample.view(),
-        };
-        // SmoothQuant's scale depends on each channel's weights, so it does not come out alike for tied channels.
-        let ties = matches!(&site.sink, Sink::Traced(trace) if trace.ties.is_some());
-        let unties = ties && matches!(self.options.method, Method::SmoothQuant { .. });
-        let mut problem = SiteProblem {
-            folds: [fold(0), fold(1)],
-            weights: weights.iter().map(|w| w.view()).collect(),
-            allow_shift: site.has_sink() && site.allow_shift,
-            allow_scale: site.has_sink() && !unties,
-        };
-        let settings = SolveSettings {
-            activation: self.options.activation(),
-            weight: self.options.weight(),
-            method: self.options.method,
-        };
-        let solution = solve_block(&problem, &settings, response);
-        let costs_a_node = matches!(site.sink, Sink::Explicit(_)) && solution.scale.is_some();
-        if costs_a_node && solution.validated_gain_db < EXPLICIT_GAIN_DB {
-            problem.allow_scale = false;
-            return solve_block(&problem, &settings, response);
-        }
-        solution
-    }
-
     /// The float model with every shift and scale folded, after it has been compared with the original.
     ///
     /// Should the models differ, only the norms are migrated: their folding needs no reasoning about what lies between
@@ -396,88 +317,6 @@ impl<'a> Run<'a> {
         Ok(folded)
     }
 
-    /// The migrated model with Q/DQ at every selected Linear.
-    pub fn quantize(
-        &mut self,
-        migrated: Model,
-        blocks: &Blocks,
-        statistics: &BTreeMap<String, ChannelStats>,
-        solutions: &Solutions,
-    ) -> Result<Model, Error> {
-        let ranges: Vec<_> = solutions
-            .iter()
-            .map(|s| s.as_ref().map(|s| s.range))
-            .collect();
-        // Migration changes constants and adds nodes, but neither adds, removes nor reorders Linears.
-        let mut found = recognise(&View::new(&migrated));
-        // The weights are in float32 on their way to integers, whatever the type of the file.
-        for (linear, original) in found.linears.iter_mut().zip(&blocks.found.linears) {
-            linear.dtype = original.dtype;
-        }
-        let model = self.quantize_with(&migrated, &found, blocks, statistics, &ranges)?;
-        self.finish_step("quantize");
-        Ok(model)
-    }
-
-    /// The original with plain min-max Q/DQ at the same Linears, for comparison; `None` if the result is that already.
-    pub fn quantize_plain(
-        &mut self,
-        model: &Model,
-        blocks: &Blocks,
-        statistics: &BTreeMap<String, ChannelStats>,
-    ) -> Result<Option<Model>, Error> {
-        if self.options.method == Method::None {
-            return Ok(None);
-        }
-        let ranges: Vec<_> = blocks
-            .values
-            .iter()
-            .map(|v| statistics.get(v).map(range))
-            .collect();
-        let model = self.quantize_with(model, &blocks.found, blocks, statistics, &ranges)?;
-        self.finish_step("quantize");
-        Ok(Some(model))
-    }
-
-    fn quantize_with(
-        &self,
-        model: &Model,
-        found: &Recognised,
-        blocks: &Blocks,
-        statistics: &BTreeMap<String, ChannelStats>,
-        ranges: &[Option<(f32, f32)>],
-    ) -> Result<Model, Error> {
-        let view = View::new(model);
-        let mut activations = vec![None; found.linears.len()];
-        for ((site, value), range) in blocks.sites.iter().zip(&blocks.values).zip(ranges) {
-            let (Some(stats), Some((min, max))) = (statistics.get(value), range) else {
-                continue;
-            };
-            let params = self.options.activation().params(*min, *max);
-            for (&l, rank) in site
-                .linears
-                .iter()
-                .zip(&site.ranks)
-                .filter(|(l, _)| blocks.skipped[**l].is_none())
-            {
-                activations[l] = Some(Activation {
-                    params,
-                    rank: rank.unwrap_or(stats.rank),
-                });
-            }
-        }
-        let plan = QuantizePlan {
-            activations,
-            weight: self.options.weight(),
-            profile: self.options.profile(),
-        };
-        let mut names = Names::new(model);
-        let patches = rewrite::quantize(&view, found, &plan, &mut names)?;
-        let mut quantized = model.clone();
-        graph::apply(&mut quantized, patches).map_err(rewrite::RewriteError::from)?;
-        Ok(quantized)
-    }
-
     /// What was recognised.
     pub fn into_inspection(self, model: Model, blocks: Blocks) -> Inspection {
         Inspection {
@@ -522,36 +361,4 @@ impl<'a> Run<'a> {
             .extend(found.near_misses.into_iter().map(Into::into));
         report
     }
-}
-
-/// The extremes of every channel; channels that are tied have those of all of them, and so get one shift and scale.
-fn tied(site: &Site, min: &[f32], max: &[f32]) -> (Vec<f32>, Vec<f32>) {
-    let (mut low, mut high) = (min.to_vec(), max.to_vec());
-    if let Sink::Traced(Trace {
-        ties: Some(ties), ..
-    }) = &site.sink
-    {
-        for (channel, &group) in ties.iter().enumerate() {
-            low[group as usize] = low[group as usize].min(min[channel]);
-            high[group as usize] = high[group as usize].max(max[channel]);
-        }
-        for (channel, &group) in ties.iter().enumerate() {
-            (low[channel], high[channel]) = (low[group as usize], high[group as usize]);
-        }
-    }
-    (low, high)
-}
-
-/// The range of a value over all calibration tokens.
-fn range(stats: &ChannelStats) -> (f32, f32) {
-    let all = |f: fn(f32, f32) -> f32, pick: fn(&crate::calibrate::FoldStats) -> &Vec<f32>| {
-        stats
-            .folds
-            .iter()
-            .flat_map(pick)
-            .copied()
-            .reduce(f)
-            .unwrap_or(0.0)
-    };
-    (all(f32::min, |f| &f.min), all(f32::max, |f| &f.max))
 }
