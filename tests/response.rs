@@ -347,6 +347,7 @@ fn the_solver_believes_the_response_and_does_without_one_that_fails() {
         weights: vec![w.view()],
         allow_shift: true,
         allow_scale: true,
+        correct_bias: false,
     };
     let settings = SolveSettings {
         activation: ActivationSpec {

@@ -107,6 +107,7 @@ impl Case {
             weights: self.weights.iter().map(|w| w.view()).collect(),
             allow_shift: true,
             allow_scale: true,
+            correct_bias: false,
         }
     }
 
@@ -176,6 +177,7 @@ fn cross_fitted_losses_agree() {
                 shift: kind(&point["kind"]),
                 threshold: point["threshold"].as_f64().map(|t| t as f32),
                 margins: vec![number(&point["margin"]) as f32],
+                corrected: false,
             };
             let found = loss.evaluate(&trial, 0)[0] + loss.evaluate(&trial, 1)[0];
             assert_near(found, number(&point["loss"]), LOSS_TOLERANCE);
@@ -205,6 +207,7 @@ fn plain_threshold_search_agrees() {
                 shift: ShiftKind::MidRange,
                 threshold: Some(number(&point[0]) as f32),
                 margins: vec![1.0],
+                corrected: false,
             };
             assert_near(
                 loss.evaluate(&trial, 0)[0],

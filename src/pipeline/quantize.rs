@@ -9,7 +9,9 @@ use crate::graph::{self, Names, View};
 use crate::onnx::Model;
 use crate::recognise::{Recognised, recognise};
 use crate::rewrite::{self, Activation, QuantizePlan};
-use crate::solve::Method;
+use crate::solve::correction::{Means, correction, means};
+use crate::solve::{Method, Migration};
+use rayon::prelude::*;
 
 impl Run<'_> {
     /// The migrated model with Q/DQ at every selected Linear.
@@ -30,9 +32,64 @@ impl Run<'_> {
         for (linear, original) in found.linears.iter_mut().zip(&blocks.found.linears) {
             linear.dtype = original.dtype;
         }
-        let model = self.quantize_with(&migrated, &found, blocks, statistics, &ranges)?;
+        let mut model = migrated;
+        let corrections = self.corrections(&model, &found, blocks, statistics, solutions);
+        if !corrections.is_empty() {
+            let mut names = Names::new(&model);
+            let patches =
+                rewrite::correct_biases(&View::new(&model), &found, &corrections, &mut names)?;
+            graph::apply(&mut model, patches).map_err(rewrite::RewriteError::from)?;
+            // The biases may be other constants now.
+            let dtypes: Vec<_> = found.linears.iter().map(|l| l.dtype).collect();
+            found = recognise(&View::new(&model));
+            for (linear, dtype) in found.linears.iter_mut().zip(dtypes) {
+                linear.dtype = dtype;
+            }
+        }
+        let model = self.quantize_with(&model, &found, blocks, statistics, &ranges)?;
         self.finish_step("quantize");
         Ok(model)
+    }
+
+    /// What to add to the biases of Linears of the migrated model, so that quantization keeps the mean of their outputs.
+    fn corrections(
+        &self,
+        migrated: &Model,
+        found: &Recognised,
+        blocks: &Blocks,
+        statistics: &BTreeMap<String, ChannelStats>,
+        solutions: &Solutions,
+    ) -> Vec<(usize, Vec<f32>)> {
+        if self.options.method != Method::OsPlus {
+            return Vec::new();
+        }
+        let view = View::new(migrated);
+        let mut jobs = Vec::new();
+        let solved = blocks.sites.iter().zip(&blocks.values).zip(solutions);
+        for ((site, value), solution) in solved {
+            let (Some(stats), Some(solution)) = (statistics.get(value), solution) else {
+                continue;
+            };
+            let migration = Migration {
+                shift: solution.shift.clone(),
+                scale: solution.scale.clone(),
+            };
+            let (low, high) = solution.range;
+            let params = self.options.activation().params(low, high);
+            let means = [0, 1].map(|i| means(&stats.folds[i].sample, &migration, &params));
+            jobs.extend(
+                blocks
+                    .selected_indices(site)
+                    .filter(|&l| found.linears[l].bias.is_some())
+                    .map(|l| (l, means.clone())),
+            );
+        }
+        let weight = self.options.weight();
+        let correct = |(l, means): &(usize, [Means; 2])| {
+            let w = found.linears[*l].load_weight(&view)?;
+            Some((*l, correction(w.view(), &weight, means)?))
+        };
+        jobs.par_iter().filter_map(correct).collect()
     }
 
     /// The original with plain min-max Q/DQ at the same Linears, for comparison; `None` if the result is that already.

@@ -76,6 +76,7 @@ impl Run<'_> {
             weights: weights.iter().map(|w| w.view()).collect(),
             allow_shift: site.has_sink() && site.allow_shift,
             allow_scale: site.has_sink() && !unties,
+            correct_bias: linears.iter().all(|l| l.bias.is_some()),
         };
         let settings = SolveSettings {
             activation: self.options.activation(),

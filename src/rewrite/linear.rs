@@ -270,7 +270,7 @@ impl LinearFold {
 }
 
 /// Writes b'; a Linear without a bias gets one.
-fn set_bias(
+pub(super) fn set_bias(
     precision: Precision,
     view: &View,
     linear: &Linear,

@@ -4,7 +4,8 @@
 //! loss = Σ over the Linears  ‖ Q(x') Q(diag(s) W) − (x − z) W ‖²        x: [T, C], W: [C, N]
 //! ```
 //!
-//! which is the error of the outputs: the quantized Linear adds `b + z W`, the original adds `b`, and both cancel.
+//! which is the error of the outputs: the quantized Linear adds `b + z W`, the original adds `b`, and both cancel. Where
+//! the biases will be corrected ([`super::correction`]), the mean error over the tokens of the other half is taken off.
 //! A [`SiteLoss`] holds both directions of the cross-fit. A [`Trial`] (one shift, one threshold, several margins) is
 //! turned into its migration on the fit half and scored on the other half, in buffers that are used again and again.
 //!
@@ -15,9 +16,9 @@
 
 use super::migration::{self, Migration, ShiftKind};
 use super::quantize::{fake_quantize_into, fake_quantize_weight_into};
-use super::{ActivationSpec, Fold, SiteProblem, SolveSettings, WeightSpec};
+use super::{ActivationSpec, Fold, QuantParams, SiteProblem, SolveSettings, WeightSpec};
 use ndarray::linalg::general_mat_mul;
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
+use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// A shift and a threshold, to be scored with several margins: they share the quantized weight.
@@ -33,15 +34,18 @@ pub struct Trial {
     pub threshold: Option<f32>,
     /// Factors on the range.
     pub margins: Vec<f32>,
+    /// Whether the mean error of the outputs will be taken off the bias ([`super::correction`]).
+    pub corrected: bool,
 }
 
 impl Trial {
-    /// No shift, no scale.
+    /// No shift, no scale, no correction of the bias.
     pub fn nothing(margins: Vec<f32>) -> Self {
         Self {
             shift: ShiftKind::None,
             threshold: None,
             margins,
+            corrected: false,
         }
     }
 }
@@ -139,7 +143,12 @@ impl SiteLoss {
     pub fn evaluate(&self, trial: &Trial, direction: usize) -> Vec<f64> {
         let (min, max) = self.fit_range(direction);
         let migration = migrate(trial.shift, trial.threshold, min, max);
-        self.evaluate_migration(trial.shift, &migration, &trial.margins, direction)
+        self.evaluate_migration(
+            (trial.shift, &migration),
+            &trial.margins,
+            trial.corrected,
+            direction,
+        )
     }
 
     /// [`SiteLoss::evaluate`] for any scale; the shift must be that of `kind`, the range still comes from the fit half.
@@ -147,9 +156,9 @@ impl SiteLoss {
     /// Serial, with sums in a fixed order: the result is the same on any thread.
     pub fn evaluate_migration(
         &self,
-        kind: ShiftKind,
-        migration: &Migration,
+        (kind, migration): (ShiftKind, &Migration),
         margins: &[f32],
+        corrected: bool,
         direction: usize,
     ) -> Vec<f64> {
         let d = &self.directions[direction];
@@ -177,16 +186,67 @@ impl SiteLoss {
             w,
         );
         migration.apply_rows(flat(&d.x), x);
+        // The half that sets the ranges also says what is taken off the bias.
+        let fit = &self.directions[1 - direction].x;
+        let fit = (corrected && fit.nrows() > 0).then(|| MeanError::new(fit, migration, &self.w));
         let mut losses = Vec::with_capacity(margins.len());
         for margin in margins {
             let params = self.activation.params(low * margin, high * margin);
             fake_quantize_into(x, q, &params);
             product(q, w, out, (t, c, n));
+            if let Some(fit) = &fit {
+                let error = fit.of(&params, ArrayView2::from_shape((c, n), w).ok());
+                for row in out.chunks_exact_mut(n) {
+                    row.iter_mut().zip(&error).for_each(|(y, e)| *y -= e);
+                }
+            }
             losses.push(squared_error(out, flat(target)));
         }
         self.pool.give_back(work);
         losses
     }
+}
+
+/// Mean error of the outputs over some tokens, for one migration.
+pub(super) struct MeanError {
+    /// x', `[T, C]`.
+    x: Array2<f32>,
+    /// mean(x') W', `[N]`.
+    target: Array1<f32>,
+}
+
+impl MeanError {
+    /// For tokens `x: [T, C]`, at least one, and the weights before migration, `w: [C, N]`.
+    pub fn new(x: &Array2<f32>, migration: &Migration, w: &Array2<f32>) -> Self {
+        let mut migrated = Array2::zeros(x.raw_dim());
+        if let Some(out) = migrated.as_slice_mut() {
+            migration.apply_rows(flat(x), out);
+        }
+        // x' diag(s) = x − z
+        let mut shifted = mean(x);
+        if let Some(z) = &migration.shift {
+            shifted -= &ndarray::aview1(z);
+        }
+        Self {
+            x: migrated,
+            target: shifted.dot(w),
+        }
+    }
+
+    /// `mean(Q(x')) Q(W') − mean(x') W'`, `[N]`, for `Q(W')`.
+    pub fn of(&self, params: &QuantParams, w: Option<ArrayView2<f32>>) -> Vec<f32> {
+        let mut q = Array2::zeros(self.x.raw_dim());
+        if let Some(out) = q.as_slice_mut() {
+            fake_quantize_into(flat(&self.x), out, params);
+        }
+        let found = w.map_or_else(|| self.target.clone(), |w| mean(&q).dot(&w));
+        (found - &self.target).to_vec()
+    }
+}
+
+/// Mean over the tokens, `[C]`.
+fn mean(x: &Array2<f32>) -> Array1<f32> {
+    x.mean_axis(Axis(0)).unwrap_or_default()
 }
 
 /// Elements of an array that this module made itself, so that it is in standard layout.

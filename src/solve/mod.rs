@@ -16,6 +16,7 @@
 //!
 //! Arithmetic only: this module knows arrays, no graph. Results do not depend on the number of threads.
 
+pub mod correction;
 pub mod loss;
 pub mod migration;
 pub mod quantize;
@@ -70,6 +71,8 @@ pub struct SiteProblem<'a> {
     pub allow_shift: bool,
     /// Whether it can take a scale.
     pub allow_scale: bool,
+    /// Whether the mean error of all outputs will be taken off the biases ([`correction`]).
+    pub correct_bias: bool,
 }
 
 /// What is the same for all sites.

@@ -10,11 +10,11 @@
 //! thresholds first, then margins. The cross-fit is the same: every token is quantized by what the other half of the
 //! calibration tokens say.
 
-use super::loss::migrate;
+use super::loss::{MeanError, migrate};
 use super::migration::Migration;
 use super::quantize::{fake_quantize_into, fake_quantize_weight_into};
 use super::search::Scored;
-use super::{SiteProblem, SolveSettings};
+use super::{QuantParams, SiteProblem, SolveSettings};
 use ndarray::{Array2, ArrayView2, Axis};
 use rayon::prelude::*;
 
@@ -154,6 +154,7 @@ impl<'a, 'p> Block<'a, 'p> {
     /// What every Linear gives for the tokens of one half, `[T, Nᵢ]`.
     fn outputs(&self, candidate: &Scored, half: usize) -> Vec<Array2<f32>> {
         let (_, x) = &self.halves[half];
+        let (_, fit_x) = &self.halves[1 - half];
         let fit = &self.problem.folds[1 - half];
         let migration = migrate(candidate.shift, candidate.threshold, fit.min, fit.max);
         let (low, high) = migration.range(fit.min, fit.max);
@@ -172,19 +173,29 @@ impl<'a, 'p> Block<'a, 'p> {
         }
         let weights = self.problem.weights.iter();
         weights
-            .map(|w| product(&quantized, *w, &migration, self.settings))
+            .map(|w| {
+                let corrected = (candidate.corrected && fit_x.nrows() > 0).then_some(fit_x);
+                product(
+                    &quantized,
+                    *w,
+                    (&migration, &params),
+                    self.settings,
+                    corrected,
+                )
+            })
             .collect()
     }
 }
 
-/// `Q(x') Q(diag(s) W) + z W`, `[T, N]`, from `Q(x')`.
+/// `Q(x') Q(diag(s) W) + z W`, `[T, N]`, from `Q(x')`; less the mean error over the tokens `fit`, if given.
 fn product(
     x: &Array2<f32>,
     w: ArrayView2<f32>,
-    migration: &Migration,
+    (migration, params): (&Migration, &QuantParams),
     settings: &SolveSettings,
+    fit: Option<&Array2<f32>>,
 ) -> Array2<f32> {
-    let w = w.as_standard_layout();
+    let w = w.as_standard_layout().into_owned();
     let mut quantized = Array2::zeros(w.raw_dim());
     let mut steps = vec![0.0; w.ncols()];
     if let (Some(w), Some(quantized)) = (w.as_slice(), quantized.as_slice_mut()) {
@@ -194,6 +205,10 @@ fn product(
     let mut outputs = x.dot(&quantized);
     if let Some(z) = &migration.shift {
         outputs += &ndarray::aview1(z).dot(&w);
+    }
+    if let Some(fit) = fit {
+        let error = MeanError::new(fit, migration, &w).of(params, Some(quantized.view()));
+        outputs -= &ndarray::aview1(&error);
     }
     outputs
 }

@@ -72,6 +72,7 @@ pub(super) struct Scored {
     pub shift: ShiftKind,
     pub threshold: Option<f32>,
     pub margin: f32,
+    pub corrected: bool,
     pub loss: f64,
 }
 
@@ -190,6 +191,7 @@ fn survey(
         shift,
         threshold,
         margins: recipe.margins.clone(),
+        corrected: problem.correct_bias,
     };
     let mut trials = Vec::new();
     for &kind in &kinds {
@@ -233,7 +235,8 @@ fn finalists(recipe: &Recipe, surveyed: &[Scored]) -> Vec<Trial> {
     let mut ranked = surveyed.to_vec();
     ranked.sort_by(|a, b| a.loss.total_cmp(&b.loss));
     for s in ranked {
-        let same = |t: &Trial| t.shift == s.shift && t.threshold == s.threshold;
+        let form = (s.shift, s.threshold, s.corrected);
+        let same = |t: &Trial| (t.shift, t.threshold, t.corrected) == form;
         match trials.iter().position(same) {
             Some(i) => {
                 let margins = &mut trials[i].margins;
@@ -245,6 +248,7 @@ fn finalists(recipe: &Recipe, surveyed: &[Scored]) -> Vec<Trial> {
                 shift: s.shift,
                 threshold: s.threshold,
                 margins: vec![s.margin],
+                corrected: s.corrected,
             }),
             None => {}
         }
@@ -264,6 +268,7 @@ fn final_at_response(
         shift: ShiftKind::None,
         threshold: None,
         margin: 1.0,
+        corrected: false,
         loss: 0.0,
     };
     let best = if surveyed.is_empty() {
@@ -297,6 +302,7 @@ fn score(
                 shift: trial.shift,
                 threshold: trial.threshold,
                 margin,
+                corrected: trial.corrected,
                 loss: both.iter().map(|l| l[k]).sum(),
             });
         }

@@ -43,7 +43,7 @@ pub(super) fn solve(
         .map(|direction| {
             let (min, max) = loss.fit_range(direction);
             [Migration::default(), migration(min, max)].map(|migration| {
-                loss.evaluate_migration(ShiftKind::None, &migration, &[1.0], direction)[0]
+                loss.evaluate_migration((ShiftKind::None, &migration), &[1.0], false, direction)[0]
             })
         })
         .collect();

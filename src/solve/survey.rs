@@ -7,7 +7,8 @@
 //! ```
 //!
 //! if different channels agree in nothing but their means (a channel that is small against the step is rounded the same
-//! way for most tokens, and a weight that is small against the step is rounded to 0, as are its neighbours). Everything is measured element by element, clipping included. That is `T·C` operations for a candidate instead of
+//! way for most tokens, and a weight that is small against the step is rounded to 0, as are its neighbours). Where the
+//! biases will be corrected ([`super::correction`]), the means do not count. Everything is measured element by element, clipping included. That is `T·C` operations for a candidate instead of
 //! `2·T·C·N`, so that the search can look at many, and score only the best of them with [`super::loss::SiteLoss`].
 
 use super::loss::{Direction, Trial, directions, migrate, mix, side_by_side};
@@ -77,12 +78,13 @@ impl Survey {
             migration.apply_rows(d.x.as_slice().unwrap_or(&[]), &mut x);
             let (mut sums, mut squares) = (vec![0.0; c], vec![0.0; c]);
             moments(&x, &mut sums, &mut squares);
-            let from_weights = self.weight_error(&sums, &squares, t, migration.scale.as_deref());
+            let scale = migration.scale.as_deref();
+            let from_weights = self.weight_error((&sums, &squares), t, scale, trial.corrected);
             for (total, margin) in total.iter_mut().zip(&trial.margins) {
                 let params = self.activation.params(low * margin, high * margin);
                 error_moments(&x, &params, &mut sums, &mut squares);
-                let scale = migration.scale.as_deref();
-                *total += from_weights + self.output_energy(&sums, &squares, t, scale);
+                *total +=
+                    from_weights + self.output_energy((&sums, &squares), t, scale, trial.corrected);
             }
         }
         total
@@ -93,10 +95,10 @@ impl Survey {
     /// `sums, squares: [C]` are those of x' over all tokens.
     fn weight_error(
         &self,
-        sums: &[f32],
-        squares: &[f32],
+        (sums, squares): (&[f32], &[f32]),
         tokens: usize,
         scale: Option<&[f32]>,
+        corrected: bool,
     ) -> f64 {
         let n = self.w.ncols();
         let s = |j: usize| scale.map_or(1.0, |s| s[j]);
@@ -133,7 +135,11 @@ impl Survey {
             own += f64::from(scatter) * f64::from(lanes.iter().sum::<f32>());
         }
         let common: f64 = common.iter().map(|&v| f64::from(v).powi(2)).sum();
-        own + tokens as f64 * common
+        if corrected {
+            own
+        } else {
+            own + tokens as f64 * common
+        }
     }
 
     /// `T ‖mean(δ) W'‖² + Σ_j T var(δ_j) s_j² ‖W_j‖²`.
@@ -141,10 +147,10 @@ impl Survey {
     /// `sums, squares: [C]` are those of δ over all tokens.
     fn output_energy(
         &self,
-        sums: &[f32],
-        squares: &[f32],
+        (sums, squares): (&[f32], &[f32]),
         tokens: usize,
         scale: Option<&[f32]>,
+        corrected: bool,
     ) -> f64 {
         let t = tokens as f64;
         let mut common = [0.0f32; PROJECTION];
@@ -159,7 +165,8 @@ impl Survey {
                 *sum += mean * w;
             }
         }
-        own + t * common.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>()
+        let common: f64 = common.iter().map(|&v| f64::from(v).powi(2)).sum();
+        if corrected { own } else { own + t * common }
     }
 }
 
@@ -242,6 +249,7 @@ mod tests {
             weights: weights.iter().map(|w| w.view()).collect(),
             allow_shift: true,
             allow_scale: true,
+            correct_bias: true,
         };
         for bits in [8, 6, 4] {
             for (symmetric, per_channel) in [(false, true), (true, false)] {
@@ -253,11 +261,14 @@ mod tests {
                 let loss = SiteLoss::new(&problem, &settings, usize::MAX, usize::MAX);
                 let survey = Survey::new(&problem, &settings, usize::MAX, usize::MAX);
                 for shift in [ShiftKind::None, ShiftKind::OneSided, ShiftKind::MidRange] {
-                    for threshold in [None, Some(4.0), Some(1.0), Some(0.3)] {
+                    let thresholds = [None, Some(4.0), Some(1.0), Some(0.3)];
+                    let forms = thresholds.into_iter().flat_map(|t| [(t, false), (t, true)]);
+                    for (threshold, corrected) in forms {
                         let trial = Trial {
                             shift,
                             threshold,
                             margins: vec![0.9, 1.0, 1.35],
+                            corrected,
                         };
                         let truth = (0..2).map(|d| loss.evaluate(&trial, d));
                         let truth =

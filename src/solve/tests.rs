@@ -38,6 +38,7 @@ impl Owned {
             weights: self.weights.iter().map(|w| w.view()).collect(),
             allow_shift: true,
             allow_scale: true,
+            correct_bias: false,
         }
     }
 }
