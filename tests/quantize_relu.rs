@@ -28,6 +28,7 @@ fn quantized(model: &Model, target: Target, rank: usize) -> Model {
             bits: 8,
             per_channel: true,
         },
+        rounded: Default::default(),
         profile,
     };
     let patches = quantize(&view, &found, &plan, &mut Names::new(model)).unwrap();

@@ -67,6 +67,7 @@ fn quantized(model: &Model, rank: usize, target: Target, bits: u8) -> Model {
             bits,
             per_channel: true,
         },
+        rounded: Default::default(),
         profile,
     };
     let patches = quantize(&view, &found, &plan, &mut Names::new(model)).unwrap();

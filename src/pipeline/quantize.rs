@@ -9,9 +9,15 @@ use crate::graph::{self, Names, View};
 use crate::onnx::Model;
 use crate::recognise::{Recognised, recognise};
 use crate::rewrite::{self, Activation, QuantizePlan};
+use crate::site::Site;
 use crate::solve::correction::{Means, correction, means};
-use crate::solve::{Method, Migration};
+use crate::solve::feedback::{Feedback, output_error};
+use crate::solve::{Method, Migration, QuantizedWeight, Solution, quantize_weight};
 use rayon::prelude::*;
+use std::sync::Arc;
+
+/// Output columns up to which weights are rounded with error feedback: beyond is the Linear of a vocabulary.
+const WIDEST: usize = 16384;
 
 impl Run<'_> {
     /// The migrated model with Q/DQ at every selected Linear.
@@ -33,7 +39,9 @@ impl Run<'_> {
             linear.dtype = original.dtype;
         }
         let mut model = migrated;
-        let corrections = self.corrections(&model, &found, blocks, statistics, solutions);
+        let rounded = self.round(&model, &found, blocks, statistics, solutions);
+        let corrections =
+            self.corrections(&model, &found, blocks, statistics, (solutions, &rounded));
         if !corrections.is_empty() {
             let mut names = Names::new(&model);
             let patches =
@@ -46,9 +54,72 @@ impl Run<'_> {
                 linear.dtype = dtype;
             }
         }
-        let model = self.quantize_with(&model, &found, blocks, statistics, &ranges)?;
+        let model = self.quantize_with(&model, &found, blocks, statistics, (&ranges, rounded))?;
         self.finish_step("quantize");
         Ok(model)
+    }
+
+    /// The weights of the migrated model rounded with error feedback, where that is better on tokens of the other half.
+    fn round(
+        &self,
+        migrated: &Model,
+        found: &Recognised,
+        blocks: &Blocks,
+        statistics: &BTreeMap<String, ChannelStats>,
+        solutions: &Solutions,
+    ) -> BTreeMap<usize, Arc<QuantizedWeight>> {
+        if self.options.method != Method::OsPlus {
+            return BTreeMap::new();
+        }
+        let view = View::new(migrated);
+        let spec = self.options.weight();
+        // Linears that share a weight share its integers: the first decides.
+        let mut first: BTreeMap<_, usize> = BTreeMap::new();
+        for (l, linear) in found.linears.iter().enumerate() {
+            first.entry(linear.weight).or_insert(l);
+        }
+        let sites: Vec<_> = blocks
+            .sites
+            .iter()
+            .zip(&blocks.values)
+            .zip(solutions)
+            .collect();
+        let round = |((site, value), solution): &((&Site, &String), &Option<Solution>)| {
+            let (Some(stats), Some(solution)) = (statistics.get(*value), solution) else {
+                return Vec::new();
+            };
+            let linears = blocks.selected_indices(site).filter(|&l| {
+                first.get(&found.linears[l].weight) == Some(&l) && found.linears[l].n <= WIDEST
+            });
+            let migration = migration(solution);
+            let linears: Vec<usize> = linears.collect();
+            let centred = linears.iter().all(|&l| found.linears[l].bias.is_some());
+            let [fit, other] = [0, 1].map(|i| migration.tokens(&stats.folds[i].sample, centred));
+            let Some(feedback) = Feedback::new(&fit).filter(|_| other.nrows() > 0) else {
+                return Vec::new();
+            };
+            let round = |&l: &usize| {
+                let w = found.linears[l].load_weight(&view)?;
+                let nearest = quantize_weight(w.view(), &spec);
+                let better = feedback.quantize(w.view(), &spec);
+                let error = |q| output_error(&other, w.view(), q);
+                let best = if error(&better) < error(&nearest) {
+                    better
+                } else {
+                    nearest
+                };
+                Some((l, Arc::new(best)))
+            };
+            linears.iter().filter_map(round).collect()
+        };
+        let rounded: Vec<Vec<_>> = sites.par_iter().map(round).collect();
+        let mut rounded: BTreeMap<_, _> = rounded.into_iter().flatten().collect();
+        for (l, linear) in found.linears.iter().enumerate() {
+            if let Some(shared) = rounded.get(&first[&linear.weight]).cloned() {
+                rounded.insert(l, shared);
+            }
+        }
+        rounded
     }
 
     /// What to add to the biases of Linears of the migrated model, so that quantization keeps the mean of their outputs.
@@ -58,7 +129,7 @@ impl Run<'_> {
         found: &Recognised,
         blocks: &Blocks,
         statistics: &BTreeMap<String, ChannelStats>,
-        solutions: &Solutions,
+        (solutions, rounded): (&Solutions, &BTreeMap<usize, Arc<QuantizedWeight>>),
     ) -> Vec<(usize, Vec<f32>)> {
         if self.options.method != Method::OsPlus {
             return Vec::new();
@@ -70,10 +141,7 @@ impl Run<'_> {
             let (Some(stats), Some(solution)) = (statistics.get(value), solution) else {
                 continue;
             };
-            let migration = Migration {
-                shift: solution.shift.clone(),
-                scale: solution.scale.clone(),
-            };
+            let migration = migration(solution);
             let (low, high) = solution.range;
             let params = self.options.activation().params(low, high);
             let means = [0, 1].map(|i| means(&stats.folds[i].sample, &migration, &params));
@@ -87,7 +155,9 @@ impl Run<'_> {
         let weight = self.options.weight();
         let correct = |(l, means): &(usize, [Means; 2])| {
             let w = found.linears[*l].load_weight(&view)?;
-            Some((*l, correction(w.view(), &weight, means)?))
+            let nearest = || Arc::new(quantize_weight(w.view(), &weight));
+            let quantized = rounded.get(l).cloned().unwrap_or_else(nearest);
+            Some((*l, correction(w.view(), &quantized, means)?))
         };
         jobs.par_iter().filter_map(correct).collect()
     }
@@ -107,7 +177,8 @@ impl Run<'_> {
             .iter()
             .map(|v| statistics.get(v).map(range))
             .collect();
-        let model = self.quantize_with(model, &blocks.found, blocks, statistics, &ranges)?;
+        let ranges = (&ranges[..], BTreeMap::new());
+        let model = self.quantize_with(model, &blocks.found, blocks, statistics, ranges)?;
         self.finish_step("quantize");
         Ok(Some(model))
     }
@@ -118,7 +189,7 @@ impl Run<'_> {
         found: &Recognised,
         blocks: &Blocks,
         statistics: &BTreeMap<String, ChannelStats>,
-        ranges: &[Option<(f32, f32)>],
+        (ranges, rounded): (&[Option<(f32, f32)>], BTreeMap<usize, Arc<QuantizedWeight>>),
     ) -> Result<Model, Error> {
         let view = View::new(model);
         let mut activations = vec![None; found.linears.len()];
@@ -142,6 +213,7 @@ impl Run<'_> {
         let plan = QuantizePlan {
             activations,
             weight: self.options.weight(),
+            rounded,
             profile: self.options.profile(),
         };
         let mut names = Names::new(model);
@@ -149,6 +221,13 @@ impl Run<'_> {
         let mut quantized = model.clone();
         graph::apply(&mut quantized, patches).map_err(rewrite::RewriteError::from)?;
         Ok(quantized)
+    }
+}
+
+fn migration(solution: &Solution) -> Migration {
+    Migration {
+        shift: solution.shift.clone(),
+        scale: solution.scale.clone(),
     }
 }
 

@@ -27,6 +27,7 @@
 mod gemm;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::RewriteError;
 use super::linear::{Copies, NewConstant};
@@ -36,7 +37,7 @@ use crate::onnx::proto::NodeProto;
 use crate::onnx::node::{int_attr, make_node};
 use crate::onnx::{DataType, tensor};
 use crate::recognise::{Linear, LinearForm, Recognised};
-use crate::solve::{QuantParams, WeightSpec, quantize_weight};
+use crate::solve::{QuantParams, QuantizedWeight, WeightSpec, quantize_weight};
 use crate::target::Profile;
 
 /// How the input of one Linear is quantized.
@@ -54,6 +55,9 @@ pub struct QuantizePlan {
     pub activations: Vec<Option<Activation>>,
     /// Bits and granularity of the weights.
     pub weight: WeightSpec,
+    /// Weights that have been quantized already, by the number of their Linear; the others are rounded to the nearest.
+    /// Linears that share a weight get that of the first.
+    pub rounded: BTreeMap<usize, Arc<QuantizedWeight>>,
     /// The rules of the target.
     pub profile: Profile,
 }
@@ -79,12 +83,10 @@ pub fn quantize(
         shared: BTreeMap::new(),
         weights: BTreeMap::new(),
     };
-    found
-        .linears
-        .iter()
-        .zip(&plan.activations)
-        .filter_map(|(linear, activation)| Some((linear, activation.as_ref()?)))
-        .map(|(linear, activation)| writer.quantize(linear, activation))
+    let linears = found.linears.iter().zip(&plan.activations).enumerate();
+    linears
+        .filter_map(|(l, (linear, activation))| Some((l, linear, activation.as_ref()?)))
+        .map(|(l, linear, activation)| writer.quantize(linear, activation, plan.rounded.get(&l)))
         .collect()
 }
 
@@ -123,10 +125,11 @@ impl Writer<'_, '_> {
         &mut self,
         linear: &Linear,
         activation: &Activation,
+        rounded: Option<&Arc<QuantizedWeight>>,
     ) -> Result<Patch, RewriteError> {
         let mut patch = Patch::new(format!("quantize `{}`", linear.name));
         let x = self.activation(linear, &activation.params, &mut patch);
-        let weight = self.weight(linear, &mut patch)?;
+        let weight = self.weight(linear, rounded, &mut patch)?;
         let (w, dequantize) = self.dequantize_weight(linear, &weight);
         patch.insert_before(linear.node, dequantize);
         match (linear.form, linear.added_bias()) {
@@ -235,7 +238,12 @@ impl Writer<'_, '_> {
     }
 
     /// The int8 weight of `linear` in the layout of its operator.
-    fn weight(&mut self, linear: &Linear, patch: &mut Patch) -> Result<WeightNames, RewriteError> {
+    fn weight(
+        &mut self,
+        linear: &Linear,
+        rounded: Option<&Arc<QuantizedWeight>>,
+        patch: &mut Patch,
+    ) -> Result<WeightNames, RewriteError> {
         let (transposed, alpha) = match linear.form {
             LinearForm::Gemm { trans_b, alpha, .. } => (trans_b, alpha),
             LinearForm::MatMul => (false, 1.0),
@@ -245,15 +253,19 @@ impl Writer<'_, '_> {
             return Ok(weight.clone());
         }
         let name = self.view.name(linear.weight);
-        let w = linear
-            .load_weight(self.view)
-            .ok_or_else(|| RewriteError::Constant(name.to_owned()))?;
-        let quantized = quantize_weight(w.view(), &self.plan.weight);
-        drop(w);
+        let quantized = match rounded {
+            Some(rounded) => rounded.clone(),
+            None => {
+                let w = linear
+                    .load_weight(self.view)
+                    .ok_or_else(|| RewriteError::Constant(name.to_owned()))?;
+                Arc::new(quantize_weight(w.view(), &self.plan.weight))
+            }
+        };
         let q = if transposed {
-            quantized.q.reversed_axes()
+            quantized.q.t()
         } else {
-            quantized.q
+            quantized.q.view()
         };
         let shape = q.shape().to_vec();
         let q: Vec<i8> = q.as_standard_layout().iter().copied().collect();
@@ -261,7 +273,7 @@ impl Writer<'_, '_> {
             quantized: self.names.derive(name, "quantized"),
             scale: self.names.derive(name, "scale"),
             zero_point: self.names.derive(name, "zero_point"),
-            scales: quantized.scale,
+            scales: quantized.scale.clone(),
         };
         let per_channel = self.plan.weight.per_channel;
         let count = weight.scales.len();

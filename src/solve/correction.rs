@@ -12,7 +12,7 @@
 
 use super::migration::Migration;
 use super::quantize::{limits, saturate_round};
-use super::{QuantParams, WeightSpec, quantize_weight};
+use super::{QuantParams, QuantizedWeight};
 use ndarray::{Array1, Array2, ArrayView2};
 
 /// Means over the tokens of one fold.
@@ -50,19 +50,21 @@ pub fn means(sample: &Array2<f32>, migration: &Migration, params: &QuantParams) 
     }
 }
 
-/// What to add to the bias of a Linear with the migrated weight `w: [C, N]`; `None` if the correction of each half of the
+/// What to add to the bias of a Linear with the migrated weight `w: [C, N]` and its `quantized` form; `None` if the correction of each half of the
 /// tokens does not lower the error on the other half.
 ///
 /// With mean errors `e_a, e_b` of the halves, correcting b by `e_a` lowers its summed squared error by
 /// `T_b (2 e_a·e_b − ‖e_a‖²)`, and the other way round.
-pub fn correction(w: ArrayView2<f32>, spec: &WeightSpec, folds: &[Means; 2]) -> Option<Vec<f32>> {
+pub fn correction(
+    w: ArrayView2<f32>,
+    quantized: &QuantizedWeight,
+    folds: &[Means; 2],
+) -> Option<Vec<f32>> {
     let [a, b] = folds;
     if a.tokens == 0 || b.tokens == 0 {
         return None;
     }
-    let quantized = quantize_weight(w, spec);
-    let step = |n: usize| quantized.scale[n.min(quantized.scale.len() - 1)];
-    let rounded = Array2::from_shape_fn(w.dim(), |(j, n)| f32::from(quantized.q[[j, n]]) * step(n));
+    let rounded = quantized.dequantize();
     let error = |m: &Means| m.x.dot(&w) - m.quantized.dot(&rounded);
     let (ea, eb) = (error(a), error(b));
     let dot = |a: &Array1<f32>, b: &Array1<f32>| -> f64 {
@@ -83,6 +85,7 @@ pub fn correction(w: ArrayView2<f32>, spec: &WeightSpec, folds: &[Means; 2]) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::solve::{WeightSpec, quantize_weight};
     use ndarray::array;
 
     const SPEC: WeightSpec = WeightSpec {
@@ -102,7 +105,8 @@ mod tests {
         };
         let w = array![[127.0f32, -127.0, 0.0], [0.0, 0.0, 127.0]];
         let m = means(&sample, &Migration::default(), &params);
-        let found = correction(w.view(), &SPEC, &[m.clone(), m]).expect("a gain");
+        let found = correction(w.view(), &quantize_weight(w.view(), &SPEC), &[m.clone(), m])
+            .expect("a gain");
         for (found, expected) in found.iter().zip([0.3 * 127.0, -0.3 * 127.0, 0.0]) {
             assert!((found - expected).abs() < 1e-4, "{found} for {expected}");
         }
@@ -120,8 +124,9 @@ mod tests {
         };
         let half = |x| means(x, &Migration::default(), &params);
         let w = array![[1.0f32]];
-        assert_eq!(correction(w.view(), &SPEC, &[half(&a), half(&b)]), None);
+        let q = quantize_weight(w.view(), &SPEC);
+        assert_eq!(correction(w.view(), &q, &[half(&a), half(&b)]), None);
         let none = Array2::zeros((0, 1));
-        assert_eq!(correction(w.view(), &SPEC, &[half(&a), half(&none)]), None);
+        assert_eq!(correction(w.view(), &q, &[half(&a), half(&none)]), None);
     }
 }

@@ -3,6 +3,8 @@
 //! Per-channel `min, max: [C]` → shift `z` ([`shift`]) → extremes after the shift ([`extremes`]) → scale `s` for a
 //! threshold ([`scale`]) → range of `x' = (x − z) / s` ([`Migration::range`]).
 
+use ndarray::{Array2, Axis};
+
 /// Which channels the shift moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ShiftKind {
@@ -48,6 +50,20 @@ impl Migration {
                 }
             }
         }
+    }
+
+    /// x' of `x: [T, C]`; if `centred`, less the mean of each channel.
+    pub fn tokens(&self, x: &Array2<f32>, centred: bool) -> Array2<f32> {
+        let mut out = Array2::zeros(x.raw_dim());
+        for (mut out, x) in out.rows_mut().into_iter().zip(x.rows()) {
+            for (j, (out, &x)) in out.iter_mut().zip(x).enumerate() {
+                *out = self.apply(j, x);
+            }
+        }
+        if let Some(mean) = out.mean_axis(Axis(0)).filter(|_| centred) {
+            out -= &mean;
+        }
+        out
     }
 
     /// (smallest, largest) x' over all channels, from the channels' extremes before. (0, 0) if there is no channel.

@@ -17,6 +17,7 @@
 //! Arithmetic only: this module knows arrays, no graph. Results do not depend on the number of threads.
 
 pub mod correction;
+pub mod feedback;
 pub mod loss;
 pub mod migration;
 pub mod quantize;

@@ -142,30 +142,45 @@ pub struct QuantizedWeight {
     pub scale: Vec<f32>,
 }
 
+impl QuantizedWeight {
+    /// `q · scale`, `[C, N]`.
+    pub fn dequantize(&self) -> Array2<f32> {
+        // One scale per tensor is that of every column.
+        let step = |n: usize| self.scale[n.min(self.scale.len() - 1)];
+        Array2::from_shape_fn(self.q.dim(), |(j, n)| f32::from(self.q[[j, n]]) * step(n))
+    }
+}
+
 /// Quantizes a weight `w: [C, N]` symmetrically: `q = round_half_even(w / scale)`, `scale = max|w| / (2^(bits−1) − 1)`,
 /// the maximum over each column n or over the whole weight.
 pub fn quantize_weight(w: ArrayView2<f32>, spec: &WeightSpec) -> QuantizedWeight {
     let limit = spec.qmax() as f32;
+    let scale = scales_of(w, spec);
+    let mut q = Array2::zeros(w.raw_dim());
+    for (mut q, w) in q.rows_mut().into_iter().zip(w.rows()) {
+        // One scale per tensor is that of every column.
+        let steps = scale.iter().chain(scale.last().into_iter().cycle());
+        for ((q, &w), &scale) in q.iter_mut().zip(w).zip(steps) {
+            *q = saturate_round(w / scale, -limit, limit) as i8;
+        }
+    }
+    QuantizedWeight { q, scale }
+}
+
+/// The scales of [`quantize_weight`]: `[N]`, or one in all.
+pub(super) fn scales_of(w: ArrayView2<f32>, spec: &WeightSpec) -> Vec<f32> {
     let mut extremes = vec![0.0f32; w.ncols()];
     for row in w.rows() {
         for (extreme, v) in extremes.iter_mut().zip(row) {
             *extreme = extreme.max(v.abs());
         }
     }
-    let steps = column_scales(&mut extremes, spec, &[w.ncols()]);
-    let mut q = Array2::zeros(w.raw_dim());
-    for (mut q, w) in q.rows_mut().into_iter().zip(w.rows()) {
-        for ((q, &w), &scale) in q.iter_mut().zip(w).zip(steps.iter()) {
-            *q = saturate_round(w / scale, -limit, limit) as i8;
-        }
-    }
-    let scale = if spec.per_channel {
-        extremes
-    } else {
+    column_scales(&mut extremes, spec, &[w.ncols()]);
+    if !spec.per_channel {
         // A weight without columns still needs the one scale its shape promises.
-        vec![extremes.first().copied().unwrap_or(1.0)]
-    };
-    QuantizedWeight { q, scale }
+        extremes.resize(1, 1.0);
+    }
+    extremes
 }
 
 /// Turns the largest magnitude of every column into the scale of every column, in place.

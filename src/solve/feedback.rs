@@ -1,0 +1,242 @@
+//! Rounding weights with error feedback: the rounding error of one channel is made up for by the channels after it.
+//!
+//! With `Δ = Q(W') − W'`, what matters is not Δ but the error of the outputs,
+//!
+//! ```text
+//! ‖x' Δ‖² = tr(Δᵀ H Δ)        H = x'ᵀ x' + λ I = U D Uᵀ        x': [T, C], W', Δ: [C, N], U: [C, C] unit upper
+//!         = Σ_j D_j ‖Δ_j + Σ_{k<j} U_kj Δ_k‖²
+//! ```
+//!
+//! so row j is best rounded after `Σ_{k<j} U_kj Δ_k` has been taken off it. Channels with most energy go first: the others
+//! can make up for them. Source: GPTQ (Frantar et al., ICLR 2023) in the form of LDLQ (Chee et al., NeurIPS 2023,
+//! section 3), which needs no inverse. The integers change, the form and speed of the file do not.
+//!
+//! λ keeps few tokens from deciding everything: with more channels than tokens, as before FFN-down, H has no full rank.
+//! Measured on MiniLM-L6, unseen tokens, against plain rounding: λ = 0.01 of the mean energy −0.5 dB, 0.1 to 0.5
+//! +0.5 to +0.8 dB, 2 +0.3 dB. The result is used only where it is better on the other half of the tokens.
+
+use super::quantize::{saturate_round, scales_of};
+use super::{QuantizedWeight, WeightSpec};
+use ndarray::linalg::general_mat_mul;
+use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, Zip, s};
+
+/// λ over the mean energy of a channel.
+const DAMPING: f32 = 0.25;
+
+/// Rows that are handled one by one between matrix products.
+const BLOCK: usize = 48;
+
+/// Channels that share one H, at most: its factor costs their cube. Errors of others are not made up for.
+const LARGEST: usize = 2048;
+
+/// The factors of one site, for all Linears that read it.
+pub struct Feedback {
+    /// The channels of each group, in the order in which they are rounded, and U.
+    groups: Vec<(Vec<usize>, Array2<f32>)>,
+}
+
+impl Feedback {
+    /// From tokens `x: [T, C]`, after migration and, where the biases will be corrected, less their mean.
+    ///
+    /// `None` if there is nothing to learn: no tokens, or no energy.
+    pub fn new(x: &Array2<f32>) -> Option<Self> {
+        let channels = x.ncols();
+        let energy: Array1<f32> = x.map_axis(Axis(0), |column| column.dot(&column));
+        let mean = energy
+            .mean()
+            .filter(|mean| mean.is_finite() && *mean > 0.0)?;
+        let mut order: Vec<usize> = (0..channels).collect();
+        order.sort_by(|&a, &b| energy[b].total_cmp(&energy[a]).then(a.cmp(&b)));
+        // Groups of about equal size, so that none is left with a few channels.
+        let size = channels.div_ceil(channels.div_ceil(LARGEST));
+        let groups = order.chunks(size).map(|group| {
+            let part = x.select(Axis(1), group);
+            // In reverse, so that the lower factor becomes the upper one.
+            let reversed = part.slice(s![.., ..;-1]).as_standard_layout().into_owned();
+            let mut h = reversed.t().dot(&reversed);
+            h.diag_mut().map_inplace(|d| *d += DAMPING * mean);
+            factor(&mut h)?;
+            Some((
+                group.to_vec(),
+                h.slice(s![..;-1, ..;-1]).as_standard_layout().into_owned(),
+            ))
+        });
+        Some(Self {
+            groups: groups.collect::<Option<_>>()?,
+        })
+    }
+
+    /// Quantizes `w: [C, N]` with the scales of [`super::quantize_weight`] and error feedback.
+    pub fn quantize(&self, w: ArrayView2<f32>, spec: &WeightSpec) -> QuantizedWeight {
+        let n = w.ncols();
+        let scale = scales_of(w, spec);
+        let step = |column: usize| scale[column.min(scale.len() - 1)];
+        let steps: Vec<f32> = (0..n).map(step).collect();
+        let limit = spec.qmax() as f32;
+        let mut q = Array2::zeros(w.raw_dim());
+        for (group, u) in &self.groups {
+            let mut errors = Array2::<f32>::zeros((group.len(), n));
+            for start in (0..group.len()).step_by(BLOCK) {
+                let end = (start + BLOCK).min(group.len());
+                let mut wanted = Array2::<f32>::zeros((end - start, n));
+                general_mat_mul(
+                    -1.0,
+                    &u.slice(s![..start, start..end]).t(),
+                    &errors.slice(s![..start, ..]),
+                    0.0,
+                    &mut wanted,
+                );
+                for j in start..end {
+                    let (done, mut rest) = errors.view_mut().split_at(Axis(0), j);
+                    let mut row = wanted.row_mut(j - start);
+                    for (k, error) in done.slice(s![start.., ..]).rows().into_iter().enumerate() {
+                        row.scaled_add(-u[[start + k, j]], &error);
+                    }
+                    let weights = w.row(group[j]);
+                    Zip::from(rest.row_mut(0))
+                        .and(q.row_mut(group[j]))
+                        .and(row)
+                        .and(weights)
+                        .and(&ndarray::aview1(&steps))
+                        .for_each(|error, q, feedback, &w, &step| {
+                            let rounded = saturate_round((w + *feedback) / step, -limit, limit);
+                            *q = rounded as i8;
+                            *error = rounded * step - w;
+                        });
+                }
+            }
+        }
+        QuantizedWeight { q, scale }
+    }
+}
+
+/// `Σ ‖x (Q(W) − W)‖²` over tokens `x: [T, C]`.
+pub fn output_error(x: &Array2<f32>, w: ArrayView2<f32>, quantized: &QuantizedWeight) -> f64 {
+    let difference = quantized.dequantize() - w;
+    x.dot(&difference)
+        .iter()
+        .map(|&v| f64::from(v) * f64::from(v))
+        .sum()
+}
+
+/// Turns H (symmetric, its lower triangle is read) into the unit lower L of `H = L D Lᵀ`; `None` if it is not positive.
+///
+/// Right-looking and blocked, so that nearly all of it is matrix products.
+fn factor(h: &mut Array2<f32>) -> Option<()> {
+    let n = h.nrows();
+    for start in (0..n).step_by(BLOCK) {
+        let end = (start + BLOCK).min(n);
+        cholesky(h.slice_mut(s![start..end, start..end]))?;
+        let (top, mut below) = h.view_mut().split_at(Axis(0), end);
+        let diagonal = top.slice(s![start.., start..end]).to_owned();
+        let mut panel = below.slice_mut(s![.., start..end]);
+        for mut row in panel.rows_mut() {
+            for c in 0..end - start {
+                let known: f32 = (0..c).map(|k| row[k] * diagonal[[c, k]]).sum();
+                row[c] = (row[c] - known) / diagonal[[c, c]];
+            }
+        }
+        let panel = panel.to_owned();
+        // Only the lower triangle, in stripes.
+        for stripe in (0..n - end).step_by(4 * BLOCK) {
+            let width = (4 * BLOCK).min(n - end - stripe);
+            let mut rest = below.slice_mut(s![stripe.., end + stripe..end + stripe + width]);
+            let columns = panel.slice(s![stripe..stripe + width, ..]);
+            general_mat_mul(
+                -1.0,
+                &panel.slice(s![stripe.., ..]),
+                &columns.t(),
+                1.0,
+                &mut rest,
+            );
+        }
+    }
+    let diagonal = h.diag().to_owned();
+    for (i, mut row) in h.rows_mut().into_iter().enumerate() {
+        Zip::indexed(&mut row)
+            .and(&diagonal)
+            .for_each(|j, v, d| *v = if j <= i { *v / d } else { 0.0 });
+    }
+    Some(())
+}
+
+/// The lower Cholesky factor of a small matrix, in place of its lower triangle.
+fn cholesky(mut a: ArrayViewMut2<f32>) -> Option<()> {
+    for j in 0..a.nrows() {
+        let known: f32 = (0..j).map(|k| a[[j, k]] * a[[j, k]]).sum();
+        let pivot = a[[j, j]] - known;
+        if pivot.is_nan() || pivot <= 0.0 {
+            return None;
+        }
+        let pivot = pivot.sqrt();
+        a[[j, j]] = pivot;
+        for i in j + 1..a.nrows() {
+            let known: f32 = (0..j).map(|k| a[[i, k]] * a[[j, k]]).sum();
+            a[[i, j]] = (a[[i, j]] - known) / pivot;
+        }
+    }
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::solve::quantize_weight;
+
+    const SPEC: WeightSpec = WeightSpec {
+        bits: 4,
+        per_channel: true,
+    };
+
+    /// Numbers in −1 ..= 1.
+    fn noise(rows: usize, columns: usize, seed: u64) -> Array2<f32> {
+        Array2::from_shape_fn((rows, columns), |(i, j)| {
+            let n = seed + (i * columns + j) as u64;
+            (crate::solve::loss::mix(n) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+    }
+
+    /// Tokens whose channels move together, as those of a real layer do.
+    fn tokens(count: usize, channels: usize, seed: u64) -> Array2<f32> {
+        noise(count, 6, seed).dot(&noise(6, channels, 77)) + noise(count, channels, seed + 9) * 0.2
+    }
+
+    #[test]
+    fn the_factor_multiplies_back_to_the_matrix() {
+        for n in [1, 5, BLOCK, 3 * BLOCK + 7, 5 * BLOCK] {
+            let x = noise(2 * n, n, 5);
+            let h = x.t().dot(&x) + Array2::<f32>::eye(n) * 0.5;
+            let mut l = h.clone();
+            factor(&mut l).unwrap();
+            // D from L: H = L D Lᵀ.
+            let mut d = Array1::<f32>::zeros(n);
+            for j in 0..n {
+                d[j] = h[[j, j]] - (0..j).map(|k| l[[j, k]] * l[[j, k]] * d[k]).sum::<f32>();
+            }
+            let again = (&l * &d).dot(&l.t());
+            let worst = Zip::from(&again)
+                .and(&h)
+                .fold(0.0f32, |m, a, b| m.max((a - b).abs()));
+            assert!(worst < 1e-3 * n as f32, "{n}: {worst}");
+        }
+    }
+
+    #[test]
+    fn feedback_lowers_the_error_on_other_tokens() {
+        let (channels, n) = (100, 17);
+        let w = noise(channels, n, 3);
+        let (fit, other) = (tokens(300, channels, 1000), tokens(300, channels, 900_000));
+        let plain = quantize_weight(w.view(), &SPEC);
+        let better = Feedback::new(&fit).unwrap().quantize(w.view(), &SPEC);
+        assert_eq!(plain.scale, better.scale);
+        assert!(better.q.iter().all(|q| (-7..=7).contains(q)));
+        let [plain, better] = [&plain, &better].map(|q| output_error(&other, w.view(), q));
+        assert!(better < 0.5 * plain, "{better} against {plain}");
+    }
+
+    #[test]
+    fn nothing_to_learn() {
+        assert!(Feedback::new(&Array2::zeros((4, 3))).is_none());
+        assert!(Feedback::new(&Array2::zeros((0, 3))).is_none());
+    }
+}
