@@ -8,11 +8,11 @@ use crate::calibrate::ChannelStats;
 use crate::graph::{self, Names, View};
 use crate::onnx::Model;
 use crate::recognise::{Recognised, recognise};
-use crate::rewrite::{self, Activation, QuantizePlan};
+use crate::rewrite::{self, Activation, QuantizePlan, Rounded};
 use crate::site::Site;
 use crate::solve::correction::{Means, correction, means};
 use crate::solve::feedback::{Feedback, output_error};
-use crate::solve::{Method, Migration, QuantizedWeight, Solution, quantize_weight};
+use crate::solve::{Method, Migration, Solution, quantize_weight};
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -67,7 +67,7 @@ impl Run<'_> {
         blocks: &Blocks,
         statistics: &BTreeMap<String, ChannelStats>,
         solutions: &Solutions,
-    ) -> BTreeMap<usize, Arc<QuantizedWeight>> {
+    ) -> Rounded {
         if self.options.method != Method::OsPlus {
             return BTreeMap::new();
         }
@@ -129,7 +129,7 @@ impl Run<'_> {
         found: &Recognised,
         blocks: &Blocks,
         statistics: &BTreeMap<String, ChannelStats>,
-        (solutions, rounded): (&Solutions, &BTreeMap<usize, Arc<QuantizedWeight>>),
+        (solutions, rounded): (&Solutions, &Rounded),
     ) -> Vec<(usize, Vec<f32>)> {
         if self.options.method != Method::OsPlus {
             return Vec::new();
@@ -189,7 +189,7 @@ impl Run<'_> {
         found: &Recognised,
         blocks: &Blocks,
         statistics: &BTreeMap<String, ChannelStats>,
-        (ranges, rounded): (&[Option<(f32, f32)>], BTreeMap<usize, Arc<QuantizedWeight>>),
+        (ranges, rounded): (&[Option<(f32, f32)>], Rounded),
     ) -> Result<Model, Error> {
         let view = View::new(model);
         let mut activations = vec![None; found.linears.len()];

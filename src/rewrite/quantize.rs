@@ -57,10 +57,13 @@ pub struct QuantizePlan {
     pub weight: WeightSpec,
     /// Weights that have been quantized already, by the number of their Linear; the others are rounded to the nearest.
     /// Linears that share a weight get that of the first.
-    pub rounded: BTreeMap<usize, Arc<QuantizedWeight>>,
+    pub rounded: Rounded,
     /// The rules of the target.
     pub profile: Profile,
 }
+
+/// Quantized weights by the numbers of their Linears.
+pub type Rounded = BTreeMap<usize, Arc<QuantizedWeight>>;
 
 /// The patches that quantize the planned Linears, one per Linear.
 ///

@@ -161,6 +161,10 @@ def complaints(row, folder):
         if not ours[name] >= floor[name]:
             found.append(f"{name}: {ours[name]:.2f} dB below plain min-max, {floor[name]:.2f} dB")
     print(row["file"], f"{len(quantized)} Linears,", ", ".join(f"{n} {floor[n]:.2f} -> {ours[n]:.2f} dB" for n in ours))
+    if "NOT_IMPLEMENTED" in (row["onnx_runtime"] or ""):
+        # ONNX Runtime's CPU provider has no kernels for bfloat16 and makes no session of the original either.
+        onnx.checker.check_model(str(out), full_check=True)
+        return found
     count, left = fused(out, folder)
     if count != len(quantized) or left:
         found.append(f"{count} of {len(quantized)} Linears fused; not fused: {left}")
