@@ -186,6 +186,13 @@ fn outputs(out: &mut String, report: &Report) -> std::fmt::Result {
                 "decision   no site gained by migration; nothing was folded"
             )?;
         }
+        Decision::PartlyMigrated => {
+            writeln!(
+                out,
+                "decision   {} sites lowered the outputs on held-out data and were dropped",
+                report.dropped_sites
+            )?;
+        }
         Decision::PlainWasBetter => {
             writeln!(
                 out,

@@ -404,6 +404,11 @@ fn comparison_measures_real_tokens_only() {
             max_relative_error: 0.0,
             range: (-1., 6.),
             elements: 8,
+            rows: vec![
+                RowError { row: 0, reference: 30.0, error: 0.0 },
+                RowError { row: 1, reference: 61.0, error: 0.0 },
+                RowError { row: 2, reference: 1.0, error: 0.0 },
+            ],
         }]
     );
     // Σ r² = 92, Σ r = 20, 8 elements, error 0.5 each.
