@@ -187,10 +187,13 @@ fn outputs(out: &mut String, report: &Report) -> std::fmt::Result {
             )?;
         }
         Decision::PartlyMigrated => {
+            let sites = match report.dropped_sites {
+                1 => "1 site".to_owned(),
+                n => format!("{n} sites"),
+            };
             writeln!(
                 out,
-                "decision   {} sites lowered the outputs on held-out data and were dropped",
-                report.dropped_sites
+                "decision   {sites} lowered the outputs on held-out data and went back to min-max"
             )?;
         }
         Decision::PlainWasBetter => {

@@ -45,7 +45,8 @@ impl Run<'_> {
         let mut trials = search(&kinds, score(&all), BUDGET, score, |kept| {
             let solutions = without(source.solutions, &units, kept);
             let folded = self.fold(source.model, source.blocks, &solutions)?;
-            let model = self.quantize(folded.model, source.blocks, source.statistics, &solutions)?;
+            let model =
+                self.quantize(folded.model, source.blocks, source.statistics, &solutions)?;
             let compared = self.compare(&[&model])?.remove(0);
             self.finish_step("verify");
             Ok::<_, Error>(compared)
@@ -86,32 +87,41 @@ impl Run<'_> {
             n => format!(" (together with {} other sites)", n - 1),
         };
         let without = mean_sqnr(&measured);
-        let reason =
-            format!("dropped after validation: {with:.2} dB -> {without:.2} dB{others}");
+        let reason = format!("dropped after validation: {with:.2} dB -> {without:.2} dB{others}");
         let reasons = dropped.into_iter().map(|site| (site, reason.clone()));
         self.dropped = reasons.collect();
         Ok(Some((model, measured)))
     }
 }
 
-/// The decisions that differ from plain min-max, those that belong together as one: by the kind of sink, the one that
-/// costs or assumes most first, and by validated gain, lowest first.
+/// The decisions that differ from plain min-max, those that belong together as one.
 pub(crate) fn units(blocks: &Blocks, solutions: &Solutions) -> Vec<Unit> {
-    let mut units: BTreeMap<usize, Unit> = BTreeMap::new();
-    for (site, solution) in solutions.iter().enumerate() {
-        let Some(solution) = solution.as_ref().filter(|s| !is_plain(s)) else {
-            continue;
-        };
+    let decision = |(site, solution): (usize, &Option<Solution>)| {
+        let solution = solution.as_ref().filter(|s| !is_plain(s))?;
         let migrates = solution.shift.is_some() || solution.scale.is_some();
         let kind = match &blocks.sites[site].sink {
-            Sink::Explicit(_) if migrates => 0,
-            Sink::Traced(_) if migrates => 1,
             // A margin alone.
             _ if !migrates => 2,
-            _ => 3,
+            Sink::Explicit(_) => 0,
+            Sink::Traced(_) => 1,
+            Sink::Norm(_) | Sink::None(_) => 3,
         };
-        let leader = blocks.leaders.get(&site).copied().unwrap_or(site);
         let gain = solution.validated_gain_db;
+        Some((site, kind, gain))
+    };
+    let decisions = solutions.iter().enumerate().filter_map(decision);
+    grouped(decisions, &blocks.leaders)
+}
+
+/// Sites of one leader as one unit, in the order of kind (the one that costs or assumes most first) and then of gain, lowest
+/// first.
+fn grouped(
+    decisions: impl Iterator<Item = (usize, usize, f64)>,
+    leaders: &BTreeMap<usize, usize>,
+) -> Vec<Unit> {
+    let mut units: BTreeMap<usize, Unit> = BTreeMap::new();
+    for (site, kind, gain) in decisions {
+        let leader = leaders.get(&site).copied().unwrap_or(site);
         let unit = units.entry(leader).or_insert(Unit {
             kind,
             gain,
@@ -154,5 +164,61 @@ fn plain(solution: Solution) -> Solution {
         loss_after: solution.loss_before,
         validated_gain_db: 0.0,
         ..solution
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn migrated(channel: usize) -> Solution {
+        Solution {
+            shift: None,
+            scale: Some(vec![channel as f32 + 2.0]),
+            range: (-1.5, 1.5),
+            range_before: (-4.0, 8.0),
+            range_after: (-1.0, 1.0),
+            threshold: Some(1.0),
+            margin: 1.5,
+            shift_kind: ShiftKind::None,
+            loss_before: 2.0,
+            loss_after: 1.0,
+            validated_gain_db: 3.0,
+            curve: Vec::new(),
+            at_response: false,
+        }
+    }
+
+    proptest! {
+        /// Any decisions, any leaders, any choice: sites of one leader fare alike, and a dropped one has min-max.
+        #[test]
+        fn groups_stay_together(
+            sites in prop::collection::vec((0usize..4, -5i32..5, prop::option::of(0usize..6)), 1..16),
+            kept in any::<u32>(),
+        ) {
+            let leaders: BTreeMap<usize, usize> =
+                sites.iter().enumerate().filter_map(|(i, s)| Some((i, s.2?))).collect();
+            let decisions = sites.iter().enumerate().map(|(i, s)| (i, s.0, f64::from(s.1)));
+            let units = grouped(decisions, &leaders);
+            let mut seen: Vec<usize> = units.iter().flat_map(|u| u.sites.clone()).collect();
+            seen.sort_unstable();
+            prop_assert_eq!(seen, (0..sites.len()).collect::<Vec<_>>());
+            let order = |u: &Unit| (u.kind, u.gain as i32);
+            prop_assert!(units.windows(2).all(|w| order(&w[0]) <= order(&w[1])));
+
+            let kept: Vec<bool> = (0..units.len()).map(|i| kept >> i & 1 == 1).collect();
+            let before: Solutions = (0..sites.len()).map(|i| Some(migrated(i))).collect();
+            let after = without(&before, &units, &kept);
+            for (i, (a, b)) in before.iter().zip(&after).enumerate() {
+                let (a, b) = (a.as_ref().unwrap(), b.as_ref().unwrap());
+                prop_assert!(a == b || (is_plain(b) && b.range == (-4.0, 8.0)));
+                for (j, other) in after.iter().enumerate() {
+                    let leader = |i| leaders.get(&i).copied().unwrap_or(i);
+                    let alike = is_plain(b) == is_plain(other.as_ref().unwrap());
+                    prop_assert!(leader(i) != leader(j) || alike);
+                }
+            }
+        }
     }
 }

@@ -84,7 +84,11 @@ pub fn search<M, E>(
         candidate[part.units.clone()].fill(!part.kept);
         let found = measure(candidate.clone())?;
         let estimated = part.effect;
-        let effect = if part.kept { best - found } else { found - best };
+        let effect = if part.kept {
+            best - found
+        } else {
+            found - best
+        };
         parts[at].effect = effect;
         // The half that a new part was split from stands before or after it and has the rest of the effect.
         if let Some(other) = parts.iter().position(|p| p.effect.is_nan()) {
@@ -224,4 +228,164 @@ pub fn is_below(ours: &[OutputComparison], plain: &[OutputComparison]) -> bool {
         loss > 0.1 && loss > spread(ours, plain, plain) / 2.0
     };
     score(ours, plain, None) < 0.0 || ours.iter().zip(plain).any(below)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::calibrate::RowError;
+    use proptest::prelude::*;
+    use std::convert::Infallible;
+
+    /// The search with the score of `f`, and the subset taken; all units together are among the choices.
+    fn run(kinds: &[usize], f: impl Fn(&[bool]) -> f64) -> (Vec<Trial<f64>>, Option<usize>) {
+        let every = vec![true; kinds.len()];
+        let all = f(&every);
+        let measure = |kept: &[bool]| Ok::<_, Infallible>(f(kept));
+        let mut trials = search(kinds, all, BUDGET, |s| *s, measure).unwrap();
+        assert!(trials.len() <= BUDGET, "{}", trials.len());
+        trials.push(Trial {
+            kept: every,
+            measured: all,
+        });
+        let chosen = choose(&trials, |s| *s, |_, _| 0.0);
+        (trials, chosen)
+    }
+
+    fn sum(effects: &[f64], kept: &[bool]) -> f64 {
+        let kept = effects.iter().zip(kept).filter(|(_, k)| **k);
+        kept.map(|(e, _)| e).sum()
+    }
+
+    /// A level of halving takes one or two measurements: exact for up to 8 units, to within an eighth and one for many.
+    #[test]
+    fn one_unit_that_hurts_is_found_wherever_it_is() {
+        for n in 1..=32 {
+            for bad in 0..n {
+                let effects: Vec<f64> = (0..n).map(|i| if i == bad { -40. } else { 1. }).collect();
+                let (trials, chosen) = run(&vec![0; n], |kept| sum(&effects, kept));
+                let kept = &trials[chosen.unwrap()].kept;
+                let dropped = kept.iter().filter(|k| !**k).count();
+                let most = if n <= 8 { 1 } else { n / 8 + 1 };
+                assert!(!kept[bad] && dropped <= most, "{bad} of {n}: {kept:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn kinds_are_divided_before_anything_else() {
+        assert_eq!(middle(&(0..9), &[0, 0, 0, 1, 1, 3, 3, 3, 3]), 3);
+        assert_eq!(middle(&(3..9), &[0, 0, 0, 1, 1, 3, 3, 3, 3]), 5);
+        assert_eq!(middle(&(0..5), &[0, 0, 0, 1, 1, 3, 3, 3, 3]), 3);
+        assert_eq!(middle(&(5..9), &[0, 0, 0, 1, 1, 3, 3, 3, 3]), 7);
+        assert_eq!(middle(&(0..2), &[0, 0]), 1);
+    }
+
+    fn trials(list: &[(usize, f64)]) -> Vec<Trial<f64>> {
+        let trial = |&(count, score): &(usize, f64)| Trial {
+            kept: (0..5).map(|i| i < count).collect(),
+            measured: score,
+        };
+        list.iter().map(trial).collect()
+    }
+
+    #[test]
+    fn the_largest_that_is_not_clearly_worse() {
+        let choose = |list: &[(usize, f64)], clear| choose(&trials(list), |s| *s, |_, _| clear);
+        let list = [(0, 0.0), (5, -0.1), (3, 1.0), (4, 0.8)];
+        assert_eq!(choose(&list, 0.1), Some(2));
+        assert_eq!(choose(&list, 0.3), Some(3));
+        // Below plain is never taken, however little is known.
+        assert_eq!(choose(&list, 100.0), Some(3));
+        assert_eq!(choose(&[(5, -0.1), (3, -1.0)], 100.0), None);
+        assert_eq!(choose(&[(5, f64::NAN), (0, 0.0)], 100.0), Some(1));
+    }
+
+    /// One output; reference energy 10⁴ per row, and an error of so many dB below it in each row.
+    fn output(db: &[f64]) -> OutputComparison {
+        let row = |(row, db): (usize, &f64)| RowError {
+            row: row as u64,
+            reference: 1e4,
+            error: 1e4 * 10f64.powf(-db / 10.0),
+        };
+        OutputComparison {
+            name: String::new(),
+            sqnr_db: 0.0,
+            cosine: 0.0,
+            max_abs_error: 0.0,
+            max_relative_error: 0.0,
+            range: (0.0, 0.0),
+            elements: 0,
+            rows: db.iter().enumerate().map(row).collect(),
+        }
+    }
+
+    #[test]
+    fn losses_count_twice_and_exact_outputs_have_a_limit() {
+        let plain = [output(&[30., 30.]), output(&[f64::INFINITY, 140.])];
+        // +4 dB in one output; the other is exact but for float rounding.
+        let ours = [output(&[34., 34.]), output(&[120., 120.])];
+        assert!((score(&ours, &plain, None) - 2.0).abs() < 1e-9);
+        assert!(!is_below(&ours, &plain));
+        // −1 dB counts as −2; nothing is above.
+        let worse = [output(&[29., 29.]), output(&[120., 120.])];
+        assert!((score(&worse, &plain, None) + 1.0).abs() < 1e-9);
+        assert!(is_below(&worse, &plain));
+        assert_eq!(score(&[], &[], None), 0.0);
+        assert!(!is_below(&[], &[]));
+    }
+
+    #[test]
+    fn a_loss_in_one_output_counts_if_the_rows_agree() {
+        let plain = [output(&[30.; 4]), output(&[30.; 4])];
+        let agree = [output(&[40.; 4]), output(&[29.; 4])];
+        assert!(score(&agree, &plain, None) > 0.0 && is_below(&agree, &plain));
+        let differ = [output(&[40.; 4]), output(&[33., 33., 25., 33.])];
+        assert!(score(&differ, &plain, None) > 0.0 && !is_below(&differ, &plain));
+    }
+
+    #[test]
+    fn spread_is_the_jackknife() {
+        let plain = [output(&[30., 30., 30.])];
+        assert_eq!(spread(&[output(&[35.; 3])], &plain, &plain), 0.0);
+        assert_eq!(
+            spread(&[output(&[35.])], &[output(&[30.])], &[output(&[30.])]),
+            CLEAR_DB
+        );
+        // Without row 0, 1, 2: gains of 3, 3 and 6 dB in the limit of equal errors; by hand from the sums.
+        let ours = [output(&[36., 36., 30.])];
+        let sums = |e: [f64; 2]| 10.0 * (2.0 / (e[0] + e[1])).log10();
+        let small = 10f64.powf(-0.6);
+        let d = [sums([small, 1.]), sums([small, 1.]), sums([small, small])];
+        let mean = d.iter().sum::<f64>() / 3.0;
+        let expected = (d.iter().map(|d| (d - mean).powi(2)).sum::<f64>() * 2.0 / 3.0).sqrt();
+        assert!((spread(&ours, &plain, &plain) - expected).abs() < 1e-9);
+    }
+
+    proptest! {
+        /// Any effects, with any interaction between neighbours: what is taken is never below plain, never worse than
+        /// all units or none, and what was measured is what the trial says.
+        #[test]
+        fn never_below_plain_and_within_the_budget(
+            effects in prop::collection::vec(-10.0f64..5.0, 1..40),
+            interaction in -6.0f64..6.0,
+            bias in -1.0f64..1.0,
+            kinds in prop::collection::vec(0usize..4, 40),
+        ) {
+            let n = effects.len();
+            let mut kinds = kinds[..n].to_vec();
+            kinds.sort_unstable();
+            let f = |kept: &[bool]| {
+                let pairs = kept.windows(2).filter(|w| w[0] && w[1]).count();
+                sum(&effects, kept) + interaction * pairs as f64 + bias
+            };
+            let (trials, chosen) = run(&kinds, f);
+            prop_assert!(trials.iter().all(|t| f(&t.kept) == t.measured));
+            let (all, none) = (f(&vec![true; n]), f(&vec![false; n]));
+            match chosen {
+                Some(i) => prop_assert!(trials[i].measured >= all.max(none).max(0.0)),
+                None => prop_assert!(trials.iter().all(|t| t.measured < 0.0)),
+            }
+        }
+    }
 }
