@@ -97,7 +97,13 @@ pub fn run(
         Format::Qdq => {
             let quantized = run.quantize(migrated, &blocks, &statistics, &solutions)?;
             let plain = run.quantize_plain(&model, &blocks, &statistics)?;
-            run.keep_the_better(quantized, plain)?
+            let source = pipeline::Source {
+                model: &model,
+                blocks: &blocks,
+                statistics: &statistics,
+                solutions: &solutions,
+            };
+            run.keep_the_better(quantized, plain, &source)?
         }
     };
     Ok((unflatten(&result), run.into_report(blocks, solutions)))

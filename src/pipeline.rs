@@ -2,11 +2,13 @@
 
 mod blocks;
 mod branches;
+mod drop;
 mod folded;
 mod inline;
 mod quantize;
 mod responses;
 mod search;
+mod subset;
 mod verify;
 
 use std::collections::BTreeMap;
@@ -24,6 +26,7 @@ use crate::solve::Solution;
 use crate::target::MIN_OPSET;
 use crate::{Error, Format, Inspection, Options};
 use blocks::Blocks;
+pub(crate) use drop::Source;
 use folded::Folded;
 
 /// Tokens, about, on which the responses of blocks are computed.
@@ -47,6 +50,8 @@ pub(crate) struct Run<'a> {
     /// What kind of block the loss of a site is measured at, by its value.
     responses: BTreeMap<String, ResponseKind>,
     migrated_sites: usize,
+    /// Sites whose decision was dropped, with the reason.
+    dropped: BTreeMap<usize, String>,
     last_step: Instant,
 }
 
@@ -99,6 +104,7 @@ impl<'a> Run<'a> {
             report,
             responses: BTreeMap::new(),
             migrated_sites: 0,
+            dropped: BTreeMap::new(),
             last_step: Instant::now(),
         }
     }
@@ -333,6 +339,7 @@ impl<'a> Run<'a> {
             mut report,
             options,
             responses,
+            dropped,
             ..
         } = self;
         let Blocks {
@@ -347,13 +354,18 @@ impl<'a> Run<'a> {
         report.linears = linears
             .map(|(linear, skipped)| linear_report(linear, skipped, quantizes))
             .collect();
-        let kept = report.decision != Decision::PlainWasBetter;
+        let discarded = match report.decision {
+            Decision::PlainWasBetter => Some("plain min-max was better for the whole model"),
+            _ => None,
+        };
         let sites = sites.iter().zip(values).zip(solutions);
         report.sites = sites
-            .filter_map(|((site, value), solution)| Some((site, value, solution?)))
-            .map(|(site, value, solution)| {
+            .enumerate()
+            .filter_map(|(i, ((site, value), solution))| Some((i, site, value, solution?)))
+            .map(|(i, site, value, solution)| {
                 let kind = responses.get(&value).copied();
-                site_report(&found, site, value, solution, kind, kept)
+                let discarded = discarded.or(dropped.get(&i).map(String::as_str));
+                site_report(&found, site, value, solution, kind, discarded)
             })
             .collect();
         report

@@ -35,6 +35,17 @@ pub struct Outputs {
     pub skipped: Vec<String>,
 }
 
+/// What one row adds to the sums of an output.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RowError {
+    /// The row's number in the data; of the batch's first row for what belongs to no single row.
+    pub row: u64,
+    /// Σ r²
+    pub reference: f64,
+    /// Σ (r − o)²
+    pub error: f64,
+}
+
 /// How one output of a model differs from that of the reference.
 #[derive(Debug, Clone, PartialEq)]
 pub struct OutputComparison {
@@ -52,6 +63,8 @@ pub struct OutputComparison {
     pub range: (f64, f64),
     /// Elements compared.
     pub elements: u64,
+    /// The rows compared, ascending.
+    pub rows: Vec<RowError>,
 }
 
 /// Runs `batches` and returns every float output of the graph.
@@ -124,7 +137,7 @@ pub(super) fn compare_within(
     let steps = row_count(batches) * (1 + others.len() as u64);
     progress.begin("comparison", steps);
     // Sums per batch, added up in the order of the batches: the same for any number of threads.
-    let mut sums: Vec<BTreeMap<(usize, String), Sums>> = vec![BTreeMap::new(); batches.len()];
+    let mut sums: Vec<BTreeMap<(usize, String), RowSums>> = vec![BTreeMap::new(); batches.len()];
     let result = groups(batches)
         .into_iter()
         .try_for_each(|group| -> Result<(), EngineError> {
@@ -150,9 +163,12 @@ pub(super) fn compare_within(
         });
     progress.end();
     result?;
-    let mut total: BTreeMap<(usize, String), Sums> = BTreeMap::new();
-    for (key, sums) in sums.into_iter().flatten() {
-        total.entry(key).or_default().add(&sums);
+    let mut total: BTreeMap<(usize, String), RowSums> = BTreeMap::new();
+    for (key, rows) in sums.into_iter().flatten() {
+        let total = total.entry(key).or_default();
+        for (row, sums) in rows {
+            total.entry(row).or_default().add(&sums);
+        }
     }
     Ok((0..others.len())
         .map(|model| {
@@ -160,7 +176,7 @@ pub(super) fn compare_within(
             outputs
                 .filter_map(|output| {
                     let key = (model, output.name().to_owned());
-                    total.get(&key).map(|sums| sums.finish(output.name()))
+                    total.get(&key).map(|rows| finish(rows, output.name()))
                 })
                 .collect()
         })
@@ -223,7 +239,25 @@ fn position(batches: &[Batch], batch: &Batch) -> usize {
         .unwrap_or(0)
 }
 
-/// What is added up over batches.
+/// Sums per row.
+type RowSums = BTreeMap<u64, Sums>;
+
+/// The comparison over all rows.
+fn finish(rows: &RowSums, name: &str) -> OutputComparison {
+    let mut total = Sums::default();
+    rows.values().for_each(|sums| total.add(sums));
+    let row = |(&row, sums): (&u64, &Sums)| RowError {
+        row,
+        reference: sums.reference,
+        error: sums.error,
+    };
+    OutputComparison {
+        rows: rows.iter().map(row).collect(),
+        ..total.finish(name)
+    }
+}
+
+/// What is added up over tokens.
 #[derive(Debug, Clone, Copy)]
 struct Sums {
     reference: f64,
@@ -300,6 +334,7 @@ impl Sums {
             },
             range: (self.min, self.max),
             elements: self.elements,
+            rows: Vec::new(),
         }
     }
 }
@@ -309,7 +344,7 @@ fn compare_batch(
     batch: &Batch,
     reference: &BTreeMap<String, ArrayD<f32>>,
     other: &BTreeMap<String, ArrayD<f32>>,
-) -> Result<BTreeMap<String, Sums>, EngineError> {
+) -> Result<BTreeMap<String, RowSums>, EngineError> {
     let context = TokenContext::new(batch);
     let missing = other.keys().find(|name| !reference.contains_key(*name));
     if let Some(name) = missing {
@@ -335,11 +370,12 @@ fn compare_batch(
             continue;
         };
         let vectors = r.chunks_exact(channels).zip(o.chunks_exact(channels));
-        let mut sums = Sums::default();
+        let mut rows = RowSums::new();
         for (place, (r, o)) in places.iter().zip(vectors) {
             if !place.keep {
                 continue;
             }
+            let sums = rows.entry(context.row(place.row)).or_default();
             for (r, o) in r.iter().zip(o) {
                 if r.is_finite() && o.is_finite() {
                     sums.element(f64::from(*r), f64::from(*o));
@@ -353,7 +389,7 @@ fn compare_batch(
                 }
             }
         }
-        result.insert(name.clone(), sums);
+        result.insert(name.clone(), rows);
     }
     Ok(result)
 }

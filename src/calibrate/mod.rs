@@ -34,7 +34,7 @@ mod tract_engine;
 
 pub use array::{Values, type_name};
 pub use capture::{Captured, Keep, Kept};
-pub use compare::{OutputComparison, Outputs, compare, outputs};
+pub use compare::{OutputComparison, Outputs, RowError, compare, outputs};
 pub use dataset::{CalibSource, Dataset, Split};
 pub use engine::{Engine, EngineError, Plan, TapSink, Wanted};
 pub use error::CalibError;

@@ -186,6 +186,16 @@ fn outputs(out: &mut String, report: &Report) -> std::fmt::Result {
                 "decision   no site gained by migration; nothing was folded"
             )?;
         }
+        Decision::PartlyMigrated => {
+            let sites = match report.dropped_sites {
+                1 => "1 site".to_owned(),
+                n => format!("{n} sites"),
+            };
+            writeln!(
+                out,
+                "decision   {sites} lowered the outputs on held-out data and went back to min-max"
+            )?;
+        }
         Decision::PlainWasBetter => {
             writeln!(
                 out,

@@ -1,13 +1,15 @@
 //! Running the results against the original.
 
 use super::Run;
+use super::drop::{Source, units};
 use super::folded::{Folded, rounding_error};
+use super::subset::{is_below, score};
 use crate::Error;
 use crate::calibrate::{OutputComparison, compare};
 use crate::graph::branches::unflatten;
 use crate::onnx::Model;
 use crate::review::{
-    Decision, FLOAT_LIMIT, FloatCheck, ROUNDING_LIMIT, RoundedCheck, gain_db, output_reports,
+    Decision, FLOAT_LIMIT, FloatCheck, ROUNDING_LIMIT, RoundedCheck, output_reports,
 };
 
 impl Run<'_> {
@@ -59,7 +61,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn compare(&self, models: &[&Model]) -> Result<Vec<Vec<OutputComparison>>, Error> {
+    pub(super) fn compare(&self, models: &[&Model]) -> Result<Vec<Vec<OutputComparison>>, Error> {
         let (engine, threads) = (self.engine, self.options.threads);
         let models: Vec<Model> = models.iter().map(|m| unflatten(m)).collect();
         let models: Vec<&Model> = models.iter().collect();
@@ -84,48 +86,48 @@ impl Run<'_> {
         Ok(migrated)
     }
 
-    /// Runs the result and plain min-max against the original and keeps whichever is closer to it.
+    /// Runs the result and plain min-max against the original. Where the result is below plain, what hurts is dropped;
+    /// where that does not help, plain is kept.
     pub fn keep_the_better(
         &mut self,
         quantized: Model,
         plain: Option<Model>,
+        source: &Source,
     ) -> Result<Model, Error> {
         let models: Vec<&Model> = std::iter::once(&quantized).chain(&plain).collect();
         let mut compared = self.compare(&models)?.into_iter();
         let ours = compared.next().unwrap_or_default();
-        let theirs = compared.next();
-        let gain = total_gain(&ours, theirs.as_deref());
-        let (result, decision, outputs) = match (plain, &theirs) {
-            (Some(plain), Some(theirs)) if gain < 0.0 => (
-                plain,
-                Decision::PlainWasBetter,
-                output_reports(theirs, Some(theirs)),
-            ),
-            (None, _) => (
-                quantized,
-                Decision::PlainAskedFor,
-                output_reports(&ours, Some(&ours)),
-            ),
-            (_, theirs) if self.migrated_sites == 0 => {
-                let outputs = output_reports(&ours, theirs.as_deref());
-                (quantized, Decision::NothingToMigrate, outputs)
+        let Some((plain, theirs)) = plain.zip(compared.next()) else {
+            self.report.outputs = output_reports(&ours, Some(&ours));
+            self.report.decision = Decision::PlainAskedFor;
+            self.finish_step("verify");
+            return Ok(quantized);
+        };
+        self.finish_step("verify");
+        let better = match is_below(&ours, &theirs) {
+            true => self.drop_what_hurts(source, &ours, &theirs)?,
+            false => None,
+        };
+        let (result, decision, compared) = match better {
+            Some((model, compared)) => (model, Decision::PartlyMigrated, compared),
+            None if score(&ours, &theirs, None) < 0.0 => {
+                (plain, Decision::PlainWasBetter, theirs.clone())
             }
-            (_, theirs) => {
-                let outputs = output_reports(&ours, theirs.as_deref());
-                (quantized, Decision::Migrated, outputs)
-            }
+            None if self.migrated_sites == 0 => (quantized, Decision::NothingToMigrate, ours),
+            None => (quantized, Decision::Migrated, ours),
         };
         self.report.decision = decision;
-        self.report.outputs = outputs;
+        self.report.dropped_sites = match decision {
+            Decision::PlainWasBetter => units(source.blocks, source.solutions)
+                .iter()
+                .map(|u| u.sites.len())
+                .sum(),
+            _ => self.dropped.len(),
+        };
+        self.report.outputs = output_reports(&compared, Some(&theirs));
         self.finish_step("verify");
         Ok(result)
     }
-}
-
-/// The sum over all outputs of what `ours` gains over `theirs`, in dB.
-fn total_gain(ours: &[OutputComparison], theirs: Option<&[OutputComparison]>) -> f64 {
-    let pairs = theirs.unwrap_or_default().iter().zip(ours);
-    pairs.map(|(plain, ours)| gain_db(ours, plain)).sum()
 }
 
 /// The output that differs most, and by how much of its range.

@@ -8,15 +8,6 @@ use crate::recognise::{Linear, NearMiss, Recognised};
 use crate::site::{Place, ResponseKind, Sink, Site, Trace};
 use crate::solve::Solution;
 
-/// How many dB `ours` is above `plain` in one output. Two exact outputs are equally good.
-pub fn gain_db(ours: &OutputComparison, plain: &OutputComparison) -> f64 {
-    if ours.sqnr_db == plain.sqnr_db {
-        return 0.0;
-    }
-    // An exact output is as good as 32 bits can be.
-    ours.sqnr_db.min(192.0) - plain.sqnr_db.min(192.0)
-}
-
 /// One entry per output, with the figure of plain min-max quantization beside it if there is one.
 pub fn output_reports(
     ours: &[OutputComparison],
@@ -49,14 +40,15 @@ pub fn linear_report(linear: &Linear, skipped: Option<String>, quantizes: bool) 
     }
 }
 
-/// One site and the kind of its block's response, if it has one; `kept` is false if the whole result was discarded for plain min-max quantization.
+/// One site and the kind of its block's response, if it has one; `discarded` is why its decision was
+/// discarded for plain min-max quantization, if it was.
 pub fn site_report(
     found: &Recognised,
     site: &Site,
     value: String,
     solution: Solution,
     response: Option<ResponseKind>,
-    kept: bool,
+    discarded: Option<&str>,
 ) -> SiteReport {
     let (kind, sink, no_sink) = match &site.sink {
         Sink::Norm(i) => {
@@ -71,14 +63,13 @@ pub fn site_report(
         ),
         Sink::None(reason) => ("plain", None, Some(reason.clone())),
     };
+    let kept = discarded.is_none();
     let folded = kept && (solution.shift.is_some() || solution.scale.is_some());
-    let no_gain = || {
-        let reason = if kept {
-            "neither shift nor scale lowers the loss on tokens that did not set the ranges"
-        } else {
-            "plain min-max was better for the whole model"
-        };
-        reason.to_owned()
+    let no_gain = "neither shift nor scale lowers the loss on tokens that did not set the ranges";
+    let why_not = match (no_sink, discarded) {
+        (Some(reason), Some(discarded)) => format!("{discarded}; {reason}"),
+        (Some(reason), None) => reason,
+        (None, reason) => reason.unwrap_or(no_gain).to_owned(),
     };
     SiteReport {
         value,
@@ -89,11 +80,7 @@ pub fn site_report(
             .map(|&l| found.linears[l].name.clone())
             .collect(),
         sink: sink.filter(|_| folded),
-        reason: if folded {
-            None
-        } else {
-            Some(no_sink.unwrap_or_else(no_gain))
-        },
+        reason: (!folded).then_some(why_not),
         shift: solution.shift.filter(|_| kept),
         scale: solution.scale.filter(|_| kept),
         range_before: solution.range_before,

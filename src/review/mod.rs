@@ -3,7 +3,7 @@
 mod account;
 mod report;
 
-pub use account::{gain_db, linear_report, output_reports, site_report};
+pub use account::{linear_report, output_reports, site_report};
 pub use report::{
     Decision, FLOAT_LIMIT, FloatCheck, InlinedReport, LinearReport, NearMissReport, OutputReport,
     ROUNDING_LIMIT, Report, RoundedCheck, Settings, SiteReport,

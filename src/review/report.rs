@@ -27,6 +27,8 @@ pub struct Report {
     pub verified_on: String,
     /// What was written, and why.
     pub decision: Decision,
+    /// Sites that plain min-max was written for after validation, although the search had decided otherwise.
+    pub dropped_sites: usize,
     /// Model inputs that the calibration data did not give: name and what they were filled with.
     pub filled_inputs: BTreeMap<String, String>,
     /// What else a reader should know.
@@ -94,7 +96,7 @@ pub struct SiteReport {
     pub linears: Vec<String>,
     /// The norm whose constants took shift and scale; `None` if nothing was folded.
     pub sink: Option<String>,
-    /// Why nothing was folded.
+    /// Why nothing was folded, or why the decision was dropped.
     pub reason: Option<String>,
     /// `z: [C]`.
     pub shift: Option<Vec<f32>>,
@@ -181,6 +183,8 @@ pub enum Decision {
     /// The migrated model.
     #[default]
     Migrated,
+    /// The migrated model without what lowered its outputs on the held-out data.
+    PartlyMigrated,
     /// Plain min-max quantization: no site could be migrated with a gain.
     NothingToMigrate,
     /// Plain min-max quantization: the migrated model was worse on the held-out data.

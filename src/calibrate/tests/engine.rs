@@ -7,7 +7,7 @@ use ndarray::array;
 use super::*;
 use crate::calibrate::compare::compare_within;
 use crate::calibrate::{
-    EngineError, OutputComparison, StatOptions, TractEngine, compare, outputs, statistics,
+    EngineError, OutputComparison, RowError, StatOptions, TractEngine, compare, outputs, statistics,
 };
 use crate::onnx::node::{float_attr, graph_attr, int_attr, make_node, tensor_attr};
 use crate::onnx::tensor;
@@ -404,6 +404,23 @@ fn comparison_measures_real_tokens_only() {
             max_relative_error: 0.0,
             range: (-1., 6.),
             elements: 8,
+            rows: vec![
+                RowError {
+                    row: 0,
+                    reference: 30.0,
+                    error: 0.0
+                },
+                RowError {
+                    row: 1,
+                    reference: 61.0,
+                    error: 0.0
+                },
+                RowError {
+                    row: 2,
+                    reference: 1.0,
+                    error: 0.0
+                },
+            ],
         }]
     );
     // Σ r² = 92, Σ r = 20, 8 elements, error 0.5 each.
