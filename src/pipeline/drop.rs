@@ -58,7 +58,12 @@ impl Run<'_> {
             kept: vec![true; units.len()],
             measured: all,
         });
-        let chosen = choose(&trials, score, |a, b| spread(a, b, plain));
+        let chosen = choose(
+            &trials,
+            score,
+            |a| spread(a, plain, plain),
+            |a, b| spread(a, b, plain),
+        );
         let last = trials.len() - 1;
         let Some(chosen) = chosen.filter(|&i| i != last) else {
             return Ok(None);

@@ -151,16 +151,18 @@ fn middle(units: &Range<usize>, kinds: &[usize]) -> usize {
         .unwrap_or(half)
 }
 
-/// The trial to take: of those that are not below plain (score 0) and not clearly below the best, the one that keeps
-/// most; the better one of equals. `spread(a, b)` is the standard error of the difference of two scores (the rule of one
-/// standard error: Breiman et al., Classification and Regression Trees, 1984). `None` if all are below plain.
+/// The trial to take: of those that are above plain (score 0) by the standard error `clear` of their score and not clearly
+/// below the best, the one that keeps most; the better one of equals. `spread(a, b)` is the standard error of the
+/// difference of two scores (the rule of one standard error: Breiman et al., Classification and Regression Trees, 1984).
+/// `None` if none is: the best of several trials on few rows is above plain by chance alone.
 pub fn choose<M>(
     trials: &[Trial<M>],
     score: impl Fn(&M) -> f64,
+    clear: impl Fn(&M) -> f64,
     spread: impl Fn(&M, &M) -> f64,
 ) -> Option<usize> {
     let scores: Vec<f64> = trials.iter().map(|t| score(&t.measured)).collect();
-    let good = || (0..trials.len()).filter(|&i| scores[i] >= 0.0);
+    let good = || (0..trials.len()).filter(|&i| scores[i] >= clear(&trials[i].measured));
     let best = good().max_by(|&a, &b| scores[a].total_cmp(&scores[b]))?;
     let count = |i: usize| trials[i].kept.iter().filter(|k| **k).count();
     good()
@@ -248,7 +250,7 @@ mod tests {
             kept: every,
             measured: all,
         });
-        let chosen = choose(&trials, |s| *s, |_, _| 0.0);
+        let chosen = choose(&trials, |s| *s, |_| 0.0, |_, _| 0.0);
         (trials, chosen)
     }
 
@@ -291,7 +293,8 @@ mod tests {
 
     #[test]
     fn the_largest_that_is_not_clearly_worse() {
-        let choose = |list: &[(usize, f64)], clear| choose(&trials(list), |s| *s, |_, _| clear);
+        let choose =
+            |list: &[(usize, f64)], clear| choose(&trials(list), |s| *s, |_| 0.0, |_, _| clear);
         let list = [(0, 0.0), (5, -0.1), (3, 1.0), (4, 0.8)];
         assert_eq!(choose(&list, 0.1), Some(2));
         assert_eq!(choose(&list, 0.3), Some(3));
