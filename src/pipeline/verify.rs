@@ -3,7 +3,7 @@
 use super::Run;
 use super::folded::{Folded, rounding_error};
 use crate::Error;
-use crate::calibrate::{OutputComparison, compare};
+use crate::calibrate::{OutputComparison, compare_with};
 use crate::graph::branches::unflatten;
 use crate::onnx::Model;
 use crate::review::{
@@ -59,17 +59,13 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn compare(&self, models: &[&Model]) -> Result<Vec<Vec<OutputComparison>>, Error> {
+    fn compare(&mut self, models: &[&Model]) -> Result<Vec<Vec<OutputComparison>>, Error> {
         let (engine, threads) = (self.engine, self.options.threads);
         let models: Vec<Model> = models.iter().map(|m| unflatten(m)).collect();
         let models: Vec<&Model> = models.iter().collect();
-        Ok(compare(
-            engine,
-            self.original,
-            &models,
-            &self.held_out,
-            threads,
-            self.progress,
+        let reference = &mut self.reference;
+        Ok(compare_with(
+            engine, reference, &models, threads, self.progress,
         )?)
     }
 

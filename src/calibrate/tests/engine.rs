@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ndarray::array;
 
 use super::*;
-use crate::calibrate::compare::compare_within;
+use crate::calibrate::compare::{Reference, compare_within};
 use crate::calibrate::{
     EngineError, OutputComparison, StatOptions, TractEngine, compare, outputs, statistics,
 };
@@ -425,9 +425,8 @@ fn comparison_does_not_depend_on_threads_or_on_the_memory_allowed() {
         compare_within(
             budget,
             &TractEngine,
-            &same,
+            &mut Reference::new(&same, &batches),
             &models,
-            &batches,
             threads,
             &NoProgress,
         )

@@ -1,0 +1,75 @@
+//! Constants of a model and values of a batch as tensors of tract.
+
+use tract_onnx::tract_hir::internal::*;
+
+use crate::calibrate::array::Values;
+use crate::calibrate::engine::EngineError;
+use crate::onnx::proto::TensorProto;
+use crate::onnx::{DataType, tensor};
+
+/// Copies a constant into a tensor of the engine; every float type becomes float32.
+pub(super) fn constant_tensor(constant: &TensorProto) -> Result<Tensor, EngineError> {
+    let fail = |reason: String| EngineError::Constant {
+        name: constant.name().to_owned(),
+        reason,
+    };
+    let tract = |e: TractError| fail(e.to_string());
+    let dtype = tensor::dtype(constant).ok_or_else(|| fail("unknown element type".into()))?;
+    let shape = tensor::shape(constant).map_err(|e| fail(e.to_string()))?;
+    let plain = match dtype {
+        DataType::Float => Some(f32::datum_type()),
+        DataType::Int8 => Some(i8::datum_type()),
+        DataType::Int16 => Some(i16::datum_type()),
+        DataType::Int32 => Some(i32::datum_type()),
+        DataType::Int64 => Some(i64::datum_type()),
+        DataType::Uint8 => Some(u8::datum_type()),
+        DataType::Uint16 => Some(u16::datum_type()),
+        DataType::Uint32 => Some(u32::datum_type()),
+        DataType::Uint64 => Some(u64::datum_type()),
+        _ => None,
+    };
+    if let (Some(datum), Some(raw)) = (plain, &constant.raw_data) {
+        let sizes = shape.iter().copied();
+        let bytes = sizes.fold(Some(datum.size_of()), |all, n| all?.checked_mul(n));
+        if bytes != Some(raw.len()) {
+            return Err(fail(format!("{} bytes do not fit shape {shape:?}", raw.len())));
+        }
+        // ONNX data are little endian, as is every computer this engine runs on.
+        // SAFETY: these are numbers, of which every pattern of bits is one. (A tensor of zeros to be overwritten would
+        // be safe, and cost a third of the time a plan takes.)
+        return unsafe { Tensor::from_raw_dt(datum, &shape, raw) }.map_err(tract);
+    }
+    if tensor::is_float(dtype) {
+        let array = tensor::float_array(constant).map_err(|e| fail(e.to_string()))?;
+        let data: Vec<f32> = array.into_iter().collect();
+        return Tensor::from_shape(&shape, &data).map_err(tract);
+    }
+    let array = tensor::int_array(constant).map_err(|e| fail(e.to_string()))?;
+    let data: Vec<i64> = array.into_iter().collect();
+    let wide = Tensor::from_shape(&shape, &data).map_err(tract)?;
+    let datum = match (plain, dtype) {
+        (Some(datum), _) => datum,
+        (None, DataType::Bool) => bool::datum_type(),
+        // What is packed into a byte in the file has one of its own here.
+        (None, DataType::Int4 | DataType::Int2) => i8::datum_type(),
+        (None, DataType::Uint4 | DataType::Uint2) => u8::datum_type(),
+        _ => return Err(fail(format!("type {} is not supported", dtype.as_str_name()))),
+    };
+    Ok(wide.cast_to_dt(datum).map_err(tract)?.into_owned())
+}
+
+/// A batch's values as a tensor.
+pub(super) fn values_tensor(values: Values) -> Tensor {
+    match values {
+        Values::F32(a) => a.into_tensor(),
+        Values::I8(a) => a.into_tensor(),
+        Values::I16(a) => a.into_tensor(),
+        Values::I32(a) => a.into_tensor(),
+        Values::I64(a) => a.into_tensor(),
+        Values::U8(a) => a.into_tensor(),
+        Values::U16(a) => a.into_tensor(),
+        Values::U32(a) => a.into_tensor(),
+        Values::U64(a) => a.into_tensor(),
+        Values::Bool(a) => a.into_tensor(),
+    }
+}
