@@ -85,7 +85,8 @@ pub fn run(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<(Model, Report), Error> {
-    let mut run = pipeline::Run::new(original, data, engine, options, progress);
+    let engine = engine.sharing();
+    let mut run = pipeline::Run::new(original, data, engine.as_ref(), options, progress);
     let model = run.raise_opset()?;
     let model = run.take_apart(model)?;
     let mut blocks = run.recognise(&model)?;

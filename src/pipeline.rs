@@ -12,7 +12,9 @@ mod verify;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use crate::calibrate::{Batch, Captured, ChannelStats, Dataset, Engine, Reference, StatOptions, shapes};
+use crate::calibrate::{
+    Batch, Captured, ChannelStats, Dataset, Engine, Reference, StatOptions, shapes,
+};
 use crate::graph::branches::flatten;
 use crate::graph::{self, Names, View, opset};
 use crate::onnx::Model;

@@ -46,6 +46,9 @@ pub trait Engine: Sync {
         like: &Batch,
         values: &[String],
     ) -> Result<Option<Shapes>, EngineError>;
+
+    /// An engine that makes the same plans; what one plan holds and the next needs too need not be made again.
+    fn sharing(&self) -> Box<dyn Engine>;
 }
 
 /// A model ready to run at fixed input shapes.

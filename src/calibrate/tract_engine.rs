@@ -20,10 +20,10 @@ use crate::calibrate::engine::{Engine, EngineError, Plan, TapSink, Wanted};
 use crate::calibrate::input::{Batch, Shapes};
 use crate::calibrate::resolve::resolve;
 use crate::calibrate::tap::{Tap, TapContext};
-use crate::onnx::node::subgraphs;
-use crate::calibrate::tract_tensor::{constant_tensor, values_tensor};
-use crate::onnx::proto::GraphProto;
+use crate::calibrate::tract_tensor::{Tables, constant_tensor, datum_name, values_tensor};
 use crate::onnx::Model;
+use crate::onnx::node::subgraphs;
+use crate::onnx::proto::GraphProto;
 
 /// Runs models with tract, in float32, each batch on one thread.
 #[derive(Debug, Clone, Copy, Default)]
@@ -47,9 +47,41 @@ impl Engine for TractEngine {
         like: &Batch,
         wanted: &Wanted<'_>,
     ) -> Result<Box<dyn Plan>, EngineError> {
-        self.prepare(model, like, wanted, |typed| {
+        Sharing::default().plan(model, like, wanted)
+    }
+
+    fn shapes(
+        &self,
+        model: &Model,
+        like: &Batch,
+        values: &[String],
+    ) -> Result<Option<Shapes>, EngineError> {
+        Sharing::default().shapes(model, like, values)
+    }
+
+    fn sharing(&self) -> Box<dyn Engine> {
+        Box::new(Sharing::default())
+    }
+}
+
+/// tract, with the tables of the last plan at hand for the next one.
+#[derive(Default)]
+struct Sharing {
+    tables: Tables,
+}
+
+impl Engine for Sharing {
+    fn plan(
+        &self,
+        model: &Model,
+        like: &Batch,
+        wanted: &Wanted<'_>,
+    ) -> Result<Box<dyn Plan>, EngineError> {
+        let plan = self.prepare(model, like, wanted, |typed| {
             Ok(Box::new(typed.into_plan()?) as Box<dyn Plan>)
-        })
+        });
+        self.tables.forget_unused();
+        plan
     }
 
     fn shapes(
@@ -64,9 +96,13 @@ impl Engine for TractEngine {
         };
         self.prepare(model, like, &wanted, |typed| Ok(typed.tap_shapes(values)?))
     }
+
+    fn sharing(&self) -> Box<dyn Engine> {
+        Box::new(Sharing::default())
+    }
 }
 
-impl TractEngine {
+impl Sharing {
     /// Everything up to the typed model, then `finish`.
     fn prepare<T>(
         &self,
@@ -89,7 +125,7 @@ impl TractEngine {
             reason,
         };
         match catch_unwind(AssertUnwindSafe(|| {
-            finish(build(&copy, &shapes, &taps, wanted.outputs)?)
+            finish(build(&copy, &shapes, &taps, wanted.outputs, &self.tables)?)
         })) {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(Failure::Engine(error))) => Err(error),
@@ -131,6 +167,7 @@ fn build(
     shapes: &Shapes,
     taps: &[(usize, &String)],
     with_outputs: bool,
+    tables: &Tables,
 ) -> Result<Typed, Failure> {
     let onnx = tract_onnx::onnx().with_ignore_value_info(true);
     check_ops(copy, |op| onnx.op_register.0.contains_key(op))?;
@@ -145,7 +182,10 @@ fn build(
             .constants
             .get(name.as_str())
             .ok_or_else(|| EngineError::UnknownValue { name: name.clone() })?;
-        let value = constant_tensor(constant)?.into_arc_tensor();
+        let value = match copy.index_limits.iter().any(|l| l.table == *name) {
+            true => tables.tensor(constant)?,
+            false => constant_tensor(constant)?.into_arc_tensor(),
+        };
         let outlet = outlets[name];
         let fact = InferenceFact::from(TypedFact::try_from(value.clone())?);
         let node = model.node_mut(outlet.node);
@@ -277,21 +317,6 @@ fn check_taps(model: &TypedModel, taps: &[(usize, &String)]) -> Result<(), Failu
         }
     }
     Ok(())
-}
-
-/// The name of an element type as users of NumPy write it.
-fn datum_name(datum: DatumType) -> String {
-    // Integers that may be sizes are symbolic in tract.
-    if datum == TDim::datum_type() {
-        return "int64".into();
-    }
-    let text = format!("{datum:?}").to_lowercase();
-    for (short, long) in [("i", "int"), ("u", "uint"), ("f", "float")] {
-        if let Some(bits) = text.strip_prefix(short) {
-            return format!("{long}{bits}");
-        }
-    }
-    text
 }
 
 /// Operators of Microsoft's domain that tract implements with Microsoft's meaning. Others are decomposed in the copy.

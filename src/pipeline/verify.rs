@@ -65,7 +65,11 @@ impl Run<'_> {
         let models: Vec<&Model> = models.iter().collect();
         let reference = &mut self.reference;
         Ok(compare_with(
-            engine, reference, &models, threads, self.progress,
+            engine,
+            reference,
+            &models,
+            threads,
+            self.progress,
         )?)
     }
 
