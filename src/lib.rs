@@ -52,7 +52,7 @@ pub struct Inspection {
     pub closed: Vec<review::NearMissReport>,
 }
 
-/// Only the first steps of [`run`]: nothing is calibrated or changed. Two rows of `data` are run for the shapes.
+/// Only the first steps of [`run`]: nothing is calibrated or changed. Two rows of `data` give the shapes.
 ///
 /// # Errors
 /// No Linear to quantize, an operator set that the target cannot have, whatever the engine cannot run.

@@ -215,7 +215,11 @@ fn build(
             }
             None => return Err(EngineError::UnknownValue { name: name.clone() }.into()),
         };
-        ends.extend(model.wire_node(tap_name(index), Tap { index }, &[outlet])?);
+        ends.extend(model.wire_node(
+            format!("onnx-osplus.tap.{index}"),
+            Tap { index },
+            &[outlet],
+        )?);
     }
     let mut output_names = Vec::new();
     if with_outputs {
@@ -293,10 +297,6 @@ impl Typed {
         }
         Ok(Some(shapes))
     }
-}
-
-fn tap_name(index: usize) -> String {
-    format!("onnx-osplus.tap.{index}")
 }
 
 /// Refuses taps on values that are not float32.
