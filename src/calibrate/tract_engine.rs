@@ -20,7 +20,7 @@ use crate::calibrate::engine::{Engine, EngineError, Plan, TapSink, Wanted};
 use crate::calibrate::input::{Batch, Shapes};
 use crate::calibrate::resolve::resolve;
 use crate::calibrate::tap::{Tap, TapContext};
-use crate::calibrate::tract_tensor::{Tables, constant_tensor, datum_name, values_tensor};
+use crate::calibrate::tract_tensor::{Tables, datum_name, values_tensor};
 use crate::onnx::Model;
 use crate::onnx::node::subgraphs;
 use crate::onnx::proto::GraphProto;
@@ -182,10 +182,8 @@ fn build(
             .constants
             .get(name.as_str())
             .ok_or_else(|| EngineError::UnknownValue { name: name.clone() })?;
-        let value = match copy.index_limits.iter().any(|l| l.table == *name) {
-            true => tables.tensor(constant)?,
-            false => constant_tensor(constant)?.into_arc_tensor(),
-        };
+        let is_table = copy.index_limits.iter().any(|l| l.table == *name);
+        let value = tables.tensor(constant, is_table)?;
         let outlet = outlets[name];
         let fact = InferenceFact::from(TypedFact::try_from(value.clone())?);
         let node = model.node_mut(outlet.node);

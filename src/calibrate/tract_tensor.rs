@@ -25,9 +25,13 @@ pub(super) struct Tables {
 }
 
 impl Tables {
-    /// The tensor of a constant, made now or before.
-    pub fn tensor(&self, constant: &TensorProto) -> Result<Arc<Tensor>, EngineError> {
-        let Some(raw) = &constant.raw_data else {
+    /// The tensor of a constant, made now or, if it is a table, before.
+    pub fn tensor(
+        &self,
+        constant: &TensorProto,
+        is_table: bool,
+    ) -> Result<Arc<Tensor>, EngineError> {
+        let Some(raw) = constant.raw_data.as_ref().filter(|_| is_table) else {
             return Ok(constant_tensor(constant)?.into_arc_tensor());
         };
         let place = (raw.as_ptr() as usize, raw.len());
@@ -49,7 +53,7 @@ impl Tables {
 }
 
 /// Copies a constant into a tensor of the engine; every float type becomes float32.
-pub(super) fn constant_tensor(constant: &TensorProto) -> Result<Tensor, EngineError> {
+fn constant_tensor(constant: &TensorProto) -> Result<Tensor, EngineError> {
     let fail = |reason: String| EngineError::Constant {
         name: constant.name().to_owned(),
         reason,

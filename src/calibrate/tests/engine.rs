@@ -7,8 +7,7 @@ use ndarray::array;
 use super::*;
 use crate::calibrate::compare::{Reference, compare_within};
 use crate::calibrate::{
-    Engine, EngineError, OutputComparison, Plan, Shapes, StatOptions, TractEngine, Wanted, compare,
-    compare_with, outputs, statistics,
+    EngineError, OutputComparison, StatOptions, TractEngine, compare, outputs, statistics,
 };
 use crate::onnx::node::{float_attr, graph_attr, int_attr, make_node, tensor_attr};
 use crate::onnx::tensor;
@@ -23,7 +22,7 @@ fn error<T: std::fmt::Debug>(result: Result<T, EngineError>) -> String {
     result.unwrap_err().to_string()
 }
 
-fn ids_batch(ids: ndarray::Array2<i64>) -> Batch {
+pub(super) fn ids_batch(ids: ndarray::Array2<i64>) -> Batch {
     let rows = (0..ids.nrows() as u64).collect();
     let tensor = InputTensor::from_values(Values::I64(ids.into_dyn()));
     Batch::new([("ids".to_owned(), tensor)].into(), rows)
@@ -47,7 +46,7 @@ fn tap(model: &Model, batch: Batch, name: &str) -> Result<(), EngineError> {
     .map(|_| ())
 }
 
-fn embedding() -> Model {
+pub(super) fn embedding() -> Model {
     model(
         17,
         vec![info("ids", DataType::Int64, &["b", "s"])],
@@ -356,7 +355,7 @@ fn a_node_without_a_type_is_an_error_and_not_a_panic() {
 }
 
 /// x + bias, with two more outputs: an integer one and a constant one.
-fn shifted(bias: f32) -> Model {
+pub(super) fn shifted(bias: f32) -> Model {
     model(
         17,
         vec![info("x", DataType::Float, &["b", "s", "2"])],
@@ -518,71 +517,4 @@ fn layer_norm_and_gelu_of_new_opsets_run() {
     // LayerNorm gives −1 and 1; GELU(1) = Φ(1) = 0.841345, GELU(−1) = −Φ(−1) = −0.158655.
     let difference = &y["y"] - &array![[-0.158_655f32, 0.841_345]].into_dyn();
     assert!(difference.iter().all(|d| d.abs() < 1e-5), "{:?}", y["y"]);
-}
-
-/// tract, with a count of the plans per model (told apart by their first initializer).
-#[derive(Default)]
-struct Counting(std::sync::Mutex<BTreeMap<Vec<u8>, usize>>);
-
-impl Engine for Counting {
-    fn plan(
-        &self,
-        model: &Model,
-        like: &Batch,
-        wanted: &Wanted<'_>,
-    ) -> Result<Box<dyn Plan>, EngineError> {
-        let key = model.graph().initializer[0].raw_data().to_vec();
-        *self.0.lock().unwrap().entry(key).or_default() += 1;
-        TractEngine.plan(model, like, wanted)
-    }
-
-    fn shapes(
-        &self,
-        model: &Model,
-        like: &Batch,
-        values: &[String],
-    ) -> Result<Option<Shapes>, EngineError> {
-        TractEngine.shapes(model, like, values)
-    }
-
-    fn sharing(&self) -> Box<dyn Engine> {
-        Box::new(Counting::default())
-    }
-}
-
-#[test]
-fn a_reference_runs_once_for_several_comparisons() {
-    let batches: Vec<Batch> = (0..3)
-        .map(|i| f32_batch("x", wave(&[2, 3, 2]) + i as f32 * 0.1, 2 * i as u64))
-        .collect();
-    let (same, other) = (shifted(0.), shifted(0.3));
-    let engine = Counting::default();
-    let mut reference = Reference::new(&same, &batches);
-    let mut compared = || compare_with(&engine, &mut reference, &[&other], 2, &NoProgress).unwrap();
-    let first = compared();
-    assert_eq!(compared(), first);
-    let plans: Vec<usize> = engine.0.lock().unwrap().values().copied().collect();
-    assert_eq!(plans, [1, 2]);
-}
-
-#[test]
-fn plans_that_share_tables_run_as_if_they_did_not() {
-    let shared = TractEngine.sharing();
-    let other = {
-        let mut other = embedding();
-        let table = [10f32, 11., 12., 13., 14., 15.];
-        other.proto.graph.as_mut().unwrap().initializer[0] =
-            tensor::from_f32("table", &[3, 2], &table, DataType::Float);
-        other
-    };
-    for (model, first) in [(embedding(), 0.), (other, 10.), (embedding(), 0.)] {
-        for ids in [array![[0i64, 2]], array![[0, 2, 1]]] {
-            let found = outputs(shared.as_ref(), &model, &[ids_batch(ids)], 1, &NoProgress);
-            let y = &found.unwrap().batches[0]["y"];
-            assert_eq!(
-                y.iter().take(4).copied().collect::<Vec<f32>>(),
-                [0., 1., 4., 5.].map(|v: f32| v + first)
-            );
-        }
-    }
 }
