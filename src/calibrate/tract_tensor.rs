@@ -74,8 +74,8 @@ fn constant_tensor(constant: &TensorProto) -> Result<Tensor, EngineError> {
         _ => None,
     };
     if let (Some(datum), Some(raw)) = (plain, &constant.raw_data) {
-        let sizes = shape.iter().copied();
-        let bytes = sizes.fold(Some(datum.size_of()), |all, n| all?.checked_mul(n));
+        let mut sizes = shape.iter().copied();
+        let bytes = sizes.try_fold(datum.size_of(), usize::checked_mul);
         if bytes != Some(raw.len()) {
             return Err(fail(format!(
                 "{} bytes do not fit shape {shape:?}",
