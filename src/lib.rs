@@ -52,7 +52,7 @@ pub struct Inspection {
     pub closed: Vec<review::NearMissReport>,
 }
 
-/// Only the first steps of [`run`]: nothing is calibrated or changed. Two rows of `data` are run for the shapes.
+/// Only the first steps of [`run`]: nothing is calibrated or changed. Two rows of `data` give the shapes.
 ///
 /// # Errors
 /// No Linear to quantize, an operator set that the target cannot have, whatever the engine cannot run.
@@ -85,7 +85,8 @@ pub fn run(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<(Model, Report), Error> {
-    let mut run = pipeline::Run::new(original, data, engine, options, progress);
+    let engine = engine.sharing();
+    let mut run = pipeline::Run::new(original, data, engine.as_ref(), options, progress);
     let model = run.raise_opset()?;
     let model = run.take_apart(model)?;
     let mut blocks = run.recognise(&model)?;

@@ -7,6 +7,7 @@ mod cli;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    return_freed_memory();
     let arguments = cli::parse();
     match cli::catch_panics(|| cli::quantize(&arguments)) {
         Ok(()) => ExitCode::SUCCESS,
@@ -14,6 +15,33 @@ fn main() -> ExitCode {
             // The text of every error holds its causes already.
             eprintln!("error: {error}");
             cli::exit_status(&error)
+        }
+    }
+}
+
+/// Tells glibc to give large blocks back when they are freed.
+///
+/// Left alone, it takes the size of the first large block that is freed as a sign that such blocks are common, and
+/// keeps them from then on, in an arena per thread. Here they are weights and activations of one plan after the other,
+/// and what was kept of one was seldom of use to the next: with these settings a model with a wide output took 190 MB
+/// instead of 300 MB, MiniLM-L6 345 MB instead of 390 MB, in the same time.
+fn return_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        use std::ffi::c_int;
+        unsafe extern "C" {
+            fn mallopt(parameter: c_int, value: c_int) -> c_int;
+        }
+        // From malloc.h.
+        const M_TRIM_THRESHOLD: c_int = -1;
+        const M_MMAP_THRESHOLD: c_int = -3;
+        const M_ARENA_MAX: c_int = -8;
+        // SAFETY: glibc's own function with its own constants, called before there is a second thread. What it refuses,
+        // it leaves as it was.
+        unsafe {
+            mallopt(M_ARENA_MAX, 1);
+            mallopt(M_MMAP_THRESHOLD, 4 << 20);
+            mallopt(M_TRIM_THRESHOLD, 32 << 20);
         }
     }
 }

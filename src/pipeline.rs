@@ -14,7 +14,9 @@ mod verify;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use crate::calibrate::{Batch, Captured, ChannelStats, Dataset, Engine, StatOptions, shapes};
+use crate::calibrate::{
+    Batch, Captured, ChannelStats, Dataset, Engine, Reference, StatOptions, shapes,
+};
 use crate::graph::branches::flatten;
 use crate::graph::{self, Names, View, opset};
 use crate::onnx::Model;
@@ -45,7 +47,8 @@ pub(crate) struct Run<'a> {
     sequences: Option<Batch>,
     kept: BTreeMap<String, Captured>,
     calibration: Vec<Batch>,
-    held_out: Vec<Batch>,
+    /// The original, to be run on the rows that are held out.
+    reference: Reference<'a>,
     report: Report,
     /// What kind of block the loss of a site is measured at, by its value.
     responses: BTreeMap<String, ResponseKind>,
@@ -100,7 +103,7 @@ impl<'a> Run<'a> {
             sequences: data.sequences(RESPONSE_TOKENS),
             kept: BTreeMap::new(),
             calibration: split.calibration,
-            held_out: split.held_out,
+            reference: Reference::new(original, &split.held_out),
             report,
             responses: BTreeMap::new(),
             migrated_sites: 0,

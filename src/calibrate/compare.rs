@@ -26,6 +26,9 @@ use crate::progress::Progress;
 /// Bytes of reference outputs that [`compare`] keeps at a time.
 const OUTPUT_BUDGET: usize = 64 << 20;
 
+/// Bytes of reference outputs that a [`Reference`] remembers from one comparison to the next.
+const REMEMBERED: usize = 16 << 20;
+
 /// The float outputs of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outputs {
@@ -103,6 +106,54 @@ pub fn outputs(
     result
 }
 
+/// The model that others are compared with. Its outputs are remembered, as far as they are small: it runs once for
+/// several comparisons on the same batches.
+pub struct Reference<'a> {
+    model: &'a Model,
+    batches: Arc<[Batch]>,
+    /// Per batch.
+    outputs: Vec<Option<Found>>,
+    bytes: usize,
+}
+
+/// The outputs of one batch, by name.
+type Found = BTreeMap<String, ArrayD<f32>>;
+
+impl<'a> Reference<'a> {
+    /// Runs nothing yet.
+    pub fn new(model: &'a Model, batches: &[Batch]) -> Reference<'a> {
+        Reference {
+            model,
+            batches: batches.into(),
+            outputs: vec![None; batches.len()],
+            bytes: 0,
+        }
+    }
+
+    /// Outputs of the first of `batches` that are remembered, taken out; nothing if the first is not.
+    fn recall(&mut self, batches: &[&Batch]) -> Vec<Found> {
+        let at = batches.iter().map(|b| position(&self.batches, b));
+        let known: Vec<Found> = at.map_while(|at| self.outputs[at].take()).collect();
+        self.bytes -= known.iter().map(bytes).sum::<usize>();
+        known
+    }
+
+    fn remember(&mut self, batches: &[&Batch], outputs: Vec<Found>) {
+        for (batch, outputs) in batches.iter().zip(outputs) {
+            let bytes = bytes(&outputs);
+            if self.bytes + bytes <= REMEMBERED {
+                self.bytes += bytes;
+                self.outputs[position(&self.batches, batch)] = Some(outputs);
+            }
+        }
+    }
+}
+
+fn bytes(outputs: &Found) -> usize {
+    let sizes = outputs.values().map(|a| a.len() * size_of::<f32>());
+    sizes.sum()
+}
+
 /// Compares the float outputs of each model in `others` with those of `reference`, over the real tokens of `batches`.
 /// Returns one list per model, in the order of the reference's graph outputs.
 ///
@@ -117,22 +168,36 @@ pub fn compare(
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Vec<Vec<OutputComparison>>, EngineError> {
-    let budget = OUTPUT_BUDGET;
-    compare_within(
-        budget, engine, reference, others, batches, threads, progress,
-    )
+    let mut reference = Reference::new(reference, batches);
+    compare_with(engine, &mut reference, others, threads, progress)
 }
 
-/// [`compare`] with at most `budget` bytes of reference outputs beyond those of one batch per thread.
-pub(super) fn compare_within(
-    budget: usize,
+/// [`compare`] with a reference that may have run already.
+///
+/// # Errors
+/// Those of [`compare`].
+pub fn compare_with(
     engine: &dyn Engine,
-    reference: &Model,
+    reference: &mut Reference<'_>,
     others: &[&Model],
-    batches: &[Batch],
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Vec<Vec<OutputComparison>>, EngineError> {
+    let budget = OUTPUT_BUDGET;
+    compare_within(budget, engine, reference, others, threads, progress)
+}
+
+/// [`compare_with`] with at most `budget` bytes of reference outputs beyond those of one batch per thread.
+pub(super) fn compare_within(
+    budget: usize,
+    engine: &dyn Engine,
+    reference: &mut Reference<'_>,
+    others: &[&Model],
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<Vec<Vec<OutputComparison>>, EngineError> {
+    let batches = reference.batches.clone();
+    let batches = &*batches;
     let pool = pool(threads)?;
     let steps = row_count(batches) * (1 + others.len() as u64);
     progress.begin("comparison", steps);
@@ -158,6 +223,7 @@ pub(super) fn compare_within(
                         sums.extend(found.into_iter().map(|(name, s)| ((model, name), s)));
                     }
                 }
+                reference.remember(now, kept);
             }
             Ok(())
         });
@@ -172,7 +238,7 @@ pub(super) fn compare_within(
     }
     Ok((0..others.len())
         .map(|model| {
-            let outputs = reference.graph().output.iter();
+            let outputs = reference.model.graph().output.iter();
             outputs
                 .filter_map(|output| {
                     let key = (model, output.name().to_owned());
@@ -183,18 +249,24 @@ pub(super) fn compare_within(
         .collect())
 }
 
-/// Runs batches through the reference, as many as the budget holds and at least one per thread.
+/// Outputs of the first of `batches`, remembered or run: as many as the budget holds and at least one per thread.
 fn run_reference(
     engine: &dyn Engine,
-    reference: &Model,
+    reference: &mut Reference<'_>,
     batches: &[&Batch],
     pool: &rayon::ThreadPool,
     budget: usize,
     progress: &dyn Progress,
-) -> Result<Vec<BTreeMap<String, ArrayD<f32>>>, EngineError> {
-    let plan = output_plan(engine, reference, batches[0])?;
+) -> Result<Vec<Found>, EngineError> {
+    let known = reference.recall(batches);
+    if !known.is_empty() {
+        let rows = batches[..known.len()].iter().map(|b| b.rows.len() as u64);
+        progress.advance(rows.sum());
+        return Ok(known);
+    }
+    let plan = output_plan(engine, reference.model, batches[0])?;
     let mut kept = Vec::new();
-    let mut bytes = 0;
+    let mut total = 0;
     for wave in batches.chunks(pool.current_num_threads()) {
         kept.extend(in_parallel(pool, wave, |_, batch| {
             let outputs = plan.run(batch, None)?;
@@ -202,13 +274,9 @@ fn run_reference(
             Ok(outputs)
         })?);
         let added = &kept[kept.len() - wave.len()..];
-        let added: usize = added
-            .iter()
-            .flat_map(|outputs| outputs.values())
-            .map(|array| array.len() * size_of::<f32>())
-            .sum();
-        bytes += added;
-        if bytes + added > budget {
+        let added: usize = added.iter().map(bytes).sum();
+        total += added;
+        if total + added > budget {
             break;
         }
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ndarray::{ArrayD, ArrayViewD};
 
 use crate::calibrate::error::CalibError;
-use crate::calibrate::input::Batch;
+use crate::calibrate::input::{Batch, Shapes};
 use crate::onnx::Model;
 
 /// What a plan must compute.
@@ -34,6 +34,21 @@ pub trait Engine: Sync {
         like: &Batch,
         wanted: &Wanted<'_>,
     ) -> Result<Box<dyn Plan>, EngineError>;
+
+    /// The shapes of float `values` at the input shapes of `like`, without a run; those in a branch that does not run are
+    /// left out. `None` if a shape depends on the data.
+    ///
+    /// # Errors
+    /// Those of [`Engine::plan`].
+    fn shapes(
+        &self,
+        model: &Model,
+        like: &Batch,
+        values: &[String],
+    ) -> Result<Option<Shapes>, EngineError>;
+
+    /// An engine that makes the same plans; what one plan holds and the next needs too need not be made again.
+    fn sharing(&self) -> Box<dyn Engine>;
 }
 
 /// A model ready to run at fixed input shapes.

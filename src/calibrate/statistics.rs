@@ -170,21 +170,23 @@ pub fn shapes(
     values: &[String],
 ) -> Result<BTreeMap<String, Vec<usize>>, EngineError> {
     let mut values = values.to_vec();
-    let plan = loop {
+    loop {
         if values.is_empty() {
             return Ok(BTreeMap::new());
         }
-        let wanted = Wanted {
-            taps: &values,
-            outputs: false,
-        };
-        match engine.plan(model, batch, &wanted) {
+        match engine.shapes(model, batch, &values) {
             Err(EngineError::NotFloat { name, .. }) if values.contains(&name) => {
                 values.retain(|v| *v != name);
             }
-            plan => break plan?,
+            Ok(None) => break,
+            shapes => return Ok(shapes?.unwrap_or_default()),
         }
+    }
+    let wanted = Wanted {
+        taps: &values,
+        outputs: false,
     };
+    let plan = engine.plan(model, batch, &wanted)?;
     let sink = Arc::new(ShapeSink {
         shapes: Mutex::new(vec![None; values.len()]),
     });

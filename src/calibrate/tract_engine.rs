@@ -20,9 +20,10 @@ use crate::calibrate::engine::{Engine, EngineError, Plan, TapSink, Wanted};
 use crate::calibrate::input::{Batch, Shapes};
 use crate::calibrate::resolve::resolve;
 use crate::calibrate::tap::{Tap, TapContext};
+use crate::calibrate::tract_tensor::{Tables, datum_name, values_tensor};
+use crate::onnx::Model;
 use crate::onnx::node::subgraphs;
-use crate::onnx::proto::{GraphProto, TensorProto};
-use crate::onnx::{DataType, Model, tensor};
+use crate::onnx::proto::GraphProto;
 
 /// Runs models with tract, in float32, each batch on one thread.
 #[derive(Debug, Clone, Copy, Default)]
@@ -46,6 +47,70 @@ impl Engine for TractEngine {
         like: &Batch,
         wanted: &Wanted<'_>,
     ) -> Result<Box<dyn Plan>, EngineError> {
+        Sharing::default().plan(model, like, wanted)
+    }
+
+    fn shapes(
+        &self,
+        model: &Model,
+        like: &Batch,
+        values: &[String],
+    ) -> Result<Option<Shapes>, EngineError> {
+        Sharing::default().shapes(model, like, values)
+    }
+
+    fn sharing(&self) -> Box<dyn Engine> {
+        Box::new(Sharing::default())
+    }
+}
+
+/// tract, with the tables of the last plan at hand for the next one.
+#[derive(Default)]
+struct Sharing {
+    tables: Tables,
+}
+
+impl Engine for Sharing {
+    fn plan(
+        &self,
+        model: &Model,
+        like: &Batch,
+        wanted: &Wanted<'_>,
+    ) -> Result<Box<dyn Plan>, EngineError> {
+        let plan = self.prepare(model, like, wanted, |typed| {
+            Ok(Box::new(typed.into_plan()?) as Box<dyn Plan>)
+        });
+        self.tables.forget_unused();
+        plan
+    }
+
+    fn shapes(
+        &self,
+        model: &Model,
+        like: &Batch,
+        values: &[String],
+    ) -> Result<Option<Shapes>, EngineError> {
+        let wanted = Wanted {
+            taps: values,
+            outputs: false,
+        };
+        self.prepare(model, like, &wanted, |typed| Ok(typed.tap_shapes(values)?))
+    }
+
+    fn sharing(&self) -> Box<dyn Engine> {
+        Box::new(Sharing::default())
+    }
+}
+
+impl Sharing {
+    /// Everything up to the typed model, then `finish`.
+    fn prepare<T>(
+        &self,
+        model: &Model,
+        like: &Batch,
+        wanted: &Wanted<'_>,
+        finish: impl FnOnce(Typed) -> Result<T, Failure>,
+    ) -> Result<T, EngineError> {
         let shapes = like.shapes();
         let resolved = resolve(self, model, like)?;
         let copy = calibration_copy(resolved.model.as_ref().unwrap_or(model), &shapes)?;
@@ -60,9 +125,9 @@ impl Engine for TractEngine {
             reason,
         };
         match catch_unwind(AssertUnwindSafe(|| {
-            build(&copy, &shapes, &taps, wanted.outputs)
+            finish(build(&copy, &shapes, &taps, wanted.outputs, &self.tables)?)
         })) {
-            Ok(Ok(plan)) => Ok(Box::new(plan)),
+            Ok(Ok(done)) => Ok(done),
             Ok(Err(Failure::Engine(error))) => Err(error),
             Ok(Err(Failure::Tract(error))) => Err(fail(explained(error_text(&error)))),
             Err(panic) => Err(fail(panic_text(panic.as_ref()))),
@@ -102,7 +167,8 @@ fn build(
     shapes: &Shapes,
     taps: &[(usize, &String)],
     with_outputs: bool,
-) -> Result<TractPlan, Failure> {
+    tables: &Tables,
+) -> Result<Typed, Failure> {
     let onnx = tract_onnx::onnx().with_ignore_value_info(true);
     check_ops(copy, |op| onnx.op_register.0.contains_key(op))?;
     let proto = pb::ModelProto::decode(copy.proto.encode_to_vec().as_slice())
@@ -116,7 +182,8 @@ fn build(
             .constants
             .get(name.as_str())
             .ok_or_else(|| EngineError::UnknownValue { name: name.clone() })?;
-        let value = constant_tensor(constant)?.into_arc_tensor();
+        let is_table = copy.index_limits.iter().any(|l| l.table == *name);
+        let value = tables.tensor(constant, is_table)?;
         let outlet = outlets[name];
         let fact = InferenceFact::from(TypedFact::try_from(value.clone())?);
         let node = model.node_mut(outlet.node);
@@ -146,7 +213,11 @@ fn build(
             }
             None => return Err(EngineError::UnknownValue { name: name.clone() }.into()),
         };
-        ends.extend(model.wire_node(tap_name(index), Tap { index }, &[outlet])?);
+        ends.extend(model.wire_node(
+            format!("onnx-osplus.tap.{index}"),
+            Tap { index },
+            &[outlet],
+        )?);
     }
     let mut output_names = Vec::new();
     if with_outputs {
@@ -177,19 +248,53 @@ fn build(
             skipped.push(name);
         }
     }
-    let optimized = typed.into_decluttered()?.into_optimized()?;
-    Ok(TractPlan {
-        plan: SimplePlan::new(optimized)?,
+    Ok(Typed {
+        model: typed,
         inputs,
-        taps: taps.len(),
+        taps: taps.iter().map(|(index, _)| *index).collect(),
         outputs,
         skipped,
         index_limits: copy.index_limits.clone(),
     })
 }
 
-fn tap_name(index: usize) -> String {
-    format!("onnx-osplus.tap.{index}")
+/// A model whose types and shapes are known, not yet optimized.
+struct Typed {
+    model: TypedModel,
+    inputs: Vec<(String, Vec<usize>)>,
+    /// The numbers of the wanted values that are computed.
+    taps: Vec<usize>,
+    outputs: Vec<(usize, String)>,
+    skipped: Vec<String>,
+    index_limits: Vec<IndexLimit>,
+}
+
+impl Typed {
+    fn into_plan(self) -> TractResult<TractPlan> {
+        let optimized = self.model.into_decluttered()?.into_optimized()?;
+        Ok(TractPlan {
+            plan: SimplePlan::new(optimized)?,
+            inputs: self.inputs,
+            taps: self.taps.len(),
+            outputs: self.outputs,
+            skipped: self.skipped,
+            index_limits: self.index_limits,
+        })
+    }
+
+    /// The shapes of the tapped ones of `values`; `None` if one depends on the data.
+    fn tap_shapes(&self, values: &[String]) -> TractResult<Option<Shapes>> {
+        let mut shapes = Shapes::new();
+        for (outlet, &index) in self.model.output_outlets()?.iter().zip(&self.taps) {
+            let value = self.model.node(outlet.node).inputs[0];
+            let fact = self.model.outlet_fact(value)?;
+            let Some(shape) = fact.shape.as_concrete() else {
+                return Ok(None);
+            };
+            shapes.insert(values[index].clone(), shape.to_vec());
+        }
+        Ok(Some(shapes))
+    }
 }
 
 /// Refuses taps on values that are not float32.
@@ -210,21 +315,6 @@ fn check_taps(model: &TypedModel, taps: &[(usize, &String)]) -> Result<(), Failu
         }
     }
     Ok(())
-}
-
-/// The name of an element type as users of NumPy write it.
-fn datum_name(datum: DatumType) -> String {
-    // Integers that may be sizes are symbolic in tract.
-    if datum == TDim::datum_type() {
-        return "int64".into();
-    }
-    let text = format!("{datum:?}").to_lowercase();
-    for (short, long) in [("i", "int"), ("u", "uint"), ("f", "float")] {
-        if let Some(bits) = text.strip_prefix(short) {
-            return format!("{long}{bits}");
-        }
-    }
-    text
 }
 
 /// Operators of Microsoft's domain that tract implements with Microsoft's meaning. Others are decomposed in the copy.
@@ -278,54 +368,6 @@ fn check_ops(copy: &Copy<'_>, known: impl Fn(&str) -> bool) -> Result<(), Engine
     Err(EngineError::UnsupportedOps { ops })
 }
 
-/// Copies a constant into a tensor of the engine; every float type becomes float32.
-fn constant_tensor(constant: &TensorProto) -> Result<Tensor, Failure> {
-    let fail = |reason: String| EngineError::Constant {
-        name: constant.name().to_owned(),
-        reason,
-    };
-    let dtype = tensor::dtype(constant).ok_or_else(|| fail("unknown element type".into()))?;
-    let shape = tensor::shape(constant).map_err(|e| fail(e.to_string()))?;
-    let plain = match dtype {
-        DataType::Float => Some(f32::datum_type()),
-        DataType::Int8 => Some(i8::datum_type()),
-        DataType::Int16 => Some(i16::datum_type()),
-        DataType::Int32 => Some(i32::datum_type()),
-        DataType::Int64 => Some(i64::datum_type()),
-        DataType::Uint8 => Some(u8::datum_type()),
-        DataType::Uint16 => Some(u16::datum_type()),
-        DataType::Uint32 => Some(u32::datum_type()),
-        DataType::Uint64 => Some(u64::datum_type()),
-        _ => None,
-    };
-    if let (Some(datum), Some(raw)) = (plain, &constant.raw_data) {
-        let mut value = Tensor::zero_dt(datum, &shape)?;
-        // ONNX data are little endian, as is every computer this engine runs on.
-        if value.as_bytes().len() != raw.len() {
-            return Err(fail(format!("{} bytes do not fit shape {shape:?}", raw.len())).into());
-        }
-        value.as_bytes_mut().copy_from_slice(raw);
-        return Ok(value);
-    }
-    if tensor::is_float(dtype) {
-        let array = tensor::float_array(constant).map_err(|e| fail(e.to_string()))?;
-        let data: Vec<f32> = array.into_iter().collect();
-        return Ok(Tensor::from_shape(&shape, &data)?);
-    }
-    let array = tensor::int_array(constant).map_err(|e| fail(e.to_string()))?;
-    let data: Vec<i64> = array.into_iter().collect();
-    let wide = Tensor::from_shape(&shape, &data)?;
-    let datum = match (plain, dtype) {
-        (Some(datum), _) => datum,
-        (None, DataType::Bool) => bool::datum_type(),
-        // What is packed into a byte in the file has one of its own here.
-        (None, DataType::Int4 | DataType::Int2) => i8::datum_type(),
-        (None, DataType::Uint4 | DataType::Uint2) => u8::datum_type(),
-        _ => return Err(fail(format!("type {} is not supported", dtype.as_str_name())).into()),
-    };
-    Ok(wide.cast_to_dt(datum)?.into_owned())
-}
-
 impl Plan for TractPlan {
     fn run(
         &self,
@@ -347,7 +389,7 @@ impl Plan for TractPlan {
             }
             let values = tensor.values()?;
             self.check_indices(name, &values, batch)?;
-            inputs.push(values_tensor(&values).into_tvalue());
+            inputs.push(values_tensor(values).into_tvalue());
         }
         let fail = |reason| EngineError::Run {
             first: batch.rows.first().copied().unwrap_or(0),
@@ -427,21 +469,6 @@ impl TractPlan {
             }
         }
         Ok(())
-    }
-}
-
-fn values_tensor(values: &Values) -> Tensor {
-    match values {
-        Values::F32(a) => a.clone().into_tensor(),
-        Values::I8(a) => a.clone().into_tensor(),
-        Values::I16(a) => a.clone().into_tensor(),
-        Values::I32(a) => a.clone().into_tensor(),
-        Values::I64(a) => a.clone().into_tensor(),
-        Values::U8(a) => a.clone().into_tensor(),
-        Values::U16(a) => a.clone().into_tensor(),
-        Values::U32(a) => a.clone().into_tensor(),
-        Values::U64(a) => a.clone().into_tensor(),
-        Values::Bool(a) => a.clone().into_tensor(),
     }
 }
 

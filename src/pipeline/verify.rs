@@ -5,7 +5,7 @@ use super::drop::{Source, units};
 use super::folded::{Folded, rounding_error};
 use super::subset::{is_below, score};
 use crate::Error;
-use crate::calibrate::{OutputComparison, compare};
+use crate::calibrate::{OutputComparison, compare_with};
 use crate::graph::branches::unflatten;
 use crate::onnx::Model;
 use crate::review::{
@@ -61,15 +61,18 @@ impl Run<'_> {
         Ok(())
     }
 
-    pub(super) fn compare(&self, models: &[&Model]) -> Result<Vec<Vec<OutputComparison>>, Error> {
+    pub(super) fn compare(
+        &mut self,
+        models: &[&Model],
+    ) -> Result<Vec<Vec<OutputComparison>>, Error> {
         let (engine, threads) = (self.engine, self.options.threads);
         let models: Vec<Model> = models.iter().map(|m| unflatten(m)).collect();
         let models: Vec<&Model> = models.iter().collect();
-        Ok(compare(
+        let reference = &mut self.reference;
+        Ok(compare_with(
             engine,
-            self.original,
+            reference,
             &models,
-            &self.held_out,
             threads,
             self.progress,
         )?)

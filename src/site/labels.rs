@@ -85,6 +85,9 @@ fn join(a: u32, b: u32, ties: &mut Ties) -> Option<u32> {
 /// Labels of the smaller value that was broadcast to `labels`' shape (NumPy's rule). Channels that fall on one element
 /// are tied. `None` if an element would belong to a channel and to none.
 pub(super) fn unbroadcast(labels: &Labels, shape: &[usize], ties: &mut Ties) -> Option<Labels> {
+    if labels.shape() == shape {
+        return Some(labels.clone());
+    }
     let offset = labels.ndim().checked_sub(shape.len())?;
     let mut result: ArrayD<u32> = ArrayD::from_elem(IxDyn(shape), NONE);
     let mut seen = ArrayD::from_elem(IxDyn(shape), false);

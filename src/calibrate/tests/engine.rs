@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ndarray::array;
 
 use super::*;
-use crate::calibrate::compare::compare_within;
+use crate::calibrate::compare::{Reference, compare_within};
 use crate::calibrate::{
     EngineError, OutputComparison, RowError, StatOptions, TractEngine, compare, outputs, statistics,
 };
@@ -22,7 +22,7 @@ fn error<T: std::fmt::Debug>(result: Result<T, EngineError>) -> String {
     result.unwrap_err().to_string()
 }
 
-fn ids_batch(ids: ndarray::Array2<i64>) -> Batch {
+pub(super) fn ids_batch(ids: ndarray::Array2<i64>) -> Batch {
     let rows = (0..ids.nrows() as u64).collect();
     let tensor = InputTensor::from_values(Values::I64(ids.into_dyn()));
     Batch::new([("ids".to_owned(), tensor)].into(), rows)
@@ -46,7 +46,7 @@ fn tap(model: &Model, batch: Batch, name: &str) -> Result<(), EngineError> {
     .map(|_| ())
 }
 
-fn embedding() -> Model {
+pub(super) fn embedding() -> Model {
     model(
         17,
         vec![info("ids", DataType::Int64, &["b", "s"])],
@@ -355,7 +355,7 @@ fn a_node_without_a_type_is_an_error_and_not_a_panic() {
 }
 
 /// x + bias, with two more outputs: an integer one and a constant one.
-fn shifted(bias: f32) -> Model {
+pub(super) fn shifted(bias: f32) -> Model {
     model(
         17,
         vec![info("x", DataType::Float, &["b", "s", "2"])],
@@ -442,9 +442,8 @@ fn comparison_does_not_depend_on_threads_or_on_the_memory_allowed() {
         compare_within(
             budget,
             &TractEngine,
-            &same,
+            &mut Reference::new(&same, &batches),
             &models,
-            &batches,
             threads,
             &NoProgress,
         )

@@ -3,6 +3,7 @@
 mod branches;
 mod data;
 mod engine;
+mod plans;
 mod stats;
 
 use std::path::{Path, PathBuf};
