@@ -265,6 +265,26 @@ impl<'m> View<'m> {
             .and_then(|name| self.value(name))
     }
 
+    /// The value whose elements a constant has in another order, shape or type: the initializer that the file stores
+    /// once. A value that no such operator computes is its own.
+    pub fn origin(&self, mut value: ValueId) -> ValueId {
+        const KEEP: [&str; 6] = [
+            "Cast",
+            "Identity",
+            "Transpose",
+            "Reshape",
+            "Squeeze",
+            "Unsqueeze",
+        ];
+        while let Some((node, 0)) = self.producer(value)
+            && KEEP.contains(&self.op(node))
+            && let Some(input) = self.input(node, 0)
+        {
+            value = input;
+        }
+        value
+    }
+
     /// The initializer behind a value.
     pub fn initializer(&self, id: ValueId) -> Option<&'m TensorProto> {
         match self.source(id) {
