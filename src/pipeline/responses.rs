@@ -149,7 +149,7 @@ impl<'m> Responses<'m> {
     /// and can be run.
     pub fn joint(&self, blocks: &Blocks, site: usize, members: &[usize]) -> Option<Joint> {
         let members = members.iter().copied();
-        let alike = members.filter(|&i| blocks.same_weights(i, site));
+        let alike = members.filter(|&i| blocks.same_weights(&self.view, i, site));
         let run = alike.filter_map(|i| {
             let linears: Vec<&Linear> = blocks.selected(&blocks.sites[i]).collect();
             self.block(i, &blocks.values[i], &linears)

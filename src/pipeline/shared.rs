@@ -19,7 +19,7 @@ use super::search::tied;
 use crate::calibrate::{ChannelStats, FoldStats};
 use crate::graph::branches::branch_of_nodes;
 use crate::graph::{ValueId, View};
-use crate::recognise::{Linear, Recognised};
+use crate::recognise::Linear;
 use crate::site::{Place, Sink, Site};
 use crate::solve::{Migration, Solution};
 
@@ -131,23 +131,12 @@ impl Blocks {
         if !members.iter().all(alike) {
             return None;
         }
-        let known = |i: &usize| statistics.get(&self.values[*i]);
-        let merged = merge(&members.iter().filter_map(known).collect::<Vec<_>>())?;
         // One network run in two ways: whatever one of them sees, the other may.
         let mut seen = BTreeSet::new();
         let twins = members.iter().all(|&i| {
             let branch = branches[first(i).node.0].as_deref();
             branch.is_some() && seen.insert(branch)
         });
-        for &i in &members {
-            let name = &self.values[i];
-            let rank = statistics.get(name).map(|s| s.rank);
-            if twins || rank.is_none() {
-                let rank = rank.unwrap_or(merged.rank);
-                let folds = merged.folds.clone();
-                statistics.insert(name.clone(), ChannelStats { rank, folds });
-            }
-        }
         // Folded into one copy of a shared weight and not into another, a decision would make two of it.
         let places = |i: &usize| self.shared_places(&self.sites[*i], branches, roots);
         let same_ways = members.iter().all(|i| places(i) == places(&members[0]));
@@ -161,9 +150,23 @@ impl Blocks {
                 self.sites[i].allow_shift = false;
             }
         }
+        let known = |members: &[usize]| {
+            let known = members.iter().map(|&i| statistics.get(&self.values[i]));
+            merge(&known.flatten().collect::<Vec<_>>())
+        };
+        let of_all = known(&members)?;
+        let all = members.clone();
         // What cannot be migrated keeps the weight as it was; the others share another one.
-        if members.iter().any(|&i| self.sites[i].has_sink()) {
-            members.retain(|&i| self.sites[i].has_sink());
+        members.retain(|&i| self.sites[i].has_sink());
+        let merged = known(&members).unwrap_or_else(|| of_all.clone());
+        for &i in &all {
+            let name = &self.values[i];
+            let rank = statistics.get(name).map(|s| s.rank);
+            if twins || rank.is_none() {
+                let rank = rank.unwrap_or(of_all.rank);
+                let folds = of_all.folds.clone();
+                statistics.insert(name.clone(), ChannelStats { rank, folds });
+            }
         }
         self.agree_on_shift(&members);
         let leader = members.iter().copied().max_by_key(|&i| {
@@ -247,8 +250,9 @@ impl Blocks {
     }
 
     /// Whether two sites have Linears of the same weights, in the same order.
-    pub fn same_weights(&self, a: usize, b: usize) -> bool {
-        let weights = |i: usize| self.selected(&self.sites[i]).map(|l| l.weight);
+    pub fn same_weights(&self, view: &View, a: usize, b: usize) -> bool {
+        let linears = |i: usize| self.selected(&self.sites[i]);
+        let weights = |i: usize| linears(i).map(|l| view.derivation(l.weight));
         weights(a).eq(weights(b))
     }
 }
