@@ -244,6 +244,14 @@ impl Blocks {
         places.filter(shared).collect()
     }
 
+    /// The leader of every site that is decided with others.
+    pub fn leaders(&self) -> BTreeMap<usize, usize> {
+        let groups = self.groups.iter();
+        groups
+            .flat_map(|g| g.members.iter().map(|&i| (i, g.leader)))
+            .collect()
+    }
+
     /// The group that a site is decided with.
     pub fn group(&self, site: usize) -> Option<&Group> {
         self.groups.iter().find(|g| g.members.contains(&site))
