@@ -1,13 +1,13 @@
 //! The steps of [`crate::run`], in order, and what they have to remember for the report.
 
 mod blocks;
-mod branches;
 mod drop;
 mod folded;
 mod inline;
 mod quantize;
 mod responses;
 mod search;
+mod shared;
 mod subset;
 mod verify;
 
@@ -209,7 +209,7 @@ impl<'a> Run<'a> {
         };
         let mut stats = self.statistics(model, blocks, &values, &options)?;
         let extra_nodes = self.options.extra_nodes;
-        let notes = blocks.join_branches(&View::new(model), &mut stats, extra_nodes);
+        let notes = blocks.join_shared(&View::new(model), &mut stats, extra_nodes);
         self.report.notes.extend(notes);
         blocks.check_any()?;
         self.finish_step("calibrate");
@@ -262,8 +262,13 @@ impl<'a> Run<'a> {
         let view = View::new(model);
         let mut dropped = 0;
         let sites = blocks.sites.iter().zip(&blocks.values).zip(solutions);
-        for ((site, value), solution) in sites {
-            let Some(stats) = statistics.get(value).filter(|_| drops(&site.sink)) else {
+        for (i, ((site, value), solution)) in sites.enumerate() {
+            // Sites that share a weight go together, so that it stays shared.
+            let drops = match blocks.group(i) {
+                Some(group) => group.members.iter().any(|&m| drops(&blocks.sites[m].sink)),
+                None => drops(&site.sink),
+            };
+            let Some(stats) = statistics.get(value).filter(|_| drops) else {
                 continue;
             };
             let migrated = |s: &Solution| s.shift.is_some() || s.scale.is_some();

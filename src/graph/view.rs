@@ -265,6 +265,31 @@ impl<'m> View<'m> {
             .and_then(|name| self.value(name))
     }
 
+    /// The value whose elements a constant has in another order, shape or type: the initializer that the file stores
+    /// once. A value that no such operator computes is its own.
+    pub fn origin(&self, value: ValueId) -> ValueId {
+        self.derivation(value).0
+    }
+
+    /// [`View::origin`], and in words what is done to it: constants with the same of both are the same array.
+    pub fn derivation(&self, mut value: ValueId) -> (ValueId, String) {
+        const KEEP: [&str; 5] = ["Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze"];
+        let mut steps = String::new();
+        while let Some((node, 0)) = self.producer(value)
+            && let Some(input) = self.input(node, 0)
+        {
+            let (op, proto) = (self.op(node), self.node(node));
+            if KEEP.contains(&op) {
+                let others = &proto.input[1..];
+                steps += &format!("{op} {:?} {others:?}; ", proto.attribute);
+            } else if op != "Identity" {
+                break;
+            }
+            value = input;
+        }
+        (value, steps)
+    }
+
     /// The initializer behind a value.
     pub fn initializer(&self, id: ValueId) -> Option<&'m TensorProto> {
         match self.source(id) {

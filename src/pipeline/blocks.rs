@@ -1,7 +1,6 @@
 //! What a run works on: the recognised blocks of a model, and which of its Linears are to be quantized.
 
-use std::collections::BTreeMap;
-
+use super::shared::Group;
 use crate::graph::{ValueId, View};
 use crate::recognise::{Linear, Recognised, recognise};
 use crate::site::{Shapes, Sink, Site, find_sites, wanted_shapes};
@@ -15,8 +14,8 @@ pub(crate) struct Blocks {
     pub values: Vec<String>,
     /// Why a Linear is left in float, per Linear.
     pub skipped: Vec<Option<String>>,
-    /// Sites that take the decision of another site.
-    pub leaders: BTreeMap<usize, usize>,
+    /// Sites that are decided together; no site is in two.
+    pub groups: Vec<Group>,
 }
 
 impl Blocks {
@@ -53,7 +52,7 @@ impl Blocks {
             sites,
             values,
             skipped,
-            leaders: BTreeMap::new(),
+            groups: Vec::new(),
         };
         blocks.check_any()?;
         blocks.check_constants(view)?;

@@ -115,7 +115,7 @@ pub(crate) fn units(blocks: &Blocks, solutions: &Solutions) -> Vec<Unit> {
         Some((site, kind, gain))
     };
     let decisions = solutions.iter().enumerate().filter_map(decision);
-    grouped(decisions, &blocks.leaders)
+    grouped(decisions, &blocks.leaders())
 }
 
 /// Sites of one leader as one unit, in the order of kind (the one that costs or assumes most first) and then of gain, lowest

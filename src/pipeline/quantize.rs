@@ -7,7 +7,7 @@ use crate::Error;
 use crate::calibrate::ChannelStats;
 use crate::graph::{self, Names, View};
 use crate::onnx::Model;
-use crate::recognise::{Recognised, recognise};
+use crate::recognise::{Linear, Recognised, recognise};
 use crate::rewrite::{self, Activation, QuantizePlan, Rounded};
 use crate::site::Site;
 use crate::solve::correction::{Means, correction, means};
@@ -74,22 +74,23 @@ impl Run<'_> {
         let view = View::new(migrated);
         let spec = self.options.weight();
         // Linears that share a weight share its integers: the first decides.
+        let key = |l: &Linear| (view.derivation(l.weight), format!("{:?}", l.form));
         let mut first: BTreeMap<_, usize> = BTreeMap::new();
         for (l, linear) in found.linears.iter().enumerate() {
-            first.entry(linear.weight).or_insert(l);
+            first.entry(key(linear)).or_insert(l);
         }
-        let sites: Vec<_> = blocks
-            .sites
-            .iter()
-            .zip(&blocks.values)
-            .zip(solutions)
-            .collect();
-        let round = |((site, value), solution): &((&Site, &String), &Option<Solution>)| {
-            let (Some(stats), Some(solution)) = (statistics.get(*value), solution) else {
+        let sites: Vec<_> = blocks.sites.iter().zip(solutions).enumerate().collect();
+        let round = |(i, (site, solution)): &(usize, (&Site, &Option<Solution>))| {
+            // What is shared is rounded for the tokens of all.
+            let stats = match blocks.group(*i) {
+                Some(group) => Some(&group.statistics),
+                None => statistics.get(&blocks.values[*i]),
+            };
+            let (Some(stats), Some(solution)) = (stats, solution) else {
                 return Vec::new();
             };
             let linears = blocks.selected_indices(site).filter(|&l| {
-                first.get(&found.linears[l].weight) == Some(&l) && found.linears[l].n <= WIDEST
+                first.get(&key(&found.linears[l])) == Some(&l) && found.linears[l].n <= WIDEST
             });
             let migration = migration(solution);
             let linears: Vec<usize> = linears.collect();
@@ -115,7 +116,7 @@ impl Run<'_> {
         let rounded: Vec<Vec<_>> = sites.par_iter().map(round).collect();
         let mut rounded: BTreeMap<_, _> = rounded.into_iter().flatten().collect();
         for (l, linear) in found.linears.iter().enumerate() {
-            if let Some(shared) = rounded.get(&first[&linear.weight]).cloned() {
+            if let Some(shared) = rounded.get(&first[&key(linear)]).cloned() {
                 rounded.insert(l, shared);
             }
         }

@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ndarray::{Array1, Array2, ArrayView2, IxDyn};
+use ndarray::{Array1, Array2, ArrayView2, Axis, IxDyn, concatenate, s};
 
 use crate::calibrate::{
     Batch, Captured, ChannelStats, Engine, EngineError, InputTensor, Keep, Plan, StatOptions,
@@ -145,8 +145,20 @@ impl<'m> Responses<'m> {
             .collect()
     }
 
+    /// The responses of the `members` of a group as one, for the Linears of `site`; of those alone that have its weights
+    /// and can be run.
+    pub fn joint(&self, blocks: &Blocks, site: usize, members: &[usize]) -> Option<Joint> {
+        let members = members.iter().copied();
+        let alike = members.filter(|&i| blocks.same_weights(&self.view, i, site));
+        let run = alike.filter_map(|i| {
+            let linears: Vec<&Linear> = blocks.selected(&blocks.sites[i]).collect();
+            self.block(i, &blocks.values[i], &linears)
+        });
+        Joint::of(run.collect())
+    }
+
     /// The response of a site with these Linears, if it can be run.
-    pub fn block(&self, site: usize, value: &str, linears: &[&Linear]) -> Option<Block> {
+    fn block(&self, site: usize, value: &str, linears: &[&Linear]) -> Option<Block> {
         let response = self.blocks[site].as_ref()?;
         let x = self.kept.get(value)?;
         let channels = *x.value.shape().last()?;
@@ -314,7 +326,26 @@ impl Block {
     }
 }
 
-impl solve::Response for Block {
+/// The blocks behind sites of the same weights: their tokens one after the other.
+pub(crate) struct Joint {
+    blocks: Vec<Block>,
+    x: Array2<f32>,
+    halves: Vec<Option<usize>>,
+}
+
+impl Joint {
+    /// `None` of nothing.
+    fn of(blocks: Vec<Block>) -> Option<Joint> {
+        let tokens: Vec<_> = blocks.iter().map(|b| b.x.view()).collect();
+        Some(Joint {
+            x: concatenate(Axis(0), &tokens).ok()?,
+            halves: blocks.iter().flat_map(|b| b.halves.clone()).collect(),
+            blocks,
+        })
+    }
+}
+
+impl solve::Response for Joint {
     fn x(&self) -> ArrayView2<'_, f32> {
         self.x.view()
     }
@@ -324,7 +355,14 @@ impl solve::Response for Block {
     }
 
     fn loss(&self, products: Vec<Array2<f32>>) -> Option<f64> {
-        self.error(&self.feed(products)?)
+        let (mut start, mut loss) = (0, 0.0);
+        for block in &self.blocks {
+            let end = start + block.x.nrows();
+            let own = products.iter().map(|p| p.slice(s![start..end, ..]));
+            loss += block.error(&block.feed(own.map(|p| p.to_owned()).collect())?)?;
+            start = end;
+        }
+        Some(loss)
     }
 }
 

@@ -25,13 +25,17 @@ impl Run<'_> {
         let responses = self.take_responses(model, blocks);
         self.progress.begin("search", blocks.sites.len() as u64);
         let solve = |(i, (site, value)): (usize, (&Site, &String))| {
+            let group = blocks.group(i);
             let solution = statistics
                 .get(value)
                 .filter(|_| blocks.selected(site).next().is_some())
-                .filter(|_| blocks.leaders.get(&i).is_none_or(|&leader| leader == i))
+                .filter(|_| group.is_none_or(|group| group.leader == i))
                 .map(|stats| {
-                    let linears: Vec<&Linear> = blocks.selected(site).collect();
-                    let block = responses.as_ref().and_then(|r| r.block(i, value, &linears));
+                    let (members, stats) = match group {
+                        Some(group) => (&group.members[..], &group.statistics),
+                        None => (&[i][..], stats),
+                    };
+                    let block = responses.as_ref().and_then(|r| r.joint(blocks, i, members));
                     let response = block.as_ref().map(|b| b as &dyn Response);
                     self.solve_site(&view, blocks, site, stats, response)
                 });
@@ -40,8 +44,12 @@ impl Run<'_> {
         };
         let sites = blocks.sites.iter().zip(&blocks.values).enumerate();
         let mut solutions: Solutions = sites.map(solve).collect();
-        for (&site, &leader) in &blocks.leaders {
-            solutions[site] = solutions[leader].clone();
+        for group in &blocks.groups {
+            let joint = solutions[group.leader].clone();
+            for &i in &group.members {
+                let own = joint.as_ref().zip(statistics.get(&blocks.values[i]));
+                solutions[i] = own.map(|(joint, stats)| group.of_member(joint, stats));
+            }
         }
         self.progress.end();
         self.finish_step("search");
@@ -94,7 +102,7 @@ impl Run<'_> {
 }
 
 /// The extremes of every channel; channels that are tied have those of all of them, and so get one shift and scale.
-fn tied(site: &Site, min: &[f32], max: &[f32]) -> (Vec<f32>, Vec<f32>) {
+pub(super) fn tied(site: &Site, min: &[f32], max: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let (mut low, mut high) = (min.to_vec(), max.to_vec());
     if let Sink::Traced(Trace {
         ties: Some(ties), ..

@@ -14,8 +14,8 @@ use crate::recognise::{Linear, LinearForm};
 
 use super::Affine;
 
-/// What constants that several nodes read were changed to so far. Those that change alike stay shared: the layers of
-/// a network that is run twice, in the branches of an If.
+/// What constants that several nodes read were changed to so far, by the initializer they are made of. Those that change
+/// alike stay shared: layers that are applied again and again, or in both branches of an If.
 pub(super) type Copies = BTreeMap<ValueId, Vec<TensorProto>>;
 
 /// In what type migrated constants are written.
@@ -72,7 +72,7 @@ pub(super) fn set_constant(
     }
     let name = view.name(value);
     let mut tensor = new.into_tensor(name)?;
-    let copies = copies.entry(value).or_default();
+    let copies = copies.entry(view.origin(value)).or_default();
     let same = |t: &&TensorProto| {
         (t.data_type, &t.dims, &t.raw_data) == (tensor.data_type, &tensor.dims, &tensor.raw_data)
     };
@@ -98,19 +98,14 @@ pub(super) fn set_constant(
 }
 
 /// The type of the initializer that a float32 constant is a widened copy of: float16 or bfloat16.
-fn stored_narrow(view: &View, mut value: ValueId) -> Option<DataType> {
-    let stored = loop {
-        match view.source(value) {
-            Source::Initializer(_) => break tensor::dtype(view.initializer(value)?)?,
-            Source::Node { node, .. } => match view.op(node) {
-                "Constant" => break tensor::dtype(attr_t(view.node(node), "value")?)?,
-                "Cast" | "Identity" | "Transpose" | "Reshape" | "Squeeze" | "Unsqueeze" => {
-                    value = view.input(node, 0)?;
-                }
-                _ => return None,
-            },
-            _ => return None,
+fn stored_narrow(view: &View, value: ValueId) -> Option<DataType> {
+    let origin = view.origin(value);
+    let stored = match view.source(origin) {
+        Source::Initializer(_) => tensor::dtype(view.initializer(origin)?)?,
+        Source::Node { node, .. } if view.op(node) == "Constant" => {
+            tensor::dtype(attr_t(view.node(node), "value")?)?
         }
+        _ => return None,
     };
     matches!(stored, DataType::Float16 | DataType::Bfloat16).then_some(stored)
 }

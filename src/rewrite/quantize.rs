@@ -96,6 +96,9 @@ pub fn quantize(
 /// The identity of an input's quantization: two Linears with the same key can share one pair.
 type ActivationKey = (ValueId, u32, i32, i32, i32);
 
+/// The identity of a weight: what it is made of and how, Gemm's transB and the bits of its alpha.
+type WeightKey = ((ValueId, String), bool, u32);
+
 /// The first operator set with INT4 and the first IR version that knows it.
 const INT4_OPSET: (i64, i64) = (21, 10);
 
@@ -120,7 +123,7 @@ struct Writer<'a, 'm> {
     /// The dequantized input that Linears with the same key read.
     shared: BTreeMap<ActivationKey, String>,
     /// Weights already written: one initializer serves every Linear that reads it.
-    weights: BTreeMap<(ValueId, bool, u32), WeightNames>,
+    weights: BTreeMap<WeightKey, WeightNames>,
 }
 
 impl Writer<'_, '_> {
@@ -251,7 +254,8 @@ impl Writer<'_, '_> {
             LinearForm::Gemm { trans_b, alpha, .. } => (trans_b, alpha),
             LinearForm::MatMul => (false, 1.0),
         };
-        let key = (linear.weight, transposed, alpha.to_bits());
+        let derivation = self.view.derivation(linear.weight);
+        let key = (derivation, transposed, alpha.to_bits());
         if let Some(weight) = self.weights.get(&key) {
             return Ok(weight.clone());
         }

@@ -19,6 +19,7 @@ MODELS = ROOT / "models"
 sys.path[:0] = [str(MODELS), str(Path(__file__).parent)]
 
 import measure  # noqa: E402  (needs the path above)
+from build_albert import albert_model, read_torch  # noqa: E402
 from build_bert import bert_model, read_safetensors  # noqa: E402
 
 
@@ -75,11 +76,11 @@ TINY_LLAMA = tiny_case("tiny-llama", "logits", 15)
 TINY_CASES = [TINY, TINY_DECOMPOSED, TINY_LLAMA]
 
 
-def real_case(name, model, output, linears):
-    real = MODELS / "real"
-    for path in (model, real / "calib.npz", real / "heldout.npz"):
+def real_case(name, model, output, linears, data=""):
+    calib, heldout = (MODELS / "real" / f"{data}{half}.npz" for half in ("calib", "heldout"))
+    for path in (model, calib, heldout):
         assert path.is_file(), f"{path} is missing: run models/fetch"
-    return Case(name, model, real / "calib.npz", real / "heldout.npz", output, linears)
+    return Case(name, model, calib, heldout, output, linears)
 
 
 @pytest.fixture(scope="session")
@@ -99,6 +100,17 @@ def l6(tmp_path_factory):
         path.write_bytes(model.SerializeToString(deterministic=True))
         cases[form] = real_case(path.stem, path, "last_hidden_state", 36)
     return cases
+
+
+@pytest.fixture(scope="session")
+def albert(tmp_path_factory):
+    """rxnmapper's ALBERT: twelve layers, one set of weights."""
+    weights = MODELS / "real" / "albert.bin"
+    assert weights.is_file(), f"{weights} is missing: run models/fetch"
+    model = albert_model(read_torch(weights), heads=8, layers=12, fused=True)
+    path = tmp_path_factory.mktemp("albert") / "albert.onnx"
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    return real_case("albert", path, "last_hidden_state", 73, "reactions-")
 
 
 @pytest.fixture(scope="session")

@@ -64,6 +64,11 @@ def op_counts(model):
     return collections.Counter(node.op_type for node in model.graph.node)
 
 
+def stored_matrices(model, dtype):
+    """How many matrices of a type the file holds; biases can be rows of one."""
+    return sum(t.data_type == dtype and len(t.dims) == 2 and t.dims[0] > 1 for t in model.graph.initializer)
+
+
 def constants(model):
     """{value name: array} of initializers and Constant nodes."""
     found = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}

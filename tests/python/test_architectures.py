@@ -195,6 +195,20 @@ def test_the_migrated_float_model_is_the_original(name, tmp_path):
         assert error <= 1e-4, f"{output}: {error:.1e}"
 
 
+@pytest.mark.parametrize("name", [name for name in ROWS if name.startswith("albert")])
+def test_shared_weights_stay_shared(name, tmp_path):
+    """Two layers with one set of weights, which TorchScript hands to the second through Identity nodes."""
+    row = ROWS[name]
+    done, out, report = quantize(row, tmp_path)
+    none, plain, _ = quantize(row, tmp_path, "--method", "none")
+    assert done.returncode == none.returncode == 0
+    assert any(site["scale"] for site in report["sites"]), "nothing was migrated"
+    counts = [measure.stored_matrices(onnx.load(path), onnx.TensorProto.INT8) for path in (out, plain)]
+    # Exporters keep some or all weights shared.
+    assert counts[0] == counts[1] < expected_linears(row)
+    assert out.stat().st_size < (FOLDER / row["file"]).stat().st_size
+
+
 def test_the_table_is_wide_enough():
     """Every architecture from both exporters, every exporter version in several families, both kinds of attention."""
     plain = [r for r in ROWS.values() if r["variant"] is None]

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import MODELS, TINY_CASES
-from measure import op_counts, outputs
+from measure import heldout_sqnr, op_counts, outputs, stored_matrices
 from onnx.reference import ReferenceEvaluator
 
 
@@ -38,3 +38,27 @@ def test_both_forms_of_l6_are_one_function(l6):
     assert op_counts(onnx.load(l6["fused"].model))["LayerNormalization"] == 13
     counts = op_counts(onnx.load(l6["decomposed"].model))
     assert counts["LayerNormalization"] == 0 and counts["ReduceMean"] == 26
+
+
+@pytest.mark.parametrize("bits", [8, 6])
+def test_weights_that_all_layers_share_stay_shared(albert, job, bits):
+    bits = ("--weight-bits", bits, "--activation-bits", bits)
+    ours, plain = job(albert, *bits), job(albert, "--method", "none", *bits)
+    assert ours.report["decision"] == "migrated"
+    assert len(ours.report["linears"]) == albert.linears
+    assert heldout_sqnr(albert, ours.path) >= heldout_sqnr(albert, plain.path) + 2
+    assert stored_matrices(ours.model(), onnx.TensorProto.INT8) == stored_matrices(plain.model(), onnx.TensorProto.INT8) == 7
+    # What each layer needs of its own are small constants: not much more than half of the float file all the same.
+    assert ours.path.stat().st_size < 0.55 * albert.model.stat().st_size
+    assert ours.path.stat().st_size < 1.2 * plain.path.stat().st_size
+
+
+def test_shared_weights_stay_shared_in_the_migrated_float_model(albert, job):
+    migrated = job(albert, "--format", "float")
+    assert migrated.report["float_check"]["max_relative_error"] <= 1e-4
+    float32 = onnx.TensorProto.FLOAT
+    assert stored_matrices(migrated.model(), float32) == stored_matrices(onnx.load(albert.model), float32)
+    feeds = {name: array[:8] for name, array in albert.load_heldout().items()}
+    real = feeds["attention_mask"].astype(bool)
+    expected, got = (outputs(path, feeds)[albert.output][real] for path in (albert.model, migrated.path))
+    assert np.abs(expected - got).max() <= 1e-4 * np.ptp(expected)
