@@ -83,7 +83,9 @@ fn matrices(model: &Model, dtype: DataType) -> usize {
         .count()
 }
 
-fn decisions(sites: &[SiteReport]) -> Vec<(&Option<Vec<f32>>, &Option<Vec<f32>>)> {
+type Affines<'a> = (&'a Option<Vec<f32>>, &'a Option<Vec<f32>>);
+
+fn decisions(sites: &[SiteReport]) -> Vec<Affines<'_>> {
     sites.iter().map(|s| (&s.shift, &s.scale)).collect()
 }
 
