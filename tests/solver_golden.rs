@@ -225,6 +225,7 @@ fn the_search_finds_the_same_solution() {
     let recipe = Recipe {
         thresholds: fractions,
         refinements: 0,
+        survey_margins: margins.clone(),
         margins,
         finalists: usize::MAX,
         final_margins: usize::MAX,

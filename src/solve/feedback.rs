@@ -41,7 +41,12 @@ impl Feedback {
     /// `None` if there is nothing to learn: no tokens, or no energy.
     pub fn new(x: &Array2<f32>) -> Option<Self> {
         let channels = x.ncols();
-        let energy: Array1<f32> = x.map_axis(Axis(0), |column| column.dot(&column));
+        let mut energy = Array1::<f32>::zeros(channels);
+        for row in x.rows() {
+            Zip::from(&mut energy)
+                .and(row)
+                .for_each(|energy, v| *energy += v * v);
+        }
         let mean = energy
             .mean()
             .filter(|mean| mean.is_finite() && *mean > 0.0)?;
@@ -53,7 +58,7 @@ impl Feedback {
             let part = x.select(Axis(1), group);
             // In reverse, so that the lower factor becomes the upper one.
             let reversed = part.slice(s![.., ..;-1]).as_standard_layout().into_owned();
-            let mut h = reversed.t().dot(&reversed);
+            let mut h = lower_products(&reversed);
             h.diag_mut().map_inplace(|d| *d += DAMPING * mean);
             factor(&mut h)?;
             Some((
@@ -117,6 +122,19 @@ pub fn output_error(x: &Array2<f32>, w: ArrayView2<f32>, quantized: &QuantizedWe
         .iter()
         .map(|&v| f64::from(v) * f64::from(v))
         .sum()
+}
+
+/// The lower triangle of `xᵀ x`, in stripes, for `x: [T, C]`; what is above it is not to be read.
+fn lower_products(x: &Array2<f32>) -> Array2<f32> {
+    let n = x.ncols();
+    let mut h = Array2::zeros((n, n));
+    for start in (0..n).step_by(4 * BLOCK) {
+        let end = (start + 4 * BLOCK).min(n);
+        let (rows, columns) = (x.slice(s![.., start..]), x.slice(s![.., start..end]));
+        let mut stripe = h.slice_mut(s![start.., start..end]);
+        general_mat_mul(1.0, &rows.t(), &columns, 0.0, &mut stripe);
+    }
+    h
 }
 
 /// Turns H (symmetric, its lower triangle is read) into the unit lower L of `H = L D Lᵀ`; `None` if it is not positive.
