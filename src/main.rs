@@ -8,9 +8,9 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     return_freed_memory();
-    let arguments = cli::parse();
-    match cli::catch_panics(|| cli::quantize(&arguments)) {
-        Ok(()) => ExitCode::SUCCESS,
+    let command = cli::parse();
+    match cli::catch_panics(|| cli::run(&command)) {
+        Ok(status) => status,
         Err(error) => {
             // The text of every error holds its causes already.
             eprintln!("error: {error}");

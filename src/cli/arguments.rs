@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, ValueEnum, value_parser};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, value_parser};
 use onnx_osplus::calibrate::CalibSource;
 use onnx_osplus::solve::Method;
 use onnx_osplus::target::Target;
@@ -18,9 +18,30 @@ use regex::Regex;
 #[command(
     version,
     max_term_width = 100,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
     after_help = "Exit status: 0 done, 1 failed, 2 wrong usage, 3 no Linear could be quantized.\n\n\
                   Example: onnx-osplus in.onnx out.onnx --calib data.npz --report report.json"
 )]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Option<Command>,
+
+    #[command(flatten)]
+    quantize: Option<Arguments>,
+}
+
+/// What the user wants.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// The main job, which is asked for without the name of a command.
+    #[command(skip)]
+    Quantize(Box<Arguments>),
+    Text(super::text::Arguments),
+}
+
+/// The arguments of the main job.
+#[derive(Debug, Args)]
 pub struct Arguments {
     /// The float model to read
     #[arg(value_name = "IN")]
@@ -142,8 +163,19 @@ fn parse_batch(text: &str) -> Result<usize, String> {
 }
 
 /// Reads the arguments; prints help, version or a usage error and exits where that is all there is to do.
-pub fn parse() -> Arguments {
-    Arguments::parse()
+pub fn parse() -> Command {
+    let parsed = CommandLine::parse();
+    match (parsed.command, parsed.quantize) {
+        (Some(command), _) => command,
+        (None, Some(arguments)) => Command::Quantize(Box::new(arguments)),
+        // clap asks for IN, OUT and --calib where there is no command.
+        (None, None) => CommandLine::command()
+            .error(
+                clap::error::ErrorKind::MissingRequiredArgument,
+                "IN, OUT and --calib are needed",
+            )
+            .exit(),
+    }
 }
 
 impl Arguments {
@@ -198,29 +230,24 @@ fn source(text: &str) -> CalibSource {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn arguments_are_consistent() {
-        Arguments::command().debug_assert();
+        CommandLine::command().debug_assert();
     }
 
     #[test]
     fn every_option_has_an_example() {
-        for argument in Arguments::command()
-            .get_arguments()
-            .filter(|a| !a.is_positional())
-        {
-            let help = argument
-                .get_help()
-                .map(ToString::to_string)
-                .unwrap_or_default();
-            let built_in = matches!(argument.get_id().as_str(), "help" | "version");
-            assert!(
-                built_in || help.contains("[example: "),
-                "{}: {help}",
-                argument.get_id()
-            );
+        let main = CommandLine::command();
+        for command in std::iter::once(&main).chain(main.get_subcommands()) {
+            for argument in command.get_arguments().filter(|a| !a.is_positional()) {
+                let help = argument.get_help().map(ToString::to_string);
+                let help = help.unwrap_or_default();
+                let id = argument.get_id().as_str();
+                let built_in = matches!(id, "help" | "version");
+                let of = command.get_name();
+                assert!(built_in || help.contains("[example: "), "{of} {id}: {help}");
+            }
         }
     }
 

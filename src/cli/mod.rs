@@ -3,6 +3,7 @@
 mod arguments;
 mod progress;
 mod summary;
+mod text;
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -17,7 +18,8 @@ use onnx_osplus::calibrate::{Dataset, TractEngine};
 use onnx_osplus::onnx::{self, SaveOptions, SaveSummary};
 use onnx_osplus::review::Report;
 
-pub use arguments::{Arguments, parse};
+use arguments::Arguments;
+pub use arguments::{Command, parse};
 use progress::Terminal;
 
 /// Nothing could be quantized: not a failure of the tool, but nothing to deploy either.
@@ -35,7 +37,7 @@ pub fn exit_status(error: &anyhow::Error) -> ExitCode {
 ///
 /// The engine panics on some models, which the library catches and explains. The usual text of a panic would be
 /// printed all the same, before that explanation, so it is kept back here and shown only if nothing else caught it.
-pub fn catch_panics(work: impl FnOnce() -> Result<()>) -> Result<()> {
+pub fn catch_panics(work: impl FnOnce() -> Result<ExitCode>) -> Result<ExitCode> {
     static LAST: Mutex<String> = Mutex::new(String::new());
     std::panic::set_hook(Box::new(|info| {
         *LAST.lock().unwrap_or_else(PoisonError::into_inner) = info.to_string();
@@ -46,8 +48,25 @@ pub fn catch_panics(work: impl FnOnce() -> Result<()>) -> Result<()> {
     })
 }
 
+/// Does what the user wants; the exit status says how it went.
+pub fn run(command: &Command) -> Result<ExitCode> {
+    match command {
+        Command::Quantize(arguments) => quantize(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Text(arguments) => text::run(arguments).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+/// Prints text for a reader who may close the pipe early: such a one wants no more, and no error either.
+fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.map_err(|e| anyhow!("cannot write to the standard output: {e}")),
+    }
+}
+
 /// The main job: read IN, migrate and quantize it, write OUT, say what was done.
-pub fn quantize(arguments: &Arguments) -> Result<()> {
+fn quantize(arguments: &Arguments) -> Result<()> {
     let start = Instant::now();
     check_paths(arguments)?;
     let terminal = Terminal::new(arguments.quiet);
@@ -137,17 +156,11 @@ fn write_report(path: &Path, report: &Report) -> Result<()> {
 }
 
 fn print_summary(text: &str, output: &Path, saved: &SaveSummary) -> Result<()> {
-    let mut out = std::io::stdout().lock();
     let external = match saved.external_bytes {
         0 => String::new(),
         bytes => format!(" and {:.1} MB of external data", bytes as f64 / 1e6),
     };
-    let written = format!("wrote {}{external}", output.display());
-    // A reader that closed the pipe early wants no more text, and no error either.
-    match writeln!(out, "{text}{written}") {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        result => result.map_err(|e| anyhow!("cannot print the summary: {e}")),
-    }
+    print(&format!("{text}wrote {}{external}\n", output.display()))
 }
 
 /// Bytes of a model: the file, without external data beside it.

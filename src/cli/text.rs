@@ -1,0 +1,30 @@
+//! `onnx-osplus text`: a model as text that people and `git diff` can read.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use onnx_osplus::onnx;
+use onnx_osplus::onnx::text::{TextOptions, text};
+
+/// Print a model in the ONNX textual syntax, for reading and for `git diff`
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// The model to print
+    #[arg(value_name = "MODEL")]
+    model: PathBuf,
+
+    /// Print every element of every tensor, not only type, shape, range and digest [example: --weights]
+    #[arg(long)]
+    weights: bool,
+}
+
+/// Prints the model.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let model = onnx::load(&arguments.model)?;
+    let options = match arguments.weights {
+        true => TextOptions::FULL,
+        false => TextOptions::SHORT,
+    };
+    super::print(&text(&model, options))
+}
