@@ -167,6 +167,11 @@ pub struct FileArray {
 }
 
 impl FileArray {
+    /// Every element, little endian, in row-major order.
+    pub fn bytes(&self) -> &[u8] {
+        &self.data
+    }
+
     /// Wraps `data`, which must hold exactly the elements of `shape`; `None` if its length differs.
     pub fn new(element: Element, shape: Vec<usize>, data: Bytes) -> Option<FileArray> {
         let count = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d))?;

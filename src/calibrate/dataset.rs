@@ -8,13 +8,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::calibrate::array::type_name;
+use crate::calibrate::array::{FileArray, type_name};
 use crate::calibrate::error::CalibError;
 use crate::calibrate::fill::{FillRule, Filled, MASKS, Sizes, rule};
 use crate::calibrate::input::{Batch, InputTensor, NamedArray};
 use crate::calibrate::signature::{Dim, ModelInput, list, model_inputs};
 use crate::calibrate::sources::read_tables;
-use crate::onnx::Model;
+use crate::onnx::{Digest, Model};
 
 /// Of every `HOLD_OUT` rows the last is held out for verification.
 const HOLD_OUT: usize = 8;
@@ -101,6 +101,20 @@ impl Dataset {
     /// Rows in all.
     pub fn rows(&self) -> usize {
         self.tables.iter().map(|table| table.rows).sum()
+    }
+
+    /// SHA-256 of what the model is fed with: names, types, shapes and elements of every array, in the order of the files.
+    /// The same data in other files, or compressed, has the same digest.
+    pub fn digest(&self) -> String {
+        let mut digest = Digest::default();
+        for table in &self.tables {
+            for (name, (array, _)) in &table.arrays {
+                let FileArray { element, shape, .. } = &array.data;
+                digest.update(format!("{name}\0{element}\0{shape:?}\0").as_bytes());
+                digest.update(array.data.bytes());
+            }
+        }
+        digest.text()
     }
 
     /// The inputs that were filled in because no file gives them, in graph order.

@@ -116,6 +116,11 @@ pub struct Arguments {
     #[arg(long)]
     pub external_data: bool,
 
+    /// Leave out of OUT's metadata what it was made from and how: version, settings, digests of IN and of the data
+    /// [example: --no-metadata]
+    #[arg(long)]
+    pub no_metadata: bool,
+
     /// Overwrite OUT if it exists [example: --force]
     #[arg(long)]
     pub force: bool,

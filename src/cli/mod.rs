@@ -16,7 +16,7 @@ use std::time::Instant;
 use anyhow::{Result, anyhow, bail};
 use onnx_osplus::calibrate::{Dataset, TractEngine};
 use onnx_osplus::onnx::{self, SaveOptions, SaveSummary};
-use onnx_osplus::review::Report;
+use onnx_osplus::review::{Provenance, Report};
 
 use arguments::Arguments;
 pub use arguments::{Command, parse};
@@ -75,7 +75,7 @@ fn quantize(arguments: &Arguments) -> Result<()> {
     let loaded = start.elapsed().as_secs_f64();
     let data = Dataset::open(&original, &arguments.sources(), arguments.batch)?;
     let opened = start.elapsed().as_secs_f64();
-    let (model, mut report) = onnx_osplus::run(
+    let (mut model, mut report) = onnx_osplus::run(
         &original,
         &data,
         &TractEngine,
@@ -84,6 +84,10 @@ fn quantize(arguments: &Arguments) -> Result<()> {
     )?;
 
     let saving = Instant::now();
+    if !arguments.no_metadata {
+        let source = onnx::digest_model(&arguments.input)?;
+        Provenance::new(&report, source, data.digest()).write(&mut model);
+    }
     let options = SaveOptions {
         external_data: arguments.external_data,
         overwrite: arguments.force,

@@ -13,7 +13,7 @@ use super::visit::{self, Place};
 use super::{Model, TensorError, tensor, wire};
 use bytes::Bytes;
 use prost::Message;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -252,6 +252,25 @@ fn has_external_data(model: &mut ModelProto) -> bool {
         false => Ok(()),
     })
     .is_err()
+}
+
+/// The locations of the external data of the model in the file at `path`, as they are written there.
+pub(super) fn external_locations(path: &Path) -> Result<BTreeSet<String>, LoadError> {
+    let data = map(path).map_err(|source| LoadError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let mut locations = BTreeSet::new();
+    // The closure never fails, so the walk goes over every tensor.
+    let Ok(()) = visit::tensors(&mut decode(data, path)?, &mut |_, tensor| {
+        if is_external(tensor) {
+            let entries = tensor.external_data.iter();
+            let location = entries.filter(|entry| entry.key() == "location");
+            locations.extend(location.map(|entry| entry.value().to_owned()));
+        }
+        Ok::<(), std::convert::Infallible>(())
+    });
+    Ok(locations)
 }
 
 fn check_float(place: Place<'_>, tensor: &TensorProto) -> Result<(), TensorError> {

@@ -8,8 +8,9 @@
 //! which anything would be lost. [`save()`] streams it out again; a model that was not changed comes out byte for
 //! byte as it came in (when it has been written in the canonical order of protobuf, as every known exporter does).
 //! [`tensor`] turns tensors to arrays and back, [`node`] reads and makes nodes and their attributes. [`text()`] shows a
-//! model in ONNX's textual syntax.
+//! model in ONNX's textual syntax, [`digest_model`] says which file it was.
 
+mod digest;
 pub mod load;
 pub mod node;
 pub mod save;
@@ -18,6 +19,7 @@ pub mod text;
 mod visit;
 mod wire;
 
+pub use digest::{Digest, digest_file, digest_model};
 pub use load::{LoadError, load};
 pub use proto::tensor_proto::DataType;
 pub use save::{SaveError, SaveOptions, SaveSummary, save};

@@ -1,0 +1,88 @@
+//! SHA-256 of what went into a model, as `sha256sum` prints it.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use sha2::{Digest as _, Sha256};
+
+use super::LoadError;
+use super::load::external_locations;
+
+/// Bytes read at a time.
+const CHUNK: usize = 1 << 20;
+
+/// A SHA-256 in the making.
+#[derive(Clone, Debug, Default)]
+pub struct Digest(Sha256);
+
+impl Digest {
+    /// Adds bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// `sha256:` and 64 hexadecimal digits.
+    pub fn text(self) -> String {
+        let mut text = "sha256:".to_owned();
+        for byte in self.0.finalize() {
+            // Writing to a String does not fail.
+            let _ = write!(text, "{byte:02x}");
+        }
+        text
+    }
+}
+
+/// The digest of a file.
+///
+/// # Errors
+/// Whatever stops the file from being read.
+pub fn digest_file(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let mut buffer = vec![0; CHUNK];
+    let mut digest = Digest::default();
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(digest.text()),
+            n => digest.update(&buffer[..n]),
+        }
+    }
+}
+
+/// The digests of a model's file and of the files beside it that hold its external data, by their locations.
+///
+/// # Errors
+/// Those of [`load`](super::load()), or a data file that cannot be read.
+pub fn digest_model(path: &Path) -> Result<(String, Vec<(String, String)>), LoadError> {
+    let read = |path: &Path| {
+        digest_file(path).map_err(|source| LoadError::Read {
+            path: path.to_owned(),
+            source,
+        })
+    };
+    let locations: BTreeSet<String> = external_locations(path)?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let data = locations.into_iter().map(|location| {
+        let digest = read(&folder.join(&location))?;
+        Ok((location, digest))
+    });
+    Ok((read(path)?, data.collect::<Result<_, LoadError>>()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_is_that_of_sha256sum() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("abc");
+        std::fs::write(&path, "abc").unwrap();
+        // FIPS 180-4's own example.
+        let abc = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(digest_file(&path).unwrap(), abc);
+        assert!(digest_file(folder.path()).is_err());
+    }
+}
