@@ -57,8 +57,8 @@ pub struct Arguments {
     #[arg(long, value_name = "[NAME=]PATH", required = true)]
     pub calib: Vec<String>,
 
-    /// The runtime that will load OUT: ONNX Runtime (uint8 activations), or a form that ONNX Runtime, TensorRT and
-    /// OpenVINO all run (int8 activations, opset 20 at most) [example: --target portable]
+    /// The runtime that will load OUT: ONNX Runtime (uint8 activations), TensorRT or OpenVINO (int8 activations), or a
+    /// form that all of them run (int8 activations, opset 20 at most) [example: --target portable]
     #[arg(long, value_enum, default_value_t = TargetName::Ort)]
     target: TargetName,
 
@@ -137,6 +137,8 @@ pub struct Arguments {
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum TargetName {
     Ort,
+    Tensorrt,
+    Openvino,
     Portable,
 }
 
@@ -194,6 +196,8 @@ impl Arguments {
         Options {
             target: match self.target {
                 TargetName::Ort => Target::Ort,
+                TargetName::Tensorrt => Target::Tensorrt,
+                TargetName::Openvino => Target::Openvino,
                 TargetName::Portable => Target::Portable,
             },
             format: match self.format {

@@ -5,6 +5,10 @@
 pub enum Target {
     /// ONNX Runtime on CPUs.
     Ort,
+    /// TensorRT and TensorRT-RTX.
+    Tensorrt,
+    /// OpenVINO.
+    Openvino,
     /// One file for ONNX Runtime, TensorRT and OpenVINO.
     Portable,
 }
@@ -42,7 +46,12 @@ pub const MIN_OPSET: i64 = 13;
 
 impl Target {
     /// Every target.
-    pub const ALL: [Target; 2] = [Target::Ort, Target::Portable];
+    pub const ALL: [Target; 4] = [
+        Target::Ort,
+        Target::Tensorrt,
+        Target::Openvino,
+        Target::Portable,
+    ];
 
     /// The rules of this target.
     pub fn profile(self) -> Profile {
@@ -53,6 +62,22 @@ impl Target {
                 symmetric: false,
                 share_activations: true,
                 gemm_bias: GemmBias::Int32,
+                max_opset: None,
+            },
+            Target::Tensorrt => Profile {
+                target: self,
+                name: "tensorrt",
+                symmetric: true,
+                share_activations: true,
+                gemm_bias: GemmBias::SeparateAdd,
+                max_opset: None,
+            },
+            Target::Openvino => Profile {
+                target: self,
+                name: "openvino",
+                symmetric: true,
+                share_activations: true,
+                gemm_bias: GemmBias::SeparateAdd,
                 max_opset: None,
             },
             Target::Portable => Profile {
