@@ -23,6 +23,12 @@ const CONFIRMED_BY: usize = 128;
 /// Output columns up to which weights are rounded with error feedback: beyond is the Linear of a vocabulary.
 const WIDEST: usize = 16384;
 
+/// Integers and biases of the migrated model that are better than rounding to the nearest, by the numbers of the Linears.
+pub(crate) struct Refinement {
+    rounded: Rounded,
+    corrections: Vec<(usize, Vec<f32>)>,
+}
+
 impl Run<'_> {
     /// The migrated model with Q/DQ at every selected Linear.
     pub fn quantize(
@@ -32,35 +38,59 @@ impl Run<'_> {
         statistics: &BTreeMap<String, ChannelStats>,
         solutions: &Solutions,
     ) -> Result<Model, Error> {
+        let refined = self.refine(&migrated, blocks, statistics, solutions);
+        let every = |_| true;
+        let of = (solutions, &refined);
+        let model = self.quantize_refined(migrated, blocks, statistics, of, &every)?;
+        self.finish_step("quantize");
+        Ok(model)
+    }
+
+    /// What makes the quantization of the migrated model better than rounding to the nearest.
+    pub(super) fn refine(
+        &self,
+        migrated: &Model,
+        blocks: &Blocks,
+        statistics: &BTreeMap<String, ChannelStats>,
+        solutions: &Solutions,
+    ) -> Refinement {
+        let found = recognised(migrated, blocks);
+        let rounded = self.round(migrated, &found, blocks, statistics, solutions);
+        let of = (solutions, &rounded);
+        let corrections = self.corrections(migrated, &found, blocks, statistics, of);
+        Refinement {
+            rounded,
+            corrections,
+        }
+    }
+
+    /// The migrated model with Q/DQ at those selected Linears, by their numbers, that `quantizes` says.
+    pub(super) fn quantize_refined(
+        &self,
+        mut model: Model,
+        blocks: &Blocks,
+        statistics: &BTreeMap<String, ChannelStats>,
+        (solutions, refined): (&Solutions, &Refinement),
+        quantizes: &dyn Fn(usize) -> bool,
+    ) -> Result<Model, Error> {
         let ranges: Vec<_> = solutions
             .iter()
             .map(|s| s.as_ref().map(|s| s.range))
             .collect();
-        // Migration changes constants and adds nodes, but neither adds, removes nor reorders Linears.
-        let mut found = recognise(&View::new(&migrated));
-        // The weights are in float32 on their way to integers, whatever the type of the file.
-        for (linear, original) in found.linears.iter_mut().zip(&blocks.found.linears) {
-            linear.dtype = original.dtype;
-        }
-        let mut model = migrated;
-        let rounded = self.round(&model, &found, blocks, statistics, solutions);
-        let corrections =
-            self.corrections(&model, &found, blocks, statistics, (solutions, &rounded));
+        let mut found = recognised(&model, blocks);
+        let wanted = |l: &usize| blocks.skipped[*l].is_none() && quantizes(*l);
+        let corrections = refined.corrections.iter().filter(|(l, _)| wanted(l));
+        let corrections: Vec<_> = corrections.cloned().collect();
         if !corrections.is_empty() {
             let mut names = Names::new(&model);
             let patches =
                 rewrite::correct_biases(&View::new(&model), &found, &corrections, &mut names)?;
             graph::apply(&mut model, patches).map_err(rewrite::RewriteError::from)?;
             // The biases may be other constants now.
-            let dtypes: Vec<_> = found.linears.iter().map(|l| l.dtype).collect();
-            found = recognise(&View::new(&model));
-            for (linear, dtype) in found.linears.iter_mut().zip(dtypes) {
-                linear.dtype = dtype;
-            }
+            found = recognised(&model, blocks);
         }
-        let model = self.quantize_with(&model, &found, blocks, statistics, (&ranges, rounded))?;
-        self.finish_step("quantize");
-        Ok(model)
+        let of = (&ranges[..], refined.rounded.clone());
+        self.quantize_with(&model, &found, blocks, statistics, of, quantizes)
     }
 
     /// The weights of the migrated model rounded with error feedback, where that is better on tokens of the other half.
@@ -183,15 +213,26 @@ impl Run<'_> {
         if self.options.method == Method::None {
             return Ok(None);
         }
+        let model = self.quantize_min_max(model, blocks, statistics, &|_| true)?;
+        self.finish_step("quantize");
+        Ok(Some(model))
+    }
+
+    /// The original with plain min-max Q/DQ at those selected Linears, by their numbers, that `quantizes` says.
+    pub(super) fn quantize_min_max(
+        &self,
+        model: &Model,
+        blocks: &Blocks,
+        statistics: &BTreeMap<String, ChannelStats>,
+        quantizes: &dyn Fn(usize) -> bool,
+    ) -> Result<Model, Error> {
         let ranges: Vec<_> = blocks
             .values
             .iter()
             .map(|v| statistics.get(v).map(range))
             .collect();
-        let ranges = (&ranges[..], BTreeMap::new());
-        let model = self.quantize_with(model, &blocks.found, blocks, statistics, ranges)?;
-        self.finish_step("quantize");
-        Ok(Some(model))
+        let of = (&ranges[..], BTreeMap::new());
+        self.quantize_with(model, &blocks.found, blocks, statistics, of, quantizes)
     }
 
     fn quantize_with(
@@ -201,6 +242,7 @@ impl Run<'_> {
         blocks: &Blocks,
         statistics: &BTreeMap<String, ChannelStats>,
         (ranges, rounded): (&[Option<(f32, f32)>], Rounded),
+        quantizes: &dyn Fn(usize) -> bool,
     ) -> Result<Model, Error> {
         let view = View::new(model);
         let mut activations = vec![None; found.linears.len()];
@@ -213,7 +255,7 @@ impl Run<'_> {
                 .linears
                 .iter()
                 .zip(&site.ranks)
-                .filter(|(l, _)| blocks.skipped[**l].is_none())
+                .filter(|(l, _)| blocks.skipped[**l].is_none() && quantizes(**l))
             {
                 activations[l] = Some(Activation {
                     params,
@@ -233,6 +275,17 @@ impl Run<'_> {
         graph::apply(&mut quantized, patches).map_err(rewrite::RewriteError::from)?;
         Ok(quantized)
     }
+}
+
+/// What is recognised in a migrated model, which has the Linears of the original in the same order: migration changes
+/// constants and adds nodes, no more.
+fn recognised(migrated: &Model, blocks: &Blocks) -> Recognised {
+    let mut found = recognise(&View::new(migrated));
+    // The weights are in float32 on their way to integers, whatever the type of the file.
+    for (linear, original) in found.linears.iter_mut().zip(&blocks.found.linears) {
+        linear.dtype = original.dtype;
+    }
+    found
 }
 
 fn migration(solution: &Solution) -> Migration {
