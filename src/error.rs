@@ -70,6 +70,21 @@ pub enum Error {
         /// What is allowed.
         limit: f64,
     },
+    /// Too much would have to be left in float.
+    #[error(
+        "the outputs have {best:.2} dB with {kept} of {linears} Linears left in float, {wanted} dB were asked for with \
+         --min-sqnr; allow more with --keep-float, ask for less, or give more bits"
+    )]
+    MinSqnr {
+        /// The SQNR asked for, in dB.
+        wanted: f64,
+        /// The lowest SQNR of an output that was reached.
+        best: f64,
+        /// Linears left in float then.
+        kept: usize,
+        /// Linears in all.
+        linears: usize,
+    },
     /// The migrated float model differs from the original.
     #[error(
         "the migrated float model differs from the original: output `{output}` by {error:.1e} of its range, \

@@ -30,7 +30,7 @@ pub mod solve;
 pub mod target;
 
 pub use error::Error;
-pub use options::{Format, Options};
+pub use options::{Format, KeepFloat, Options};
 
 use calibrate::{Dataset, Engine};
 use graph::branches::unflatten;
@@ -104,7 +104,8 @@ pub fn run(
                 statistics: &statistics,
                 solutions: &solutions,
             };
-            run.keep_the_better(quantized, plain, &source)?
+            let better = run.keep_the_better(quantized, plain, &source)?;
+            run.keep_float(better, &model, &mut blocks, &statistics, &solutions)?
         }
     };
     Ok((unflatten(&result), run.into_report(blocks, solutions)))

@@ -15,6 +15,15 @@ pub enum Format {
     Float,
 }
 
+/// How much may be left in float.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum KeepFloat {
+    /// So many Linears.
+    Linears(usize),
+    /// This part, from 0 to 1, of the multiplications of all Linears that would be quantized.
+    Work(f64),
+}
+
 /// The settings of a run.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -34,6 +43,10 @@ pub struct Options {
     pub include: Option<Regex>,
     /// Linears whose node name matches are left in float.
     pub exclude: Option<Regex>,
+    /// At most so much is left in float, where that helps most.
+    pub keep_float: Option<KeepFloat>,
+    /// The SQNR that every output must have on the held-out rows, in dB; Linears are left in float until it has.
+    pub min_sqnr_db: Option<f64>,
     /// Parallel batches; 0 for one per core.
     pub threads: usize,
     /// Seed of the choice of calibration tokens.
@@ -55,6 +68,8 @@ impl Default for Options {
             activation_bits: 8,
             include: None,
             exclude: None,
+            keep_float: None,
+            min_sqnr_db: None,
             threads: 0,
             seed: 0,
             extra_nodes: true,
@@ -121,6 +136,11 @@ impl Options {
             activation_symmetric: self.activation().symmetric,
             include: self.include.as_ref().map(|r| r.as_str().to_owned()),
             exclude: self.exclude.as_ref().map(|r| r.as_str().to_owned()),
+            keep_float: self.keep_float.map(|keep| match keep {
+                KeepFloat::Linears(n) => n.to_string(),
+                KeepFloat::Work(part) => format!("{}%", part * 100.0),
+            }),
+            min_sqnr_db: self.min_sqnr_db,
             seed: self.seed,
             extra_nodes: self.extra_nodes,
             sample_tokens: self.sample_tokens,

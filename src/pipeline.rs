@@ -1,9 +1,11 @@
 //! The steps of [`crate::run`], in order, and what they have to remember for the report.
 
 mod blocks;
+mod budget;
 mod drop;
 mod folded;
 mod inline;
+mod keep_float;
 mod quantize;
 mod responses;
 mod search;
@@ -15,7 +17,8 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use crate::calibrate::{
-    Batch, Captured, ChannelStats, Dataset, Engine, Reference, StatOptions, shapes,
+    Batch, Captured, ChannelStats, Dataset, Engine, OutputComparison, Reference, StatOptions,
+    shapes,
 };
 use crate::graph::branches::flatten;
 use crate::graph::{self, Names, View, opset};
@@ -55,6 +58,9 @@ pub(crate) struct Run<'a> {
     migrated_sites: usize,
     /// Sites whose decision was dropped, with the reason.
     dropped: BTreeMap<usize, String>,
+    /// How what is written and plain min-max compare with the original on the held-out rows.
+    written: Vec<OutputComparison>,
+    plain: Option<Vec<OutputComparison>>,
     last_step: Instant,
 }
 
@@ -108,6 +114,8 @@ impl<'a> Run<'a> {
             responses: BTreeMap::new(),
             migrated_sites: 0,
             dropped: BTreeMap::new(),
+            written: Vec::new(),
+            plain: None,
             last_step: Instant::now(),
         }
     }
@@ -301,6 +309,17 @@ impl<'a> Run<'a> {
         blocks: &Blocks,
         solutions: &Solutions,
     ) -> Result<Folded, Error> {
+        self.fold_for(model, blocks, solutions, &|_| true)
+    }
+
+    /// [`Run::fold`] if of the selected Linears only those that `quantizes` says, by their numbers, get new weights after.
+    fn fold_for(
+        &mut self,
+        model: &Model,
+        blocks: &Blocks,
+        solutions: &Solutions,
+        quantizes: &dyn Fn(usize) -> bool,
+    ) -> Result<Folded, Error> {
         let view = View::new(model);
         let migrations: Vec<(&Site, Affine)> = blocks
             .sites
@@ -319,9 +338,10 @@ impl<'a> Run<'a> {
             .filter(|(site, affine)| site.has_sink() && !affine.is_identity())
             .collect();
         self.migrated_sites = migrations.len();
-        let quantizes = self.options.format == Format::Qdq;
-        let skipped = blocks.skipped.iter();
-        let replaced: Vec<bool> = skipped.map(|s| quantizes && s.is_none()).collect();
+        let any = self.options.format == Format::Qdq;
+        let skipped = blocks.skipped.iter().enumerate();
+        let replaced = skipped.map(|(l, s)| any && s.is_none() && quantizes(l));
+        let replaced: Vec<bool> = replaced.collect();
         let folded = Folded::new(model, |precision| {
             let mut names = Names::new(model);
             let (found, names) = (&blocks.found, &mut names);

@@ -6,7 +6,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, value_parser};
 use onnx_osplus::calibrate::CalibSource;
 use onnx_osplus::solve::Method;
 use onnx_osplus::target::Target;
-use onnx_osplus::{Format, Options};
+use onnx_osplus::{Format, KeepFloat, Options};
 use regex::Regex;
 
 /// Quantizes an ONNX transformer to int8 after moving its outlier channels into constants (Outlier Suppression+).
@@ -91,6 +91,16 @@ pub struct Arguments {
     #[arg(long, value_name = "REGEX")]
     exclude: Option<Regex>,
 
+    /// Leave at most so many Linears in float, or Linears with at most this part of all multiplications: those whose
+    /// quantization costs most, measured, for the work they save [example: --keep-float 6] [example: --keep-float 20%]
+    #[arg(long, value_name = "N|PERCENT%", value_parser = parse_keep_float)]
+    keep_float: Option<KeepFloat>,
+
+    /// Leave as few Linears in float as every output needs for this SQNR on data that was held out; fail if it is not
+    /// reached [example: --min-sqnr 25]
+    #[arg(long, value_name = "DB")]
+    min_sqnr: Option<f64>,
+
     /// Fold scales into existing constants only: insert no Mul where none can be reached (after GELU or SiLU)
     /// [example: --no-extra-nodes]
     #[arg(long)]
@@ -169,6 +179,18 @@ fn parse_batch(text: &str) -> Result<usize, String> {
     }
 }
 
+fn parse_keep_float(text: &str) -> Result<KeepFloat, String> {
+    let wrong =
+        || format!("`{text}` is neither a number of Linears nor a part of the work such as 20%");
+    match text.strip_suffix('%') {
+        None => text.parse().map(KeepFloat::Linears).map_err(|_| wrong()),
+        Some(percent) => match percent.trim().parse::<f64>() {
+            Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(KeepFloat::Work(percent / 100.0)),
+            _ => Err(wrong()),
+        },
+    }
+}
+
 /// Reads the arguments; prints help, version or a usage error and exits where that is all there is to do.
 pub fn parse() -> Command {
     let parsed = CommandLine::parse();
@@ -214,6 +236,8 @@ impl Arguments {
             activation_bits: self.activation_bits,
             include: self.include.clone(),
             exclude: self.exclude.clone(),
+            keep_float: self.keep_float,
+            min_sqnr_db: self.min_sqnr,
             threads: self.threads,
             seed: self.seed,
             extra_nodes: !self.no_extra_nodes,
@@ -257,6 +281,15 @@ mod tests {
                 let of = command.get_name();
                 assert!(built_in || help.contains("[example: "), "{of} {id}: {help}");
             }
+        }
+    }
+
+    #[test]
+    fn budgets_are_numbers_or_parts() {
+        assert_eq!(parse_keep_float("6"), Ok(KeepFloat::Linears(6)));
+        assert_eq!(parse_keep_float("12.5%"), Ok(KeepFloat::Work(0.125)));
+        for wrong in ["", "-1", "1.5", "101%", "-1%", "x%", "%"] {
+            assert!(parse_keep_float(wrong).is_err(), "{wrong}");
         }
     }
 

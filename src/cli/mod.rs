@@ -14,6 +14,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
+use onnx_osplus::Format;
 use onnx_osplus::calibrate::{Dataset, TractEngine};
 use onnx_osplus::onnx::{self, SaveOptions, SaveSummary};
 use onnx_osplus::review::{Provenance, Report};
@@ -69,19 +70,22 @@ fn print(text: &str) -> Result<()> {
 fn quantize(arguments: &Arguments) -> Result<()> {
     let start = Instant::now();
     check_paths(arguments)?;
+    let options = arguments.options();
+    if options.format == Format::Float
+        && (options.keep_float.is_some() || options.min_sqnr_db.is_some())
+    {
+        bail!(
+            "--format float quantizes nothing: --keep-float and --min-sqnr need another --format"
+        );
+    }
     let terminal = Terminal::new(arguments.quiet);
 
     let original = onnx::load(&arguments.input)?;
     let loaded = start.elapsed().as_secs_f64();
     let data = Dataset::open(&original, &arguments.sources(), arguments.batch)?;
     let opened = start.elapsed().as_secs_f64();
-    let (mut model, mut report) = onnx_osplus::run(
-        &original,
-        &data,
-        &TractEngine,
-        &arguments.options(),
-        &terminal,
-    )?;
+    let (mut model, mut report) =
+        onnx_osplus::run(&original, &data, &TractEngine, &options, &terminal)?;
 
     let saving = Instant::now();
     if !arguments.no_metadata {

@@ -203,6 +203,19 @@ fn outputs(out: &mut String, report: &Report) -> std::fmt::Result {
             )?;
         }
     }
+    if let Some(kept) = &report.kept_float {
+        writeln!(
+            out,
+            "in float   {} Linears with {:.1} % of the multiplications: {:.2} dB -> {:.2} dB on held-out data",
+            kept.linears.len(),
+            100.0 * kept.work,
+            kept.sqnr_before_db,
+            kept.sqnr_after_db
+        )?;
+        if kept.linears.is_empty() {
+            writeln!(out, "           leaving Linears in float bought nothing")?;
+        }
+    }
     if report.outputs.is_empty() {
         return Ok(());
     }

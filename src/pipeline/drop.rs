@@ -157,7 +157,7 @@ fn without(solutions: &Solutions, units: &[Unit], kept: &[bool]) -> Solutions {
 }
 
 /// Plain min-max in place of a solution.
-fn plain(solution: Solution) -> Solution {
+pub(super) fn plain(solution: Solution) -> Solution {
     Solution {
         shift: None,
         scale: None,

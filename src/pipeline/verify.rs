@@ -102,6 +102,7 @@ impl Run<'_> {
         let ours = compared.next().unwrap_or_default();
         let Some((plain, theirs)) = plain.zip(compared.next()) else {
             self.report.outputs = output_reports(&ours, Some(&ours));
+            (self.plain, self.written) = (Some(ours.clone()), ours);
             self.report.decision = Decision::PlainAskedFor;
             self.finish_step("verify");
             return Ok(quantized);
@@ -128,6 +129,7 @@ impl Run<'_> {
             _ => self.dropped.len(),
         };
         self.report.outputs = output_reports(&compared, Some(&theirs));
+        (self.plain, self.written) = (Some(theirs), compared);
         self.finish_step("verify");
         Ok(result)
     }

@@ -29,6 +29,8 @@ pub struct Report {
     pub decision: Decision,
     /// Sites that plain min-max was written for after validation, although the search had decided otherwise.
     pub dropped_sites: usize,
+    /// What was left in float to make the outputs better; `None` unless that was asked for.
+    pub kept_float: Option<KeptFloat>,
     /// Model inputs that the calibration data did not give: name and what they were filled with.
     pub filled_inputs: BTreeMap<String, String>,
     /// What else a reader should know.
@@ -52,6 +54,8 @@ pub struct Settings {
     pub activation_symmetric: bool,
     pub include: Option<String>,
     pub exclude: Option<String>,
+    pub keep_float: Option<String>,
+    pub min_sqnr_db: Option<f64>,
     pub seed: u64,
     pub extra_nodes: bool,
     pub sample_tokens: usize,
@@ -174,6 +178,32 @@ pub struct OutputReport {
     pub cosine: f64,
     /// `sqnr_db` of plain min-max quantization of the same Linears.
     pub plain_sqnr_db: Option<f64>,
+}
+
+/// What leaving Linears in float bought.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct KeptFloat {
+    /// The Linears left in float, those that were chosen first first.
+    pub linears: Vec<KeptLinear>,
+    /// Every quantized Linear's share of the error, largest first, as it was measured before the choice.
+    pub sensitivity: Vec<KeptLinear>,
+    /// The part, from 0 to 1, of the multiplications of all Linears that is left in float.
+    pub work: f64,
+    /// The mean SQNR of the outputs on the held-out rows with every Linear quantized, in dB.
+    pub sqnr_before_db: f64,
+    /// And with these in float.
+    pub sqnr_after_db: f64,
+}
+
+/// One Linear and what it adds to the error of the outputs.
+#[derive(Clone, Debug, Serialize)]
+pub struct KeptLinear {
+    /// The name of its MatMul or Gemm.
+    pub name: String,
+    /// Its part of the sum of all Linears' errors, each measured with that Linear alone quantized; from 0 to 1.
+    pub error: f64,
+    /// Its part of the multiplications of all Linears, from 0 to 1.
+    pub work: f64,
 }
 
 /// What was written.
