@@ -117,7 +117,7 @@ mod tests {
     fn most_error_for_least_work_first_and_trifles_last() {
         // 2 costs next to nothing and brings next to nothing.
         let list = candidates(&[(4.0, 4.0), (6.0, 2.0), (0.1, 0.001), (5.9, 2.0), (1.0, 0.1)]);
-        assert_eq!(numbers(&order(&list)), [1, 3, 0, 2, 4]);
+        assert_eq!(numbers(&order(&list)), [1, 3, 0, 4, 2]);
     }
 
     #[test]
@@ -128,7 +128,9 @@ mod tests {
         assert_eq!(within(&order, KeepFloat::Linears(9)).len(), 4);
         // 5 of 10: 2 + 1, and 3 no more.
         assert_eq!(numbers(&within(&order, KeepFloat::Work(0.5))), [1, 3]);
-        assert_eq!(numbers(&within(&order, KeepFloat::Work(0.7))), [1, 3, 0]);
+        assert_eq!(numbers(&within(&order, KeepFloat::Work(0.6))), [1, 3, 2]);
+        // 1 of 10: the first is passed over.
+        assert_eq!(numbers(&within(&order, KeepFloat::Work(0.1))), [3]);
         assert!(within(&order, KeepFloat::Work(0.05)).is_empty());
     }
 
