@@ -26,6 +26,9 @@ pub enum Error {
     /// The model cannot be rewritten.
     #[error(transparent)]
     Rewrite(#[from] crate::rewrite::RewriteError),
+    /// Two models cannot be compared.
+    #[error(transparent)]
+    Verify(#[from] crate::review::VerifyError),
     /// Nothing to do.
     #[error("no Linear could be quantized: {0}")]
     NothingToQuantize(String),

@@ -34,7 +34,10 @@ pub struct Keep<'a> {
 
 impl Keep<'_> {
     /// Runs the batch with a plan of its own.
-    pub(super) fn capture(&self, engine: &dyn Engine, model: &Model) -> Result<Kept, EngineError> {
+    ///
+    /// # Errors
+    /// What [`Engine::plan`] and [`Plan::run`] refuse.
+    pub fn capture(&self, engine: &dyn Engine, model: &Model) -> Result<Kept, EngineError> {
         let wanted = Wanted {
             taps: self.values,
             outputs: false,

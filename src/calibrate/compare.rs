@@ -66,6 +66,9 @@ pub struct OutputComparison {
     pub range: (f64, f64),
     /// Elements compared.
     pub elements: u64,
+    /// Of an output `[…, C]` of two or more axes with C ≥ 2: the vectors compared, and how many have their largest element
+    /// (the first of equals) at the same place in both models. `(0, 0)` for every other output.
+    pub top1: (u64, u64),
     /// The rows compared, ascending.
     pub rows: Vec<RowError>,
 }
@@ -336,6 +339,9 @@ struct Sums {
     min: f64,
     max: f64,
     elements: u64,
+    /// Vectors compared, and those with the same largest element.
+    vectors: u64,
+    agreeing: u64,
 }
 
 impl Default for Sums {
@@ -349,6 +355,8 @@ impl Default for Sums {
             min: f64::INFINITY,
             max: f64::NEG_INFINITY,
             elements: 0,
+            vectors: 0,
+            agreeing: 0,
         }
     }
 }
@@ -363,6 +371,8 @@ impl Sums {
         self.min = self.min.min(more.min);
         self.max = self.max.max(more.max);
         self.elements += more.elements;
+        self.vectors += more.vectors;
+        self.agreeing += more.agreeing;
     }
 
     fn element(&mut self, r: f64, o: f64) {
@@ -402,6 +412,7 @@ impl Sums {
             },
             range: (self.min, self.max),
             elements: self.elements,
+            top1: (self.vectors, self.agreeing),
             rows: Vec::new(),
         }
     }
@@ -432,6 +443,7 @@ fn compare_batch(
         }
         let channels = r.shape().last().copied().unwrap_or(1).max(1);
         let places = context.places(r.shape());
+        let reference_rank = r.ndim();
         let (r, o) = (r.as_standard_layout(), o.as_standard_layout());
         // Standard layout makes both contiguous.
         let (Some(r), Some(o)) = (r.as_slice(), o.as_slice()) else {
@@ -444,6 +456,10 @@ fn compare_batch(
                 continue;
             }
             let sums = rows.entry(context.row(place.row)).or_default();
+            if reference_rank > 1 && channels > 1 {
+                sums.vectors += 1;
+                sums.agreeing += u64::from(largest(r) == largest(o));
+            }
             for (r, o) in r.iter().zip(o) {
                 if r.is_finite() && o.is_finite() {
                     sums.element(f64::from(*r), f64::from(*o));
@@ -460,4 +476,16 @@ fn compare_batch(
         result.insert(name.clone(), rows);
     }
     Ok(result)
+}
+
+/// The place of the largest element, the first of equals; NaN is none.
+fn largest(vector: &[f32]) -> Option<usize> {
+    let mut best: Option<(usize, f32)> = None;
+    for (i, &v) in vector.iter().enumerate() {
+        let larger = best.is_none_or(|(_, most)| v > most);
+        if larger && !v.is_nan() {
+            best = Some((i, v));
+        }
+    }
+    best.map(|(i, _)| i)
 }

@@ -153,6 +153,22 @@ impl Dataset {
         split
     }
 
+    /// All rows, in their order.
+    pub fn all(&self) -> Vec<Batch> {
+        let mut batches = Vec::new();
+        for table in &self.tables {
+            let rows: Vec<usize> = (0..table.rows).collect();
+            self.batches(table, &rows, &mut batches);
+        }
+        batches
+    }
+
+    /// The first rows of the first table, whole, as one batch of about `tokens` tokens; at least one unit of rows.
+    pub fn few(&self, tokens: usize) -> Option<Batch> {
+        self.sequences(tokens)
+            .or_else(|| self.all().into_iter().next())
+    }
+
     /// Small batches to learn shapes from, one for every setting of the switches: two rows, so that the batch is an
     /// axis like any other, or as many as the model fixes.
     pub fn small_batches(&self) -> Vec<Batch> {

@@ -319,6 +319,7 @@ mod tests {
             max_relative_error: 0.0,
             range: (0.0, 0.0),
             elements: 0,
+            top1: (0, 0),
             rows: db.iter().enumerate().map(row).collect(),
         }
     }

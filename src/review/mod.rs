@@ -2,11 +2,18 @@
 
 mod account;
 mod provenance;
+mod quantized;
 mod report;
+mod verify;
 
 pub use account::{linear_report, output_reports, site_report};
 pub use provenance::Provenance;
 pub use report::{
     Decision, FLOAT_LIMIT, FloatCheck, InlinedReport, KeptFloat, KeptLinear, LinearReport,
     NearMissReport, OutputReport, ROUNDING_LIMIT, Report, RoundedCheck, Settings, SiteReport,
+};
+pub use quantized::{QuantizedLinear, quantized_linears};
+pub use verify::{
+    Energy, LAYER_TOKENS, LayerError, OutputError, VERIFICATION_SCHEMA, Verification, VerifyError,
+    VerifyOptions, VerifyRows, verify,
 };

@@ -404,6 +404,7 @@ fn comparison_measures_real_tokens_only() {
             max_relative_error: 0.0,
             range: (-1., 6.),
             elements: 8,
+            top1: (4, 4),
             rows: vec![
                 RowError {
                     row: 0,

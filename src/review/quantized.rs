@@ -1,0 +1,183 @@
+//! What is quantized already in a model, whoever quantized it.
+//!
+//! *Linears*: MatMul and Gemm whose weight comes from a DequantizeLinear of constants (through operators that only
+//! rearrange it), and the operators that multiply stored integers: MatMulInteger and QLinearMatMul of ONNX, QGemm,
+//! QAttention, MatMulIntegerToFloat, DynamicQuantizeMatMul and MatMulNBits of ONNX Runtime.
+
+use serde::Serialize;
+
+use crate::graph::{NodeId, ValueId, View};
+use crate::onnx::node::attr_i;
+use crate::onnx::tensor;
+
+/// One Linear with a stored integer weight.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct QuantizedLinear {
+    /// The node's name.
+    pub name: String,
+    /// Its operator.
+    pub op: String,
+    /// The type of the stored weight: "INT8", "UINT8", "INT4", …; "4 bits" for MatMulNBits.
+    pub weight: String,
+    /// "per-tensor", "per-channel" or "per-block".
+    pub granularity: &'static str,
+    /// The type of the quantized input; `None` if the input is float.
+    pub activation: Option<String>,
+    /// Whether the input's scale is found at run time.
+    pub dynamic: bool,
+    /// The node's place in the graph.
+    #[serde(skip)]
+    pub node: NodeId,
+}
+
+/// Every quantized Linear of the main graph, in graph order.
+pub fn quantized_linears(view: &View) -> Vec<QuantizedLinear> {
+    let linears = view.nodes().filter_map(|(node, _)| linear(view, node));
+    linears.collect()
+}
+
+/// The quantized Linear that a node is.
+fn linear(view: &View, node: NodeId) -> Option<QuantizedLinear> {
+    let proto = view.node(node);
+    // Which inputs hold x, the stored weight and its scale.
+    let (x, weight, scale) = match proto.op_type() {
+        "MatMul" | "Gemm" => return between_dequantizers(view, node),
+        "MatMulInteger" => (0, 1, None),
+        "QLinearMatMul" => (0, 3, Some(4)),
+        "QGemm" => (0, 3, Some(4)),
+        "QAttention" => (0, 1, Some(4)),
+        "MatMulIntegerToFloat" => (0, 1, Some(3)),
+        "DynamicQuantizeMatMul" => (0, 1, Some(2)),
+        "MatMulNBits" => (0, 1, None),
+        _ => return None,
+    };
+    let stored = view.input(node, weight)?;
+    let weight_type = constant_type(view, stored)?;
+    let x = view.input(node, x)?;
+    let blocks = proto.op_type() == "MatMulNBits";
+    let float_input = matches!(proto.op_type(), "MatMulNBits");
+    let dynamic = proto.op_type() == "DynamicQuantizeMatMul"
+        || producer(view, x).is_some_and(|op| op == "DynamicQuantizeLinear");
+    let granularity = match scale.and_then(|slot| view.input(node, slot)) {
+        _ if blocks => "per-block",
+        Some(scale) => granularity(view, scale, false),
+        // MatMulInteger: the scale is multiplied afterwards, only the zero point tells.
+        None => {
+            let zero = view.input(node, 3).map(|z| granularity(view, z, false));
+            match (zero, scale_behind(view, node)) {
+                (_, Some(scale)) => granularity(view, scale, false),
+                (zero, None) => zero.unwrap_or("per-tensor"),
+            }
+        }
+    };
+    let activation = match proto.op_type() {
+        "DynamicQuantizeMatMul" => Some("UINT8".to_owned()),
+        _ if float_input => None,
+        _ => Some(integer_type(view, x).unwrap_or_else(|| "integer".to_owned())),
+    };
+    Some(QuantizedLinear {
+        name: view.node_name(node).to_owned(),
+        op: proto.op_type().to_owned(),
+        weight: match attr_i(proto, "bits").filter(|_| blocks) {
+            Some(bits) => format!("{bits} bits"),
+            None if blocks => "4 bits".to_owned(),
+            None => weight_type,
+        },
+        granularity,
+        activation,
+        dynamic,
+        node,
+    })
+}
+
+/// A MatMul or Gemm of a weight behind a DequantizeLinear.
+fn between_dequantizers(view: &View, node: NodeId) -> Option<QuantizedLinear> {
+    let weight = dequantizer(view, view.input(node, 1)?)?;
+    let weight_type = constant_type(view, view.input(weight, 0)?)?;
+    let blocks = attr_i(view.node(weight), "block_size").unwrap_or(0) > 0;
+    let x = dequantizer(view, view.input(node, 0)?);
+    let quantized = x.and_then(|x| view.input(x, 0));
+    let producer = quantized.and_then(|q| producer(view, q));
+    Some(QuantizedLinear {
+        name: view.node_name(node).to_owned(),
+        op: view.node(node).op_type().to_owned(),
+        weight: weight_type,
+        granularity: granularity(view, view.input(weight, 1)?, blocks),
+        activation: quantized.map(|q| {
+            let of_zero = x.and_then(|x| constant_type(view, view.input(x, 2)?));
+            let stated = of_zero.or_else(|| integer_type(view, q));
+            stated.unwrap_or_else(|| "UINT8".to_owned())
+        }),
+        dynamic: producer == Some("DynamicQuantizeLinear"),
+        node,
+    })
+}
+
+fn producer<'m>(view: &View<'m>, value: ValueId) -> Option<&'m str> {
+    let (node, _) = view.producer(value)?;
+    view.node(node).op_type.as_deref()
+}
+
+/// The DequantizeLinear that a value comes from through operators that only rearrange it.
+fn dequantizer(view: &View, mut value: ValueId) -> Option<NodeId> {
+    while let (node, 0) = view.producer(value)? {
+        match view.node(node).op_type() {
+            "DequantizeLinear" => return Some(node),
+            "Identity" | "Cast" | "Transpose" | "Reshape" | "Squeeze" | "Unsqueeze" => {
+                value = view.input(node, 0)?;
+            }
+            _ => return None,
+        }
+    }
+    None
+}
+
+/// The element type of a constant, through the Cast that 4-bit weights may have.
+fn constant_type(view: &View, value: ValueId) -> Option<String> {
+    let origin = view.origin(value);
+    if let Some(stored) = view.initializer(origin) {
+        return Some(tensor::dtype(stored)?.as_str_name().to_owned());
+    }
+    let constant = crate::onnx::node::attr_t(view.node(view.producer_is(origin, "Constant")?), "value")?;
+    Some(tensor::dtype(constant)?.as_str_name().to_owned())
+}
+
+/// The type of a value that some quantizer computes: that of its zero point.
+fn integer_type(view: &View, value: ValueId) -> Option<String> {
+    let (node, _) = view.producer(value)?;
+    let proto = view.node(node);
+    let zero_point = match proto.op_type() {
+        "QuantizeLinear" => 2,
+        "DynamicQuantizeLinear" => return Some("UINT8".to_owned()),
+        "QLinearMatMul" => 7,
+        _ => return None,
+    };
+    let stated = view.input(node, zero_point);
+    let stated = stated.and_then(|zero| constant_type(view, zero));
+    stated.or_else(|| (proto.op_type() == "QuantizeLinear").then(|| "UINT8".to_owned()))
+}
+
+/// The constant scale of a weight by which the product of a MatMulInteger is multiplied, if it is found.
+fn scale_behind(view: &View, node: NodeId) -> Option<ValueId> {
+    let (cast, _) = view.only_reader(view.output(node, 0)?)?;
+    let (mul, slot) = view.only_reader(view.output(cast, 0)?)?;
+    let factor = view.input(mul, 1usize.checked_sub(slot)?)?;
+    let constant = |value: &ValueId| view.initializer(*value).is_some();
+    if constant(&factor) {
+        return Some(factor);
+    }
+    let (scales, _) = view.producer(factor)?;
+    (view.op(scales) == "Mul")
+        .then(|| [0, 1].into_iter().filter_map(|i| view.input(scales, i)))
+        .and_then(|mut inputs| inputs.find(constant))
+}
+
+/// How many scales there are.
+fn granularity(view: &View, scale: ValueId, blocks: bool) -> &'static str {
+    let dims = view.shape(view.origin(scale)).unwrap_or_default();
+    match dims.iter().map(|d| d.unwrap_or(2)).product::<usize>() {
+        _ if blocks => "per-block",
+        1 => "per-tensor",
+        _ => "per-channel",
+    }
+}

@@ -1,0 +1,224 @@
+//! Whether a value of two models is the same value, or the same up to a shift and a scale per channel.
+//!
+//! Migration (this tool's, SmoothQuant's) keeps the names of values and changes what they hold: `o = (r − z) / s`, exactly
+//! but for rounding. No file says so, but the numbers do. Per channel, over tokens, with r of the float model and o of
+//! the other,
+//!
+//! ```text
+//! direct   Σ (r − o)²
+//! offset   Σ (r − o − mean(r − o))²
+//! affine   Σ (r − α o − β)²         α, β by least squares
+//! ```
+//!
+//! Rounding is noise that no scale explains: `offset ≈ affine`. A scale per channel leaves `affine ≪ offset`, a shift alone
+//! `offset ≪ direct` with a `direct` far beyond any rounding.
+
+use ndarray::ArrayD;
+
+use crate::calibrate::Captured;
+
+/// What of the error a scale must explain (6 dB).
+const EXPLAINED: f64 = 4.0;
+/// What of the error a shift alone must explain (15 dB) ...
+const SHIFT_EXPLAINED: f64 = 31.6;
+/// ... where the error is this much of the signal (−15 dB) or more.
+const SHIFT_ERROR: f64 = 0.0316;
+/// Tokens below which nothing is concluded.
+const FEWEST_TOKENS: usize = 8;
+
+/// The affine between the values of two models, per channel.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Affine {
+    /// `r ≈ α o + β`: from the quantized model's value to the float one's.
+    pub back: Vec<(f64, f64)>,
+    /// `o ≈ a r + b`.
+    pub forth: Vec<(f64, f64)>,
+}
+
+/// How two values of one name are related.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Relation {
+    /// The same value, with or without noise.
+    Same,
+    /// The same up to a shift and scale per channel.
+    Scaled(Affine),
+}
+
+impl Relation {
+    /// What the quantized model has where the float model has `value`.
+    pub fn forth(&self, value: &ArrayD<f32>) -> ArrayD<f32> {
+        match self {
+            Relation::Same => value.clone(),
+            Relation::Scaled(affine) => map(value, &affine.forth),
+        }
+    }
+
+    /// What the float model has where the quantized model has `value`.
+    pub fn back(&self, value: &ArrayD<f32>) -> ArrayD<f32> {
+        match self {
+            Relation::Same => value.clone(),
+            Relation::Scaled(affine) => map(value, &affine.back),
+        }
+    }
+}
+
+/// `a v + b` per channel of the last axis.
+fn map(value: &ArrayD<f32>, lines: &[(f64, f64)]) -> ArrayD<f32> {
+    let mut mapped = value.as_standard_layout().into_owned();
+    for mut vector in mapped.rows_mut() {
+        for (v, (a, b)) in vector.iter_mut().zip(lines) {
+            *v = (f64::from(*v) * a + b) as f32;
+        }
+    }
+    mapped
+}
+
+/// Sums over the tokens of one channel.
+#[derive(Clone, Copy, Default)]
+struct Channel {
+    r: f64,
+    o: f64,
+    rr: f64,
+    oo: f64,
+    ro: f64,
+    ee: f64,
+}
+
+/// Compares the real tokens of `float` and `other`, of one shape.
+pub(super) fn relation(float: &Captured, other: &ArrayD<f32>) -> Relation {
+    let channels = float.value.shape().last().copied().unwrap_or(1);
+    let mut sums = vec![Channel::default(); channels];
+    let mut tokens = 0;
+    let vectors = float.value.rows().into_iter().zip(other.rows());
+    for ((r, o), row) in vectors.zip(&float.rows) {
+        let finite = |v: &f32| v.is_finite();
+        if row.is_none() || !r.iter().all(finite) || !o.iter().all(finite) {
+            continue;
+        }
+        tokens += 1;
+        for ((sum, &r), &o) in sums.iter_mut().zip(r).zip(o) {
+            let (r, o) = (f64::from(r), f64::from(o));
+            sum.r += r;
+            sum.o += o;
+            sum.rr += r * r;
+            sum.oo += o * o;
+            sum.ro += r * o;
+            sum.ee += (r - o) * (r - o);
+        }
+    }
+    if tokens < FEWEST_TOKENS {
+        return Relation::Same;
+    }
+    let n = tokens as f64;
+    let (mut signal, mut direct, mut offset, mut affine) = (0.0, 0.0, 0.0, 0.0);
+    let (mut back, mut forth) = (Vec::new(), Vec::new());
+    for s in &sums {
+        let (mean_r, mean_o) = (s.r / n, s.o / n);
+        let var_r = (s.rr - s.r * mean_r).max(0.0);
+        let var_o = (s.oo - s.o * mean_o).max(0.0);
+        let cov = s.ro - s.r * mean_o;
+        // Of a channel that does not vary, only the offset is known.
+        let slope = |var: f64, of: f64| if var > 1e-12 * of { cov / var } else { 1.0 };
+        let (alpha, a) = (slope(var_o, s.oo), slope(var_r, s.rr));
+        back.push((alpha, mean_r - alpha * mean_o));
+        forth.push((a, mean_o - a * mean_r));
+        signal += s.rr;
+        direct += s.ee;
+        offset += (s.ee - (s.r - s.o) * (s.r - s.o) / n).max(0.0);
+        affine += (var_r - 2.0 * alpha * cov + alpha * alpha * var_o).max(0.0);
+    }
+    // A line through few tokens comes close to all of them.
+    let affine = affine * n / (n - 2.0);
+    // Below this, what remains is the rounding of float arithmetic.
+    let nothing = 1e-10 * signal;
+    let scaled = offset > nothing && offset > EXPLAINED * affine;
+    let shifted = direct > SHIFT_ERROR * signal && direct > SHIFT_EXPLAINED * offset.max(nothing);
+    match scaled || shifted {
+        true => Relation::Scaled(Affine { back, forth }),
+        false => Relation::Same,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::IxDyn;
+
+    const TOKENS: usize = 64;
+    const CHANNELS: usize = 12;
+
+    fn noise(seed: usize) -> f32 {
+        let mut x = (seed as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        x ^= x >> 31;
+        x = x.wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        ((x >> 40) as f32 / (1u64 << 23) as f32) - 1.0
+    }
+
+    fn value(f: impl Fn(usize, usize) -> f32) -> ArrayD<f32> {
+        ArrayD::from_shape_fn(IxDyn(&[2, TOKENS / 2, CHANNELS]), |i| {
+            f(i[0] * TOKENS / 2 + i[1], i[2])
+        })
+    }
+
+    fn float() -> Captured {
+        let outlier = |c| if c == 3 { 40.0 } else { 1.0 };
+        Captured {
+            value: value(|t, c| noise(t * CHANNELS + c) * outlier(c) + if c == 3 { 25.0 } else { 0.0 }),
+            rows: (0..TOKENS).map(|t| Some(t as u64 / 32)).collect(),
+        }
+    }
+
+    fn changed(f: impl Fn(usize, usize, f32) -> f32) -> ArrayD<f32> {
+        let r = float().value;
+        value(|t, c| f(t, c, r[[t / (TOKENS / 2), t % (TOKENS / 2), c]]))
+    }
+
+    #[test]
+    fn noise_of_any_strength_is_no_scale() {
+        for strength in [0.0, 1e-4, 0.02, 0.3, 3.0, 30.0] {
+            let o = changed(|t, c, r| r + strength * noise(90_000 + t * CHANNELS + c));
+            assert_eq!(relation(&float(), &o), Relation::Same, "{strength}");
+        }
+    }
+
+    #[test]
+    fn a_mean_error_as_rounding_makes_it_is_no_shift() {
+        let o = changed(|t, c, r| r + 0.05 * (c % 3) as f32 + 0.01 * noise(7 + t * CHANNELS + c));
+        assert_eq!(relation(&float(), &o), Relation::Same);
+    }
+
+    #[test]
+    fn one_scaled_channel_in_noise_is_found_and_undone() {
+        let scale = |c| if c == 3 { 16.0 } else { 1.0 };
+        let o = changed(|t, c, r| r / scale(c) + 0.01 * noise(5 + t * CHANNELS + c));
+        let Relation::Scaled(affine) = relation(&float(), &o) else {
+            panic!("not found");
+        };
+        assert!((affine.back[3].0 - 16.0).abs() < 0.1, "{:?}", affine.back[3]);
+        assert!((affine.forth[0].0 - 1.0).abs() < 0.01);
+        let back = Relation::Scaled(affine).back(&o);
+        let error = (&back - &float().value).mapv(|e| e * e).sum();
+        assert!(error < 0.01 * float().value.mapv(|e| e * e).sum(), "{error}");
+    }
+
+    #[test]
+    fn a_shift_alone_is_found() {
+        let o = changed(|t, c, r| {
+            let shift = if c == 3 { 25.0 } else { 0.5 * c as f32 };
+            r - shift + 0.003 * noise(5 + t * CHANNELS + c)
+        });
+        let Relation::Scaled(affine) = relation(&float(), &o) else {
+            panic!("not found");
+        };
+        assert!((affine.back[3].1 - 25.0).abs() < 0.1);
+    }
+
+    #[test]
+    fn padding_and_too_few_tokens_tell_nothing() {
+        let mut few = float();
+        few.rows.iter_mut().skip(7).for_each(|row| *row = None);
+        let o = changed(|_, _, r| r / 4.0);
+        assert_eq!(relation(&few, &o), Relation::Same);
+        assert!(matches!(relation(&float(), &o), Relation::Scaled(_)));
+    }
+}

@@ -1,0 +1,77 @@
+//! Models in the form in which Linears and values are matched.
+
+use crate::graph::branches::flatten;
+use crate::graph::{self, Names, View, inline, opset};
+use crate::onnx::Model;
+use crate::rewrite;
+
+/// The oldest operator set whose operators all recognisers know.
+const OPSET: i64 = 13;
+
+/// A copy of `model` (weights shared) in which functions are inlined and branches laid open, under the names that they get
+/// in the main job. What cannot be opened stays closed: its Linears are then not compared.
+pub(super) fn opened(model: &Model) -> Model {
+    let mut opened = model.clone();
+    flatten(&mut opened);
+    if inline(&mut opened, &|_| true).is_err() {
+        return model.clone();
+    }
+    if opset::raise(&mut opened, OPSET).is_ok_and(|raised| !raised.functions.is_empty()) {
+        // A function of an older operator set could not be inlined before; what is left stays a call.
+        let _ = inline(&mut opened, &|_| true);
+    }
+    flatten(&mut opened);
+    opened
+}
+
+/// [`opened`], and the Linears inside of ONNX Runtime's operators taken out, as in the main job.
+pub(super) fn taken_apart(model: &Model) -> Model {
+    let mut model = opened(model);
+    let patches = rewrite::take_apart(&View::new(&model), &mut Names::new(&model), |_| true);
+    let Ok(patches) = patches else {
+        return model;
+    };
+    let mut apart = model.clone();
+    if graph::apply(&mut apart, patches).is_ok() {
+        model = apart;
+    }
+    model
+}
+
+/// The model with every QuantizeLinear → DequantizeLinear between computed values passed by: weights stay rounded,
+/// activations do not. `None` if there is no such pair.
+pub(super) fn without_activation_rounding(model: &Model) -> Option<Model> {
+    let view = View::new(model);
+    let mut renamed = std::collections::BTreeMap::new();
+    for (node, proto) in view.nodes() {
+        let pair = || {
+            let (quantize, _) = view.producer(view.input(node, 0)?)?;
+            if view.node(quantize).op_type() != "QuantizeLinear" {
+                return None;
+            }
+            let before = view.input(quantize, 0)?;
+            let (is_computed, after) = (!view.is_constant(before), view.output(node, 0)?);
+            is_computed.then(|| (view.name(after).to_owned(), view.name(before).to_owned()))
+        };
+        if proto.op_type() == "DequantizeLinear"
+            && let Some((after, before)) = pair()
+        {
+            renamed.insert(after, before);
+        }
+    }
+    if renamed.is_empty() {
+        return None;
+    }
+    let mut unrounded = model.clone();
+    for node in &mut unrounded.graph_mut().node {
+        for input in &mut node.input {
+            // A pair may read the result of another pair.
+            let mut steps = 0;
+            while let Some(before) = renamed.get(input).filter(|_| steps < renamed.len()) {
+                *input = before.clone();
+                steps += 1;
+            }
+        }
+    }
+    Some(unrounded)
+}
