@@ -70,6 +70,22 @@ pub fn inspect(
     Ok(run.into_inspection(model, blocks))
 }
 
+/// What is seen in a model: its architecture, sites with their sinks, near misses, what is quantized already; with `data`,
+/// which channels stick out and what plain quantization would do, too. Without data, zeros of the stated shapes are run.
+///
+/// # Errors
+/// Whatever the engine refuses when it runs `data`. A model that cannot be run at all is inspected as far as the graph
+/// tells, and a note says so.
+pub fn anatomy(
+    original: &Model,
+    data: Option<&Dataset>,
+    engine: &dyn Engine,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<review::Anatomy, Error> {
+    pipeline::anatomy(original, data, engine, options, progress)
+}
+
 /// Migrates and quantizes `original` by what `data` shows of its activations.
 ///
 /// Returns the new model and the account of what was done to it. The float model after migration has been compared

@@ -1,5 +1,6 @@
 //! The steps of [`crate::run`], in order, and what they have to remember for the report.
 
+mod anatomy;
 mod blocks;
 mod budget;
 mod drop;
@@ -30,6 +31,7 @@ use crate::site::{ResponseKind, Sink, Site};
 use crate::solve::Solution;
 use crate::target::MIN_OPSET;
 use crate::{Error, Format, Inspection, Options};
+pub(crate) use anatomy::anatomy;
 use blocks::Blocks;
 pub(crate) use drop::Source;
 use folded::Folded;

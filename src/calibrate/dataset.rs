@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::calibrate::array::{FileArray, type_name};
+use crate::calibrate::array::{Element, FileArray, type_name};
 use crate::calibrate::error::CalibError;
 use crate::calibrate::fill::{FillRule, Filled, MASKS, Sizes, rule};
 use crate::calibrate::input::{Batch, InputTensor, NamedArray};
@@ -95,6 +95,61 @@ impl Dataset {
             return Err(CalibError::NoSource);
         }
         dataset.report_masks();
+        Ok(dataset)
+    }
+
+    /// Two rows of zeros for every input that no rule fills, of 8 tokens where the model does not say how many (224 × 224
+    /// pixels, 3 of them a colour, for inputs of four axes): enough to learn shapes from, and for nothing else.
+    ///
+    /// # Errors
+    /// An input whose number of axes is not stated, or that cannot be filled.
+    pub fn synthetic(model: &Model) -> Result<Dataset, CalibError> {
+        let inputs = model_inputs(model)?;
+        let file = PathBuf::from("(zeros)");
+        let mut arrays = BTreeMap::new();
+        for input in inputs.iter().filter(|input| rule(&input.name).is_none()) {
+            let size = |(axis, dim): (usize, &Dim), rank: usize| match (dim, axis, rank) {
+                (Dim::Fixed(n), _, _) => *n,
+                (_, 0, _) => 2,
+                (_, 1, 4) => 3,
+                (_, _, 4) => 224,
+                _ => 8,
+            };
+            let shape = input.shape.as_ref().map(|dims| {
+                let sizes = dims.iter().enumerate().map(|dim| size(dim, dims.len()));
+                sizes.collect::<Vec<usize>>()
+            });
+            let element = Element::from_onnx(input.dtype);
+            let zeros = shape.zip(element).and_then(|(shape, element)| {
+                let bytes = shape
+                    .iter()
+                    .product::<usize>()
+                    .checked_mul(element.size())?;
+                FileArray::new(element, shape, vec![0; bytes].into())
+            });
+            let data = zeros.ok_or_else(|| CalibError::Missing {
+                file: file.clone(),
+                missing: input.name.clone(),
+                inputs: list(&inputs),
+            })?;
+            let array = NamedArray {
+                file: file.clone(),
+                array: None,
+                input: input.name.clone(),
+                data,
+            };
+            arrays.insert(input.name.clone(), Arc::new(array));
+        }
+        let mut dataset = Dataset {
+            fixed_batch: None,
+            tables: vec![],
+            batch: 2,
+            filled: vec![],
+            notes: vec![],
+            inputs,
+        };
+        let table = dataset.table(arrays, 0)?;
+        dataset.tables.push(table);
         Ok(dataset)
     }
 

@@ -37,7 +37,9 @@ pub enum Command {
     /// The main job, which is asked for without the name of a command.
     #[command(skip)]
     Quantize(Box<Arguments>),
+    Inspect(super::inspect::Arguments),
     Text(super::text::Arguments),
+    Verify(super::verify::Arguments),
 }
 
 /// The arguments of the main job.
@@ -145,11 +147,22 @@ pub struct Arguments {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum TargetName {
+pub enum TargetName {
     Ort,
     Tensorrt,
     Openvino,
     Portable,
+}
+
+impl From<TargetName> for Target {
+    fn from(name: TargetName) -> Target {
+        match name {
+            TargetName::Ort => Target::Ort,
+            TargetName::Tensorrt => Target::Tensorrt,
+            TargetName::Openvino => Target::Openvino,
+            TargetName::Portable => Target::Portable,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -171,7 +184,7 @@ enum Granularity {
     PerChannel,
 }
 
-fn parse_batch(text: &str) -> Result<usize, String> {
+pub fn parse_batch(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) => Err("at least 1 row".to_owned()),
         Ok(rows) => Ok(rows),
@@ -216,12 +229,7 @@ impl Arguments {
     /// What the library is asked for.
     pub fn options(&self) -> Options {
         Options {
-            target: match self.target {
-                TargetName::Ort => Target::Ort,
-                TargetName::Tensorrt => Target::Tensorrt,
-                TargetName::Openvino => Target::Openvino,
-                TargetName::Portable => Target::Portable,
-            },
+            target: self.target.into(),
             format: match self.format {
                 FormatName::Qdq => Format::Qdq,
                 FormatName::Float => Format::Float,
@@ -247,7 +255,7 @@ impl Arguments {
 }
 
 /// `NAME=PATH` or `PATH`; a file that is really called that wins over the `=` in its name.
-fn source(text: &str) -> CalibSource {
+pub fn source(text: &str) -> CalibSource {
     match text.split_once('=') {
         Some((name, path)) if !PathBuf::from(text).exists() && !name.is_empty() => CalibSource {
             name: Some(name.to_owned()),

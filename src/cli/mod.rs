@@ -1,9 +1,12 @@
 //! What only a command line needs: arguments, progress, the closing summary, exit status.
 
 mod arguments;
+mod inspect;
 mod progress;
 mod summary;
+mod table;
 mod text;
+mod verify;
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -53,7 +56,9 @@ pub fn catch_panics(work: impl FnOnce() -> Result<ExitCode>) -> Result<ExitCode>
 pub fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Quantize(arguments) => quantize(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Inspect(arguments) => inspect::run(arguments),
         Command::Text(arguments) => text::run(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Verify(arguments) => verify::run(arguments),
     }
 }
 
@@ -151,6 +156,21 @@ fn check_paths(arguments: &Arguments) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Writes `value` where a `--json` says: to a file, or with `-` to the standard output. Whether it was the latter.
+fn write_json(to: Option<&Path>, value: &impl serde::Serialize) -> Result<bool> {
+    let Some(path) = to else {
+        return Ok(false);
+    };
+    let fail = |e: &dyn std::fmt::Display| anyhow!("cannot write {}: {e}", path.display());
+    let json = serde_json::to_string_pretty(value).map_err(|e| fail(&e))?;
+    if path == Path::new("-") {
+        print(&format!("{json}\n"))?;
+        return Ok(true);
+    }
+    std::fs::write(path, json + "\n").map_err(|e| fail(&e))?;
+    Ok(false)
 }
 
 fn write_report(path: &Path, report: &Report) -> Result<()> {

@@ -50,19 +50,7 @@ pub fn site_report(
     response: Option<ResponseKind>,
     discarded: Option<&str>,
 ) -> SiteReport {
-    let (kind, sink, no_sink) = match &site.sink {
-        Sink::Norm(i) => {
-            let norm = &found.norms[*i];
-            (norm.kind.op_type(), Some(norm.name.clone()), None)
-        }
-        Sink::Traced(trace) => ("commuted", Some(places(found, trace)), None),
-        Sink::Explicit(_) => (
-            "explicit",
-            Some("a Mul before the Linears".to_owned()),
-            None,
-        ),
-        Sink::None(reason) => ("plain", None, Some(reason.clone())),
-    };
+    let (kind, sink, no_sink) = sink_of(found, site);
     let kept = discarded.is_none();
     let folded = kept && (solution.shift.is_some() || solution.scale.is_some());
     let no_gain = "neither shift nor scale lowers the loss on tokens that did not set the ranges";
@@ -100,6 +88,26 @@ pub fn site_report(
         } else {
             0.0
         },
+    }
+}
+
+/// The kind of a site's sink as reports name it, what takes the affine, and why nothing does.
+pub(super) fn sink_of(
+    found: &Recognised,
+    site: &Site,
+) -> (&'static str, Option<String>, Option<String>) {
+    match &site.sink {
+        Sink::Norm(i) => {
+            let norm = &found.norms[*i];
+            (norm.kind.op_type(), Some(norm.name.clone()), None)
+        }
+        Sink::Traced(trace) => ("commuted", Some(places(found, trace)), None),
+        Sink::Explicit(_) => (
+            "explicit",
+            Some("a Mul before the Linears".to_owned()),
+            None,
+        ),
+        Sink::None(reason) => ("plain", None, Some(reason.clone())),
     }
 }
 

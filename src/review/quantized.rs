@@ -138,7 +138,8 @@ fn constant_type(view: &View, value: ValueId) -> Option<String> {
     if let Some(stored) = view.initializer(origin) {
         return Some(tensor::dtype(stored)?.as_str_name().to_owned());
     }
-    let constant = crate::onnx::node::attr_t(view.node(view.producer_is(origin, "Constant")?), "value")?;
+    let constant =
+        crate::onnx::node::attr_t(view.node(view.producer_is(origin, "Constant")?), "value")?;
     Some(tensor::dtype(constant)?.as_str_name().to_owned())
 }
 

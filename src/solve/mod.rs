@@ -17,6 +17,7 @@
 //! Arithmetic only: this module knows arrays, no graph. Results do not depend on the number of threads.
 
 pub mod correction;
+pub mod damage;
 pub mod feedback;
 pub mod loss;
 pub mod migration;
@@ -26,6 +27,7 @@ pub mod search;
 pub mod smoothquant;
 pub mod survey;
 
+pub use damage::damage;
 pub use migration::{Migration, ShiftKind};
 pub use quantize::{
     ActivationSpec, QuantParams, QuantizedWeight, WeightSpec, fake_quantize, quantize_weight,

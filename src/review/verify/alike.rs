@@ -163,7 +163,9 @@ mod tests {
     fn float() -> Captured {
         let outlier = |c| if c == 3 { 40.0 } else { 1.0 };
         Captured {
-            value: value(|t, c| noise(t * CHANNELS + c) * outlier(c) + if c == 3 { 25.0 } else { 0.0 }),
+            value: value(|t, c| {
+                noise(t * CHANNELS + c) * outlier(c) + if c == 3 { 25.0 } else { 0.0 }
+            }),
             rows: (0..TOKENS).map(|t| Some(t as u64 / 32)).collect(),
         }
     }
@@ -194,11 +196,18 @@ mod tests {
         let Relation::Scaled(affine) = relation(&float(), &o) else {
             panic!("not found");
         };
-        assert!((affine.back[3].0 - 16.0).abs() < 0.1, "{:?}", affine.back[3]);
+        assert!(
+            (affine.back[3].0 - 16.0).abs() < 0.1,
+            "{:?}",
+            affine.back[3]
+        );
         assert!((affine.forth[0].0 - 1.0).abs() < 0.01);
         let back = Relation::Scaled(affine).back(&o);
         let error = (&back - &float().value).mapv(|e| e * e).sum();
-        assert!(error < 0.01 * float().value.mapv(|e| e * e).sum(), "{error}");
+        assert!(
+            error < 0.01 * float().value.mapv(|e| e * e).sum(),
+            "{error}"
+        );
     }
 
     #[test]

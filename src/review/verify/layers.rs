@@ -44,15 +44,27 @@ pub(super) fn layers(
     progress: &dyn Progress,
 ) -> Result<Vec<LayerError>, EngineError> {
     let (f, q) = (View::new(float), View::new(quantized));
-    let mut pairs: Vec<Pair> = recognise(&f).linears.iter().map(|l| pair(&f, &q, l)).collect();
+    let mut pairs: Vec<Pair> = recognise(&f)
+        .linears
+        .iter()
+        .map(|l| pair(&f, &q, l))
+        .collect();
     if pairs.is_empty() {
         return Ok(Vec::new());
     }
     let shared = Shared::find(engine, (float, quantized), (&f, &q), &pairs, batch)?;
     progress.begin("layers", (shared.names.len() + pairs.len()) as u64);
     let done = (|| {
-        let relations = shared.relations(engine, (float, quantized), batch, progress, &mut pairs)?;
-        fed(engine, float, (&q, &relations, &shared.shapes), batch, progress, &mut pairs)
+        let relations =
+            shared.relations(engine, (float, quantized), batch, progress, &mut pairs)?;
+        fed(
+            engine,
+            float,
+            (&q, &relations, &shared.shapes),
+            batch,
+            progress,
+            &mut pairs,
+        )
     })();
     progress.end();
     done?;
@@ -74,9 +86,9 @@ fn pair(f: &View, q: &View, linear: &Linear) -> Pair {
         let value = q.output(node, 0).filter(|_| multiplies)?;
         Some((product.to_owned(), q.name(value).to_owned()))
     };
-    let by_name = [output, product].into_iter().find_map(|name| {
-        Some((name.to_owned(), computed(name)?))
-    });
+    let by_name = [output, product]
+        .into_iter()
+        .find_map(|name| Some((name.to_owned(), computed(name)?)));
     let outputs = by_name.or_else(of_node);
     let reason = "the quantized model has neither its output nor a node of its name";
     Pair {
@@ -172,7 +184,10 @@ impl Shared {
                 };
                 let u = u.as_ref().and_then(|u| u.get(&name.1)).unwrap_or(o);
                 let related = relation(r, &u.value);
-                for pair in pairs.iter_mut().filter(|p| p.outputs.as_ref() == Some(name)) {
+                for pair in pairs
+                    .iter_mut()
+                    .filter(|p| p.outputs.as_ref() == Some(name))
+                {
                     pair.error.migrated = related != Relation::Same;
                     pair.error.accumulated = energy(r, &related.back(&o.value));
                 }
@@ -188,7 +203,11 @@ impl Shared {
 fn fed(
     engine: &dyn Engine,
     float: &Model,
-    (q, relations, shapes): (&View, &BTreeMap<String, Relation>, &BTreeMap<String, Vec<usize>>),
+    (q, relations, shapes): (
+        &View,
+        &BTreeMap<String, Relation>,
+        &BTreeMap<String, Vec<usize>>,
+    ),
     batch: &Batch,
     progress: &dyn Progress,
     pairs: &mut [Pair],
@@ -200,7 +219,9 @@ fn fed(
             continue;
         };
         if pair.error.accumulated.is_none() {
-            pair.error.reason = Some("its output is not a float value of two or three axes in both models".to_owned());
+            pair.error.reason = Some(
+                "its output is not a float value of two or three axes in both models".to_owned(),
+            );
             continue;
         }
         let tokens = |name: &str| {

@@ -219,7 +219,14 @@ pub fn verify(
         ..Verification::default()
     };
     if options.outputs {
-        let compared = compare(engine, float, &[quantized], rows.all, options.threads, progress)?;
+        let compared = compare(
+            engine,
+            float,
+            &[quantized],
+            rows.all,
+            options.threads,
+            progress,
+        )?;
         let outputs: Vec<OutputError> = compared.iter().flatten().map(output).collect();
         let known = |name: &str| outputs.iter().any(|o| o.name == name);
         let names = float.graph().output.iter().map(|o| o.name().to_owned());
@@ -294,7 +301,9 @@ fn check_inputs(float: &Model, quantized: &Model) -> Result<(), VerifyError> {
             k.name == input.name && k.dtype == input.dtype
         };
         if !known.iter().any(|k| same(&k)) {
-            let known = known.iter().map(|k| format!("{} ({})", k.name, type_name(k.dtype)));
+            let known = known
+                .iter()
+                .map(|k| format!("{} ({})", k.name, type_name(k.dtype)));
             return Err(VerifyError::Inputs {
                 input: format!("{} ({})", input.name, type_name(input.dtype)),
                 known: known.collect::<Vec<_>>().join(", "),

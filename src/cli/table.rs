@@ -1,0 +1,125 @@
+//! Text that fits the terminal: its width, and names shortened in the middle, where they tell least. What is piped has no
+//! width, and every name in full.
+
+use std::io::IsTerminal;
+
+/// Columns of the terminal that the standard output is; `None` if it is none.
+pub fn width() -> Option<usize> {
+    let out = std::io::stdout();
+    if !out.is_terminal() {
+        return None;
+    }
+    let stated = || std::env::var("COLUMNS").ok()?.parse().ok();
+    measured().or_else(stated).or(Some(80))
+}
+
+#[cfg(target_os = "linux")]
+fn measured() -> Option<usize> {
+    use std::ffi::{c_int, c_ulong};
+    /// `struct winsize` of ioctl_tty(2).
+    #[repr(C)]
+    #[derive(Default)]
+    struct Size {
+        rows: u16,
+        columns: u16,
+        x: u16,
+        y: u16,
+    }
+    unsafe extern "C" {
+        fn ioctl(fd: c_int, request: c_ulong, ...) -> c_int;
+    }
+    const TIOCGWINSZ: c_ulong = 0x5413;
+    let mut size = Size::default();
+    // SAFETY: the request fills a `struct winsize` and nothing else; on failure it is left as it is, all zeros.
+    let result = unsafe { ioctl(1, TIOCGWINSZ, &mut size as *mut Size) };
+    (result == 0 && size.columns > 0).then_some(usize::from(size.columns))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn measured() -> Option<usize> {
+    None
+}
+
+/// `name` in at most `room` characters: what is too long loses its middle.
+pub fn shorten(name: &str, room: usize) -> String {
+    let length = name.chars().count();
+    if length <= room {
+        return name.to_owned();
+    }
+    let kept = room.saturating_sub(1);
+    // The end tells more than the beginning.
+    let (head, tail) = (kept / 3, kept - kept / 3);
+    let start: String = name.chars().take(head).collect();
+    let end: String = name.chars().skip(length - tail).collect();
+    match room {
+        0 => String::new(),
+        _ => format!("{start}…{end}"),
+    }
+}
+
+/// A line that ends with a name: `before`, as much of `name` as fits, and `after`.
+pub fn line(before: &str, name: &str, after: &str, width: Option<usize>) -> String {
+    let taken = before.chars().count() + after.chars().count();
+    let name = match width {
+        // A few characters of a name tell nothing.
+        Some(width) => shorten(name, width.saturating_sub(taken).max(12)),
+        None => name.to_owned(),
+    };
+    format!("{before}{name}{after}")
+}
+
+/// Text in lines of at most `width` columns, broken between words; lines after the first are indented.
+pub fn wrap(text: &str, indent: usize, width: Option<usize>) -> String {
+    let Some(width) = width else {
+        return text.to_owned();
+    };
+    let (mut wrapped, mut column) = (String::new(), 0);
+    for word in text.split_inclusive(' ') {
+        let length = word.trim_end().chars().count();
+        if column + length > width && column > indent {
+            let end = wrapped.trim_end().len();
+            wrapped.truncate(end);
+            wrapped.push('\n');
+            wrapped.extend(std::iter::repeat_n(' ', indent));
+            column = indent;
+        }
+        wrapped.push_str(word);
+        column += word.chars().count();
+    }
+    wrapped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_names_lose_their_middle() {
+        assert_eq!(
+            shorten("/encoder/layer.0/MatMul", 23),
+            "/encoder/layer.0/MatMul"
+        );
+        let short = shorten("/encoder/layer.0/attention/MatMul", 16);
+        assert_eq!(short, "/enco…ion/MatMul");
+        assert_eq!(shorten("äöüäöüäöü", 4), "ä…öü");
+        assert_eq!(
+            (shorten("ab", 1), shorten("ab", 0)),
+            ("…".to_owned(), String::new())
+        );
+    }
+
+    #[test]
+    fn lines_fit_and_piped_ones_are_whole() {
+        let name = "/encoder/layer.0/attention/output/dense/MatMul";
+        let narrow = line("  12.3  ", name, " [64 x 64]", Some(40));
+        assert_eq!(narrow.chars().count(), 40, "{narrow}");
+        assert!(line("  12.3  ", name, " [64 x 64]", None).contains(name));
+    }
+
+    #[test]
+    fn text_is_broken_between_words() {
+        let text = wrap("note       one two three four five six", 11, Some(24));
+        assert_eq!(text, "note       one two three\n           four five six");
+        assert_eq!(wrap("a b c", 2, None), "a b c");
+    }
+}

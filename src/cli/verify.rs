@@ -1,0 +1,257 @@
+//! `onnx-osplus verify`: how far a quantized model is from the float model, at the outputs and Linear by Linear.
+//!
+//! Exit status: 0 done, 1 failed or below `--min-sqnr`, 2 wrong usage.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+use onnx_osplus::calibrate::{Dataset, TractEngine};
+use onnx_osplus::onnx;
+use onnx_osplus::review::{
+    Energy, LAYER_TOKENS, LayerError, OutputError, Verification, VerifyOptions, VerifyRows, verify,
+};
+
+use super::arguments::{parse_batch, source};
+use super::progress::Terminal;
+use super::table;
+
+/// Rows of the table of Linears without -v.
+const SHOWN: usize = 10;
+
+/// Compare a quantized model, of any tool, with the float model it was made from
+///
+/// Runs both on the data and prints, per output, SQNR, cosine, largest error and how often the largest element along the
+/// last axis is the same (top-1, for logits); per Linear, its own error (fed with the float model's values) and the error
+/// accumulated up to it, worst first.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit status: 0 done, 1 failed or an output below --min-sqnr, 2 wrong usage.\n\n\
+                  Example: onnx-osplus verify model.onnx int8.onnx --calib heldout.npz --min-sqnr 20"
+)]
+pub struct Arguments {
+    /// The float model
+    #[arg(value_name = "FLOAT")]
+    float: PathBuf,
+
+    /// The quantized model: Q/DQ, QOperator or dynamic, with the inputs and outputs of FLOAT
+    #[arg(value_name = "QUANT")]
+    quantized: PathBuf,
+
+    /// Data to run both on, as for the main job; best rows that did not calibrate QUANT. May be given several times
+    /// [example: --calib heldout.npz] [example: --calib input_ids=ids.npy]
+    #[arg(long, value_name = "[NAME=]PATH", required = true)]
+    calib: Vec<String>,
+
+    /// Exit with status 1 if an output has a lower SQNR than this [example: --min-sqnr 20]
+    #[arg(long, value_name = "DB", allow_negative_numbers = true, value_parser = parse_db)]
+    min_sqnr: Option<f64>,
+
+    /// Also write the result as JSON, to a file or with - to the standard output in place of the text
+    /// [example: --json verify.json]
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+
+    /// Compare the outputs alone, which is faster [example: --no-layers]
+    #[arg(long)]
+    no_layers: bool,
+
+    /// Rows of data to run at a time [example: --batch 1]
+    #[arg(long, value_name = "ROWS", default_value_t = 8, value_parser = parse_batch)]
+    batch: usize,
+
+    /// Batches to run in parallel; 0 means one per core [example: --threads 1]
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+
+    /// Print nothing but errors [example: -q]
+    #[arg(short, long, conflicts_with = "verbose")]
+    quiet: bool,
+
+    /// Print every Linear, and why a figure is missing [example: -v]
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+fn parse_db(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(db) if db.is_finite() => Ok(db),
+        Ok(_) => Err("a number of decibels".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Compares the models; status 1 if an output is below `--min-sqnr`.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let terminal = Terminal::new(arguments.quiet);
+    let float = onnx::load(&arguments.float)?;
+    let quantized = onnx::load(&arguments.quantized)?;
+    let sources: Vec<_> = arguments.calib.iter().map(|text| source(text)).collect();
+    let data = Dataset::open(&float, &sources, arguments.batch)?;
+    let (all, few) = (data.all(), data.few(LAYER_TOKENS));
+    let rows = VerifyRows {
+        all: &all,
+        few: few.as_ref(),
+    };
+    let options = VerifyOptions {
+        threads: arguments.threads,
+        layers: !arguments.no_layers,
+        ..VerifyOptions::default()
+    };
+    let mut result = verify(&float, &quantized, &rows, &TractEngine, &options, &terminal)?;
+    let filled = data.filled().iter();
+    let filled = filled.map(|f| format!("input `{}` was filled with {}", f.input, f.rule));
+    result
+        .notes
+        .splice(0..0, filled.chain(data.notes().iter().cloned()));
+
+    let to_stdout = super::write_json(arguments.json.as_deref(), &result)?;
+    if !arguments.quiet && !to_stdout {
+        super::print(&text(&result, arguments.verbose, table::width()))?;
+    }
+    let below = arguments.min_sqnr.map(|limit| (limit, result.below(limit)));
+    Ok(match below {
+        Some((limit, below)) if !below.is_empty() => {
+            for output in below {
+                let db = output.sqnr_db.unwrap_or(f64::NAN);
+                eprintln!(
+                    "error: output {} has {db:.2} dB, below --min-sqnr {limit}",
+                    output.name
+                );
+            }
+            ExitCode::FAILURE
+        }
+        _ => ExitCode::SUCCESS,
+    })
+}
+
+fn text(result: &Verification, verbose: bool, width: Option<usize>) -> String {
+    let mut out = String::new();
+    // Writing to a String cannot fail.
+    let _ = write_text(&mut out, result, verbose, width);
+    out
+}
+
+fn write_text(
+    out: &mut String,
+    result: &Verification,
+    verbose: bool,
+    width: Option<usize>,
+) -> std::fmt::Result {
+    for note in &result.notes {
+        writeln!(
+            out,
+            "{}",
+            table::wrap(&format!("note       {note}"), 11, width)
+        )?;
+    }
+    writeln!(out, "outputs    on {} rows", result.rows)?;
+    writeln!(
+        out,
+        "  SQNR dB  cosine    largest error  of range  top-1   output"
+    )?;
+    for output in &result.outputs {
+        writeln!(
+            out,
+            "{}",
+            table::line(&figures(output), &output.name, "", width)
+        )?;
+    }
+    for name in result.other_outputs.iter() {
+        writeln!(
+            out,
+            "{}",
+            table::line("  not float, not compared: ", name, "", width)
+        )?;
+    }
+    layers(out, result, verbose, width)
+}
+
+fn figures(output: &OutputError) -> String {
+    let db = output
+        .sqnr_db
+        .map_or("exact".to_owned(), |db| format!("{db:.2}"));
+    let top1 = output
+        .top1_agreement
+        .map_or("–".to_owned(), |part| format!("{:.1} %", 100.0 * part));
+    let of_range = format!("{:.2} %", 100.0 * output.max_relative_error);
+    let error = format!("{:.3e}", output.max_abs_error);
+    format!(
+        "  {db:>7}  {:.6}  {error:>13}  {of_range:>8}  {top1:<7} ",
+        output.cosine
+    )
+}
+
+fn layers(
+    out: &mut String,
+    result: &Verification,
+    verbose: bool,
+    width: Option<usize>,
+) -> std::fmt::Result {
+    if result.layers.is_empty() {
+        return Ok(());
+    }
+    let count = |has: fn(&LayerError) -> bool| result.layers.iter().filter(|l| has(l)).count();
+    let quantized = count(|l| l.quantized.is_some());
+    let (own, accumulated) = (
+        count(|l| l.fed.is_some()),
+        count(|l| l.accumulated.is_some()),
+    );
+    let line = format!(
+        "Linears    {} in the float model, {quantized} quantized; own error of {own}, accumulated of {accumulated}, \
+         on {} rows",
+        result.layers.len(),
+        result.layer_rows
+    );
+    writeln!(out, "{}", table::wrap(&line, 11, width))?;
+    writeln!(out, "   own dB  accum.  form         Linear")?;
+    let known = |l: &&&LayerError| verbose || l.fed.is_some() || l.accumulated.is_some();
+    let worst = result.worst_layers();
+    let shown: Vec<_> = worst
+        .iter()
+        .filter(known)
+        .take(if verbose { usize::MAX } else { SHOWN })
+        .collect();
+    for layer in &shown {
+        let mark = if layer.migrated { '~' } else { ' ' };
+        let before = format!(
+            "  {:>7} {:>7}{mark} {:<12} ",
+            db(&layer.fed),
+            db(&layer.accumulated),
+            form(layer)
+        );
+        let after = format!("  [{} x {}]", layer.k, layer.n);
+        writeln!(out, "{}", table::line(&before, &layer.name, &after, width))?;
+        if let Some(reason) = layer.reason.as_ref().filter(|_| verbose) {
+            let reason = format!("{:>32}{reason}", "");
+            writeln!(out, "{}", table::wrap(&reason, 34, width))?;
+        }
+    }
+    if shown.iter().any(|l| l.migrated) {
+        let line =
+            "  ~ held under a shift and scale per channel, which was taken off before comparing";
+        writeln!(out, "{}", table::wrap(line, 4, width))?;
+    }
+    match result.layers.len() - shown.len() {
+        0 => Ok(()),
+        more => writeln!(out, "  {more} more; -v shows all"),
+    }
+}
+
+fn db(energy: &Option<Energy>) -> String {
+    match energy.map(|e| e.sqnr_db()) {
+        None => "–".to_owned(),
+        Some(db) if db == f64::INFINITY => "exact".to_owned(),
+        Some(db) => format!("{db:.1}"),
+    }
+}
+
+/// As "u8 x i8/ch": activation and weight.
+fn form(layer: &LayerError) -> String {
+    let Some(form) = &layer.quantized else {
+        return if layer.fed.is_some() { "float" } else { "?" }.to_owned();
+    };
+    super::inspect::short_form(form)
+}

@@ -1,0 +1,130 @@
+//! [`crate::anatomy`]: what is recognised in a model, and what data shows of it, without changing anything.
+
+use std::collections::BTreeMap;
+
+use crate::calibrate::{ChannelStats, Dataset, Engine, StatOptions, shapes, statistics};
+use crate::graph::branches::flatten;
+use crate::graph::{View, inline};
+use crate::onnx::Model;
+use crate::progress::Progress;
+use crate::recognise::recognise;
+use crate::review::{self, Anatomy, Subject};
+use crate::site::find_sites;
+use crate::{Error, Inspection, Options};
+
+pub(crate) fn anatomy(
+    original: &Model,
+    data: Option<&Dataset>,
+    engine: &dyn Engine,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<Anatomy, Error> {
+    let mut notes = Vec::new();
+    let synthetic = match data {
+        Some(_) => None,
+        None => Dataset::synthetic(original)
+            .map_err(|e| notes.push(without_shapes(&e)))
+            .ok(),
+    };
+    let rows = data.or(synthetic.as_ref());
+    let inspected = rows.map(|rows| crate::inspect(original, rows, engine, options, progress));
+    let ran = matches!(inspected, Some(Ok(_)));
+    let seen = match inspected {
+        Some(Ok(inspection)) => inspection,
+        Some(Err(error @ Error::NothingToQuantize(_))) => {
+            notes.push(error.to_string());
+            without_running(original, options)
+        }
+        Some(Err(error)) => {
+            notes.push(without_shapes(&error));
+            without_running(original, options)
+        }
+        None => without_running(original, options),
+    };
+    let view = View::new(&seen.model);
+    let softmaxes: Vec<String> = view
+        .nodes()
+        .filter(|(_, n)| n.op_type() == "Softmax")
+        .filter_map(|(_, n)| n.output.first().cloned())
+        .collect();
+    let small = rows.map(|rows| rows.small_batches()).unwrap_or_default();
+    let mut attention_shapes = BTreeMap::new();
+    for batch in small.iter().filter(|_| !softmaxes.is_empty()) {
+        // Only the number of heads is lost without them.
+        attention_shapes.extend(shapes(engine, &seen.model, batch, &softmaxes).unwrap_or_default());
+    }
+    let statistics = match data.filter(|_| ran) {
+        Some(data) => measured(&seen, data, engine, options, progress)?,
+        None => BTreeMap::new(),
+    };
+    let mut anatomy = review::anatomy(&Subject {
+        original,
+        opened: &seen.model,
+        found: &seen.found,
+        sites: &seen.sites,
+        attention_shapes: &attention_shapes,
+        statistics: &statistics,
+        bits: (options.activation(), options.weight()),
+    });
+    anatomy.rows = data.filter(|_| ran).map_or(0, Dataset::rows);
+    anatomy.near_misses = seen.closed;
+    let misses = seen.found.near_misses.into_iter();
+    anatomy.near_misses.extend(misses.map(Into::into));
+    anatomy.notes = notes;
+    Ok(anatomy)
+}
+
+/// Statistics of the value of every site, over all rows.
+fn measured(
+    seen: &Inspection,
+    data: &Dataset,
+    engine: &dyn Engine,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<BTreeMap<String, ChannelStats>, Error> {
+    let view = View::new(&seen.model);
+    let name = |site: &crate::site::Site| view.name(site.value).to_owned();
+    let values: Vec<String> = seen.sites.iter().map(name).collect();
+    let transposed = seen.sites.iter().filter(|site| {
+        let mut linears = site.linears.iter().map(|&l| &seen.found.linears[l]);
+        linears.any(|l| !l.channels_last())
+    });
+    let options = StatOptions {
+        sample_tokens: options.sample_tokens,
+        seed: options.seed,
+        threads: options.threads,
+        channels_first: transposed.map(name).collect(),
+    };
+    Ok(statistics(
+        engine,
+        &seen.model,
+        &data.all(),
+        &values,
+        &options,
+        progress,
+    )?)
+}
+
+fn without_shapes(error: &dyn std::fmt::Display) -> String {
+    format!("the model was not run, so that sinks behind reshapes are not found: {error}")
+}
+
+/// What can be recognised in the graph alone.
+fn without_running(original: &Model, options: &Options) -> Inspection {
+    let mut model = original.clone();
+    flatten(&mut model);
+    if inline(&mut model, &|_| true).is_err() {
+        model = original.clone();
+    }
+    flatten(&mut model);
+    let view = View::new(&model);
+    let found = recognise(&view);
+    let sites = find_sites(&view, &found, &BTreeMap::new(), options.extra_nodes);
+    drop(view);
+    Inspection {
+        model,
+        found,
+        sites,
+        closed: Vec::new(),
+    }
+}
