@@ -177,7 +177,10 @@ fn figures(output: &OutputError) -> String {
         .top1_agreement
         .map_or("–".to_owned(), |part| format!("{:.1} %", 100.0 * part));
     let of_range = format!("{:.2} %", 100.0 * output.max_relative_error);
-    let error = format!("{:.3e}", output.max_abs_error);
+    let error = match output.max_abs_error {
+        error if error == 0.0 || (1e-3..1e5).contains(&error) => format!("{error:.4}"),
+        error => format!("{error:.2e}"),
+    };
     format!(
         "  {db:>7}  {:.6}  {error:>13}  {of_range:>8}  {top1:<7} ",
         output.cosine

@@ -1,6 +1,6 @@
 //! [`crate::anatomy`]: what is recognised in a model, and what data shows of it, without changing anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::calibrate::{ChannelStats, Dataset, Engine, StatOptions, shapes, statistics};
 use crate::graph::branches::flatten;
@@ -31,10 +31,8 @@ pub(crate) fn anatomy(
     let ran = matches!(inspected, Some(Ok(_)));
     let seen = match inspected {
         Some(Ok(inspection)) => inspection,
-        Some(Err(error @ Error::NothingToQuantize(_))) => {
-            notes.push(error.to_string());
-            without_running(original, options)
-        }
+        // That there is no float Linear is no failure here; the near misses say why.
+        Some(Err(Error::NothingToQuantize(_))) => without_running(original, options),
         Some(Err(error)) => {
             notes.push(without_shapes(&error));
             without_running(original, options)
@@ -69,6 +67,10 @@ pub(crate) fn anatomy(
     anatomy.rows = data.filter(|_| ran).map_or(0, Dataset::rows);
     anatomy.near_misses = seen.closed;
     let misses = seen.found.near_misses.into_iter();
+    // What is quantized is no near miss here, but listed as what it is.
+    let quantized = anatomy.quantized.linears.iter().map(|l| &l.name);
+    let quantized: BTreeSet<&String> = quantized.collect();
+    let misses = misses.filter(|m| !quantized.contains(&m.name));
     anatomy.near_misses.extend(misses.map(Into::into));
     anatomy.notes = notes;
     Ok(anatomy)

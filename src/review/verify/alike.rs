@@ -10,19 +10,27 @@
 //! affine   Σ (r − α o − β)²         α, β by least squares
 //! ```
 //!
-//! Rounding is noise that no scale explains: `offset ≈ affine`. A scale per channel leaves `affine ≪ offset`, a shift alone
-//! `offset ≪ direct` with a `direct` far beyond any rounding.
+//! Rounding is noise that no scale explains, `offset ≈ affine`, with a slope α near 1. A channel that was scaled has
+//! `affine ≪ offset` and another slope. A shift alone leaves `offset ≪ direct` with a `direct` far beyond any rounding. What
+//! stays unseen is a scale whose effect is below the rounding of the weights.
 
 use ndarray::ArrayD;
 
 use crate::calibrate::Captured;
 
-/// What of the error a scale must explain (6 dB).
-const EXPLAINED: f64 = 4.0;
+/// What a scale must explain of the error of one channel (3 dB), and how far from 1 it must be, for a channel to be one of
+/// several that are scaled ...
+const EXPLAINED: (f64, f64) = (2.0, 1.03);
+/// ... and for one alone to tell (6 dB).
+const CLEAR: (f64, f64) = (4.0, 1.25);
+/// The part of the channels that several are.
+const SEVERAL: f64 = 0.02;
 /// What of the error a shift alone must explain (15 dB) ...
 const SHIFT_EXPLAINED: f64 = 31.6;
 /// ... where the error is this much of the signal (−15 dB) or more.
 const SHIFT_ERROR: f64 = 0.0316;
+/// Energy of float rounding, relative to the signal.
+const FLOAT: f64 = 1e-10;
 /// Tokens below which nothing is concluded.
 const FEWEST_TOKENS: usize = 8;
 
@@ -110,7 +118,8 @@ pub(super) fn relation(float: &Captured, other: &ArrayD<f32>) -> Relation {
         return Relation::Same;
     }
     let n = tokens as f64;
-    let (mut signal, mut direct, mut offset, mut affine) = (0.0, 0.0, 0.0, 0.0);
+    let (mut signal, mut direct, mut offset) = (0.0, 0.0, 0.0);
+    let (mut scaled, mut clear) = (0, false);
     let (mut back, mut forth) = (Vec::new(), Vec::new());
     for s in &sums {
         let (mean_r, mean_o) = (s.r / n, s.o / n);
@@ -124,15 +133,23 @@ pub(super) fn relation(float: &Captured, other: &ArrayD<f32>) -> Relation {
         forth.push((a, mean_o - a * mean_r));
         signal += s.rr;
         direct += s.ee;
-        offset += (s.ee - (s.r - s.o) * (s.r - s.o) / n).max(0.0);
-        affine += (var_r - 2.0 * alpha * cov + alpha * alpha * var_o).max(0.0);
+        let moved = (s.ee - (s.r - s.o) * (s.r - s.o) / n).max(0.0);
+        offset += moved;
+        // A line through few tokens comes close to all of them.
+        let rest = (var_r - 2.0 * alpha * cov + alpha * alpha * var_o).max(0.0) * n / (n - 2.0);
+        // What is less than the rounding of float arithmetic tells nothing.
+        let shows = |(explained, scale): (f64, f64)| {
+            let another = alpha > 0.0 && alpha.max(1.0 / alpha) > scale;
+            // In noise as strong as the signal, a line towards zero is always closer.
+            another && rest < var_r / 10.0 && moved > (explained * rest).max(FLOAT * s.rr)
+        };
+        scaled += usize::from(shows(EXPLAINED));
+        clear |= shows(CLEAR);
     }
-    // A line through few tokens comes close to all of them.
-    let affine = affine * n / (n - 2.0);
-    // Below this, what remains is the rounding of float arithmetic.
-    let nothing = 1e-10 * signal;
-    let scaled = offset > nothing && offset > EXPLAINED * affine;
-    let shifted = direct > SHIFT_ERROR * signal && direct > SHIFT_EXPLAINED * offset.max(nothing);
+    let several = scaled > 1 && scaled as f64 > SEVERAL * channels as f64;
+    let shifted =
+        direct > SHIFT_ERROR * signal && direct > SHIFT_EXPLAINED * offset.max(FLOAT * signal);
+    let scaled = clear || several;
     match scaled || shifted {
         true => Relation::Scaled(Affine { back, forth }),
         false => Relation::Same,
@@ -208,6 +225,22 @@ mod tests {
             error < 0.01 * float().value.mapv(|e| e * e).sum(),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_little_scale_in_a_few_channels_is_found_where_rounding_is_less() {
+        let scale = |c| if c == 3 || c == 7 { 1.1 } else { 1.0 };
+        let with = |strength: f32| {
+            changed(|t, c, r| {
+                r / scale(c)
+                    + strength * (1.0 + 39.0 * f32::from(c == 3)) * noise(5 + t * CHANNELS + c)
+            })
+        };
+        assert!(matches!(
+            relation(&float(), &with(0.02)),
+            Relation::Scaled(_)
+        ));
+        assert_eq!(relation(&float(), &with(0.3)), Relation::Same);
     }
 
     #[test]
