@@ -124,5 +124,8 @@ pub fn run(
             run.keep_float(better, &model, &mut blocks, &statistics, &solutions)?
         }
     };
-    Ok((unflatten(&result), run.into_report(blocks, solutions)))
+    Ok((
+        unflatten(&result),
+        run.into_report(blocks, solutions, &statistics),
+    ))
 }

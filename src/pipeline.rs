@@ -25,7 +25,7 @@ use crate::graph::branches::flatten;
 use crate::graph::{self, Names, View, opset};
 use crate::onnx::Model;
 use crate::progress::Progress;
-use crate::review::{Decision, Report, Settings, linear_report, site_report};
+use crate::review::{Decision, REPORT_SCHEMA, Report, Settings, linear_report, site_report};
 use crate::rewrite::{self, Affine};
 use crate::site::{ResponseKind, Sink, Site};
 use crate::solve::Solution;
@@ -78,6 +78,7 @@ impl<'a> Run<'a> {
         let rows = |batches: &[Batch]| batches.iter().map(|b| b.rows.len()).sum::<usize>();
         let (calibration_rows, held_out_rows) = (rows(&split.calibration), rows(&split.held_out));
         let report = Report {
+            schema: REPORT_SCHEMA,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             settings: Settings {
                 calibration_rows,
@@ -364,7 +365,12 @@ impl<'a> Run<'a> {
     }
 
     /// The account of the run.
-    pub fn into_report(self, blocks: Blocks, solutions: Solutions) -> Report {
+    pub fn into_report(
+        self,
+        blocks: Blocks,
+        solutions: Solutions,
+        statistics: &BTreeMap<String, ChannelStats>,
+    ) -> Report {
         let Run {
             mut report,
             options,
@@ -395,7 +401,8 @@ impl<'a> Run<'a> {
             .map(|(i, site, value, solution)| {
                 let kind = responses.get(&value).copied();
                 let discarded = discarded.or(dropped.get(&i).map(String::as_str));
-                site_report(&found, site, value, solution, kind, discarded)
+                let stats = statistics.get(&value);
+                site_report(&found, site, value, solution, kind, discarded, stats)
             })
             .collect();
         report

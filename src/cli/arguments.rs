@@ -120,9 +120,10 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 
-    /// Also write everything that was found and done as JSON [example: --report report.json]
+    /// Also write everything that was found and done, with the error of every Linear: a page to read if FILE ends in
+    /// .html, JSON otherwise; may be given several times [example: --report report.html] [example: --report report.json]
     #[arg(long, value_name = "FILE")]
-    pub report: Option<PathBuf>,
+    pub report: Vec<PathBuf>,
 
     /// Write the weights to OUT.data beside OUT, as is done by itself from 2 GB on [example: --external-data]
     #[arg(long)]

@@ -3,13 +3,13 @@
 mod arguments;
 mod inspect;
 mod progress;
+mod report;
 mod summary;
 mod table;
 mod text;
 mod verify;
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::process::ExitCode;
@@ -20,7 +20,7 @@ use anyhow::{Result, anyhow, bail};
 use onnx_osplus::Format;
 use onnx_osplus::calibrate::{Dataset, TractEngine};
 use onnx_osplus::onnx::{self, SaveOptions, SaveSummary};
-use onnx_osplus::review::{Provenance, Report};
+use onnx_osplus::review::Provenance;
 
 use arguments::Arguments;
 pub use arguments::{Command, parse};
@@ -93,35 +93,36 @@ fn quantize(arguments: &Arguments) -> Result<()> {
         onnx_osplus::run(&original, &data, &TractEngine, &options, &terminal)?;
 
     let saving = Instant::now();
+    let source = onnx::digest_model(&arguments.input)?;
+    let provenance = Provenance::new(&report, source, data.digest());
     if !arguments.no_metadata {
-        let source = onnx::digest_model(&arguments.input)?;
-        Provenance::new(&report, source, data.digest()).write(&mut model);
+        provenance.write(&mut model);
     }
-    let options = SaveOptions {
+    let save = SaveOptions {
         external_data: arguments.external_data,
         overwrite: arguments.force,
     };
-    let saved = onnx::save(&model, &arguments.output, &options)?;
-    report.seconds.insert("load".to_owned(), loaded);
-    report
-        .seconds
-        .insert("open data".to_owned(), opened - loaded);
-    report
-        .seconds
-        .insert("save".to_owned(), saving.elapsed().as_secs_f64());
-    report
-        .seconds
-        .insert("total".to_owned(), start.elapsed().as_secs_f64());
+    let saved = onnx::save(&model, &arguments.output, &save)?;
+    let mut book = |step: &str, seconds: f64| report.seconds.insert(step.to_owned(), seconds);
+    book("load", loaded);
+    book("open data", opened - loaded);
+    book("save", saving.elapsed().as_secs_f64());
+    book("total", start.elapsed().as_secs_f64());
     report.peak_memory_mb = peak_memory_mb();
-
-    if let Some(path) = &arguments.report {
-        write_report(path, &report)?;
+    let sizes = (
+        model_size(&arguments.input),
+        saved.bytes + saved.external_bytes,
+    );
+    if !arguments.report.is_empty() {
+        report.command = Some(report::command());
+        report.files = Some(report::files(arguments, sizes));
+        report.digests = report::digests(provenance, &arguments.output)?;
+        report::layers(&mut report, (&original, &model), &data, &options, &terminal);
+        for path in &arguments.report {
+            report::write(path, &report)?;
+        }
     }
     if !arguments.quiet {
-        let sizes = (
-            file_size(&arguments.input),
-            saved.bytes + saved.external_bytes,
-        );
         let text = summary::summary(&report, sizes, arguments.verbose);
         print_summary(&text, &arguments.output, &saved)?;
     }
@@ -173,16 +174,6 @@ fn write_json(to: Option<&Path>, value: &impl serde::Serialize) -> Result<bool> 
     Ok(false)
 }
 
-fn write_report(path: &Path, report: &Report) -> Result<()> {
-    let write = || {
-        let mut file = BufWriter::new(File::create(path)?);
-        serde_json::to_writer_pretty(&mut file, report)?;
-        writeln!(file)?;
-        file.flush()
-    };
-    write().map_err(|e| anyhow!("cannot write the report {}: {e}", path.display()))
-}
-
 fn print_summary(text: &str, output: &Path, saved: &SaveSummary) -> Result<()> {
     let external = match saved.external_bytes {
         0 => String::new(),
@@ -191,9 +182,12 @@ fn print_summary(text: &str, output: &Path, saved: &SaveSummary) -> Result<()> {
     print(&format!("{text}wrote {}{external}\n", output.display()))
 }
 
-/// Bytes of a model: the file, without external data beside it.
-fn file_size(path: &Path) -> u64 {
-    std::fs::metadata(path).map_or(0, |m| m.len())
+/// Bytes of a model: the file and those with its external data.
+fn model_size(path: &Path) -> u64 {
+    let size = |path: &Path| std::fs::metadata(path).map_or(0, |m| m.len());
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let data = onnx::external_locations(path).unwrap_or_default();
+    size(path) + data.iter().map(|d| size(&folder.join(d))).sum::<u64>()
 }
 
 /// The largest resident memory of this process so far, in MB; `None` where there is no /proc.

@@ -8,8 +8,7 @@ use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 
-use super::LoadError;
-use super::load::external_locations;
+use super::{LoadError, external_locations};
 
 /// Bytes read at a time.
 const CHUNK: usize = 1 << 20;

@@ -255,7 +255,10 @@ fn has_external_data(model: &mut ModelProto) -> bool {
 }
 
 /// The locations of the external data of the model in the file at `path`, as they are written there.
-pub(super) fn external_locations(path: &Path) -> Result<BTreeSet<String>, LoadError> {
+///
+/// # Errors
+/// Those of [`load`].
+pub fn external_locations(path: &Path) -> Result<BTreeSet<String>, LoadError> {
     let data = map(path).map_err(|source| LoadError::Read {
         path: path.to_owned(),
         source,

@@ -20,7 +20,7 @@ mod visit;
 mod wire;
 
 pub use digest::{Digest, digest_file, digest_model};
-pub use load::{LoadError, load};
+pub use load::{LoadError, external_locations, load};
 pub use proto::tensor_proto::DataType;
 pub use save::{SaveError, SaveOptions, SaveSummary, save};
 pub use tensor::TensorError;

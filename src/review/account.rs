@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{LinearReport, NearMissReport, OutputReport, SiteReport};
-use crate::calibrate::OutputComparison;
+use super::{
+    CHANNEL_LINES, ChannelRange, CurveReport, LinearReport, NearMissReport, OutputReport,
+    SiteReport,
+};
+use crate::calibrate::{ChannelStats, OutputComparison};
 use crate::recognise::{Linear, NearMiss, Recognised};
 use crate::site::{Place, ResponseKind, Sink, Site, Trace};
 use crate::solve::Solution;
@@ -49,7 +52,15 @@ pub fn site_report(
     solution: Solution,
     response: Option<ResponseKind>,
     discarded: Option<&str>,
+    stats: Option<&ChannelStats>,
 ) -> SiteReport {
+    let ranges = stats.map(|stats| channel_ranges(stats, &solution));
+    let (channels_per_line, channels) = ranges.unwrap_or_default();
+    let curve = solution.curve.iter().map(|point| CurveReport {
+        threshold: point.threshold,
+        loss: point.loss,
+    });
+    let curve = curve.collect();
     let (kind, sink, no_sink) = sink_of(found, site);
     let kept = discarded.is_none();
     let folded = kept && (solution.shift.is_some() || solution.scale.is_some());
@@ -77,6 +88,10 @@ pub fn site_report(
         } else {
             solution.range_before
         },
+        channels,
+        channels_per_line,
+        threshold: solution.threshold.filter(|_| folded),
+        curve,
         loss: match response.filter(|_| solution.at_response) {
             Some(kind) => kind.loss(),
             None => "linear outputs",
@@ -109,6 +124,28 @@ pub(super) fn sink_of(
         ),
         Sink::None(reason) => ("plain", None, Some(reason.clone())),
     }
+}
+
+/// How many channels make one line, and the ranges of the lines.
+fn channel_ranges(stats: &ChannelStats, solution: &Solution) -> (usize, Vec<ChannelRange>) {
+    let [a, b] = &stats.folds;
+    let one = |c: usize| {
+        let before = (a.min[c].min(b.min[c]), a.max[c].max(b.max[c]));
+        let of = |values: &Option<Vec<f32>>, default| values.as_ref().map_or(default, |v| v[c]);
+        let (z, s) = (of(&solution.shift, 0.0), of(&solution.scale, 1.0));
+        let after = ((before.0 - z) / s, (before.1 - z) / s);
+        ChannelRange { before, after }
+    };
+    let channels: Vec<ChannelRange> = (0..a.min.len()).map(one).collect();
+    let per_line = channels.len().div_ceil(CHANNEL_LINES).max(1);
+    let join = |some: &[ChannelRange]| {
+        let wider = |a: (f32, f32), b: (f32, f32)| (a.0.min(b.0), a.1.max(b.1));
+        some[1..].iter().fold(some[0], |all, one| ChannelRange {
+            before: wider(all.before, one.before),
+            after: wider(all.after, one.after),
+        })
+    };
+    (per_line, channels.chunks(per_line).map(join).collect())
 }
 
 /// The norms and Linears that took a commuted affine; constants on the way are not named.

@@ -1,6 +1,7 @@
 //! What was done, and how good it is.
 
 mod account;
+mod html;
 mod inspect;
 mod provenance;
 mod quantized;
@@ -8,6 +9,7 @@ mod report;
 mod verify;
 
 pub use account::{linear_report, output_reports, site_report};
+pub use html::html;
 pub use inspect::{
     ANATOMY_SCHEMA, Anatomy, Architecture, BlockFacts, ChannelFacts, LinearFacts, ModelFacts,
     Outliers, PROVENANCE, Quantized, SiteFacts, Subject, anatomy, outliers,
@@ -15,8 +17,9 @@ pub use inspect::{
 pub use provenance::Provenance;
 pub use quantized::{QuantizedLinear, quantized_linears};
 pub use report::{
-    Decision, FLOAT_LIMIT, FloatCheck, InlinedReport, KeptFloat, KeptLinear, LinearReport,
-    NearMissReport, OutputReport, ROUNDING_LIMIT, Report, RoundedCheck, Settings, SiteReport,
+    CHANNEL_LINES, ChannelRange, CurveReport, Decision, FLOAT_LIMIT, Files, FloatCheck,
+    InlinedReport, KeptFloat, KeptLinear, LinearReport, NearMissReport, OutputReport,
+    REPORT_SCHEMA, ROUNDING_LIMIT, Report, RoundedCheck, Settings, SiteReport,
 };
 pub use verify::{
     Energy, LAYER_TOKENS, LayerError, OutputError, VERIFICATION_SCHEMA, Verification, VerifyError,

@@ -4,9 +4,17 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::LayerError;
+
+/// The version of the JSON form of a [`Report`]. It grows when a key changes its meaning or goes; new keys may come at any
+/// time.
+pub const REPORT_SCHEMA: u32 = 1;
+
 /// Everything a run did. Field names are the keys of the JSON report.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
+    /// [`REPORT_SCHEMA`].
+    pub schema: u32,
     /// The tool's version.
     pub version: String,
     /// What was asked for.
@@ -33,6 +41,14 @@ pub struct Report {
     pub kept_float: Option<KeptFloat>,
     /// Model inputs that the calibration data did not give: name and what they were filled with.
     pub filled_inputs: BTreeMap<String, String>,
+    /// The error of every Linear of the written model; empty if it was not asked for.
+    pub layers: Vec<LayerError>,
+    /// The command that was given, if there was one.
+    pub command: Option<String>,
+    /// The files that were read and written, if there were any.
+    pub files: Option<Files>,
+    /// SHA-256 of what went in and what came out, by what it is: as in the metadata of the written model.
+    pub digests: BTreeMap<String, String>,
     /// What else a reader should know.
     pub notes: Vec<String>,
     /// Wall-clock seconds per step.
@@ -63,6 +79,17 @@ pub struct Settings {
     pub held_out_rows: usize,
     pub opset: i64,
     pub opset_raised_from: Option<i64>,
+}
+
+/// The files of a run.
+#[derive(Clone, Debug, Default, Serialize)]
+#[allow(missing_docs)]
+pub struct Files {
+    pub input: String,
+    pub output: String,
+    /// Bytes, external data included.
+    pub input_bytes: u64,
+    pub output_bytes: u64,
 }
 
 /// One call of a model-local function that was replaced.
@@ -112,10 +139,40 @@ pub struct SiteReport {
     pub range_after: (f32, f32),
     /// The factor by which the quantized range differs from `range_after`.
     pub range_margin: f32,
+    /// Smallest and largest calibration value of every channel before and after shift and scale; of every
+    /// `channels_per_line` channels, so that there are not more than [`CHANNEL_LINES`].
+    pub channels: Vec<ChannelRange>,
+    /// See `channels`.
+    pub channels_per_line: usize,
+    /// The threshold t that was chosen, in units of the value after the shift; `None` without scale.
+    pub threshold: Option<f32>,
+    /// The estimated loss over the thresholds that were tried.
+    pub curve: Vec<CurveReport>,
     /// Where the loss was measured: "attention output", "gated FFN" (the input of its down projection) or "linear outputs".
     pub loss: String,
     /// Loss of plain min-max over loss of this choice, on calibration tokens that did not set the ranges, in dB.
     pub validated_gain_db: f64,
+}
+
+/// Lines of a site's channels in a report, at most.
+pub const CHANNEL_LINES: usize = 128;
+
+/// The range of some neighbouring channels.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct ChannelRange {
+    /// Smallest and largest value of x.
+    pub before: (f32, f32),
+    /// Smallest and largest value of (x − z) / s.
+    pub after: (f32, f32),
+}
+
+/// One point of the search for a threshold.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct CurveReport {
+    /// t
+    pub threshold: f32,
+    /// The loss that the survey of candidates estimates: comparable along one curve only.
+    pub loss: f64,
 }
 
 /// Something that almost matched.

@@ -1,0 +1,140 @@
+//! `--report`: what only the command line knows is added to the account of a run, and it is written.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use anyhow::{Result, anyhow};
+use onnx_osplus::Options;
+use onnx_osplus::calibrate::{Dataset, TractEngine};
+use onnx_osplus::onnx::{self, Model};
+use onnx_osplus::progress::Progress;
+use onnx_osplus::review::{
+    Files, LAYER_TOKENS, Provenance, Report, VerifyOptions, VerifyRows, html, verify,
+};
+
+use super::Arguments;
+
+/// The command that this program was started with, as a shell would read it.
+pub fn command() -> String {
+    let words = std::env::args().map(|word| quoted(&word));
+    words.collect::<Vec<_>>().join(" ")
+}
+
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_./=:,%+@-".contains(c);
+    match !word.is_empty() && word.chars().all(plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}
+
+/// The names of IN and OUT, and their bytes.
+pub fn files(arguments: &Arguments, (input_bytes, output_bytes): (u64, u64)) -> Files {
+    let name = |path: &Path| path.display().to_string();
+    Files {
+        input: name(&arguments.input),
+        output: name(&arguments.output),
+        input_bytes,
+        output_bytes,
+    }
+}
+
+/// The digests among the entries of the metadata, and that of the file that was written.
+pub fn digests(provenance: Provenance, output: &Path) -> Result<BTreeMap<String, String>> {
+    let (written, data) = onnx::digest_model(output)?;
+    let mut digests: BTreeMap<_, _> = provenance.entries.into_iter().collect();
+    digests.retain(|_, value| value.contains("sha256:"));
+    digests.insert("output".to_owned(), written);
+    for (location, digest) in data {
+        digests.insert(format!("output data {location}"), digest);
+    }
+    Ok(digests)
+}
+
+/// Adds the error of every Linear of `quantized`. Where it cannot be had, a note says why.
+pub fn layers(
+    report: &mut Report,
+    (float, quantized): (&Model, &Model),
+    data: &Dataset,
+    options: &Options,
+    progress: &dyn Progress,
+) {
+    let few = data.few(LAYER_TOKENS);
+    let rows = VerifyRows {
+        all: &[],
+        few: few.as_ref(),
+    };
+    let only_layers = VerifyOptions {
+        threads: options.threads,
+        outputs: false,
+        layers: true,
+    };
+    match verify(
+        float,
+        quantized,
+        &rows,
+        &TractEngine,
+        &only_layers,
+        progress,
+    ) {
+        Ok(verification) => {
+            report.layers = verification.layers;
+            report.notes.extend(verification.notes);
+        }
+        Err(error) => {
+            let note = format!("the errors of the Linears could not be measured: {error}");
+            report.notes.push(note);
+        }
+    }
+}
+
+/// Writes the report: a page if the name of the file ends in .html or .htm, JSON otherwise.
+pub fn write(path: &Path, report: &Report) -> Result<()> {
+    let extension = path.extension().map(|e| e.to_ascii_lowercase());
+    let page = extension.is_some_and(|e| e == "html" || e == "htm");
+    let write = || {
+        let mut file = BufWriter::new(File::create(path)?);
+        match page {
+            true => file.write_all(html(report).as_bytes())?,
+            false => {
+                serde_json::to_writer_pretty(&mut file, report)?;
+                writeln!(file)?;
+            }
+        }
+        file.flush()
+    };
+    write().map_err(|e: std::io::Error| anyhow!("cannot write the report {}: {e}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shell_reads_the_command_as_it_was() {
+        let words = [
+            "onnx-osplus",
+            "--keep-float=20%",
+            "a b",
+            "it's",
+            "",
+            "l[0-5]",
+            "$x",
+        ];
+        let quoted = words.map(quoted);
+        assert_eq!(
+            quoted,
+            [
+                "onnx-osplus",
+                "--keep-float=20%",
+                "'a b'",
+                r"'it'\''s'",
+                "''",
+                "'l[0-5]'",
+                "'$x'"
+            ]
+        );
+    }
+}
