@@ -8,19 +8,22 @@ use crate::review::{ChannelRange, CurveReport};
 const WIDTH: f32 = 320.0;
 const HEIGHT: f32 = 96.0;
 const MARGIN: f32 = 6.0;
+/// Right of the lines of channels, for the ends of the axis.
+const LABELS: f32 = 34.0;
 
-/// The range of every channel, in the order of the channels, as one vertical line each, over an axis of its own.
+/// The range of every channel and zero, in the order of the channels, as one vertical line each, over an axis of its own.
 pub fn channels(ranges: &[(f32, f32)], class: &str, title: &str) -> String {
     let low = ranges.iter().fold(0.0f32, |low, r| low.min(r.0));
     let high = ranges.iter().fold(0.0f32, |high, r| high.max(r.1));
     let span = (high - low).max(f32::MIN_POSITIVE);
     let y = |v: f32| MARGIN + (high - v) / span * (HEIGHT - 2.0 * MARGIN);
-    let step = (WIDTH - 2.0 * MARGIN) / ranges.len().max(1) as f32;
+    let step = (WIDTH - MARGIN - LABELS) / ranges.len().max(1) as f32;
     let mut path = String::new();
     for (i, &(min, max)) in ranges.iter().enumerate() {
         let x = MARGIN + (i as f32 + 0.5) * step;
         // A channel of one value still shows.
-        let (top, bottom) = (y(max), y(min).max(y(max) + 0.6));
+        let top = y(max.max(0.0));
+        let bottom = y(min.min(0.0)).max(top + 0.6);
         let _ = write!(path, "M{x:.1} {top:.1}V{bottom:.1}");
     }
     let zero = y(0.0);
