@@ -59,7 +59,9 @@ pub enum Error {
         max: i64,
     },
     /// The target cannot run what the format consists of.
-    #[error("--format {format} is not for --target {target}: {reason}; use --target ort, or --format qdq")]
+    #[error(
+        "--format {format} is not for --target {target}: {reason}; use --target ort, or --format qdq"
+    )]
     FormatRefused {
         /// The format's name.
         format: &'static str,

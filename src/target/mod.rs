@@ -74,6 +74,7 @@ impl Target {
                 share_activations: true,
                 gemm_bias: GemmBias::SeparateAdd,
                 max_opset: None,
+                no_qoperator: Some("TensorRT's parser rejects QLinearMatMul"),
             },
             Target::Openvino => Profile {
                 target: self,
@@ -82,6 +83,7 @@ impl Target {
                 share_activations: true,
                 gemm_bias: GemmBias::SeparateAdd,
                 max_opset: None,
+                no_qoperator: Some("OpenVINO fails to convert QLinearMatMul"),
             },
             Target::Portable => Profile {
                 target: self,
