@@ -190,7 +190,7 @@ impl Writer<'_, '_> {
             weight.zero_point.clone(),
         ];
         let mut output = self.output_name(linear.node);
-        let added = linear.added_bias();
+        let added = linear.added_bias().filter(|_| !of_gemm);
         // A bias of more axes than the product makes the sum no matrix.
         let added = added.filter(|bias| self.rank_of_constant(bias.value) <= 2);
         if (of_gemm && linear.bias.is_some()) || added.is_some() {
