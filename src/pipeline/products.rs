@@ -83,7 +83,7 @@ impl Run<'_> {
         found: &Recognised,
         blocks: &Blocks,
         statistics: &BTreeMap<String, ChannelStats>,
-        solutions: Option<&Solutions>,
+        (solutions, quantizes): (Option<&Solutions>, &dyn Fn(usize) -> bool),
     ) -> Option<IntegerProducts> {
         let original = View::new(self.products.model.as_ref()?);
         let view = View::new(migrated);
@@ -95,7 +95,7 @@ impl Run<'_> {
             };
             let solution = solutions.and_then(|s| s[i].as_ref());
             for (&linear, rank) in site.linears.iter().zip(&site.ranks) {
-                if blocks.skipped[linear].is_some() {
+                if blocks.skipped[linear].is_some() || !quantizes(linear) {
                     continue;
                 }
                 if found.linears[linear].form != LinearForm::MatMul

@@ -109,7 +109,8 @@ impl Run<'_> {
         }
         let products = match format {
             Format::QOperator => {
-                self.integer_products(&model, &found, blocks, statistics, Some(solutions))
+                let of = (Some(solutions), quantizes);
+                self.integer_products(&model, &found, blocks, statistics, of)
             }
             Format::Qdq | Format::Float => None,
         };
@@ -255,7 +256,8 @@ impl Run<'_> {
             .iter()
             .map(|v| statistics.get(v).map(range))
             .collect();
-        let products = self.integer_products(model, &blocks.found, blocks, statistics, None);
+        let of = (None, quantizes);
+        let products = self.integer_products(model, &blocks.found, blocks, statistics, of);
         let of = (&ranges[..], BTreeMap::new(), products.as_ref());
         self.quantize_with(model, &blocks.found, blocks, statistics, of, quantizes)
     }
