@@ -23,6 +23,9 @@ const CONFIRMED_BY: usize = 128;
 /// Output columns up to which weights are rounded with error feedback: beyond is the Linear of a vocabulary.
 const WIDEST: usize = 16384;
 
+/// What is quantized of a site's value, if it has statistics.
+type Range = Option<(f32, f32)>;
+
 /// Integers and biases of the migrated model that are better than rounding to the nearest, by the numbers of the Linears.
 pub(crate) struct Refinement {
     rounded: Rounded,
@@ -268,7 +271,7 @@ impl Run<'_> {
         found: &Recognised,
         blocks: &Blocks,
         statistics: &BTreeMap<String, ChannelStats>,
-        (ranges, rounded, products): (&[Option<(f32, f32)>], Rounded, Option<&IntegerProducts>),
+        (ranges, rounded, products): (&[Range], Rounded, Option<&IntegerProducts>),
         quantizes: &dyn Fn(usize) -> bool,
     ) -> Result<Model, Error> {
         let view = View::new(model);

@@ -8,6 +8,7 @@ import onnx
 import onnx.parser
 import onnxruntime as ort
 import pytest
+import test_architectures as architectures
 from conftest import TINY, TINY_CASES, run_tool
 from measure import capture, constants, heldout_sqnr, op_counts, optimized_model, outputs, producers, sqnr, stored_matrices
 from onnx import TensorProto, helper, numpy_helper
@@ -235,6 +236,31 @@ def test_calibrated_outputs_keep_the_gain(job, optimized, case):
 def test_the_same_bytes_with_any_number_of_threads(job):
     one, two = job(TINY, *FORMAT, "--threads", "1"), job(TINY, *FORMAT, "--threads", "2")
     assert one.path.read_bytes() == two.path.read_bytes()
+
+
+# Decoders with one head of values and fused scores, both branches of an If, float16, weights shared by layers.
+ARCHITECTURES = [
+    "falcon-dynamo18-sdpa",
+    "llama-script14-eager-extended",
+    "gpt2-script14-eager-merged",
+    "bert-script17-eager-float16",
+    "albert-script14-sdpa",
+]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architectures(tmp_path, name):
+    row = architectures.ROWS[name]
+    done, out, report = architectures.quantize(row, tmp_path, *FORMAT)
+    assert done.returncode == 0, done.stderr
+    integer, left = architectures.fused(out, tmp_path)
+    assert integer == sum(linear["status"] == "quantized" for linear in report["linears"]) and not left
+    given = architectures.FOLDER / row["file"]
+    feeds = architectures.feeds_of(row, onnx.load(given), *architectures.HELD_OUT)
+    found = architectures.sqnrs(row, architectures.run(given, row, feeds), out, feeds)
+    for output, db in found.items():
+        plain = report["outputs"][output]["plain_sqnr_db"]
+        assert db > plain + 5, (output, db, plain)
 
 
 @pytest.mark.parametrize("target, reason", [("tensorrt", "TensorRT's parser rejects"), ("openvino", "OpenVINO fails to convert"),
