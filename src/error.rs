@@ -58,6 +58,18 @@ pub enum Error {
         /// The newest it accepts.
         max: i64,
     },
+    /// The target cannot run what the format consists of.
+    #[error(
+        "--format {format} is not for --target {target}: {reason}; use --target ort, or --format qdq"
+    )]
+    FormatRefused {
+        /// The format's name.
+        format: &'static str,
+        /// The target's name.
+        target: &'static str,
+        /// What the runtimes do with it.
+        reason: &'static str,
+    },
     /// The constants of the migrated model lose too much in the type of the file.
     #[error(
         "rounding the migrated constants to {dtype}, the type of the file, moves output `{output}` by {error:.1e} of \

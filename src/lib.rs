@@ -111,7 +111,7 @@ pub fn run(
     let migrated = run.migrate(&model, &blocks, &statistics, &mut solutions)?;
     let result = match options.format {
         Format::Float => run.verify_float(migrated)?,
-        Format::Qdq => {
+        Format::Qdq | Format::QOperator => {
             let quantized = run.quantize(migrated, &blocks, &statistics, &solutions)?;
             let plain = run.quantize_plain(&model, &blocks, &statistics)?;
             let source = pipeline::Source {

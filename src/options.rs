@@ -11,8 +11,27 @@ use crate::target::{Profile, Target};
 pub enum Format {
     /// QuantizeLinear and DequantizeLinear around integer weights.
     Qdq,
+    /// Integer operators (QLinearMatMul, QGemm) in place of the Linears, for ONNX Runtime alone: the outputs of those that are
+    /// no Gemm are quantized too.
+    QOperator,
     /// The migrated float model: an ordinary ONNX file with weaker outliers.
     Float,
+}
+
+impl Format {
+    /// The name on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::Qdq => "qdq",
+            Format::QOperator => "qoperator",
+            Format::Float => "float",
+        }
+    }
+
+    /// Whether Linears become integer products.
+    pub fn quantizes(self) -> bool {
+        self != Format::Float
+    }
 }
 
 /// How much may be left in float.
@@ -115,11 +134,7 @@ impl Options {
     pub fn settings(&self) -> Settings {
         Settings {
             target: self.profile().name.to_owned(),
-            format: match self.format {
-                Format::Qdq => "qdq",
-                Format::Float => "float",
-            }
-            .to_owned(),
+            format: self.format.name().to_owned(),
             method: match self.method {
                 Method::OsPlus => "osplus",
                 Method::SmoothQuant { .. } => "smoothquant",

@@ -7,6 +7,7 @@ mod drop;
 mod folded;
 mod inline;
 mod keep_float;
+mod products;
 mod quantize;
 mod responses;
 mod search;
@@ -35,6 +36,7 @@ pub(crate) use anatomy::anatomy;
 use blocks::Blocks;
 pub(crate) use drop::Source;
 use folded::Folded;
+use products::Products;
 
 /// Tokens, about, on which the responses of blocks are computed.
 const RESPONSE_TOKENS: usize = 512;
@@ -52,6 +54,10 @@ pub(crate) struct Run<'a> {
     sequences: Option<Batch>,
     kept: BTreeMap<String, Captured>,
     calibration: Vec<Batch>,
+    /// The Linears whose outputs are quantized, for `--format qoperator`.
+    products: Products,
+    /// What the last quantized model would be with `--format qdq`, for the comparison.
+    as_qdq: Option<Model>,
     /// The original, to be run on the rows that are held out.
     reference: Reference<'a>,
     report: Report,
@@ -112,6 +118,8 @@ impl<'a> Run<'a> {
             sequences: data.sequences(RESPONSE_TOKENS),
             kept: BTreeMap::new(),
             calibration: split.calibration,
+            products: Products::default(),
+            as_qdq: None,
             reference: Reference::new(original, &split.held_out),
             report,
             responses: BTreeMap::new(),
@@ -137,9 +145,17 @@ impl<'a> Run<'a> {
         graph::check(self.original)?;
         let mut model = self.original.clone();
         let profile = self.options.profile();
+        if let (Format::QOperator, Some(reason)) = (self.options.format, profile.no_qoperator) {
+            let (format, target) = (self.options.format.name(), profile.name);
+            return Err(Error::FormatRefused {
+                format,
+                target,
+                reason,
+            });
+        }
         if let Some(max) = profile.max_opset
             && model.opset() > max
-            && self.options.format == Format::Qdq
+            && self.options.format.quantizes()
         {
             let (found, target) = (model.opset(), profile.name);
             return Err(Error::OpsetTooNew { found, target, max });
@@ -200,13 +216,18 @@ impl<'a> Run<'a> {
         model: &Model,
         blocks: &mut Blocks,
     ) -> Result<BTreeMap<String, ChannelStats>, Error> {
-        let values: Vec<String> = blocks
+        let mut values: Vec<String> = blocks
             .sites
             .iter()
             .zip(&blocks.values)
             .filter(|(site, _)| blocks.selected(site).next().is_some())
             .map(|(_, value)| value.clone())
             .collect();
+        if self.options.format == Format::QOperator {
+            self.products = Products::of(model, blocks);
+        }
+        let extremes_only = self.products.not_among(&values);
+        values.extend(extremes_only.iter().cloned());
         let transposed = blocks
             .sites
             .iter()
@@ -217,6 +238,7 @@ impl<'a> Run<'a> {
             seed: self.options.seed,
             threads: self.options.threads,
             channels_first: transposed.map(|(_, value)| value.clone()).collect(),
+            extremes_only,
         };
         let mut stats = self.statistics(model, blocks, &values, &options)?;
         let extra_nodes = self.options.extra_nodes;
@@ -341,7 +363,7 @@ impl<'a> Run<'a> {
             .filter(|(site, affine)| site.has_sink() && !affine.is_identity())
             .collect();
         self.migrated_sites = migrations.len();
-        let any = self.options.format == Format::Qdq;
+        let any = self.options.format.quantizes();
         let skipped = blocks.skipped.iter().enumerate();
         let replaced = skipped.map(|(l, s)| any && s.is_none() && quantizes(l));
         let replaced: Vec<bool> = replaced.collect();
@@ -385,7 +407,7 @@ impl<'a> Run<'a> {
             skipped,
             ..
         } = blocks;
-        let quantizes = options.format == Format::Qdq;
+        let quantizes = options.format.quantizes();
         let linears = found.linears.iter().zip(skipped);
         report.linears = linears
             .map(|(linear, skipped)| linear_report(linear, skipped, quantizes))

@@ -32,6 +32,8 @@ pub struct StatOptions {
     pub threads: usize,
     /// Those of the values whose channels are on the first of two axes, `[C, tokens]` (the input of a Gemm with transA).
     pub channels_first: BTreeSet<String>,
+    /// Those of the values of which no tokens are kept, only the extremes.
+    pub extremes_only: BTreeSet<String>,
 }
 
 /// Statistics of one value `x: [tokens, C]` (last axis C); padding never enters.
@@ -113,10 +115,13 @@ pub fn statistics_and(
             .iter()
             .map(|name| {
                 let channels_first = options.channels_first.contains(name);
-                Mutex::new(Accumulator::new(name, channels_first))
+                let sample_tokens = match options.extremes_only.contains(name) {
+                    true => 0,
+                    false => options.sample_tokens,
+                };
+                Mutex::new(Accumulator::new(name, channels_first, sample_tokens))
             })
             .collect(),
-        sample_tokens: options.sample_tokens,
         seed: options.seed,
         by_position: rows.len() <= 1,
     });
@@ -151,7 +156,7 @@ pub fn statistics_and(
     }
     let finish = |(i, name): (usize, String)| {
         let mut accumulator = lock(&collector.values[i]);
-        let all = std::mem::replace(&mut *accumulator, Accumulator::new("", false));
+        let all = std::mem::replace(&mut *accumulator, Accumulator::new("", false, 0));
         all.seen.then(|| Ok((name, all.finish()?)))
     };
     let stats: Result<_, EngineError> = names.into_iter().enumerate().filter_map(finish).collect();
@@ -214,7 +219,6 @@ impl TapSink for ShapeSink {
 /// The accumulators of all values, filled from several threads.
 struct Collector {
     values: Vec<Mutex<Accumulator>>,
-    sample_tokens: usize,
     seed: u64,
     /// Folds by position, because all tokens are of one row.
     by_position: bool,
@@ -289,7 +293,7 @@ impl TapSink for BatchSink {
         }
         let mut accumulator = lock(&collector.values[tap]);
         (accumulator.rank, accumulator.seen) = (rank, true);
-        accumulator.merge(extremes, &candidates, collector.sample_tokens)
+        accumulator.merge(extremes, &candidates)
     }
 }
 
@@ -347,6 +351,8 @@ fn priority(seed: u64, row: u64, position: u64) -> u64 {
 struct Accumulator {
     name: String,
     channels_first: bool,
+    /// Most tokens kept per fold.
+    sample_tokens: usize,
     /// Whether it was computed at all.
     seen: bool,
     rank: usize,
@@ -362,7 +368,7 @@ struct Fold {
 }
 
 impl Accumulator {
-    fn new(name: &str, channels_first: bool) -> Accumulator {
+    fn new(name: &str, channels_first: bool, sample_tokens: usize) -> Accumulator {
         let fold = || Fold {
             extremes: Extremes::new(0),
             heap: BinaryHeap::new(),
@@ -371,6 +377,7 @@ impl Accumulator {
         Accumulator {
             name: name.to_owned(),
             channels_first,
+            sample_tokens,
             seen: false,
             rank: 0,
             folds: [fold(), fold()],
@@ -381,7 +388,6 @@ impl Accumulator {
         &mut self,
         extremes: [Extremes; 2],
         candidates: &[(usize, Key, &[f32])],
-        sample_tokens: usize,
     ) -> Result<(), EngineError> {
         for (fold, new) in self.folds.iter_mut().zip(extremes) {
             let old = &mut fold.extremes;
@@ -405,7 +411,7 @@ impl Accumulator {
             old.tokens += new.tokens;
         }
         for (fold, key, x) in candidates {
-            self.folds[*fold].offer(*key, x, sample_tokens);
+            self.folds[*fold].offer(*key, x, self.sample_tokens);
         }
         Ok(())
     }

@@ -64,7 +64,8 @@ pub struct Arguments {
     #[arg(long, value_enum, default_value_t = TargetName::Ort)]
     target: TargetName,
 
-    /// What to write: a quantized model, or the migrated float model with weaker outliers for another tool
+    /// What to write: a quantized model with Q/DQ, one with QLinearMatMul (for ONNX Runtime alone; usually less accurate,
+    /// because outputs are quantized too), or the migrated float model with weaker outliers for another tool
     /// [example: --format float]
     #[arg(long, value_enum, default_value_t = FormatName::Qdq)]
     format: FormatName,
@@ -169,6 +170,7 @@ impl From<TargetName> for Target {
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum FormatName {
     Qdq,
+    Qoperator,
     Float,
 }
 
@@ -233,6 +235,7 @@ impl Arguments {
             target: self.target.into(),
             format: match self.format {
                 FormatName::Qdq => Format::Qdq,
+                FormatName::Qoperator => Format::QOperator,
                 FormatName::Float => Format::Float,
             },
             method: match self.method {

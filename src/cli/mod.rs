@@ -29,10 +29,14 @@ use progress::Terminal;
 /// Nothing could be quantized: not a failure of the tool, but nothing to deploy either.
 const NOTHING_TO_QUANTIZE: u8 = 3;
 
+/// Options that contradict each other, as for what the parser of the command line refuses.
+const WRONG_USAGE: u8 = 2;
+
 /// The exit status that goes with an error.
 pub fn exit_status(error: &anyhow::Error) -> ExitCode {
     match error.downcast_ref::<onnx_osplus::Error>() {
         Some(onnx_osplus::Error::NothingToQuantize(_)) => ExitCode::from(NOTHING_TO_QUANTIZE),
+        Some(onnx_osplus::Error::FormatRefused { .. }) => ExitCode::from(WRONG_USAGE),
         _ => ExitCode::FAILURE,
     }
 }

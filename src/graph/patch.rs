@@ -69,6 +69,10 @@ enum Edit {
     },
     AddInitializer(TensorProto),
     SetInitializer(TensorProto),
+    Import {
+        domain: &'static str,
+        version: i64,
+    },
 }
 
 /// A set of edits against one [`View`], with the reason for them.
@@ -145,6 +149,11 @@ impl Patch {
         self.edits.push(Edit::AddInitializer(tensor));
     }
 
+    /// Imports an operator set, unless the model imports one of that domain.
+    pub fn import(&mut self, domain: &'static str, version: i64) {
+        self.edits.push(Edit::Import { domain, version });
+    }
+
     /// Overwrites the initializer of the same name. Only for one whose every reader wants the new value.
     pub fn set_initializer(&mut self, tensor: TensorProto) {
         self.edits.push(Edit::SetInitializer(tensor));
@@ -162,6 +171,7 @@ struct Plan {
     after: BTreeMap<usize, Vec<NodeProto>>,
     add: Vec<TensorProto>,
     set: BTreeMap<String, (TensorProto, usize)>,
+    import: BTreeMap<&'static str, i64>,
 }
 
 /// Applies patches, all made against a view of `model` as it is now.
@@ -229,6 +239,15 @@ pub fn apply(model: &mut Model, patches: Vec<Patch>) -> Result<(), PatchError> {
         }
     }
 
+    for (domain, version) in plan.import {
+        let imports = &mut changed.proto.opset_import;
+        if !imports.iter().any(|o| o.domain() == domain) {
+            imports.push(OperatorSetIdProto {
+                domain: Some(domain.to_owned()),
+                version: Some(version),
+            });
+        }
+    }
     prune(&mut changed, &unused_before);
     forget(model, &mut changed);
     check(&changed).map_err(|problem| PatchError::Broken {
@@ -287,6 +306,9 @@ fn merge(patches: Vec<Patch>, reasons: &[String]) -> Result<Plan, PatchError> {
                     list.entry(anchor.0).or_default().push(node);
                 }
                 Edit::AddInitializer(tensor) => plan.add.push(tensor),
+                Edit::Import { domain, version } => {
+                    plan.import.insert(domain, version);
+                }
                 Edit::SetInitializer(tensor) => {
                     let name = tensor.name.clone().unwrap_or_default();
                     if let Some((_, first)) = plan.set.insert(name.clone(), (tensor, p)) {

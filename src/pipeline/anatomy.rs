@@ -96,6 +96,7 @@ fn measured(
         seed: options.seed,
         threads: options.threads,
         channels_first: transposed.map(name).collect(),
+        extremes_only: Default::default(),
     };
     Ok(statistics(
         engine,

@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 
 use super::{Blocks, Run, Solutions};
-use crate::Error;
 use crate::calibrate::ChannelStats;
 use crate::graph::{self, Names, View};
 use crate::onnx::Model;
 use crate::recognise::{Linear, Recognised, recognise};
-use crate::rewrite::{self, Activation, QuantizePlan, Rounded};
+use crate::rewrite::{self, Activation, IntegerProducts, QuantizePlan, Rounded};
 use crate::site::Site;
 use crate::solve::correction::{Means, correction, means};
 use crate::solve::feedback::{Feedback, output_error};
 use crate::solve::{Method, Migration, Solution, quantize_weight};
+use crate::{Error, Format};
 use ndarray::s;
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -22,6 +22,9 @@ const CONFIRMED_BY: usize = 128;
 
 /// Output columns up to which weights are rounded with error feedback: beyond is the Linear of a vocabulary.
 const WIDEST: usize = 16384;
+
+/// What is quantized of a site's value, if it has statistics.
+type Range = Option<(f32, f32)>;
 
 /// Integers and biases of the migrated model that are better than rounding to the nearest, by the numbers of the Linears.
 pub(crate) struct Refinement {
@@ -41,6 +44,11 @@ impl Run<'_> {
         let refined = self.refine(&migrated, blocks, statistics, solutions);
         let every = |_| true;
         let of = (solutions, &refined);
+        if self.options.format == Format::QOperator {
+            let model = migrated.clone();
+            let qdq = self.quantize_in(Format::Qdq, model, blocks, statistics, of, &every)?;
+            self.as_qdq = Some(qdq);
+        }
         let model = self.quantize_refined(migrated, blocks, statistics, of, &every)?;
         self.finish_step("quantize");
         Ok(model)
@@ -67,6 +75,19 @@ impl Run<'_> {
     /// The migrated model with Q/DQ at those selected Linears, by their numbers, that `quantizes` says.
     pub(super) fn quantize_refined(
         &self,
+        model: Model,
+        blocks: &Blocks,
+        statistics: &BTreeMap<String, ChannelStats>,
+        of: (&Solutions, &Refinement),
+        quantizes: &dyn Fn(usize) -> bool,
+    ) -> Result<Model, Error> {
+        let format = self.options.format;
+        self.quantize_in(format, model, blocks, statistics, of, quantizes)
+    }
+
+    fn quantize_in(
+        &self,
+        format: Format,
         mut model: Model,
         blocks: &Blocks,
         statistics: &BTreeMap<String, ChannelStats>,
@@ -89,7 +110,14 @@ impl Run<'_> {
             // The biases may be other constants now.
             found = recognised(&model, blocks);
         }
-        let of = (&ranges[..], refined.rounded.clone());
+        let products = match format {
+            Format::QOperator => {
+                let of = (Some(solutions), quantizes);
+                self.integer_products(&model, &found, blocks, statistics, of)
+            }
+            Format::Qdq | Format::Float => None,
+        };
+        let of = (&ranges[..], refined.rounded.clone(), products.as_ref());
         self.quantize_with(&model, &found, blocks, statistics, of, quantizes)
     }
 
@@ -231,7 +259,9 @@ impl Run<'_> {
             .iter()
             .map(|v| statistics.get(v).map(range))
             .collect();
-        let of = (&ranges[..], BTreeMap::new());
+        let of = (None, quantizes);
+        let products = self.integer_products(model, &blocks.found, blocks, statistics, of);
+        let of = (&ranges[..], BTreeMap::new(), products.as_ref());
         self.quantize_with(model, &blocks.found, blocks, statistics, of, quantizes)
     }
 
@@ -241,7 +271,7 @@ impl Run<'_> {
         found: &Recognised,
         blocks: &Blocks,
         statistics: &BTreeMap<String, ChannelStats>,
-        (ranges, rounded): (&[Option<(f32, f32)>], Rounded),
+        (ranges, rounded, products): (&[Range], Rounded, Option<&IntegerProducts>),
         quantizes: &dyn Fn(usize) -> bool,
     ) -> Result<Model, Error> {
         let view = View::new(model);
@@ -270,7 +300,12 @@ impl Run<'_> {
             profile: self.options.profile(),
         };
         let mut names = Names::new(model);
-        let patches = rewrite::quantize(&view, found, &plan, &mut names)?;
+        let patches = match products {
+            Some(products) => {
+                rewrite::quantize_as_operators(&view, found, &plan, products, &mut names)?
+            }
+            None => rewrite::quantize(&view, found, &plan, &mut names)?,
+        };
         let mut quantized = model.clone();
         graph::apply(&mut quantized, patches).map_err(rewrite::RewriteError::from)?;
         Ok(quantized)
@@ -288,7 +323,7 @@ fn recognised(migrated: &Model, blocks: &Blocks) -> Recognised {
     found
 }
 
-fn migration(solution: &Solution) -> Migration {
+pub(super) fn migration(solution: &Solution) -> Migration {
     Migration {
         shift: solution.shift.clone(),
         scale: solution.scale.clone(),

@@ -102,8 +102,9 @@ impl Run<'_> {
         let ours = compared.next().unwrap_or_default();
         let Some((plain, theirs)) = plain.zip(compared.next()) else {
             self.report.outputs = output_reports(&ours, Some(&ours));
-            (self.plain, self.written) = (Some(ours.clone()), ours);
             self.report.decision = Decision::PlainAskedFor;
+            self.compare_with_qdq(&ours)?;
+            (self.plain, self.written) = (Some(ours.clone()), ours);
             self.finish_step("verify");
             return Ok(quantized);
         };
@@ -129,6 +130,9 @@ impl Run<'_> {
             _ => self.dropped.len(),
         };
         self.report.outputs = output_reports(&compared, Some(&theirs));
+        if decision != Decision::PlainWasBetter {
+            self.compare_with_qdq(&compared)?;
+        }
         (self.plain, self.written) = (Some(theirs), compared);
         self.finish_step("verify");
         Ok(result)

@@ -11,7 +11,10 @@ mod take_apart;
 pub use correct::correct_biases;
 pub use linear::Precision;
 pub use migrate::{Affine, migrate, migrate_in};
-pub use quantize::{Activation, QuantizePlan, Rounded, quantize};
+pub use quantize::{
+    Activation, IntegerProduct, IntegerProducts, QuantizePlan, Rounded, quantize,
+    quantize_as_operators,
+};
 pub use take_apart::take_apart;
 
 use thiserror::Error;

@@ -25,6 +25,9 @@
 //! All scales are float32, so none can underflow; ONNX Runtime fuses this and not the form with float16 scales.
 
 mod gemm;
+mod qoperator;
+
+pub use qoperator::{IntegerProduct, IntegerProducts, quantize_as_operators};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -75,12 +78,24 @@ pub fn quantize(
     plan: &QuantizePlan,
     names: &mut Names,
 ) -> Result<Vec<Patch>, RewriteError> {
+    write(view, found, plan, None, names)
+}
+
+/// [`quantize`], or [`quantize_as_operators`] with these products.
+fn write(
+    view: &View,
+    found: &Recognised,
+    plan: &QuantizePlan,
+    products: Option<&IntegerProducts>,
+    names: &mut Names,
+) -> Result<Vec<Patch>, RewriteError> {
     let planned = found.linears.iter().zip(&plan.activations);
     let planned = planned.filter(|(_, activation)| activation.is_some());
     let mut writer = Writer {
         view,
         planned: planned.map(|(linear, _)| linear.node).collect(),
         plan,
+        products,
         names,
         copies: Copies::new(),
         shared: BTreeMap::new(),
@@ -89,12 +104,29 @@ pub fn quantize(
     let linears = found.linears.iter().zip(&plan.activations).enumerate();
     linears
         .filter_map(|(l, (linear, activation))| Some((l, linear, activation.as_ref()?)))
-        .map(|(l, linear, activation)| writer.quantize(linear, activation, plan.rounded.get(&l)))
+        .filter_map(|(l, linear, activation)| {
+            let rounded = plan.rounded.get(&l);
+            let Some(products) = products else {
+                return Some(writer.quantize(linear, activation, rounded));
+            };
+            let product = products.get(&l)?;
+            Some(writer.integer_product(linear, activation, product, rounded))
+        })
         .collect()
 }
 
 /// The identity of an input's quantization: two Linears with the same key can share one pair.
 type ActivationKey = (ValueId, u32, i32, i32, i32);
+
+/// The values that stand for a quantized input.
+#[derive(Clone)]
+struct InputNames {
+    quantized: String,
+    scale: String,
+    zero_point: String,
+    /// What the DequantizeLinear gives; integer operators read no such value, and it is not written then.
+    dequantized: String,
+}
 
 /// The identity of a weight: what it is made of and how, Gemm's transB and the bits of its alpha.
 type WeightKey = ((ValueId, String), bool, u32);
@@ -116,12 +148,14 @@ struct WeightNames {
 struct Writer<'a, 'm> {
     view: &'a View<'m>,
     plan: &'a QuantizePlan,
+    /// The operators that take the place of the Linears; `None` to write Q/DQ.
+    products: Option<&'a IntegerProducts>,
     names: &'a mut Names,
     copies: Copies,
     /// The nodes of the Linears that are quantized.
     planned: BTreeSet<NodeId>,
-    /// The dequantized input that Linears with the same key read.
-    shared: BTreeMap<ActivationKey, String>,
+    /// The quantized input that Linears with the same key read.
+    shared: BTreeMap<ActivationKey, InputNames>,
     /// Weights already written: one initializer serves every Linear that reads it.
     weights: BTreeMap<WeightKey, WeightNames>,
 }
@@ -134,7 +168,8 @@ impl Writer<'_, '_> {
         rounded: Option<&Arc<QuantizedWeight>>,
     ) -> Result<Patch, RewriteError> {
         let mut patch = Patch::new(format!("quantize `{}`", linear.name));
-        let x = self.activation(linear, &activation.params, &mut patch);
+        let x = self.quantize_input(linear, &activation.params, &mut patch);
+        let x = x.dequantized;
         let weight = self.weight(linear, rounded, &mut patch)?;
         let (w, dequantize) = self.dequantize_weight(linear, &weight);
         patch.insert_before(linear.node, dequantize);
@@ -175,8 +210,14 @@ impl Writer<'_, '_> {
         Ok(patch)
     }
 
-    /// The dequantized input of `linear`: a new Q → DQ pair, or one that is there already.
-    fn activation(&mut self, linear: &Linear, params: &QuantParams, patch: &mut Patch) -> String {
+    /// The quantized input of `linear`: a new QuantizeLinear, with its DequantizeLinear where Q/DQ is written, or what is there
+    /// already.
+    fn quantize_input(
+        &mut self,
+        linear: &Linear,
+        params: &QuantParams,
+        patch: &mut Patch,
+    ) -> InputNames {
         let key = (
             linear.input,
             params.scale.to_bits(),
@@ -185,9 +226,9 @@ impl Writer<'_, '_> {
             params.qmax,
         );
         if self.plan.profile.share_activations
-            && let Some(name) = self.shared.get(&key)
+            && let Some(names) = self.shared.get(&key)
         {
-            return name.clone();
+            return names.clone();
         }
         let x = self.view.name(linear.input);
         // A pair of its own per Linear takes the Linear's name, a shared one that of the value.
@@ -234,13 +275,21 @@ impl Writer<'_, '_> {
             linear.node,
             make_node("QuantizeLinear", &q, &inputs, &[&quantized], vec![]),
         );
-        let inputs = [quantized.as_str(), &scale, &zero_point];
-        patch.insert_before(
-            linear.node,
-            make_node("DequantizeLinear", &dq, &inputs, &[&dequantized], vec![]),
-        );
-        self.shared.insert(key, dequantized.clone());
-        dequantized
+        if self.products.is_none() {
+            let inputs = [quantized.as_str(), &scale, &zero_point];
+            patch.insert_before(
+                linear.node,
+                make_node("DequantizeLinear", &dq, &inputs, &[&dequantized], vec![]),
+            );
+        }
+        let names = InputNames {
+            quantized,
+            scale,
+            zero_point,
+            dequantized,
+        };
+        self.shared.insert(key, names.clone());
+        names
     }
 
     /// The int8 weight of `linear` in the layout of its operator.

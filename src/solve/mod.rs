@@ -12,7 +12,7 @@
 //! The data flows through the files in this order: [`quantize`] knows what Q/DQ does to numbers; [`migration`] turns
 //! per-channel ranges and a threshold into z, s and the range of x'; [`loss`] measures what quantization then does to the
 //! outputs of the Linears, and [`survey`] estimates it without their outputs; [`search`] tries candidates and keeps the
-//! best; [`smoothquant`] is the comparison method.
+//! best; [`smoothquant`] is the comparison method. [`output`] does the same for what Linears give, where that is quantized.
 //!
 //! Arithmetic only: this module knows arrays, no graph. Results do not depend on the number of threads.
 
@@ -21,6 +21,7 @@ pub mod damage;
 pub mod feedback;
 pub mod loss;
 pub mod migration;
+pub mod output;
 pub mod quantize;
 pub mod response;
 pub mod search;

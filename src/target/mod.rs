@@ -39,6 +39,8 @@ pub struct Profile {
     /// The newest operator set the runtime accepts with this form. ONNX Runtime 1.31 cannot create a session for
     /// int8 Q/DQ from opset 21 on.
     pub max_opset: Option<i64>,
+    /// Why QLinearMatMul and QGemm cannot be written for it, if they cannot.
+    pub no_qoperator: Option<&'static str>,
 }
 
 /// The oldest operator set that has a per-axis DequantizeLinear.
@@ -63,6 +65,7 @@ impl Target {
                 share_activations: true,
                 gemm_bias: GemmBias::Int32,
                 max_opset: None,
+                no_qoperator: None,
             },
             Target::Tensorrt => Profile {
                 target: self,
@@ -71,6 +74,7 @@ impl Target {
                 share_activations: true,
                 gemm_bias: GemmBias::SeparateAdd,
                 max_opset: None,
+                no_qoperator: Some("TensorRT's parser rejects QLinearMatMul"),
             },
             Target::Openvino => Profile {
                 target: self,
@@ -79,6 +83,7 @@ impl Target {
                 share_activations: true,
                 gemm_bias: GemmBias::SeparateAdd,
                 max_opset: None,
+                no_qoperator: Some("OpenVINO fails to convert QLinearMatMul"),
             },
             Target::Portable => Profile {
                 target: self,
@@ -87,6 +92,9 @@ impl Target {
                 share_activations: false,
                 gemm_bias: GemmBias::SeparateAdd,
                 max_opset: Some(20),
+                no_qoperator: Some(
+                    "TensorRT rejects QLinearMatMul and OpenVINO fails to convert it",
+                ),
             },
         }
     }

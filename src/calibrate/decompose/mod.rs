@@ -12,6 +12,7 @@ mod contrib_attention;
 mod contrib_rotary;
 mod known;
 mod narrow;
+mod quantized;
 mod scope;
 mod sequence;
 mod shapes;
@@ -55,6 +56,7 @@ const TABLE: &[(&str, &str, Rule)] = &[
     ("", "GatherND", simple::nd_indices),
     ("", "Identity", sequence::identity),
     ("", "MatMul", simple::matmul),
+    ("", "QLinearMatMul", quantized::qlinear_matmul),
     ("", "QuantizeLinear", narrow::quantize),
     ("", "ReduceMax", simple::reduce_bool),
     ("", "ReduceMin", simple::reduce_bool),
@@ -78,6 +80,7 @@ const TABLE: &[(&str, &str, Rule)] = &[
     (MS, "Gelu", contrib::bias_gelu),
     (MS, "GroupQueryAttention", contrib_attention::group_query),
     (MS, "MultiHeadAttention", contrib_attention::multi_head),
+    (MS, "QGemm", quantized::qgemm),
     (MS, "QuickGelu", contrib::quick_gelu),
     (MS, "RotaryEmbedding", contrib_rotary::rotary_embedding),
     (MS, "SimplifiedLayerNormalization", contrib::simplified_norm),

@@ -130,6 +130,7 @@ fn output_shapes(known: Known<'_>) -> Option<Vec<Vec<usize>>> {
             shape
         }
         "MatMul" => matmul(known.shape(0)?, known.shape(1)?)?,
+        "QLinearMatMul" => matmul(known.shape(0)?, known.shape(3)?)?,
         "Gemm" => {
             let side = |slot: usize, transposed: &str, keep: usize| {
                 let flip = usize::from(attr_i(node, transposed).unwrap_or(0) != 0);

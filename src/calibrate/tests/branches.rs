@@ -79,6 +79,7 @@ fn options() -> StatOptions {
         seed: 0,
         threads: 1,
         channels_first: Default::default(),
+        extremes_only: Default::default(),
     }
 }
 

@@ -31,6 +31,7 @@ pub(super) fn ids_batch(ids: ndarray::Array2<i64>) -> Batch {
 fn tap(model: &Model, batch: Batch, name: &str) -> Result<(), EngineError> {
     let options = StatOptions {
         channels_first: Default::default(),
+        extremes_only: Default::default(),
         sample_tokens: 4,
         seed: 0,
         threads: 1,

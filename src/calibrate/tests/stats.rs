@@ -37,6 +37,7 @@ fn take(
     let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
     let options = StatOptions {
         channels_first: Default::default(),
+        extremes_only: Default::default(),
         sample_tokens,
         seed: 7,
         threads,
@@ -196,6 +197,7 @@ fn the_sample_holds_the_same_tokens_of_every_value_and_depends_on_the_seed() {
     assert_eq!(y.sample, h.sample.mapv(|v| v.max(0.0)));
     let options = StatOptions {
         channels_first: Default::default(),
+        extremes_only: Default::default(),
         sample_tokens: 6,
         seed: 8,
         threads: 1,
@@ -253,6 +255,7 @@ fn progress_counts_every_row_once() {
     let counter = Counter::default();
     let options = StatOptions {
         channels_first: Default::default(),
+        extremes_only: Default::default(),
         sample_tokens: 1,
         seed: 0,
         threads: 2,
@@ -286,6 +289,7 @@ fn channels_on_the_first_axis() {
     let batches = [f32_batch("x", x.clone(), 0)];
     let options = StatOptions {
         channels_first: ["xt".to_owned()].into(),
+        extremes_only: Default::default(),
         sample_tokens: 8,
         seed: 7,
         threads: 1,

@@ -171,6 +171,26 @@ impl Writer<'_, '_> {
         Ok(name)
     }
 
+    /// q_b: [N] with b ≈ q_b · s_x · s_w, and s_x · s_w: [N] or [1].
+    pub(super) fn bias_steps(
+        &self,
+        linear: &Linear,
+        activation: &Activation,
+        weight: &WeightNames,
+    ) -> Result<(Vec<i32>, Vec<f32>), RewriteError> {
+        let b = self.load_bias(linear)?;
+        let per_channel = weight.scales.len() > 1;
+        let scale =
+            |i: usize| activation.params.scale * weight.scales[if per_channel { i } else { 0 }];
+        // `as` saturates: a bias beyond 2^31 steps is beyond what the accumulator could hold.
+        let q = b
+            .iter()
+            .enumerate()
+            .map(|(i, &b)| (f64::from(b) / f64::from(scale(i))).round() as i32)
+            .collect();
+        Ok((q, (0..weight.scales.len()).map(scale).collect()))
+    }
+
     /// b ≈ q_b · s_x · s_w with q_b int32: [N], behind a DequantizeLinear before `anchor`.
     fn int32_bias(
         &mut self,
@@ -180,17 +200,7 @@ impl Writer<'_, '_> {
         anchor: NodeId,
         patch: &mut Patch,
     ) -> Result<String, RewriteError> {
-        let b = self.load_bias(linear)?;
-        let per_channel = weight.scales.len() > 1;
-        let scale =
-            |i: usize| activation.params.scale * weight.scales[if per_channel { i } else { 0 }];
-        // `as` saturates: a bias beyond 2^31 steps is beyond what the accumulator could hold.
-        let q: Vec<i32> = b
-            .iter()
-            .enumerate()
-            .map(|(i, &b)| (f64::from(b) / f64::from(scale(i))).round() as i32)
-            .collect();
-        let scales: Vec<f32> = (0..weight.scales.len()).map(scale).collect();
+        let (q, scales) = self.bias_steps(linear, activation, weight)?;
         let base = linear.bias.map_or("", |b| self.view.name(b.value));
         let mut derive = |suffix: &str| self.names.derive(base, suffix);
         let (quantized, scale, output, node) = (
