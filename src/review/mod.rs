@@ -15,8 +15,9 @@ pub use inspect::{
 pub use provenance::Provenance;
 pub use quantized::{QuantizedLinear, quantized_linears};
 pub use report::{
-    Decision, FLOAT_LIMIT, FloatCheck, InlinedReport, KeptFloat, KeptLinear, LinearReport,
-    NearMissReport, OutputReport, ROUNDING_LIMIT, Report, RoundedCheck, Settings, SiteReport,
+    AttentionCost, AttentionReport, Decision, FLOAT_LIMIT, FloatCheck, InlinedReport, KeptFloat,
+    KeptLinear, LinearReport, NearMissReport, OutputReport, ROUNDING_LIMIT, Report, RoundedCheck,
+    Settings, SiteReport,
 };
 pub use verify::{
     Energy, LAYER_TOKENS, LayerError, OutputError, VERIFICATION_SCHEMA, Verification, VerifyError,

@@ -1,0 +1,136 @@
+//! Q/DQ on the four operands of attention's two products, and on nothing else: not on the scores, the mask, or what
+//! comes out.
+//!
+//! ```text
+//! Q  ── Q ── DQ ──┐                                        P ── Q ── DQ ──┐
+//!                 MatMul ── scale, mask … ── Softmax ── …                 MatMul ── O
+//! Kᵀ ── Q ── DQ ──┘                                        V ── Q ── DQ ──┘
+//! ```
+//!
+//! The pairs stand right before the MatMul, behind every transposition, scale and rotary embedding: ONNX Runtime fuses a
+//! MatMul whose two inputs are DequantizeLinear (ONNX Runtime's QDQ selectors), and TensorRT moves them back through
+//! transpositions by itself. Each operand has a pair of its own, as int8 activations need in ONNX Runtime.
+//!
+//! Between two Casts where the type of the file is not float32, as every Linear.
+
+use super::quantize::{narrow_range, zero_point_tensor};
+use crate::graph::{Names, Patch, View};
+use crate::onnx::node::{int_attr, make_node};
+use crate::onnx::{DataType, tensor};
+use crate::recognise::{Attention, Product};
+use crate::solve::QuantParams;
+
+/// How the operands of one attention are quantized.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttentionParams {
+    /// Of the two operands of Q Kᵀ.
+    pub scores: [QuantParams; 2],
+    /// Of the two operands of P V, in the order in which its MatMul reads them.
+    pub context: [QuantParams; 2],
+}
+
+/// The patch that quantizes both products of one attention. `signed`: int8, else uint8.
+pub fn quantize_attention(
+    view: &View,
+    attention: &Attention,
+    params: &AttentionParams,
+    signed: bool,
+    names: &mut Names,
+) -> Patch {
+    let mut patch = Patch::new(format!(
+        "quantize the products of attention `{}`",
+        view.node_name(attention.softmax)
+    ));
+    let context = match attention.probabilities {
+        0 => ["probabilities", "value"],
+        _ => ["value", "probabilities"],
+    };
+    for (product, params, roles) in [
+        (&attention.scores, &params.scores, ["query", "key"]),
+        (&attention.context, &params.context, context),
+    ] {
+        for slot in 0..2 {
+            let pair = Pair {
+                product,
+                slot,
+                role: roles[slot],
+                params: &params[slot],
+                signed,
+            };
+            pair.insert(view, names, &mut patch);
+        }
+        cast_back(view, product, names, &mut patch);
+    }
+    patch
+}
+
+/// The Q → DQ pair of one operand.
+struct Pair<'a> {
+    product: &'a Product,
+    slot: usize,
+    role: &'a str,
+    params: &'a QuantParams,
+    signed: bool,
+}
+
+impl Pair<'_> {
+    fn insert(&self, view: &View, names: &mut Names, patch: &mut Patch) {
+        let Pair { product, slot, .. } = *self;
+        let mut derive =
+            |suffix: &str| names.derive(&product.name, &format!("{}_{suffix}", self.role));
+        let (scale, zero_point) = (derive("scale"), derive("zero_point"));
+        let float = |name: &str, x: f32| tensor::from_f32(name, &[], &[x], DataType::Float);
+        patch.add_initializer(float(&scale, self.params.scale));
+        let zero = self.params.zero_point;
+        patch.add_initializer(zero_point_tensor(&zero_point, zero, self.signed));
+        let mut input = view.name(product.operands[slot]).to_owned();
+        let mut insert = |op: &str, node: String, inputs: &[&str], output: String, attributes| {
+            let node = make_node(op, &node, inputs, &[&output], attributes);
+            patch.insert_before(product.node, node);
+            output
+        };
+        if product.dtype != DataType::Float {
+            let to = vec![int_attr("to", DataType::Float as i64)];
+            let wide = derive("float32");
+            input = insert("Cast", derive("Cast"), &[&input], wide, to);
+        }
+        let clip = narrow_range(self.params, self.signed);
+        let clip = clip.map(|range| (range, derive("clip_min"), derive("clip_max")));
+        if let Some((_, min, max)) = &clip {
+            let inputs = [input.as_str(), min, max];
+            input = insert("Clip", derive("Clip"), &inputs, derive("clipped"), vec![]);
+        }
+        let inputs = [input.as_str(), &scale, &zero_point];
+        let node = derive("QuantizeLinear");
+        let quantized = insert("QuantizeLinear", node, &inputs, derive("quantized"), vec![]);
+        let inputs = [quantized.as_str(), &scale, &zero_point];
+        let (node, output) = (derive("DequantizeLinear"), derive("dequantized"));
+        let output = insert("DequantizeLinear", node, &inputs, output, vec![]);
+        if let Some(((low, high), min, max)) = clip {
+            patch.add_initializer(float(&min, low));
+            patch.add_initializer(float(&max, high));
+        }
+        patch.rewire(product.node, slot, output);
+    }
+}
+
+/// The product in the type of the file again, under its old name.
+fn cast_back(view: &View, product: &Product, names: &mut Names, patch: &mut Patch) {
+    if product.dtype == DataType::Float {
+        return;
+    }
+    let Some(output) = view.output(product.node, 0).map(|v| view.name(v)) else {
+        return;
+    };
+    let wide = names.derive(output, "float32");
+    let to = vec![int_attr("to", product.dtype as i64)];
+    let cast = make_node(
+        "Cast",
+        &names.derive(output, "Cast"),
+        &[&wide],
+        &[output],
+        to,
+    );
+    patch.insert_after(product.node, cast);
+    patch.rename_output(product.node, 0, wide);
+}
