@@ -20,7 +20,7 @@ use crate::progress::Progress;
 pub struct Ranged {
     /// The name of a float value of the main graph, `[B, …]` or, with heads in the batch, `[B·heads, …]`.
     pub value: String,
-    /// The axis of the tokens, counted from the end: 1 for the last.
+    /// The axis of the tokens, counted from the end: 1 for the last; 0 to take every element, those of padding too.
     pub axis: usize,
 }
 
@@ -120,6 +120,9 @@ fn range(
     masks: &[Array2<bool>],
 ) -> Option<(f32, f32)> {
     let shape = value.shape().to_vec();
+    if axis == 0 {
+        return range_of(value.iter().copied());
+    }
     let (first, tokens) = (*shape.first()?, *shape.iter().rev().nth(axis - 1)?);
     // The batch is the first axis, and no token's.
     let fits = |mask: &&Array2<bool>| {
@@ -137,16 +140,20 @@ fn range(
         if !masks.is_empty() && !masks.iter().any(|mask| mask[[row, token]]) {
             continue;
         }
-        for &x in vector {
-            let new = if x.is_finite() {
-                (x, x)
-            } else {
-                (f32::NAN, f32::NAN)
-            };
-            extremes = Some(extremes.map_or(new, |old| join(old, new)));
-        }
+        let Some(new) = range_of(vector.iter().copied()) else {
+            continue;
+        };
+        extremes = Some(extremes.map_or(new, |old| join(old, new)));
     }
     extremes
+}
+
+fn range_of(elements: impl Iterator<Item = f32>) -> Option<(f32, f32)> {
+    let finite = |x: f32| match x.is_finite() {
+        true => (x, x),
+        false => (f32::NAN, f32::NAN),
+    };
+    elements.map(finite).reduce(join)
 }
 
 #[cfg(test)]
@@ -218,6 +225,8 @@ mod tests {
         };
         assert!(range(spoiled(0).view(), 2, 2, &masks()).unwrap().0.is_nan());
         assert_eq!(range(spoiled(1).view(), 2, 2, &masks()), Some((1.0, 1.0)));
+        // Unless padding counts as well.
+        assert!(range(spoiled(1).view(), 0, 2, &masks()).unwrap().0.is_nan());
         assert!(join((0.0, 1.0), (f32::NAN, f32::NAN)).1.is_nan());
         assert!(join((f32::NAN, f32::NAN), (0.0, 1.0)).0.is_nan());
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use onnx_osplus::review::{Decision, Report, SiteReport};
+use onnx_osplus::review::{AttentionReport, Decision, Report, SiteReport};
 
 /// The account of a run for people. `sizes` are the bytes of IN and OUT.
 pub fn summary(report: &Report, sizes: (u64, u64), verbose: bool) -> String {
@@ -190,6 +190,14 @@ fn attention(out: &mut String, report: &Report, verbose: bool) -> std::fmt::Resu
         write!(out, ": outputs {float:.2} dB -> {int8:.2} dB")?;
     }
     writeln!(out)?;
+    let dropped = |a: &&AttentionReport| a.nan_guard.as_deref() == Some("dropped");
+    let dropped = all.iter().filter(dropped).count();
+    if dropped > 0 {
+        writeln!(
+            out,
+            "           {dropped} guards against rows without keys left out: no calibration row needs them"
+        )?;
+    }
     let mut reasons: Vec<&str> = Vec::new();
     for attention in all {
         if verbose {

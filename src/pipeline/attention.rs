@@ -43,6 +43,8 @@ struct Ranges {
     query: (f32, f32),
     key: (f32, f32),
     value: (f32, f32),
+    /// Whether no row was without keys, padding included: then a guard against NaN did nothing.
+    no_nan: bool,
 }
 
 impl Run<'_> {
@@ -105,6 +107,12 @@ impl Run<'_> {
                 .iter()
                 .find_map(|p| self.options.refuses(&p.name).map(str::to_owned));
             match (refused, ranges) {
+                (None, Ok(ranges)) if self.stopped_by_guard(attention, &ranges) => {
+                    reports[i].reason = Some(
+                        "some rows have no key at all, so its guard against NaN must stay, and stops the fused kernel"
+                            .to_owned(),
+                    );
+                }
                 (None, Ok(ranges)) => able.push((i, attention, ranges)),
                 (Some(reason), _) | (None, Err(reason)) => reports[i].reason = Some(reason),
             }
@@ -161,17 +169,37 @@ impl Run<'_> {
             }
             _ => (model, vec![false; able.len()]),
         };
-        for ((i, _, ranges), kept) in able.iter().zip(kept) {
+        for ((i, attention, ranges), kept) in able.iter().zip(kept) {
             let report = &mut reports[*i];
             (report.query, report.key) = (Some(ranges.query), Some(ranges.key));
             (report.value, report.probabilities) = (Some(ranges.value), Some((0.0, 1.0)));
             if kept {
+                let guard = match self.drops_guard(attention, ranges) {
+                    true => "dropped",
+                    false => "kept",
+                };
+                report.nan_guard = attention.unguarded.map(|_| guard.to_owned());
                 (report.status, report.reason) = ("int8".to_owned(), None);
             } else {
                 report.reason = Some(format!("dropped after validation: {all}"));
             }
         }
         Ok(result)
+    }
+
+    /// Whether the guard of an attention against NaN is left out: the target is stopped by it, and it did nothing.
+    fn drops_guard(&self, attention: &Attention, ranges: &Ranges) -> bool {
+        self.options.profile().nan_guard_stops_attention
+            && attention.unguarded.is_some()
+            && ranges.no_nan
+    }
+
+    /// Whether int8 gains nothing for this attention, because its guard must stay.
+    fn stopped_by_guard(&self, attention: &Attention, ranges: &Ranges) -> bool {
+        self.options.attention == AttentionMode::Auto
+            && self.options.profile().nan_guard_stops_attention
+            && attention.unguarded.is_some()
+            && !ranges.no_nan
     }
 
     /// The ranges of each attention, or why it has none.
@@ -189,7 +217,14 @@ impl Run<'_> {
             .flat_map(|a| {
                 let [query, key] = a.scores.operands;
                 let value = a.context.operands[1 - a.probabilities];
-                [(query, 2), (key, 1), (value, value_axis(a))]
+                // Of the probabilities every row counts, because NaN would spread from padding, too.
+                let probabilities = a.unguarded.unwrap_or(a.context.operands[a.probabilities]);
+                [
+                    (query, 2),
+                    (key, 1),
+                    (value, value_axis(a)),
+                    (probabilities, 0),
+                ]
             })
             .map(|(value, axis)| Ranged {
                 value: view.name(value).to_owned(),
@@ -206,12 +241,13 @@ impl Run<'_> {
             )),
             Some(range) => Ok(range),
         };
-        let blocks = found.chunks_exact(3).enumerate();
+        let blocks = found.chunks_exact(4).enumerate();
         let ranges = blocks.map(|(i, block)| {
             Ok(Ranges {
-                query: known(block[0], 3 * i)?,
-                key: known(block[1], 3 * i + 1)?,
-                value: known(block[2], 3 * i + 2)?,
+                query: known(block[0], 4 * i)?,
+                key: known(block[1], 4 * i + 1)?,
+                value: known(block[2], 4 * i + 2)?,
+                no_nan: block[3].is_some_and(|(low, _)| !low.is_nan()),
             })
         });
         Ok(ranges.collect())
@@ -235,6 +271,7 @@ impl Run<'_> {
             let params = AttentionParams {
                 scores: [params(ranges.query), params(ranges.key)],
                 context,
+                drop_guard: self.drops_guard(attention, ranges),
             };
             rewrite::quantize_attention(&view, attention, &params, spec.symmetric, &mut names)
         });

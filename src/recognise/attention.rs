@@ -52,6 +52,9 @@ pub struct Attention {
     pub context: Product,
     /// Which operand of `context` holds the probabilities; 0 but where everything is transposed.
     pub probabilities: usize,
+    /// The probabilities before a guard, where one stands right before the product: `Where(IsNaN(p), constant, p)`, as
+    /// exporters write for rows in which every key is masked.
+    pub unguarded: Option<ValueId>,
 }
 
 /// Every attention of a graph in the order of its Softmax, and what almost is one.
@@ -163,10 +166,12 @@ fn assemble(
             ));
         }
     };
+    let context = product(view, context)?;
     Ok(Attention {
         scores,
         softmax,
-        context: product(view, context)?,
+        unguarded: unguarded(view, context.operands[probabilities]),
+        context,
         probabilities,
     })
 }
@@ -252,6 +257,14 @@ fn readers(view: &View, softmax: NodeId) -> (Vec<(NodeId, usize)>, BTreeSet<Node
     }
     products.sort_unstable();
     (products, walls)
+}
+
+/// What a guard against NaN reads, if `value` is one.
+fn unguarded(view: &View, value: ValueId) -> Option<ValueId> {
+    let node = view.producer_is(value, "Where")?;
+    let guarded = view.input(node, 2)?;
+    let condition = view.producer_is(view.input(node, 0)?, "IsNaN")?;
+    (view.input(condition, 0) == Some(guarded)).then_some(guarded)
 }
 
 /// Whether an input is a constant within 0..1, or that of every element of a tensor.

@@ -142,6 +142,8 @@ pub struct AttentionReport {
     pub value: Option<(f32, f32)>,
     /// The fixed range of the softmax.
     pub probabilities: Option<(f32, f32)>,
+    /// What became of the guard `Where(IsNaN(P), 0, P)`: "kept" or "dropped"; `None` if there is none.
+    pub nan_guard: Option<String>,
 }
 
 /// The outputs with int8 attention and without, on the data that `outputs` was measured on.

@@ -11,10 +11,13 @@
 //! MatMul whose two inputs are DequantizeLinear (ONNX Runtime's QDQ selectors), and TensorRT moves them back through
 //! transpositions by itself. Each operand has a pair of its own, as int8 activations need in ONNX Runtime.
 //!
+//! A guard `Where(IsNaN(P), 0, P)` keeps TensorRT from forming its fused kernel, wherever the pair stands. It can be left
+//! out: then the pair reads P itself, and what a row without any key gives is up to the runtime.
+//!
 //! Between two Casts where the type of the file is not float32, as every Linear.
 
 use super::quantize::{narrow_range, zero_point_tensor};
-use crate::graph::{Names, Patch, View};
+use crate::graph::{Names, Patch, ValueId, View};
 use crate::onnx::node::{int_attr, make_node};
 use crate::onnx::{DataType, tensor};
 use crate::recognise::{Attention, Product};
@@ -27,6 +30,8 @@ pub struct AttentionParams {
     pub scores: [QuantParams; 2],
     /// Of the two operands of P V, in the order in which its MatMul reads them.
     pub context: [QuantParams; 2],
+    /// Whether the probabilities are taken before their guard against NaN, if there is one.
+    pub drop_guard: bool,
 }
 
 /// The patch that quantizes both products of one attention. `signed`: int8, else uint8.
@@ -45,13 +50,19 @@ pub fn quantize_attention(
         0 => ["probabilities", "value"],
         _ => ["value", "probabilities"],
     };
+    let drop_guard = params.drop_guard;
     for (product, params, roles) in [
         (&attention.scores, &params.scores, ["query", "key"]),
         (&attention.context, &params.context, context),
     ] {
         for slot in 0..2 {
+            let operand = product.operands[slot];
+            let of_context = product.node == attention.context.node;
+            let guarded = drop_guard && of_context && slot == attention.probabilities;
+            let operand = attention.unguarded.filter(|_| guarded).unwrap_or(operand);
             let pair = Pair {
                 product,
+                operand,
                 slot,
                 role: roles[slot],
                 params: &params[slot],
@@ -67,6 +78,7 @@ pub fn quantize_attention(
 /// The Q → DQ pair of one operand.
 struct Pair<'a> {
     product: &'a Product,
+    operand: ValueId,
     slot: usize,
     role: &'a str,
     params: &'a QuantParams,
@@ -83,7 +95,7 @@ impl Pair<'_> {
         patch.add_initializer(float(&scale, self.params.scale));
         let zero = self.params.zero_point;
         patch.add_initializer(zero_point_tensor(&zero_point, zero, self.signed));
-        let mut input = view.name(product.operands[slot]).to_owned();
+        let mut input = view.name(self.operand).to_owned();
         let mut insert = |op: &str, node: String, inputs: &[&str], output: String, attributes| {
             let node = make_node(op, &node, inputs, &[&output], attributes);
             patch.insert_before(product.node, node);

@@ -40,6 +40,9 @@ pub struct Profile {
     /// only with Q/DQ on Q, K, V and the softmax. ONNX Runtime is slower with it; OpenVINO gains a tenth, for which the
     /// outputs lose 2 dB on MiniLM.
     pub int8_attention: bool,
+    /// Whether a guard `Where(IsNaN(P), 0, P)` behind the softmax keeps the runtime from fusing attention
+    /// (TensorRT-RTX 1.7.1). It is left out then, if no calibration row needs it.
+    pub nan_guard_stops_attention: bool,
     /// The newest operator set the runtime accepts with this form. ONNX Runtime 1.31 cannot create a session for
     /// int8 Q/DQ from opset 21 on.
     pub max_opset: Option<i64>,
@@ -67,6 +70,7 @@ impl Target {
                 share_activations: true,
                 gemm_bias: GemmBias::Int32,
                 int8_attention: false,
+                nan_guard_stops_attention: false,
                 max_opset: None,
             },
             Target::Tensorrt => Profile {
@@ -76,6 +80,7 @@ impl Target {
                 share_activations: true,
                 gemm_bias: GemmBias::SeparateAdd,
                 int8_attention: true,
+                nan_guard_stops_attention: true,
                 max_opset: None,
             },
             Target::Openvino => Profile {
@@ -85,6 +90,7 @@ impl Target {
                 share_activations: true,
                 gemm_bias: GemmBias::SeparateAdd,
                 int8_attention: false,
+                nan_guard_stops_attention: false,
                 max_opset: None,
             },
             Target::Portable => Profile {
@@ -94,6 +100,7 @@ impl Target {
                 share_activations: false,
                 gemm_bias: GemmBias::SeparateAdd,
                 int8_attention: false,
+                nan_guard_stops_attention: false,
                 max_opset: Some(20),
             },
         }
