@@ -159,10 +159,10 @@ fn range_of(elements: impl Iterator<Item = f32>) -> Option<(f32, f32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ndarray::{Array, IxDyn, array};
+    use ndarray::{Array, Dimension, IxDyn, array};
 
     fn filled(shape: &[usize], f: impl Fn(&[usize]) -> f32) -> Array<f32, IxDyn> {
-        Array::from_shape_fn(IxDyn(shape), |at| f(at.as_array_view().as_slice().unwrap()))
+        Array::from_shape_fn(IxDyn(shape), |at| f(at.slice()))
     }
 
     /// Two rows of three tokens; the second has two of padding.

@@ -41,7 +41,7 @@ pub struct Profile {
     /// outputs lose 2 dB on MiniLM.
     pub int8_attention: bool,
     /// Whether a guard `Where(IsNaN(P), 0, P)` behind the softmax keeps the runtime from fusing attention
-    /// (TensorRT-RTX 1.7.1). It is left out then, if no calibration row needs it.
+    /// (TensorRT-RTX 1.7.1, OpenVINO 2026.4). It is left out then, if no calibration row needs it.
     pub nan_guard_stops_attention: bool,
     /// The newest operator set the runtime accepts with this form. ONNX Runtime 1.31 cannot create a session for
     /// int8 Q/DQ from opset 21 on.
@@ -90,7 +90,7 @@ impl Target {
                 share_activations: true,
                 gemm_bias: GemmBias::SeparateAdd,
                 int8_attention: false,
-                nan_guard_stops_attention: false,
+                nan_guard_stops_attention: true,
                 max_opset: None,
             },
             Target::Portable => Profile {
