@@ -14,11 +14,11 @@ use super::Run;
 use crate::Error;
 use crate::calibrate::{EngineError, OutputComparison, Ranged, ranges};
 use crate::graph::{self, Names, View};
-use crate::onnx::Model;
+use crate::onnx::{DataType, Model};
 use crate::options::AttentionMode;
 use crate::recognise::{Attention, Attentions, attentions};
 use crate::review::{AttentionCost, AttentionReport, Decision, output_reports};
-use crate::rewrite::{self, AttentionParams};
+use crate::rewrite::{self, AttentionParams, FLOAT16_OPSET};
 
 use super::subset::mean_sqnr;
 
@@ -107,13 +107,10 @@ impl Run<'_> {
                 .iter()
                 .find_map(|p| self.options.refuses(&p.name).map(str::to_owned));
             match (refused, ranges) {
-                (None, Ok(ranges)) if self.stopped_by_guard(attention, &ranges) => {
-                    reports[i].reason = Some(
-                        "some rows have no key at all, so its guard against NaN must stay, and stops the fused kernel"
-                            .to_owned(),
-                    );
-                }
-                (None, Ok(ranges)) => able.push((i, attention, ranges)),
+                (None, Ok(ranges)) => match self.stopped(attention, &ranges) {
+                    Some(reason) => reports[i].reason = Some(reason),
+                    None => able.push((i, attention, ranges)),
+                },
                 (Some(reason), _) | (None, Err(reason)) => reports[i].reason = Some(reason),
             }
         }
@@ -194,10 +191,38 @@ impl Run<'_> {
             && ranges.no_nan
     }
 
-    /// Whether int8 gains nothing for this attention, because its guard must stay.
+    /// Whether a float16 attention is quantized in float16: where the target has a kernel for all of it.
+    fn in_float16(&self, attention: &Attention) -> bool {
+        self.options.profile().int8_attention
+            && self.report.settings.opset >= FLOAT16_OPSET
+            && attention.scores.dtype == DataType::Float16
+            && attention.context.dtype == DataType::Float16
+    }
+
+    /// Why int8 gains nothing for this attention, though it does for others.
+    fn stopped(&self, attention: &Attention, ranges: &Ranges) -> Option<String> {
+        if self.options.attention != AttentionMode::Auto {
+            return None;
+        }
+        if self.stopped_by_guard(attention, ranges) {
+            let why = "some rows have no key at all, so its guard against NaN must stay, and stops the fused kernel";
+            return Some(why.to_owned());
+        }
+        let products = [&attention.scores, &attention.context];
+        let narrow = products.iter().any(|p| p.dtype != DataType::Float);
+        (narrow && !self.in_float16(attention)).then(|| {
+            format!(
+                "the fused kernel forms with Q/DQ in float32, or in float16 from opset {FLOAT16_OPSET} on; this is {} \
+                 in opset {}",
+                attention.scores.dtype.as_str_name(),
+                self.report.settings.opset
+            )
+        })
+    }
+
+    /// Whether its guard must stay.
     fn stopped_by_guard(&self, attention: &Attention, ranges: &Ranges) -> bool {
-        self.options.attention == AttentionMode::Auto
-            && self.options.profile().nan_guard_stops_attention
+        self.options.profile().nan_guard_stops_attention
             && attention.unguarded.is_some()
             && !ranges.no_nan
     }
@@ -272,6 +297,7 @@ impl Run<'_> {
                 scores: [params(ranges.query), params(ranges.key)],
                 context,
                 drop_guard: self.drops_guard(attention, ranges),
+                in_float16: self.in_float16(attention),
             };
             rewrite::quantize_attention(&view, attention, &params, spec.symmetric, &mut names)
         });

@@ -14,7 +14,8 @@
 //! A guard `Where(IsNaN(P), 0, P)` keeps TensorRT from forming its fused kernel, wherever the pair stands. It can be left
 //! out: then the pair reads P itself, and what a row without any key gives is up to the runtime.
 //!
-//! Between two Casts where the type of the file is not float32, as every Linear.
+//! Between two Casts where the type of the file is not float32, as every Linear; or in float16 throughout, for a runtime
+//! that fuses no other form (TensorRT-RTX: with Casts there is no fused kernel).
 
 use super::quantize::{narrow_range, zero_point_tensor};
 use crate::graph::{Names, Patch, ValueId, View};
@@ -23,6 +24,12 @@ use crate::onnx::{DataType, tensor};
 use crate::recognise::{Attention, Product};
 use crate::solve::QuantParams;
 
+/// The first operator set in which QuantizeLinear takes float16.
+pub const FLOAT16_OPSET: i64 = 19;
+
+/// The smallest normal float16, 2⁻¹⁴.
+const FLOAT16_NORMAL: f32 = 1.0 / 16384.0;
+
 /// How the operands of one attention are quantized.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AttentionParams {
@@ -30,6 +37,9 @@ pub struct AttentionParams {
     pub scores: [QuantParams; 2],
     /// Of the two operands of P V, in the order in which its MatMul reads them.
     pub context: [QuantParams; 2],
+    /// Whether float16 operands are quantized as they are, with float16 scales, instead of between two Casts. Needs operator
+    /// set [`FLOAT16_OPSET`].
+    pub in_float16: bool,
     /// Whether the probabilities are taken before their guard against NaN, if there is one.
     pub drop_guard: bool,
 }
@@ -50,7 +60,7 @@ pub fn quantize_attention(
         0 => ["probabilities", "value"],
         _ => ["value", "probabilities"],
     };
-    let drop_guard = params.drop_guard;
+    let (drop_guard, in_float16) = (params.drop_guard, params.in_float16);
     for (product, params, roles) in [
         (&attention.scores, &params.scores, ["query", "key"]),
         (&attention.context, &params.context, context),
@@ -67,10 +77,13 @@ pub fn quantize_attention(
                 role: roles[slot],
                 params: &params[slot],
                 signed,
+                in_float16,
             };
             pair.insert(view, names, &mut patch);
         }
-        cast_back(view, product, names, &mut patch);
+        if !in_float16 {
+            cast_back(view, product, names, &mut patch);
+        }
     }
     patch
 }
@@ -83,6 +96,7 @@ struct Pair<'a> {
     role: &'a str,
     params: &'a QuantParams,
     signed: bool,
+    in_float16: bool,
 }
 
 impl Pair<'_> {
@@ -91,8 +105,17 @@ impl Pair<'_> {
         let mut derive =
             |suffix: &str| names.derive(&product.name, &format!("{}_{suffix}", self.role));
         let (scale, zero_point) = (derive("scale"), derive("zero_point"));
-        let float = |name: &str, x: f32| tensor::from_f32(name, &[], &[x], DataType::Float);
-        patch.add_initializer(float(&scale, self.params.scale));
+        let dtype = match self.in_float16 {
+            true => DataType::Float16,
+            false => DataType::Float,
+        };
+        let float = |name: &str, x: f32| tensor::from_f32(name, &[], &[x], dtype);
+        // A float16 scale must not become zero.
+        let smallest = match self.in_float16 {
+            true => FLOAT16_NORMAL,
+            false => 0.0,
+        };
+        patch.add_initializer(float(&scale, self.params.scale.max(smallest)));
         let zero = self.params.zero_point;
         patch.add_initializer(zero_point_tensor(&zero_point, zero, self.signed));
         let mut input = view.name(self.operand).to_owned();
@@ -101,7 +124,7 @@ impl Pair<'_> {
             patch.insert_before(product.node, node);
             output
         };
-        if product.dtype != DataType::Float {
+        if product.dtype != DataType::Float && !self.in_float16 {
             let to = vec![int_attr("to", DataType::Float as i64)];
             let wide = derive("float32");
             input = insert("Cast", derive("Cast"), &[&input], wide, to);

@@ -9,7 +9,7 @@ mod migrate;
 mod quantize;
 mod take_apart;
 
-pub use attention::{AttentionParams, quantize_attention};
+pub use attention::{AttentionParams, FLOAT16_OPSET, quantize_attention};
 pub use correct::correct_biases;
 pub use linear::Precision;
 pub use migrate::{Affine, migrate, migrate_in};

@@ -170,6 +170,7 @@ fn quantized(model: &Model, bits: u8, symmetric: bool, drop_guard: bool) -> Mode
             scores,
             context,
             drop_guard,
+            in_float16: false,
         };
         quantize_attention(&view, a, &params, symmetric, &mut names)
     });
