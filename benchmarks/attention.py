@@ -2,7 +2,7 @@
 """What int8 attention costs and gains on MiniLM-L6: output SQNR, and CPU time in ONNX Runtime and OpenVINO.
 
     cargo build --release && models/fetch
-    .venv/bin/python benchmarks/attention.py [--rounds 30]
+    .venv/bin/python benchmarks/attention.py [--rounds 30] [--targets ort portable]
 
 SQNR is that of the token embeddings on models/real/heldout.npz in ONNX Runtime. CPU time is process CPU time on one
 thread for 1 × 128 tokens; the float model and both results take turns, and the table shows the median of the ratios.
@@ -61,6 +61,7 @@ def main():
     parser = argparse.ArgumentParser(description="Cost and gain of int8 attention on MiniLM-L6.")
     parser.add_argument("--binary", default=str(ROOT / "target" / "release" / "onnx-osplus"))
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--targets", nargs="+", default=["ort", "portable"])
     args = parser.parse_args()
     arrays = dict(np.load(REAL / "heldout.npz"))
     real = arrays["attention_mask"].astype(bool)
@@ -76,7 +77,7 @@ def main():
         original.write_bytes(model.SerializeToString(deterministic=True))
         feeds = measure.with_token_types(original, arrays)
         reference = measure.outputs(original, feeds)["last_hidden_state"][real]
-        for target in ("ort", "portable"):
+        for target in args.targets:
             paths = [original]
             for attention in ("float", "int8"):
                 paths.append(Path(folder) / f"{target}-{attention}.onnx")

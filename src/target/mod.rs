@@ -37,8 +37,8 @@ pub struct Profile {
     /// The form of a Gemm's bias.
     pub gemm_bias: GemmBias,
     /// Whether Q/DQ on the products of attention gains by itself. TensorRT has an int8 kernel for all of it, which forms
-    /// only with Q/DQ on Q, K, V and the softmax. ONNX Runtime is slower with it; OpenVINO gains a tenth, for which the
-    /// outputs lose 2 dB on MiniLM.
+    /// only with Q/DQ on Q, K, V and the softmax. ONNX Runtime is slower with it; OpenVINO gains a twentieth, for which
+    /// the outputs lose 2 dB on MiniLM.
     pub int8_attention: bool,
     /// Whether a guard `Where(IsNaN(P), 0, P)` behind the softmax keeps the runtime from fusing attention
     /// (TensorRT-RTX 1.7.1, OpenVINO 2026.4). It is left out then, if no calibration row needs it.
