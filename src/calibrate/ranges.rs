@@ -81,13 +81,16 @@ pub fn ranges(
     Ok(found.clone())
 }
 
+/// The range of each value, as far as it is known.
+type Found = Vec<Option<(f32, f32)>>;
+
 /// Takes the values of one batch.
 struct RangeSink {
     /// Per tap the numbers of the values it is, with the axis of their tokens.
     wanted: Vec<Vec<(usize, usize)>>,
     rows: usize,
     masks: Vec<Array2<bool>>,
-    found: Arc<Mutex<Vec<Option<(f32, f32)>>>>,
+    found: Arc<Mutex<Found>>,
 }
 
 impl TapSink for RangeSink {

@@ -427,6 +427,7 @@ mod tests {
             max_relative_error: 0.0,
             range: (0.0, 0.0),
             elements: 0,
+            top1: (0, 0),
             rows: vec![RowError {
                 row: 0,
                 reference,
