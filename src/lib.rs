@@ -30,7 +30,7 @@ pub mod solve;
 pub mod target;
 
 pub use error::Error;
-pub use options::{Format, KeepFloat, Options};
+pub use options::{AttentionMode, Format, KeepFloat, Options};
 
 use calibrate::{Dataset, Engine};
 use graph::branches::unflatten;
@@ -121,7 +121,8 @@ pub fn run(
                 solutions: &solutions,
             };
             let better = run.keep_the_better(quantized, plain, &source)?;
-            run.keep_float(better, &model, &mut blocks, &statistics, &solutions)?
+            let better = run.keep_float(better, &model, &mut blocks, &statistics, &solutions)?;
+            run.quantize_attention(better)?
         }
     };
     Ok((

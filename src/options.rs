@@ -43,6 +43,17 @@ pub enum KeepFloat {
     Work(f64),
 }
 
+/// Whether the two products of attention are quantized.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttentionMode {
+    /// Where the target gains by it ([`Profile::int8_attention`]) and the outputs on held-out data allow it.
+    Auto,
+    /// Never.
+    Float,
+    /// On any target, unless it breaks the outputs.
+    Int8,
+}
+
 /// The settings of a run.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -58,6 +69,8 @@ pub struct Options {
     pub weight_per_channel: bool,
     /// 2 to 8.
     pub activation_bits: u8,
+    /// Whether the products of attention are quantized.
+    pub attention: AttentionMode,
     /// Only Linears whose node name matches are quantized.
     pub include: Option<Regex>,
     /// Linears whose node name matches are left in float.
@@ -85,6 +98,7 @@ impl Default for Options {
             weight_bits: 8,
             weight_per_channel: true,
             activation_bits: 8,
+            attention: AttentionMode::Auto,
             include: None,
             exclude: None,
             keep_float: None,
@@ -119,6 +133,19 @@ impl Options {
         }
     }
 
+    /// Why the products of attention stay in float from the start, if they do.
+    pub fn leaves_attention(&self) -> Option<String> {
+        let profile = self.profile();
+        match self.attention {
+            AttentionMode::Float => Some("--attention float".to_owned()),
+            AttentionMode::Auto if !profile.int8_attention => Some(format!(
+                "int8 costs more than it gains with --target {}; --attention int8 asks for it",
+                profile.name
+            )),
+            AttentionMode::Auto | AttentionMode::Int8 => None,
+        }
+    }
+
     /// Why the Linear of that name is not to be quantized, if it is not.
     pub fn refuses(&self, name: &str) -> Option<&'static str> {
         if self.exclude.as_ref().is_some_and(|r| r.is_match(name)) {
@@ -148,6 +175,12 @@ impl Options {
             }
             .to_owned(),
             activation_bits: self.activation_bits,
+            attention: match self.attention {
+                AttentionMode::Auto => "auto",
+                AttentionMode::Float => "float",
+                AttentionMode::Int8 => "int8",
+            }
+            .to_owned(),
             activation_symmetric: self.activation().symmetric,
             include: self.include.as_ref().map(|r| r.as_str().to_owned()),
             exclude: self.exclude.as_ref().map(|r| r.as_str().to_owned()),

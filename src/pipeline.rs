@@ -1,6 +1,7 @@
 //! The steps of [`crate::run`], in order, and what they have to remember for the report.
 
 mod anatomy;
+mod attention;
 mod blocks;
 mod budget;
 mod drop;

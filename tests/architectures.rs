@@ -14,7 +14,7 @@ use onnx_osplus::calibrate::{CalibSource, Dataset, TractEngine};
 use onnx_osplus::graph::View;
 use onnx_osplus::onnx::{Model, load};
 use onnx_osplus::progress::NoProgress;
-use onnx_osplus::recognise::{LinearForm, Recognised};
+use onnx_osplus::recognise::{LinearForm, Recognised, attentions};
 use onnx_osplus::review::NearMissReport;
 use onnx_osplus::site::{Place, Sink, Site, Trace};
 use onnx_osplus::{Inspection, Options, inspect};
@@ -137,6 +137,15 @@ fn describe(row: &Value) -> (String, Option<usize>) {
     writeln!(text, "\nsites: {}", sites.len()).unwrap();
     for site in &sites {
         write_site(&mut text, &view, &found, site);
+    }
+    let attentions = attentions(&view);
+    writeln!(text, "\nattention: {}", attentions.found.len()).unwrap();
+    for a in &attentions.found {
+        let (scores, context) = (&a.scores.name, &a.context.name);
+        writeln!(text, "  {scores} and {context}").unwrap();
+    }
+    for miss in &attentions.near_misses {
+        writeln!(text, "  float {}: {}", miss.name, miss.reason).unwrap();
     }
     let misses = found.near_misses.iter().cloned().map(Into::into);
     let misses: Vec<NearMissReport> = misses.chain(closed).collect();

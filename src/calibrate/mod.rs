@@ -22,6 +22,7 @@ mod files;
 mod fill;
 mod input;
 mod parallel;
+mod ranges;
 mod resolve;
 mod signature;
 mod sources;
@@ -41,6 +42,7 @@ pub use engine::{Engine, EngineError, Plan, TapSink, Wanted};
 pub use error::CalibError;
 pub use fill::{FillRule, Filled};
 pub use input::{Batch, InputTensor, Shapes, Switches};
+pub use ranges::{Ranged, ranges};
 pub use signature::{Dim, ModelInput, model_inputs};
 pub use statistics::{
     ChannelStats, FoldStats, StatOptions, Statistics, shapes, statistics, statistics_and,

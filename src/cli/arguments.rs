@@ -6,7 +6,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, value_parser};
 use onnx_osplus::calibrate::CalibSource;
 use onnx_osplus::solve::Method;
 use onnx_osplus::target::Target;
-use onnx_osplus::{Format, KeepFloat, Options};
+use onnx_osplus::{AttentionMode, Format, KeepFloat, Options};
 use regex::Regex;
 
 /// Quantizes an ONNX transformer to int8 after moving its outlier channels into constants (Outlier Suppression+).
@@ -85,6 +85,11 @@ pub struct Arguments {
     /// Bits of the activations, 2 to 8 [example: --activation-bits 6]
     #[arg(long, value_name = "BITS", default_value_t = 8, value_parser = value_parser!(u8).range(2..=8))]
     activation_bits: u8,
+
+    /// Whether the products of attention (queries by keys, probabilities by values) are quantized too: where the target
+    /// gains by it and the outputs allow it, never, or wherever they are found [example: --attention int8]
+    #[arg(long, value_enum, default_value_t = AttentionName::Auto)]
+    attention: AttentionName,
 
     /// Quantize only Linears whose node name matches [example: --include 'layer\.[0-5]\.']
     #[arg(long, value_name = "REGEX")]
@@ -175,6 +180,13 @@ enum FormatName {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
+enum AttentionName {
+    Auto,
+    Float,
+    Int8,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum MethodName {
     Osplus,
     Smoothquant,
@@ -246,6 +258,11 @@ impl Arguments {
             weight_bits: self.weight_bits,
             weight_per_channel: self.weight_granularity == Granularity::PerChannel,
             activation_bits: self.activation_bits,
+            attention: match self.attention {
+                AttentionName::Auto => AttentionMode::Auto,
+                AttentionName::Float => AttentionMode::Float,
+                AttentionName::Int8 => AttentionMode::Int8,
+            },
             include: self.include.clone(),
             exclude: self.exclude.clone(),
             keep_float: self.keep_float,

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use onnx_osplus::review::{Decision, Report, SiteReport};
+use onnx_osplus::review::{AttentionReport, Decision, Report, SiteReport};
 
 /// The account of a run for people. `sizes` are the bytes of IN and OUT.
 pub fn summary(report: &Report, sizes: (u64, u64), verbose: bool) -> String {
@@ -35,6 +35,7 @@ fn write_summary(
     inlined(out, report, verbose)?;
     linears(out, report, verbose)?;
     sites(out, report, verbose)?;
+    attention(out, report, verbose)?;
     if verbose {
         for miss in &report.near_misses {
             writeln!(
@@ -173,6 +174,56 @@ fn sites(out: &mut String, report: &Report, verbose: bool) -> std::fmt::Result {
             Some(reason) => writeln!(out, " ({reason})")?,
             None => writeln!(out)?,
         }
+    }
+    Ok(())
+}
+
+fn attention(out: &mut String, report: &Report, verbose: bool) -> std::fmt::Result {
+    let all = &report.attention;
+    if all.is_empty() {
+        return Ok(());
+    }
+    let quantized = all.iter().filter(|a| a.status == "int8").count();
+    write!(out, "attention  {} found, {quantized} in int8", all.len())?;
+    if let Some(cost) = &report.attention_cost {
+        let (float, int8) = (cost.float_sqnr_db, cost.int8_sqnr_db);
+        write!(out, ": outputs {float:.2} dB -> {int8:.2} dB")?;
+    }
+    writeln!(out)?;
+    let dropped = |a: &&AttentionReport| a.nan_guard.as_deref() == Some("dropped");
+    let dropped = all.iter().filter(dropped).count();
+    if dropped > 0 {
+        writeln!(
+            out,
+            "           {dropped} guards against rows without keys left out: no calibration row needs them"
+        )?;
+    }
+    let mut reasons: Vec<&str> = Vec::new();
+    for attention in all {
+        if verbose {
+            write!(out, "  {:6}  {}", attention.status, attention.softmax)?;
+            let operands = [
+                ("Q", attention.query),
+                ("K", attention.key),
+                ("V", attention.value),
+            ];
+            for (name, range) in operands {
+                if let Some((low, high)) = range {
+                    write!(out, "  {name} {low:.3}..{high:.3}")?;
+                }
+            }
+        }
+        match attention.reason.as_deref() {
+            Some(reason) if verbose => write!(out, " ({reason})")?,
+            Some(reason) if !reasons.contains(&reason) => reasons.push(reason),
+            _ => {}
+        }
+        if verbose {
+            writeln!(out)?;
+        }
+    }
+    for reason in reasons.iter().take(3) {
+        writeln!(out, "           float: {reason}")?;
     }
     Ok(())
 }

@@ -131,8 +131,8 @@ impl Run<'_> {
             let reason = "all of its Linears are left in float".to_owned();
             self.dropped.entry(site).or_insert(reason);
         }
-        let plain = self.plain.take();
-        self.report.outputs = output_reports(&variant.compared, plain.as_deref());
+        self.report.outputs = output_reports(&variant.compared, self.plain.as_deref());
+        self.written = variant.compared;
         self.finish_step("keep float");
         Ok(variant.model)
     }

@@ -3,6 +3,7 @@
 //! A recogniser never changes the graph. What almost matched is kept with the reason ([`NearMiss`]), so that a
 //! user learns why a block was left alone.
 
+mod attention;
 mod contrib;
 mod decomposed;
 mod linear;
@@ -10,6 +11,7 @@ mod moments;
 mod norm;
 mod transparent;
 
+pub use attention::{Attention, Attentions, Product, attentions};
 pub use contrib::{Composite, MICROSOFT, composite, microsoft_op};
 pub use linear::{Bias, Linear, LinearForm};
 pub use norm::{Norm, NormKind, NormParam};

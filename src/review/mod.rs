@@ -17,9 +17,10 @@ pub use inspect::{
 pub use provenance::Provenance;
 pub use quantized::{QuantizedLinear, quantized_linears};
 pub use report::{
-    CHANNEL_LINES, ChannelRange, CurveReport, Decision, FLOAT_LIMIT, Files, FloatCheck,
-    InlinedReport, KeptFloat, KeptLinear, LinearReport, NearMissReport, OutputReport,
-    REPORT_SCHEMA, ROUNDING_LIMIT, Report, RoundedCheck, Settings, SiteReport,
+    AttentionCost, AttentionReport, CHANNEL_LINES, ChannelRange, CurveReport, Decision,
+    FLOAT_LIMIT, Files, FloatCheck, InlinedReport, KeptFloat, KeptLinear, LinearReport,
+    NearMissReport, OutputReport, REPORT_SCHEMA, ROUNDING_LIMIT, Report, RoundedCheck, Settings,
+    SiteReport,
 };
 pub use verify::{
     Energy, LAYER_TOKENS, LayerError, OutputError, VERIFICATION_SCHEMA, Verification, VerifyError,

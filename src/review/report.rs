@@ -25,6 +25,10 @@ pub struct Report {
     pub linears: Vec<LinearReport>,
     /// Every value that Linears read, in graph order.
     pub sites: Vec<SiteReport>,
+    /// Every attention, in graph order: whether its two products are in int8, and why not.
+    pub attention: Vec<AttentionReport>,
+    /// What int8 attention costs; `None` if none is in int8.
+    pub attention_cost: Option<AttentionCost>,
     /// What almost matched, and why it did not.
     pub near_misses: Vec<NearMissReport>,
     /// The migrated float model against the original.
@@ -68,6 +72,7 @@ pub struct Settings {
     pub weight_granularity: String,
     pub activation_bits: u8,
     pub activation_symmetric: bool,
+    pub attention: String,
     pub include: Option<String>,
     pub exclude: Option<String>,
     pub keep_float: Option<String>,
@@ -173,6 +178,38 @@ pub struct CurveReport {
     pub threshold: f32,
     /// The loss that the survey of candidates estimates: comparable along one curve only.
     pub loss: f64,
+}
+
+/// One attention.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct AttentionReport {
+    /// The name of its Softmax, or of the operator that computes it as a whole.
+    pub softmax: String,
+    /// The names of the MatMuls of Q Kᵀ and P V; none where they were not found.
+    pub products: Vec<String>,
+    /// "int8" or "float".
+    pub status: String,
+    /// Why it is in float.
+    pub reason: Option<String>,
+    /// Smallest and largest calibration value of Q as its product reads it, padding left out; `None` if not measured.
+    pub query: Option<(f32, f32)>,
+    /// That of Kᵀ.
+    pub key: Option<(f32, f32)>,
+    /// That of V.
+    pub value: Option<(f32, f32)>,
+    /// The fixed range of the softmax.
+    pub probabilities: Option<(f32, f32)>,
+    /// What became of the guard `Where(IsNaN(P), 0, P)`: "kept" or "dropped"; `None` if there is none.
+    pub nan_guard: Option<String>,
+}
+
+/// The outputs with int8 attention and without, on the data that `outputs` was measured on.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct AttentionCost {
+    /// Mean SQNR of the outputs with every attention in float, in dB, each at most 60.
+    pub float_sqnr_db: f64,
+    /// That of the written model.
+    pub int8_sqnr_db: f64,
 }
 
 /// Something that almost matched.

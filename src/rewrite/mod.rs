@@ -2,12 +2,14 @@
 //! shift and scale into constants, [`correct_biases`] takes mean errors off the biases,
 //! quantization ([`quantize`]) inserts QuantizeLinear and DequantizeLinear.
 
+mod attention;
 mod correct;
 mod linear;
 mod migrate;
 mod quantize;
 mod take_apart;
 
+pub use attention::{AttentionParams, FLOAT16_OPSET, quantize_attention};
 pub use correct::correct_biases;
 pub use linear::Precision;
 pub use migrate::{Affine, migrate, migrate_in};

@@ -475,7 +475,12 @@ impl Writer<'_, '_> {
     }
 }
 
-fn zero_point_tensor(name: &str, zero_point: i32, signed: bool) -> crate::onnx::proto::TensorProto {
+/// A scalar zero point of the type that `signed` says.
+pub(super) fn zero_point_tensor(
+    name: &str,
+    zero_point: i32,
+    signed: bool,
+) -> crate::onnx::proto::TensorProto {
     // The zero point is within the integer range of its type by construction; saturate all the same.
     if signed {
         tensor::from_i8(name, &[], &[zero_point.clamp(-128, 127) as i8])
@@ -485,7 +490,7 @@ fn zero_point_tensor(name: &str, zero_point: i32, signed: bool) -> crate::onnx::
 }
 
 /// The real numbers at qmin and qmax if the integers between them are fewer than the 8-bit type holds.
-fn narrow_range(params: &QuantParams, signed: bool) -> Option<(f32, f32)> {
+pub(super) fn narrow_range(params: &QuantParams, signed: bool) -> Option<(f32, f32)> {
     let full = if signed { (-128, 127) } else { (0, 255) };
     let real = |q: i32| (q - params.zero_point) as f32 * params.scale;
     ((params.qmin, params.qmax) != full).then(|| (real(params.qmin), real(params.qmax)))

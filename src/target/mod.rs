@@ -36,6 +36,13 @@ pub struct Profile {
     pub share_activations: bool,
     /// The form of a Gemm's bias.
     pub gemm_bias: GemmBias,
+    /// Whether Q/DQ on the products of attention gains by itself. TensorRT has an int8 kernel for all of it, which forms
+    /// only with Q/DQ on Q, K, V and the softmax. ONNX Runtime is slower with it; OpenVINO gains a twentieth, for which
+    /// the outputs lose 2 dB on MiniLM.
+    pub int8_attention: bool,
+    /// Whether a guard `Where(IsNaN(P), 0, P)` behind the softmax keeps the runtime from fusing attention
+    /// (TensorRT-RTX 1.7.1, OpenVINO 2026.4). It is left out then, if no calibration row needs it.
+    pub nan_guard_stops_attention: bool,
     /// The newest operator set the runtime accepts with this form. ONNX Runtime 1.31 cannot create a session for
     /// int8 Q/DQ from opset 21 on.
     pub max_opset: Option<i64>,
@@ -64,6 +71,8 @@ impl Target {
                 symmetric: false,
                 share_activations: true,
                 gemm_bias: GemmBias::Int32,
+                int8_attention: false,
+                nan_guard_stops_attention: false,
                 max_opset: None,
                 no_qoperator: None,
             },
@@ -73,6 +82,8 @@ impl Target {
                 symmetric: true,
                 share_activations: true,
                 gemm_bias: GemmBias::SeparateAdd,
+                int8_attention: true,
+                nan_guard_stops_attention: true,
                 max_opset: None,
                 no_qoperator: Some("TensorRT's parser rejects QLinearMatMul"),
             },
@@ -82,6 +93,8 @@ impl Target {
                 symmetric: true,
                 share_activations: true,
                 gemm_bias: GemmBias::SeparateAdd,
+                int8_attention: false,
+                nan_guard_stops_attention: true,
                 max_opset: None,
                 no_qoperator: Some("OpenVINO fails to convert QLinearMatMul"),
             },
@@ -91,6 +104,8 @@ impl Target {
                 symmetric: true,
                 share_activations: false,
                 gemm_bias: GemmBias::SeparateAdd,
+                int8_attention: false,
+                nan_guard_stops_attention: false,
                 max_opset: Some(20),
                 no_qoperator: Some(
                     "TensorRT rejects QLinearMatMul and OpenVINO fails to convert it",
