@@ -67,6 +67,7 @@ fn quantized(model: &Model, rank: usize, target: Target, bits: u8) -> Model {
             bits,
             per_channel: true,
         },
+        storage: Default::default(),
         rounded: Default::default(),
         profile,
     };

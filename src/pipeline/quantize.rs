@@ -266,6 +266,7 @@ impl Run<'_> {
         let plan = QuantizePlan {
             activations,
             weight: self.options.weight(),
+            storage: self.options.weight_storage,
             rounded,
             profile: self.options.profile(),
         };

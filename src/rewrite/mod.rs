@@ -11,7 +11,7 @@ mod take_apart;
 pub use correct::correct_biases;
 pub use linear::Precision;
 pub use migrate::{Affine, migrate, migrate_in};
-pub use quantize::{Activation, QuantizePlan, Rounded, quantize};
+pub use quantize::{Activation, QuantizePlan, Rounded, WeightStorage, quantize};
 pub use take_apart::take_apart;
 
 use thiserror::Error;

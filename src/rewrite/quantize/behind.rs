@@ -32,7 +32,9 @@ impl WeightNames {
 impl Writer<'_, '_> {
     /// Whether the target wants the scales of the weight of `linear` behind its product.
     pub(super) fn scales_go_behind(&self, linear: &Linear) -> bool {
+        // A computed bias is inside of its Gemm, before any Mul.
         self.plan.profile.scales_behind_split
+            && !linear.odd_bias
             && self
                 .view
                 .output(linear.node, 0)

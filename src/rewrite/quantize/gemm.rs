@@ -42,6 +42,11 @@ impl Writer<'_, '_> {
             patch.replace(linear.node, node);
             return Ok(());
         }
+        let inside = weight.behind.is_empty() && linear.dtype == DataType::Float;
+        if self.plan.profile.gemm_bias == GemmBias::AsItWas && inside {
+            patch.replace(linear.node, node);
+            return Ok(());
+        }
         node.attribute.retain(|a| a.name.as_deref() != Some("beta"));
         match self.plan.profile.gemm_bias {
             GemmBias::Int32 if !stopped => {
@@ -65,8 +70,8 @@ impl Writer<'_, '_> {
         Ok(())
     }
 
-    /// MatMul + Add over rank 2 is what runtimes fuse to a Gemm of their own, in float: written as the Gemm they
-    /// can quantize, under the MatMul's name.
+    /// MatMul + Add over rank 2 is what ONNX Runtime fuses to a Gemm of its own, in float: written as the Gemm it can
+    /// quantize, under the MatMul's name.
     pub(super) fn matmul_of_rank_2(
         &mut self,
         linear: &Linear,
