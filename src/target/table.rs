@@ -13,8 +13,11 @@ const ORT_QUANTIZATION: &str =
 const ORT_OUTPUT_DTYPE: &str = "https://github.com/microsoft/onnxruntime/issues/25526";
 const TRT_TYPES: &str = "https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/work-with-quantized-types.html";
 const TRT_EXPLICIT: &str = "https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/quantized-types-explicit-quantization.html";
-const TRT_QUANTIZE: &str = "https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/c-api/classnvinfer1_1_1_i_quantize_layer.html";
-const TRT_DEQUANTIZE: &str = "https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/c-api/classnvinfer1_1_1_i_dequantize_layer.html";
+const TRT_QUANTIZE: &str =
+    "https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/operators/Quantize.html";
+const TRT_DEQUANTIZE: &str =
+    "https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/operators/Dequantize.html";
+const TRT_ATTENTION: &str = "https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/transformers-fused-attention.html";
 const OV_INT8: &str = "https://docs.openvino.ai/2024/documentation/openvino-ir-format/intermediate-representation-int8-inference.html";
 const OV_SATURATION: &str = "https://docs.openvino.ai/latest/pot_saturation_issue.html";
 
@@ -35,12 +38,12 @@ pub(super) const ORT: Profile = Profile {
     sources: &[
         Source {
             rules: "R2, R4",
-            says: "uint8 activations × int8 weights are the first choice on x86; a shared Q still fuses",
-            document: ORT_QUANTIZATION,
+            says: "uint8 activations by int8 weights; one uint8 Q may serve several Linears",
+            document: MEASURED,
         },
         Source {
             rules: "R1, R3, R5",
-            says: "MatMulIntegerToFloat, and QGemm with an int32 bias",
+            says: "they fuse to MatMulIntegerToFloat, and to QGemm with an int32 bias",
             document: MEASURED,
         },
         Source {
@@ -50,7 +53,7 @@ pub(super) const ORT: Profile = Profile {
         },
         Source {
             rules: "before VNNI",
-            says: "U8S8 products saturate on AVX2 and AVX512; reduce_range",
+            says: "U8S8 products saturate on AVX2 and AVX512; weights of 7 bits (reduce_range) do not",
             document: ORT_QUANTIZATION,
         },
     ],
@@ -78,7 +81,7 @@ pub(super) const TENSORRT: Profile = Profile {
         },
         Source {
             rules: "T1",
-            says: "no DequantizeLinear of int32: the bias stays in float; INT4 only into a DequantizeLinear",
+            says: "of the integers only int8 and int4: a bias stays in float",
             document: TRT_DEQUANTIZE,
         },
         Source {
@@ -88,17 +91,17 @@ pub(super) const TENSORRT: Profile = Profile {
         },
         Source {
             rules: "T7",
-            says: "int8 fused attention wants Q/DQ on q, k, v and on the softmax",
-            document: TRT_EXPLICIT,
+            says: "int8 fused attention: Q/DQ on q, k, v and on the softmax",
+            document: TRT_ATTENTION,
         },
         Source {
             rules: "T1",
-            says: "INT4 is for weight-only quantization",
+            says: "int4 is for weight-only quantization",
             document: TRT_TYPES,
         },
         Source {
-            rules: "T3–T5, T8",
-            says: "what an engine for SM86 multiplies in int8",
+            rules: "T1, T3, T5",
+            says: "INT4 before a Cast cannot be built; what an engine for SM86 multiplies in int8",
             document: MEASURED,
         },
     ],
@@ -121,7 +124,7 @@ pub(super) const OPENVINO: Profile = Profile {
     sources: &[
         Source {
             rules: "int8",
-            says: "both inputs of a FullyConnected quantized; it runs in i8, shared Q or not, with a bias in any form",
+            says: "an operation with both inputs quantized runs in 8 bits",
             document: OV_INT8,
         },
         Source {
@@ -131,7 +134,7 @@ pub(super) const OPENVINO: Profile = Profile {
         },
         Source {
             rules: "int8",
-            says: "every FullyConnected of the executed graph in i8, INT4 behind a Cast too",
+            says: "every FullyConnected runs in i8: Q shared or not, a bias in any form, INT4 behind a Cast",
             document: MEASURED,
         },
     ],
