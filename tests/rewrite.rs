@@ -14,7 +14,9 @@ use onnx_osplus::onnx::proto::type_proto::Value;
 use onnx_osplus::onnx::{DataType, Model, TextOptions, tensor, text};
 use onnx_osplus::progress::NoProgress;
 use onnx_osplus::recognise::{LinearForm, recognise};
-use onnx_osplus::rewrite::{Activation, Affine, Precision, QuantizePlan, WeightStorage, migrate_in, quantize};
+use onnx_osplus::rewrite::{
+    Activation, Affine, Precision, QuantizePlan, WeightStorage, migrate_in, quantize,
+};
 use onnx_osplus::site::{Site, find_sites};
 use onnx_osplus::solve::{ActivationSpec, WeightSpec};
 use onnx_osplus::target::Target;

@@ -6,9 +6,17 @@ use onnx_osplus::target::{MIN_OPSET, Target, markdown};
 #[test]
 fn the_table_in_the_documents_is_the_table_in_the_code() {
     let text = std::fs::read_to_string("ARCHITECTURE.md").unwrap();
-    let (_, rest) = text.split_once("<!-- targets -->\n").expect("the start of the table");
-    let (table, _) = rest.split_once("<!-- /targets -->").expect("the end of the table");
-    assert_eq!(table, markdown(), "ARCHITECTURE.md differs from src/target/table.rs");
+    let (_, rest) = text
+        .split_once("<!-- targets -->\n")
+        .expect("the start of the table");
+    let (table, _) = rest
+        .split_once("<!-- /targets -->")
+        .expect("the end of the table");
+    assert_eq!(
+        table,
+        markdown(),
+        "ARCHITECTURE.md differs from src/target/table.rs"
+    );
 }
 
 #[test]

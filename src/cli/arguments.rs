@@ -84,7 +84,7 @@ pub struct Arguments {
     weight_granularity: Granularity,
 
     /// Weights of 7 bits (±63) for x86 CPUs before VNNI (AVX2, AVX512), whose sums of 8-bit products saturate otherwise;
-    /// costs REDUCED dB on MiniLM-L6 where nothing saturates [example: --reduce-range]
+    /// without them it costs about 2 dB (MiniLM) [example: --reduce-range]
     #[arg(long)]
     reduce_range: bool,
 

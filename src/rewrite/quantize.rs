@@ -12,7 +12,7 @@
 //! Fewer than 8 bits are levels of an 8-bit type, because that is what runtimes have products for: a Clip before the
 //! QuantizeLinear cuts the activation to its levels, and the weight uses as many as it has. What is saved is memory:
 //! from operator set 21 on, a weight of at most 4 bits is stored as INT4, two per byte, with a Cast to int8 before its
-//! DequantizeLinear. ONNX Runtime evaluates that Cast once, when it loads the file, and multiplies in int8; a
+//! DequantizeLinear, unless the target's profile says otherwise. ONNX Runtime evaluates that Cast once, when it loads the file, and multiplies in int8; a
 //! DequantizeLinear of INT4 itself it would compute in float at every run.
 //!
 //! A Linear in float16, bfloat16 or float64 is computed between two Casts:
@@ -22,7 +22,8 @@
 //! W: int8 ── DQ ──────────────────┴─ MatMul ── Cast(float16) ── Add(b: float16) ── y
 //! ```
 //!
-//! All scales are float32, so none can underflow; ONNX Runtime fuses this and not the form with float16 scales.
+//! All scales are float32, so none can underflow; ONNX Runtime fuses this and not the form with float16 scales. TensorRT-RTX
+//! fuses both, but hands the integer sums on in the type of the scales, and they go beyond float16.
 
 mod behind;
 mod gemm;
@@ -135,8 +136,7 @@ impl Writer<'_, '_> {
                 self.gemm(linear, activation, &weight, [&x, &w], &mut patch)?
             }
             (LinearForm::MatMul, Some(bias))
-                if on_ort
-                    && activation.rank == 2 && self.rank_of_constant(bias.value) <= 2 =>
+                if on_ort && activation.rank == 2 && self.rank_of_constant(bias.value) <= 2 =>
             {
                 self.matmul_of_rank_2(linear, activation, &weight, [&x, &w], &mut patch)?;
             }

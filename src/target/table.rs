@@ -220,7 +220,12 @@ pub fn markdown() -> String {
         yes_or_no(p.scales_behind_split)
     });
     row("weights of ≤ 4 bits as INT4", &|p| {
-        if p.int4_weights { "from opset 21 on" } else { "no" }.to_owned()
+        if p.int4_weights {
+            "from opset 21 on"
+        } else {
+            "no"
+        }
+        .to_owned()
     });
     row("float16, bfloat16", &|_| "float32 between Casts".to_owned());
     row("products of attention", &|p| {

@@ -66,7 +66,11 @@ impl WeightNames {
             let n = if transposed { i / columns } else { i % columns };
             self.scales[if self.per_channel { n } else { 0 }]
         };
-        let data: Vec<f32> = q.iter().enumerate().map(|(i, &q)| f32::from(q) * scale(i)).collect();
+        let data: Vec<f32> = q
+            .iter()
+            .enumerate()
+            .map(|(i, &q)| f32::from(q) * scale(i))
+            .collect();
         tensor::from_f32(name, shape, &data, DataType::Float)
     }
 }
@@ -153,7 +157,8 @@ impl Writer<'_, '_> {
     fn has_int4(&self) -> bool {
         let model = self.view.model();
         self.plan.profile.int4_weights
-            && model.opset() >= INT4_OPSET.0 && model.proto.ir_version() >= INT4_OPSET.1
+            && model.opset() >= INT4_OPSET.0
+            && model.proto.ir_version() >= INT4_OPSET.1
     }
 
     /// The QuantizeLinear that makes the integers of a weight from its float constant.
@@ -176,7 +181,11 @@ impl Writer<'_, '_> {
         )
     }
 
-    pub(super) fn dequantize_weight(&mut self, linear: &Linear, weight: &WeightNames) -> (String, NodeProto) {
+    pub(super) fn dequantize_weight(
+        &mut self,
+        linear: &Linear,
+        weight: &WeightNames,
+    ) -> (String, NodeProto) {
         let name = self.view.name(linear.weight);
         let output = self.names.derive(name, "dequantized");
         let node = self.names.derive(name, "DequantizeLinear");
