@@ -45,18 +45,14 @@ pub enum Error {
         /// NaN or infinity.
         value: f32,
     },
-    /// The target accepts no operator set as new as the model's.
+    /// Weights of 7 bits for a target where 8 do no harm.
     #[error(
-        "the model has opset {found}, but --target {target} needs {max} or older: \
-         export it with opset {max} or use --target ort"
+        "--reduce-range is for x86 processors before VNNI, whose sums of 8-bit products saturate; those of --target \
+         {target} do not: leave it out, it would cost accuracy for nothing"
     )]
-    OpsetTooNew {
-        /// The model's.
-        found: i64,
+    NothingSaturates {
         /// The target's name.
         target: &'static str,
-        /// The newest it accepts.
-        max: i64,
     },
     /// The target cannot run what the format consists of.
     #[error(

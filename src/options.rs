@@ -3,6 +3,7 @@
 use regex::Regex;
 
 use crate::review::Settings;
+use crate::rewrite::WeightStorage;
 use crate::solve::{ActivationSpec, Method, WeightSpec};
 use crate::target::{Profile, Target};
 
@@ -67,6 +68,11 @@ pub struct Options {
     pub weight_bits: u8,
     /// One scale per output channel of a weight; `false`: one per weight.
     pub weight_per_channel: bool,
+    /// Whether weights of 8 bits use 7 of them, ±63: two products of a uint8 with such a weight fit into the 16 bits in
+    /// which x86 processors before VNNI add them.
+    pub reduce_range: bool,
+    /// What the file holds of the weights.
+    pub weight_storage: WeightStorage,
     /// 2 to 8.
     pub activation_bits: u8,
     /// Whether the products of attention are quantized.
@@ -97,6 +103,8 @@ impl Default for Options {
             method: Method::OsPlus,
             weight_bits: 8,
             weight_per_channel: true,
+            reduce_range: false,
+            weight_storage: WeightStorage::Integers,
             activation_bits: 8,
             attention: AttentionMode::Auto,
             include: None,
@@ -128,7 +136,10 @@ impl Options {
     /// How weights are quantized: symmetric, one scale per output channel or per weight.
     pub fn weight(&self) -> WeightSpec {
         WeightSpec {
-            bits: self.weight_bits,
+            bits: match self.reduce_range {
+                true => self.weight_bits.min(7),
+                false => self.weight_bits,
+            },
             per_channel: self.weight_per_channel,
         }
     }
@@ -174,6 +185,8 @@ impl Options {
                 false => "per-tensor",
             }
             .to_owned(),
+            reduce_range: self.reduce_range,
+            weights_as_float_qdq: self.weight_storage == WeightStorage::FloatQdq,
             activation_bits: self.activation_bits,
             attention: match self.attention {
                 AttentionMode::Auto => "auto",

@@ -143,6 +143,12 @@ impl<'a> Run<'a> {
     /// A copy of the model (weights shared) at an operator set that has per-axis DequantizeLinear, with every Linear
     /// and norm in the main graph: not in a function, nor (in the flat form of the graph) in the branch of an If.
     pub fn raise_opset(&mut self) -> Result<Model, Error> {
+        let target = self.options.profile();
+        if self.options.reduce_range && !target.saturates {
+            return Err(Error::NothingSaturates {
+                target: target.name,
+            });
+        }
         graph::check(self.original)?;
         let mut model = self.original.clone();
         let profile = self.options.profile();
@@ -153,13 +159,6 @@ impl<'a> Run<'a> {
                 target,
                 reason,
             });
-        }
-        if let Some(max) = profile.max_opset
-            && model.opset() > max
-            && self.options.format.quantizes()
-        {
-            let (found, target) = (model.opset(), profile.name);
-            return Err(Error::OpsetTooNew { found, target, max });
         }
         flatten(&mut model);
         let hidden = self.inline(&mut model)?;
@@ -175,6 +174,13 @@ impl<'a> Run<'a> {
         if model.opset() != self.original.opset() {
             self.report.settings.opset_raised_from = Some(self.original.opset());
             self.report.settings.opset = model.opset();
+        }
+        let opset = model.opset();
+        if opset > target.newest_opset && self.options.format != Format::Float {
+            self.report.notes.push(format!(
+                "opset {opset} is newer than {}, the newest with which this form was tried on {}: see that it loads",
+                target.newest_opset, target.runtimes
+            ));
         }
         Ok(model)
     }

@@ -28,6 +28,7 @@ fn quantized(model: &Model, target: Target, rank: usize) -> Model {
             bits: 8,
             per_channel: true,
         },
+        storage: Default::default(),
         rounded: Default::default(),
         profile,
     };

@@ -14,7 +14,9 @@ use onnx_osplus::onnx::proto::type_proto::Value;
 use onnx_osplus::onnx::{DataType, Model, TextOptions, tensor, text};
 use onnx_osplus::progress::NoProgress;
 use onnx_osplus::recognise::{LinearForm, recognise};
-use onnx_osplus::rewrite::{Activation, Affine, Precision, QuantizePlan, migrate_in, quantize};
+use onnx_osplus::rewrite::{
+    Activation, Affine, Precision, QuantizePlan, WeightStorage, migrate_in, quantize,
+};
 use onnx_osplus::site::{Site, find_sites};
 use onnx_osplus::solve::{ActivationSpec, WeightSpec};
 use onnx_osplus::target::Target;
@@ -53,6 +55,16 @@ fn migrated_in(
 
 /// Quantizes every Linear, all inputs by the same range.
 fn quantized(model: &Model, rank: usize, target: Target, bits: u8) -> Model {
+    quantized_with(model, rank, target, bits, WeightStorage::Integers)
+}
+
+fn quantized_with(
+    model: &Model,
+    rank: usize,
+    target: Target,
+    bits: u8,
+    storage: WeightStorage,
+) -> Model {
     let view = View::new(model);
     let found = recognise(&view);
     let profile = target.profile();
@@ -67,6 +79,7 @@ fn quantized(model: &Model, rank: usize, target: Target, bits: u8) -> Model {
             bits,
             per_channel: true,
         },
+        storage,
         rounded: Default::default(),
         profile,
     };
@@ -133,10 +146,16 @@ fn story_of(before: Model, rank: usize, bits: u8) -> String {
         text(&migrated, TextOptions::FULL)
     };
     chapters.push(("migrated".to_owned(), after));
+    let mut written: Vec<(&str, String)> = Vec::new();
     for target in Target::ALL {
-        let model = quantized(&migrated, rank, target, bits);
-        let title = format!("quantized for {}", target.profile().name);
-        chapters.push((title, text(&model, TextOptions::FULL)));
+        let name = target.profile().name;
+        let model = text(&quantized(&migrated, rank, target, bits), TextOptions::FULL);
+        let shown = match written.iter().find(|(_, other)| *other == model) {
+            Some((other, _)) => format!("(as for {other})\n"),
+            None => model.clone(),
+        };
+        chapters.push((format!("quantized for {name}"), shown));
+        written.push((name, model));
     }
     let chapters = chapters
         .iter()
@@ -157,6 +176,13 @@ fn snapshots() {
         let model = in_opset_21(small_model(form_named(name), rank));
         let story = story_of(model, rank, 4);
         insta::assert_snapshot!(format!("{name}_rank_{rank}_4_bits"), story);
+    }
+    for (name, rank) in [("pre_ln", 3), ("gemm", 2)] {
+        let model = small_model(form_named(name), rank);
+        let storage = WeightStorage::FloatQdq;
+        let model = quantized_with(&model, rank, Target::Tensorrt, 8, storage);
+        let text = text(&model, TextOptions::FULL);
+        insta::assert_snapshot!(format!("{name}_rank_{rank}_float_weights"), text);
     }
     for (name, rank) in [
         ("post_ln", 3),
@@ -318,6 +344,58 @@ proptest! {
                     let exact: Vec<f32> = exact.iter().copied().collect();
                     let shape = tensor::shape(narrow).unwrap();
                     prop_assert_eq!(narrow, &tensor::from_f32(narrow.name(), &shape, &exact, half));
+                }
+            }
+        }
+    }
+}
+
+/// What QuantizeLinear makes of a float weight: q = round(w / s) within int8.
+fn integers_of_float_weights(model: &Model) -> BTreeMap<String, Vec<i64>> {
+    let view = View::new(model);
+    let mut all = BTreeMap::new();
+    for (id, node) in view.nodes() {
+        if node.op_type() != "QuantizeLinear" {
+            continue;
+        }
+        let constant = |slot| view.input(id, slot).and_then(|v| view.initializer(v));
+        let Some(w) = constant(0) else { continue };
+        let w = tensor::float_array(w).unwrap();
+        let scale = tensor::float_array(constant(1).unwrap()).unwrap();
+        let axis = attr_i(node, "axis").unwrap() as usize;
+        let steps = w.indexed_iter().map(|(at, w)| w / scale[[at[axis]]]);
+        let q = steps.map(|v| v.round_ties_even().clamp(-128.0, 127.0) as i64);
+        all.insert(node.output[0].clone(), q.collect());
+    }
+    all
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(8))]
+
+    /// A float weight before Q/DQ gives the integers that are stored otherwise, bit for bit, at any width and size of weights.
+    #[test]
+    fn float_weights_give_the_same_integers((c, n, seed) in cases(), bits in 2..=8_u8, size in -30..30_i32) {
+        for form in FORMS {
+            for &rank in form.ranks {
+                let size_of = Size { c, n, rank };
+                let mut next = numbers(seed);
+                let original = form.model(size_of, &mut || 2.0_f32.powi(size) * next());
+                let mut next = numbers(seed);
+                let batches = [batch(size_of, &mut next)];
+                for target in Target::ALL {
+                    let [stored, float] = [WeightStorage::Integers, WeightStorage::FloatQdq]
+                        .map(|storage| quantized_with(&original, rank, target, bits, storage));
+                    let integers = integers_of_float_weights(&float);
+                    prop_assert!(!integers.is_empty());
+                    for (name, q) in &integers {
+                        let initializers = &stored.graph().initializer;
+                        let stored = initializers.iter().find(|t| t.name() == name);
+                        let stored = tensor::int_array(stored.unwrap()).unwrap();
+                        prop_assert!(stored.iter().eq(q), "{}: `{name}` for {target:?}", form.name);
+                    }
+                    let compared = compare(&TractEngine, &stored, &[&float], &batches, 1, &NoProgress).unwrap();
+                    prop_assert!(compared[0].iter().all(|output| output.max_relative_error == 0.0));
                 }
             }
         }

@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, value_parser};
 use onnx_osplus::calibrate::CalibSource;
+use onnx_osplus::rewrite::WeightStorage;
 use onnx_osplus::solve::Method;
 use onnx_osplus::target::Target;
 use onnx_osplus::{AttentionMode, Format, KeepFloat, Options};
@@ -59,10 +61,10 @@ pub struct Arguments {
     #[arg(long, value_name = "[NAME=]PATH", required = true)]
     pub calib: Vec<String>,
 
-    /// The runtime that will load OUT: ONNX Runtime (uint8 activations), TensorRT or OpenVINO (int8 activations), or a
-    /// form that all of them run (int8 activations, opset 20 at most) [example: --target portable]
-    #[arg(long, value_enum, default_value_t = TargetName::Ort)]
-    target: TargetName,
+    /// The runtime that will load OUT: ONNX Runtime (uint8 activations), TensorRT or OpenVINO (int8 activations, symmetric),
+    /// or a form that all of them run [example: --target portable]
+    #[arg(long, value_name = "TARGET", default_value = Target::Ort.profile().name, value_parser = targets())]
+    target: Target,
 
     /// What to write: a quantized model with Q/DQ, one with QLinearMatMul (for ONNX Runtime alone; usually less accurate,
     /// because outputs are quantized too), or the migrated float model with weaker outliers for another tool
@@ -81,6 +83,16 @@ pub struct Arguments {
     /// One scale per output channel of a weight, or one for the whole weight [example: --weight-granularity per-tensor]
     #[arg(long, value_enum, default_value_t = Granularity::PerChannel)]
     weight_granularity: Granularity,
+
+    /// Weights of 7 bits (±63) for x86 CPUs before VNNI (AVX2, AVX512), whose sums of 8-bit products saturate otherwise;
+    /// without them it costs about 2 dB (MiniLM) [example: --reduce-range]
+    #[arg(long)]
+    reduce_range: bool,
+
+    /// Write each weight as float32 before a QuantizeLinear and a DequantizeLinear, which give the very same integers, for
+    /// toolchains that want weights so; the file is as large as the float32 model [example: --weights-as-float-qdq]
+    #[arg(long)]
+    weights_as_float_qdq: bool,
 
     /// Bits of the activations, 2 to 8 [example: --activation-bits 6]
     #[arg(long, value_name = "BITS", default_value_t = 8, value_parser = value_parser!(u8).range(2..=8))]
@@ -154,25 +166,6 @@ pub struct Arguments {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum TargetName {
-    Ort,
-    Tensorrt,
-    Openvino,
-    Portable,
-}
-
-impl From<TargetName> for Target {
-    fn from(name: TargetName) -> Target {
-        match name {
-            TargetName::Ort => Target::Ort,
-            TargetName::Tensorrt => Target::Tensorrt,
-            TargetName::Openvino => Target::Openvino,
-            TargetName::Portable => Target::Portable,
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
 enum FormatName {
     Qdq,
     Qoperator,
@@ -197,6 +190,12 @@ enum MethodName {
 enum Granularity {
     PerTensor,
     PerChannel,
+}
+
+/// The names in the table of targets.
+pub fn targets() -> impl TypedValueParser<Value = Target> {
+    PossibleValuesParser::new(Target::ALL.map(|target| target.profile().name))
+        .try_map(|name| Target::named(&name).ok_or("no target of that name"))
 }
 
 pub fn parse_batch(text: &str) -> Result<usize, String> {
@@ -244,7 +243,7 @@ impl Arguments {
     /// What the library is asked for.
     pub fn options(&self) -> Options {
         Options {
-            target: self.target.into(),
+            target: self.target,
             format: match self.format {
                 FormatName::Qdq => Format::Qdq,
                 FormatName::Qoperator => Format::QOperator,
@@ -257,6 +256,11 @@ impl Arguments {
             },
             weight_bits: self.weight_bits,
             weight_per_channel: self.weight_granularity == Granularity::PerChannel,
+            reduce_range: self.reduce_range,
+            weight_storage: match self.weights_as_float_qdq {
+                true => WeightStorage::FloatQdq,
+                false => WeightStorage::Integers,
+            },
             activation_bits: self.activation_bits,
             attention: match self.attention {
                 AttentionName::Auto => AttentionMode::Auto,

@@ -11,8 +11,9 @@ use onnx_osplus::Options;
 use onnx_osplus::calibrate::{Dataset, TractEngine};
 use onnx_osplus::onnx;
 use onnx_osplus::review::{Anatomy, PROVENANCE, QuantizedLinear, SiteFacts};
+use onnx_osplus::target::Target;
 
-use super::arguments::{TargetName, parse_batch, source};
+use super::arguments::{parse_batch, source, targets};
 use super::progress::Terminal;
 use super::table;
 
@@ -36,8 +37,8 @@ pub struct Arguments {
     calib: Vec<String>,
 
     /// The runtime whose way of quantizing the damage is computed for [example: --target portable]
-    #[arg(long, value_enum, default_value_t = TargetName::Ort)]
-    target: TargetName,
+    #[arg(long, value_name = "TARGET", default_value = Target::Ort.profile().name, value_parser = targets())]
+    target: Target,
 
     /// Bits of the weights for the damage, 2 to 8 [example: --weight-bits 6]
     #[arg(long, value_name = "BITS", default_value_t = 8, value_parser = value_parser!(u8).range(2..=8))]
@@ -75,7 +76,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         false => Some(Dataset::open(&model, &sources, arguments.batch)?),
     };
     let options = Options {
-        target: arguments.target.into(),
+        target: arguments.target,
         weight_bits: arguments.weight_bits,
         activation_bits: arguments.activation_bits,
         threads: arguments.threads,

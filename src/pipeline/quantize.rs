@@ -296,6 +296,7 @@ impl Run<'_> {
         let plan = QuantizePlan {
             activations,
             weight: self.options.weight(),
+            storage: self.options.weight_storage,
             rounded,
             profile: self.options.profile(),
         };

@@ -70,6 +70,8 @@ pub struct Settings {
     pub method: String,
     pub weight_bits: u8,
     pub weight_granularity: String,
+    pub reduce_range: bool,
+    pub weights_as_float_qdq: bool,
     pub activation_bits: u8,
     pub activation_symmetric: bool,
     pub attention: String,

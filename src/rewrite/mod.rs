@@ -14,7 +14,7 @@ pub use correct::correct_biases;
 pub use linear::Precision;
 pub use migrate::{Affine, migrate, migrate_in};
 pub use quantize::{
-    Activation, IntegerProduct, IntegerProducts, QuantizePlan, Rounded, quantize,
+    Activation, IntegerProduct, IntegerProducts, QuantizePlan, Rounded, WeightStorage, quantize,
     quantize_as_operators,
 };
 pub use take_apart::take_apart;

@@ -12,7 +12,7 @@
 //! Fewer than 8 bits are levels of an 8-bit type, because that is what runtimes have products for: a Clip before the
 //! QuantizeLinear cuts the activation to its levels, and the weight uses as many as it has. What is saved is memory:
 //! from operator set 21 on, a weight of at most 4 bits is stored as INT4, two per byte, with a Cast to int8 before its
-//! DequantizeLinear. ONNX Runtime evaluates that Cast once, when it loads the file, and multiplies in int8; a
+//! DequantizeLinear, unless the target's profile says otherwise. ONNX Runtime evaluates that Cast once, when it loads the file, and multiplies in int8; a
 //! DequantizeLinear of INT4 itself it would compute in float at every run.
 //!
 //! A Linear in float16, bfloat16 or float64 is computed between two Casts:
@@ -22,12 +22,18 @@
 //! W: int8 ── DQ ──────────────────┴─ MatMul ── Cast(float16) ── Add(b: float16) ── y
 //! ```
 //!
-//! All scales are float32, so none can underflow; ONNX Runtime fuses this and not the form with float16 scales.
+//! All scales are float32, so none can underflow; ONNX Runtime fuses this and not the form with float16 scales. TensorRT-RTX
+//! fuses both, but hands the integer sums on in the type of the scales, and they go beyond float16.
 
+mod behind;
 mod gemm;
 mod qoperator;
 
 pub use qoperator::{IntegerProduct, IntegerProducts, quantize_as_operators};
+mod weight;
+
+pub use weight::WeightStorage;
+use weight::{WeightKey, WeightNames};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -35,13 +41,13 @@ use std::sync::Arc;
 use super::RewriteError;
 use super::linear::{Copies, NewConstant};
 use crate::graph::{Names, NodeId, Patch, Use, ValueId, View};
-use crate::onnx::proto::NodeProto;
+use crate::onnx::proto::TensorProto;
 
 use crate::onnx::node::{int_attr, make_node};
 use crate::onnx::{DataType, tensor};
 use crate::recognise::{Linear, LinearForm, Recognised};
-use crate::solve::{QuantParams, QuantizedWeight, WeightSpec, quantize_weight};
-use crate::target::Profile;
+use crate::solve::{QuantParams, QuantizedWeight, WeightSpec};
+use crate::target::{GemmBias, Profile};
 
 /// How the input of one Linear is quantized.
 #[derive(Clone, Debug, PartialEq)]
@@ -58,6 +64,8 @@ pub struct QuantizePlan {
     pub activations: Vec<Option<Activation>>,
     /// Bits and granularity of the weights.
     pub weight: WeightSpec,
+    /// What the file holds of them.
+    pub storage: WeightStorage,
     /// Weights that have been quantized already, by the number of their Linear; the others are rounded to the nearest.
     /// Linears that share a weight get that of the first.
     pub rounded: Rounded,
@@ -128,23 +136,6 @@ struct InputNames {
     dequantized: String,
 }
 
-/// The identity of a weight: what it is made of and how, Gemm's transB and the bits of its alpha.
-type WeightKey = ((ValueId, String), bool, u32);
-
-/// The first operator set with INT4 and the first IR version that knows it.
-const INT4_OPSET: (i64, i64) = (21, 10);
-
-/// The values that stand for a quantized weight.
-#[derive(Clone)]
-struct WeightNames {
-    /// int8, in the layout of the operator.
-    quantized: String,
-    scale: String,
-    zero_point: String,
-    /// s_w: [N] or [1].
-    scales: Vec<f32>,
-}
-
 struct Writer<'a, 'm> {
     view: &'a View<'m>,
     plan: &'a QuantizePlan,
@@ -173,17 +164,20 @@ impl Writer<'_, '_> {
         let weight = self.weight(linear, rounded, &mut patch)?;
         let (w, dequantize) = self.dequantize_weight(linear, &weight);
         patch.insert_before(linear.node, dequantize);
+        // What follows for a MatMul keeps ONNX Runtime from making a Gemm of it that stays in float.
+        let on_ort = self.plan.profile.gemm_bias != GemmBias::AsItWas;
         match (linear.form, linear.added_bias()) {
             (LinearForm::Gemm { .. }, _) => {
                 self.gemm(linear, activation, &weight, [&x, &w], &mut patch)?
             }
             (LinearForm::MatMul, Some(bias))
-                if activation.rank == 2 && self.rank_of_constant(bias.value) <= 2 =>
+                if on_ort && activation.rank == 2 && self.rank_of_constant(bias.value) <= 2 =>
             {
                 self.matmul_of_rank_2(linear, activation, &weight, [&x, &w], &mut patch)?;
             }
             (LinearForm::MatMul, None)
-                if activation.rank == 2
+                if on_ort
+                    && activation.rank == 2
                     && linear.dtype == DataType::Float
                     && self.product_stops_gemm(linear, activation) =>
             {
@@ -197,11 +191,11 @@ impl Writer<'_, '_> {
                 patch.rewire(linear.node, 0, x);
                 patch.rewire(linear.node, 1, w);
                 let output = self.output_name(linear.node);
-                let product = self.cast_back(linear, &output, &mut patch);
+                let product = self.product(linear, &weight, &output, &mut patch)?;
                 if product != output {
                     patch.rename_output(linear.node, 0, product);
                 }
-                if activation.rank >= 3 {
+                if on_ort && activation.rank >= 3 {
                     self.bias_as_row(linear, &mut patch)?;
                     self.bias_before_clip(linear, activation, &mut patch)?;
                 }
@@ -292,107 +286,6 @@ impl Writer<'_, '_> {
         names
     }
 
-    /// The int8 weight of `linear` in the layout of its operator.
-    fn weight(
-        &mut self,
-        linear: &Linear,
-        rounded: Option<&Arc<QuantizedWeight>>,
-        patch: &mut Patch,
-    ) -> Result<WeightNames, RewriteError> {
-        let (transposed, alpha) = match linear.form {
-            LinearForm::Gemm { trans_b, alpha, .. } => (trans_b, alpha),
-            LinearForm::MatMul => (false, 1.0),
-        };
-        let derivation = self.view.derivation(linear.weight);
-        let key = (derivation, transposed, alpha.to_bits());
-        if let Some(weight) = self.weights.get(&key) {
-            return Ok(weight.clone());
-        }
-        let name = self.view.name(linear.weight);
-        let quantized = match rounded {
-            Some(rounded) => rounded.clone(),
-            None => {
-                let w = linear
-                    .load_weight(self.view)
-                    .ok_or_else(|| RewriteError::Constant(name.to_owned()))?;
-                Arc::new(quantize_weight(w.view(), &self.plan.weight))
-            }
-        };
-        let q = if transposed {
-            quantized.q.t()
-        } else {
-            quantized.q.view()
-        };
-        let shape = q.shape().to_vec();
-        let q: Vec<i8> = q.as_standard_layout().iter().copied().collect();
-        let mut weight = WeightNames {
-            quantized: self.names.derive(name, "quantized"),
-            scale: self.names.derive(name, "scale"),
-            zero_point: self.names.derive(name, "zero_point"),
-            scales: quantized.scale.clone(),
-        };
-        let per_channel = self.plan.weight.per_channel;
-        let count = weight.scales.len();
-        let dims: &[usize] = if per_channel { &[count] } else { &[] };
-        if self.has_int4() && self.plan.weight.bits <= 4 {
-            patch.add_initializer(tensor::from_i4(&weight.quantized, &shape, &q));
-            let (wide, cast) = (
-                self.names.derive(name, "int8"),
-                self.names.derive(name, "Cast"),
-            );
-            let to = vec![int_attr("to", DataType::Int8 as i64)];
-            let cast = make_node("Cast", &cast, &[&weight.quantized], &[&wide], to);
-            patch.insert_before(linear.node, cast);
-            weight.quantized = wide;
-        } else {
-            patch.add_initializer(tensor::from_i8(&weight.quantized, &shape, &q));
-        }
-        patch.add_initializer(tensor::from_f32(
-            &weight.scale,
-            dims,
-            &weight.scales,
-            DataType::Float,
-        ));
-        patch.add_initializer(tensor::from_i8(&weight.zero_point, dims, &vec![0; count]));
-        self.weights.insert(key, weight.clone());
-        Ok(weight)
-    }
-
-    fn has_int4(&self) -> bool {
-        let model = self.view.model();
-        model.opset() >= INT4_OPSET.0 && model.proto.ir_version() >= INT4_OPSET.1
-    }
-
-    /// The name under which `linear`, computed in float32, gives what `output` was: `output` itself, or a new one with
-    /// a Cast to the type of the file after it.
-    fn cast_back(&mut self, linear: &Linear, output: &str, patch: &mut Patch) -> String {
-        if linear.dtype == DataType::Float {
-            return output.to_owned();
-        }
-        let wide = self.names.derive(output, "float32");
-        let cast = self.names.derive(output, "Cast");
-        let to = vec![int_attr("to", linear.dtype as i64)];
-        let cast = make_node("Cast", &cast, &[&wide], &[output], to);
-        patch.insert_after(linear.node, cast);
-        wide
-    }
-
-    fn dequantize_weight(&mut self, linear: &Linear, weight: &WeightNames) -> (String, NodeProto) {
-        let name = self.view.name(linear.weight);
-        let output = self.names.derive(name, "dequantized");
-        let node = self.names.derive(name, "DequantizeLinear");
-        let transposed = matches!(linear.form, LinearForm::Gemm { trans_b: true, .. });
-        let axis = if transposed { 0 } else { 1 };
-        let attributes = if self.plan.weight.per_channel {
-            vec![int_attr("axis", axis)]
-        } else {
-            vec![]
-        };
-        let inputs = [weight.quantized.as_str(), &weight.scale, &weight.zero_point];
-        let node = make_node("DequantizeLinear", &node, &inputs, &[&output], attributes);
-        (output, node)
-    }
-
     /// The bias of a MatMul as [1, N]: with a bias of rank 1 ONNX Runtime turns the pair into a Gemm that stays
     /// in float, as soon as the shapes are known (0.6 times the speed of float32).
     fn bias_as_row(&mut self, linear: &Linear, patch: &mut Patch) -> Result<(), RewriteError> {
@@ -435,6 +328,9 @@ impl Writer<'_, '_> {
             let mut uses = self.view.uses(value).iter();
             uses.any(|u| matches!(u, Use::Node { node, input: 0 } if self.planned.contains(node)))
         };
+        if self.plan.profile.gemm_bias == GemmBias::AsItWas {
+            return false;
+        }
         let narrow = narrow_range(&activation.params, self.plan.profile.symmetric).is_some();
         if !self.is_clipped(value) {
             return narrow && quantized(value);
@@ -476,11 +372,7 @@ impl Writer<'_, '_> {
 }
 
 /// A scalar zero point of the type that `signed` says.
-pub(super) fn zero_point_tensor(
-    name: &str,
-    zero_point: i32,
-    signed: bool,
-) -> crate::onnx::proto::TensorProto {
+pub(super) fn zero_point_tensor(name: &str, zero_point: i32, signed: bool) -> TensorProto {
     // The zero point is within the integer range of its type by construction; saturate all the same.
     if signed {
         tensor::from_i8(name, &[], &[zero_point.clamp(-128, 127) as i8])

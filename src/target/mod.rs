@@ -1,4 +1,12 @@
-//! What each runtime accepts and fuses, as data.
+//! What each runtime accepts and fuses, as data: [`Profile`] says what can differ, the table what does.
+//!
+//! Adding a runtime is adding a profile: a variant of [`Target`], and its rules in `table.rs`.
+
+mod profile;
+mod table;
+
+pub use profile::{GemmBias, Profile, Source};
+pub use table::markdown;
 
 /// The name of a target on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,43 +19,6 @@ pub enum Target {
     Openvino,
     /// One file for ONNX Runtime, TensorRT and OpenVINO.
     Portable,
-}
-
-/// How the constant bias of a Gemm has to be written so that the Gemm still fuses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GemmBias {
-    /// int32 behind a DequantizeLinear with scale s_x · s_w: fuses to QGemm in ONNX Runtime, rejected by TensorRT.
-    Int32,
-    /// A float Add after the Gemm: fuses everywhere.
-    SeparateAdd,
-}
-
-/// The rules of one target. A new runtime is a new profile.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Profile {
-    /// The target this profile describes.
-    pub target: Target,
-    /// Its name on the command line and in reports.
-    pub name: &'static str,
-    /// int8 activations with zero point 0 (`true`), or uint8 with any zero point.
-    pub symmetric: bool,
-    /// Whether several Linears may read one QuantizeLinear. With int8 activations ONNX Runtime fuses only a
-    /// Q → DQ pair of its own per Linear; TensorRT merges the copies again.
-    pub share_activations: bool,
-    /// The form of a Gemm's bias.
-    pub gemm_bias: GemmBias,
-    /// Whether Q/DQ on the products of attention gains by itself. TensorRT has an int8 kernel for all of it, which forms
-    /// only with Q/DQ on Q, K, V and the softmax. ONNX Runtime is slower with it; OpenVINO gains a twentieth, for which
-    /// the outputs lose 2 dB on MiniLM.
-    pub int8_attention: bool,
-    /// Whether a guard `Where(IsNaN(P), 0, P)` behind the softmax keeps the runtime from fusing attention
-    /// (TensorRT-RTX 1.7.1, OpenVINO 2026.4). It is left out then, if no calibration row needs it.
-    pub nan_guard_stops_attention: bool,
-    /// The newest operator set the runtime accepts with this form. ONNX Runtime 1.31 cannot create a session for
-    /// int8 Q/DQ from opset 21 on.
-    pub max_opset: Option<i64>,
-    /// Why QLinearMatMul and QGemm cannot be written for it, if they cannot.
-    pub no_qoperator: Option<&'static str>,
 }
 
 /// The oldest operator set that has a per-axis DequantizeLinear.
@@ -65,52 +36,17 @@ impl Target {
     /// The rules of this target.
     pub fn profile(self) -> Profile {
         match self {
-            Target::Ort => Profile {
-                target: self,
-                name: "ort",
-                symmetric: false,
-                share_activations: true,
-                gemm_bias: GemmBias::Int32,
-                int8_attention: false,
-                nan_guard_stops_attention: false,
-                max_opset: None,
-                no_qoperator: None,
-            },
-            Target::Tensorrt => Profile {
-                target: self,
-                name: "tensorrt",
-                symmetric: true,
-                share_activations: true,
-                gemm_bias: GemmBias::SeparateAdd,
-                int8_attention: true,
-                nan_guard_stops_attention: true,
-                max_opset: None,
-                no_qoperator: Some("TensorRT's parser rejects QLinearMatMul"),
-            },
-            Target::Openvino => Profile {
-                target: self,
-                name: "openvino",
-                symmetric: true,
-                share_activations: true,
-                gemm_bias: GemmBias::SeparateAdd,
-                int8_attention: false,
-                nan_guard_stops_attention: true,
-                max_opset: None,
-                no_qoperator: Some("OpenVINO fails to convert QLinearMatMul"),
-            },
-            Target::Portable => Profile {
-                target: self,
-                name: "portable",
-                symmetric: true,
-                share_activations: false,
-                gemm_bias: GemmBias::SeparateAdd,
-                int8_attention: false,
-                nan_guard_stops_attention: false,
-                max_opset: Some(20),
-                no_qoperator: Some(
-                    "TensorRT rejects QLinearMatMul and OpenVINO fails to convert it",
-                ),
-            },
+            Target::Ort => table::ORT,
+            Target::Tensorrt => table::TENSORRT,
+            Target::Openvino => table::OPENVINO,
+            Target::Portable => table::PORTABLE,
         }
+    }
+
+    /// The target of that name.
+    pub fn named(name: &str) -> Option<Target> {
+        Target::ALL
+            .into_iter()
+            .find(|target| target.profile().name == name)
     }
 }

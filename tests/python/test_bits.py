@@ -140,9 +140,10 @@ def execute(model, x):
     return results
 
 
-def check_exact(given, model, bits, symmetric, per_channel, effective):
+def check_exact(given, model, bits, target, per_channel, effective):
     """The integers bit for bit, the products to the rounding of float32."""
     weight_bits, activation_bits = bits
+    symmetric, int4 = target != "ort", target == "ort"
     consts, made_by = constants(model), producers(model)
     low, high = (-(2 ** (activation_bits - 1)), 2 ** (activation_bits - 1) - 1) if symmetric else (0, 2**activation_bits - 1)
     top = 2 ** (weight_bits - 1) - 1
@@ -162,7 +163,7 @@ def check_exact(given, model, bits, symmetric, per_channel, effective):
             assert consts[stored].dtype == ml_dtypes.int4
         else:
             assert consts[stored].dtype == np.int8
-        assert packed == (weight_bits <= 4 and model.opset_import[0].version >= 21)
+        assert packed == (int4 and weight_bits <= 4 and model.opset_import[0].version >= 21)
         integers = consts[stored].astype(np.int64)
         trans_b = any(a.name == "transB" and a.i for a in node.attribute)
         assert np.array_equal(integers.T if trans_b else integers, expected), node.name
@@ -180,8 +181,10 @@ def check_exact(given, model, bits, symmetric, per_channel, effective):
         x = x.astype(consts["gamma"].dtype).astype(np.float32)
         q = np.clip(np.rint(x / s) + zero, low, high)
         product = (q - zero) @ expected * (np.float64(s) * scale.astype(np.float64))
-        bias = consts.get(next(iter(made_by[node.input[2]].input), None)) if len(node.input) > 2 else None
-        if bias is not None:
+        if len(node.input) > 2 and node.input[2] in consts:
+            product += consts[node.input[2]].astype(np.float64)
+        elif len(node.input) > 2:
+            bias = consts[made_by[node.input[2]].input[0]]
             product += bias.astype(np.float64) * (np.float64(s) * scale.astype(np.float64))
         piece = alone(model, node, source, [quantize.output[0], weight.output[0], dq.output[0]])
         for how, (y, got, dequantized, activation) in execute(piece, x).items():
@@ -223,19 +226,19 @@ WIDTHS = [(b, b) for b in range(2, 9)] + [(4, 8), (8, 4), (6, 8), (3, 7)]
 
 
 @pytest.mark.parametrize("granularity", ["per-channel", "per-tensor"])
-@pytest.mark.parametrize("target, opset", [("ort", 17), ("ort", 21), ("portable", 17)])
+@pytest.mark.parametrize("target, opset", [("ort", 17), ("ort", 21), ("portable", 17), ("portable", 21), ("tensorrt", 21)])
 @pytest.mark.parametrize("bits", WIDTHS, ids=lambda b: f"w{b[0]}a{b[1]}")
 def test_every_width_is_executed_exactly(quantized, bits, target, opset, granularity):
     options = ["--target", target, "--weight-bits", bits[0], "--activation-bits", bits[1], "--weight-granularity", granularity]
     given, model, report = quantized(opset, "float32", *options, "--method", "none")
     assert report["settings"]["weight_granularity"] == granularity
     weights = effective_weights(given)
-    check_exact(given, model, bits, target == "portable", granularity == "per-channel", lambda node: weights[node.name])
+    check_exact(given, model, bits, target, granularity == "per-channel", lambda node: weights[node.name])
 
 
 @pytest.mark.parametrize("bits", [(8, 8), (4, 8), (4, 4), (6, 6)], ids=lambda b: f"w{b[0]}a{b[1]}")
 @pytest.mark.parametrize("dtype, granularity", [("float32", "per-channel"), ("float32", "per-tensor"), ("float16", "per-channel")])
-@pytest.mark.parametrize("target, opset", [("ort", 17), ("ort", 21), ("portable", 17)])
+@pytest.mark.parametrize("target, opset", [("ort", 17), ("ort", 21), ("portable", 17), ("portable", 21)])
 def test_every_form_is_fused(quantized, target, opset, dtype, granularity, bits, tmp_path):
     """ONNX Runtime multiplies integers, whatever the width; INT4 becomes int8 when the file is loaded."""
     options = ["--target", target, "--weight-bits", bits[0], "--activation-bits", bits[1], "--weight-granularity", granularity]
@@ -287,14 +290,14 @@ def test_a_clip_behind_a_gemm_keeps_it_from_nothing(tmp_path, bias, relu, form, 
 HALF_WIDTHS = [(8, 8), (4, 4), (4, 8), (6, 6)]
 
 
-@pytest.mark.parametrize("target, opset", [("ort", 17), ("ort", 21), ("portable", 17)])
+@pytest.mark.parametrize("target, opset", [("ort", 17), ("ort", 21), ("portable", 17), ("tensorrt", 21)])
 @pytest.mark.parametrize("bits", HALF_WIDTHS, ids=lambda b: f"w{b[0]}a{b[1]}")
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_other_floats_are_executed_exactly(quantized, dtype, bits, target, opset):
     options = ["--target", target, "--weight-bits", bits[0], "--activation-bits", bits[1]]
     given, model, _ = quantized(opset, dtype, *options, "--method", "none")
     weights = effective_weights(given)
-    check_exact(given, model, bits, target == "portable", True, lambda node: weights[node.name])
+    check_exact(given, model, bits, target, True, lambda node: weights[node.name])
 
 
 @pytest.mark.parametrize("format", ["qdq", "float"])

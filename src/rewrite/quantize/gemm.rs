@@ -35,10 +35,15 @@ impl Writer<'_, '_> {
             if linear.odd_bias && linear.dtype != DataType::Float {
                 node.input[2] = self.widen(linear, &node.input[2], patch);
             }
-            node.output[0] = self.cast_back(linear, &output, patch);
+            node.output[0] = self.product(linear, weight, &output, patch)?;
             if stopped && !linear.odd_bias && linear.dtype == DataType::Float {
                 self.zero_bias(linear, &mut node, patch)?;
             }
+            patch.replace(linear.node, node);
+            return Ok(());
+        }
+        let inside = weight.behind.is_empty() && linear.dtype == DataType::Float;
+        if self.plan.profile.gemm_bias == GemmBias::AsItWas && inside {
             patch.replace(linear.node, node);
             return Ok(());
         }
@@ -48,13 +53,13 @@ impl Writer<'_, '_> {
                 // ONNX Runtime fuses only what has beta written out.
                 node.attribute.push(float_attr("beta", 1.0));
                 node.input[2] = self.int32_bias(linear, activation, weight, linear.node, patch)?;
-                node.output[0] = self.cast_back(linear, &output, patch);
+                node.output[0] = self.product(linear, weight, &output, patch)?;
                 patch.replace(linear.node, node);
             }
             _ => {
                 node.input.truncate(2);
                 let product = self.names.derive(&output, "product");
-                node.output[0] = self.cast_back(linear, &product, patch);
+                node.output[0] = self.product(linear, weight, &product, patch)?;
                 patch.replace(linear.node, node);
                 let bias = self.float_bias(linear, patch)?;
                 let add = self.names.derive(&linear.name, "bias");
@@ -65,8 +70,8 @@ impl Writer<'_, '_> {
         Ok(())
     }
 
-    /// MatMul + Add over rank 2 is what runtimes fuse to a Gemm of their own, in float: written as the Gemm they
-    /// can quantize, under the MatMul's name.
+    /// MatMul + Add over rank 2 is what ONNX Runtime fuses to a Gemm of its own, in float: written as the Gemm it can
+    /// quantize, under the MatMul's name.
     pub(super) fn matmul_of_rank_2(
         &mut self,
         linear: &Linear,
@@ -90,7 +95,7 @@ impl Writer<'_, '_> {
             node.output[0] = self.output_name(bias.node);
             patch.remove(bias.node);
         }
-        node.output[0] = self.cast_back(linear, &node.output[0], patch);
+        node.output[0] = self.product(linear, weight, &node.output[0], patch)?;
         patch.replace(linear.node, node);
         Ok(())
     }
@@ -209,14 +214,14 @@ impl Writer<'_, '_> {
             derive("dequantized"),
             derive("DequantizeLinear"),
         );
-        let dims: &[usize] = if self.plan.weight.per_channel {
+        let dims: &[usize] = if weight.per_channel {
             &[scales.len()]
         } else {
             &[]
         };
         patch.add_initializer(tensor::from_i32(&quantized, &[linear.n], &q));
         patch.add_initializer(tensor::from_f32(&scale, dims, &scales, DataType::Float));
-        let attributes = if self.plan.weight.per_channel {
+        let attributes = if weight.per_channel {
             vec![int_attr("axis", 0)]
         } else {
             vec![]
