@@ -24,6 +24,7 @@
 //!
 //! All scales are float32, so none can underflow; ONNX Runtime fuses this and not the form with float16 scales.
 
+mod behind;
 mod gemm;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -96,8 +97,9 @@ pub fn quantize(
 /// The identity of an input's quantization: two Linears with the same key can share one pair.
 type ActivationKey = (ValueId, u32, i32, i32, i32);
 
-/// The identity of a weight: what it is made of and how, Gemm's transB and the bits of its alpha.
-type WeightKey = ((ValueId, String), bool, u32);
+/// The identity of a weight: what it is made of and how, Gemm's transB, the bits of its alpha, and whether its scales
+/// stand behind the product.
+type WeightKey = ((ValueId, String), bool, u32, bool);
 
 /// The first operator set with INT4 and the first IR version that knows it.
 const INT4_OPSET: (i64, i64) = (21, 10);
@@ -111,6 +113,10 @@ struct WeightNames {
     zero_point: String,
     /// s_w: [N] or [1].
     scales: Vec<f32>,
+    /// Whether the DequantizeLinear has an axis.
+    per_channel: bool,
+    /// What the product is multiplied by, [N], if the scales are taken out of the weight; else empty.
+    behind: Vec<f32>,
 }
 
 struct Writer<'a, 'm> {
@@ -162,7 +168,7 @@ impl Writer<'_, '_> {
                 patch.rewire(linear.node, 0, x);
                 patch.rewire(linear.node, 1, w);
                 let output = self.output_name(linear.node);
-                let product = self.cast_back(linear, &output, &mut patch);
+                let product = self.product(linear, &weight, &output, &mut patch)?;
                 if product != output {
                     patch.rename_output(linear.node, 0, product);
                 }
@@ -255,7 +261,8 @@ impl Writer<'_, '_> {
             LinearForm::MatMul => (false, 1.0),
         };
         let derivation = self.view.derivation(linear.weight);
-        let key = (derivation, transposed, alpha.to_bits());
+        let behind = self.plan.weight.per_channel && self.scales_go_behind(linear);
+        let key = (derivation, transposed, alpha.to_bits(), behind);
         if let Some(weight) = self.weights.get(&key) {
             return Ok(weight.clone());
         }
@@ -281,10 +288,14 @@ impl Writer<'_, '_> {
             scale: self.names.derive(name, "scale"),
             zero_point: self.names.derive(name, "zero_point"),
             scales: quantized.scale.clone(),
+            per_channel: self.plan.weight.per_channel,
+            behind: Vec::new(),
         };
-        let per_channel = self.plan.weight.per_channel;
+        if behind {
+            weight.take_scales_out();
+        }
         let count = weight.scales.len();
-        let dims: &[usize] = if per_channel { &[count] } else { &[] };
+        let dims: &[usize] = if weight.per_channel { &[count] } else { &[] };
         if self.has_int4() && self.plan.weight.bits <= 4 {
             patch.add_initializer(tensor::from_i4(&weight.quantized, &shape, &q));
             let (wide, cast) = (
@@ -314,27 +325,13 @@ impl Writer<'_, '_> {
         model.opset() >= INT4_OPSET.0 && model.proto.ir_version() >= INT4_OPSET.1
     }
 
-    /// The name under which `linear`, computed in float32, gives what `output` was: `output` itself, or a new one with
-    /// a Cast to the type of the file after it.
-    fn cast_back(&mut self, linear: &Linear, output: &str, patch: &mut Patch) -> String {
-        if linear.dtype == DataType::Float {
-            return output.to_owned();
-        }
-        let wide = self.names.derive(output, "float32");
-        let cast = self.names.derive(output, "Cast");
-        let to = vec![int_attr("to", linear.dtype as i64)];
-        let cast = make_node("Cast", &cast, &[&wide], &[output], to);
-        patch.insert_after(linear.node, cast);
-        wide
-    }
-
     fn dequantize_weight(&mut self, linear: &Linear, weight: &WeightNames) -> (String, NodeProto) {
         let name = self.view.name(linear.weight);
         let output = self.names.derive(name, "dequantized");
         let node = self.names.derive(name, "DequantizeLinear");
         let transposed = matches!(linear.form, LinearForm::Gemm { trans_b: true, .. });
         let axis = if transposed { 0 } else { 1 };
-        let attributes = if self.plan.weight.per_channel {
+        let attributes = if weight.per_channel {
             vec![int_attr("axis", axis)]
         } else {
             vec![]

@@ -36,6 +36,9 @@ pub struct Profile {
     pub share_activations: bool,
     /// The form of a Gemm's bias.
     pub gemm_bias: GemmBias,
+    /// Whether the scales of a weight per output channel stand behind the product of a Linear whose output is cut into
+    /// parts (q, k and v of one Linear). TensorRT-RTX 1.7.1 runs such a Linear in float otherwise.
+    pub scales_behind_split: bool,
     /// The newest operator set the runtime accepts with this form. ONNX Runtime 1.31 cannot create a session for
     /// int8 Q/DQ from opset 21 on.
     pub max_opset: Option<i64>,
@@ -62,6 +65,7 @@ impl Target {
                 symmetric: false,
                 share_activations: true,
                 gemm_bias: GemmBias::Int32,
+                scales_behind_split: false,
                 max_opset: None,
             },
             Target::Tensorrt => Profile {
@@ -70,6 +74,7 @@ impl Target {
                 symmetric: true,
                 share_activations: true,
                 gemm_bias: GemmBias::SeparateAdd,
+                scales_behind_split: true,
                 max_opset: None,
             },
             Target::Openvino => Profile {
@@ -78,6 +83,7 @@ impl Target {
                 symmetric: true,
                 share_activations: true,
                 gemm_bias: GemmBias::SeparateAdd,
+                scales_behind_split: false,
                 max_opset: None,
             },
             Target::Portable => Profile {
@@ -86,6 +92,7 @@ impl Target {
                 symmetric: true,
                 share_activations: false,
                 gemm_bias: GemmBias::SeparateAdd,
+                scales_behind_split: true,
                 max_opset: Some(20),
             },
         }

@@ -35,7 +35,7 @@ impl Writer<'_, '_> {
             if linear.odd_bias && linear.dtype != DataType::Float {
                 node.input[2] = self.widen(linear, &node.input[2], patch);
             }
-            node.output[0] = self.cast_back(linear, &output, patch);
+            node.output[0] = self.product(linear, weight, &output, patch)?;
             if stopped && !linear.odd_bias && linear.dtype == DataType::Float {
                 self.zero_bias(linear, &mut node, patch)?;
             }
@@ -48,13 +48,13 @@ impl Writer<'_, '_> {
                 // ONNX Runtime fuses only what has beta written out.
                 node.attribute.push(float_attr("beta", 1.0));
                 node.input[2] = self.int32_bias(linear, activation, weight, linear.node, patch)?;
-                node.output[0] = self.cast_back(linear, &output, patch);
+                node.output[0] = self.product(linear, weight, &output, patch)?;
                 patch.replace(linear.node, node);
             }
             _ => {
                 node.input.truncate(2);
                 let product = self.names.derive(&output, "product");
-                node.output[0] = self.cast_back(linear, &product, patch);
+                node.output[0] = self.product(linear, weight, &product, patch)?;
                 patch.replace(linear.node, node);
                 let bias = self.float_bias(linear, patch)?;
                 let add = self.names.derive(&linear.name, "bias");
@@ -90,7 +90,7 @@ impl Writer<'_, '_> {
             node.output[0] = self.output_name(bias.node);
             patch.remove(bias.node);
         }
-        node.output[0] = self.cast_back(linear, &node.output[0], patch);
+        node.output[0] = self.product(linear, weight, &node.output[0], patch)?;
         patch.replace(linear.node, node);
         Ok(())
     }
@@ -199,14 +199,14 @@ impl Writer<'_, '_> {
             derive("dequantized"),
             derive("DequantizeLinear"),
         );
-        let dims: &[usize] = if self.plan.weight.per_channel {
+        let dims: &[usize] = if weight.per_channel {
             &[scales.len()]
         } else {
             &[]
         };
         patch.add_initializer(tensor::from_i32(&quantized, &[linear.n], &q));
         patch.add_initializer(tensor::from_f32(&scale, dims, &scales, DataType::Float));
-        let attributes = if self.plan.weight.per_channel {
+        let attributes = if weight.per_channel {
             vec![int_attr("axis", 0)]
         } else {
             vec![]
