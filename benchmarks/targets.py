@@ -81,7 +81,17 @@ def main():
         for entry in args.targets.split(","):
             target, *options = entry.split(":")
             path = Path(folder) / f"{len(files)}.onnx"
-            command = [args.binary, original, path, "--calib", REAL / "calib.npz", "--target", target, "--quiet", *options]
+            command = [
+                args.binary,
+                original,
+                path,
+                "--calib",
+                REAL / "calib.npz",
+                "--target",
+                target,
+                "--quiet",
+                *options,
+            ]
             subprocess.run([str(c) for c in command], check=True)
             files[" ".join([target, *options])] = path
         table = {name: [] for name in files}

@@ -141,7 +141,11 @@ class _Log(tensorrt.ILogger):
 
 
 _log = _Log()
-_WARNINGS = (tensorrt.ILogger.Severity.WARNING, tensorrt.ILogger.Severity.ERROR, tensorrt.ILogger.Severity.INTERNAL_ERROR)
+_WARNINGS = (
+    tensorrt.ILogger.Severity.WARNING,
+    tensorrt.ILogger.Severity.ERROR,
+    tensorrt.ILogger.Severity.INTERNAL_ERROR,
+)
 QUANTIZATION = re.compile(r"quantiz|zero.?point|\bscale|\bint8\b|\bQ/?DQ\b", re.IGNORECASE)
 
 
