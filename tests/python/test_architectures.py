@@ -6,17 +6,11 @@ quantized Linear. What a row does not do yet is listed in `KNOWN` with the words
 than its entry says fails too, so that the entry goes.
 """
 
-import json
-
 import measure
-import numpy as np
 import onnx
 import pytest
-from conftest import MODELS, run_tool
-
-FOLDER = MODELS / "architectures"
-ROWS = {row["file"].removesuffix(".onnx"): row for row in json.loads((FOLDER / "table.json").read_text())["rows"]}
-CALIBRATION, HELD_OUT = (32, 1), (64, 2)  # rows, seed
+from architectures import FOLDER, HELD_OUT, ROWS, arrays, feeds_of, quantize, run
+from runtimes import onnx_runtime_graph, products
 
 # Rows that do not pass yet, each with the words that its complaint must have.
 KNOWN = {}
@@ -34,64 +28,6 @@ FLOAT_ROWS = [
 ]
 
 
-def arrays(specs, rows, seed):
-    """Data for inputs as table.json specifies them; models/architectures/zoo.py plants outliers on the same."""
-    random = np.random.RandomState(seed)
-    made = {}
-    for spec in specs:
-        shape = [rows if d == "batch" else d for d in spec["shape"]]
-        if spec["kind"] == "ids":
-            a = random.randint(spec["low"], spec["high"], shape)
-        elif spec["kind"] == "mask":
-            a = np.ones(shape)
-            for row in range(2, rows, 3):  # every third row is padded at its end
-                a[row, shape[1] - 1 - (5 * row) % 8 :] = 0
-        elif spec["kind"] == "zeros":
-            a = np.zeros(shape)
-        elif spec["kind"] == "bool":
-            a = np.full(shape, spec["value"])
-        else:
-            a = random.randint(-1024, 1025, [6, *shape]).sum(axis=0) / (1024 * 2**0.5)
-            for channel, factor in spec.get("outliers", {}).items():
-                a[..., int(channel)] = abs(a[..., int(channel)]) * factor
-        made[spec["name"]] = a.astype(spec["dtype"])
-    return made
-
-
-def feeds_of(row, model, rows, seed, specs=None):
-    """Data for the inputs that the exporter kept."""
-    kept = {i.name for i in model.graph.input}
-    return {name: a for name, a in arrays(specs or row["inputs"], rows, seed).items() if name in kept}
-
-
-def quantize(row, folder, *options):
-    """The result of the tool, the path it wrote and its report."""
-    model = onnx.load(FOLDER / row["file"])
-    calib = folder / "calib"
-    calib.mkdir(exist_ok=True)
-    np.savez(calib / "0.npz", **feeds_of(row, model, *CALIBRATION))
-    if "other_branch" in row:
-        np.savez(calib / "1.npz", **feeds_of(row, model, *CALIBRATION, row["other_branch"]))
-    name = "-".join(["out", *(o.strip("-") for o in options)])
-    out, report = folder / f"{name}.onnx", folder / f"{name}.json"
-    done = run_tool(FOLDER / row["file"], out, "--calib", calib, "--report", report, "--force", "-q", *options)
-    return done, out, json.loads(report.read_text()) if done.returncode == 0 else None
-
-
-def run(path, row, feeds):
-    """All outputs in ONNX Runtime, in chunks of the batch that the model fixes, if any."""
-    runner = measure.session(path)
-    fixed = runner.get_inputs()[0].shape[0]
-    names = [o.name for o in runner.get_outputs()]
-    rows = next(len(a) for a in feeds.values() if a.ndim > 1)
-    step = fixed if isinstance(fixed, int) else rows
-    chunks = [
-        runner.run(names, {n: a[start : start + step] if a.ndim > 1 else a for n, a in feeds.items()})
-        for start in range(0, rows, step)
-    ]
-    return {name: np.concatenate([c[i] for c in chunks]) for i, name in enumerate(names)}
-
-
 def real_tokens(row, array):
     """The part of an output at real tokens; all of it where it has no row of tokens."""
     masks = [a for n, a in arrays(row["inputs"], *HELD_OUT).items() if n == "attention_mask"]
@@ -106,26 +42,6 @@ def sqnrs(row, reference, path, feeds):
     return {n: measure.sqnr(real_tokens(row, reference[n]), real_tokens(row, got[n])) for n in row["outputs"]}
 
 
-def all_nodes(graph):
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from all_nodes(attribute.g)
-
-
-def fused(path, folder):
-    """How many Linears ONNX Runtime runs in integers, and the names of those that it does not."""
-    model = measure.optimized_model(path, folder / "optimized.onnx")
-    nodes = list(all_nodes(model.graph))
-    constants = set(measure.constants(model))
-    dequantized = {o for n in nodes if n.op_type == "DequantizeLinear" for o in n.output}
-    integer = [n for n in nodes if n.op_type in ("MatMulIntegerToFloat", "QGemm", "QLinearMatMul", "QAttention")]
-    products = [n for n in nodes if n.op_type in ("MatMul", "Gemm", "FusedMatMul", "Attention")]
-    left = [n.name for n in products if any(i in constants or i in dequantized for i in n.input[:2])]
-    return len(integer), left
-
-
 def expected_linears(row):
     """As torch counts them."""
     branches = 2 if "other_branch" in row else 1
@@ -135,7 +51,7 @@ def expected_linears(row):
 
 def complaints(row, folder):
     """Everything that is wrong with a row."""
-    done, out, report = quantize(row, folder)
+    done, out, report = quantize(row)
     if done.returncode != 0:
         return [f"exit {done.returncode}: {done.stderr.strip()}"]
     found = []
@@ -147,7 +63,7 @@ def complaints(row, folder):
     error = (report["float_check"] or {"max_relative_error": 0.0})["max_relative_error"]
     if not error <= 1e-4:
         found.append(f"float check {error:.1e}")
-    none, plain, _ = quantize(row, folder, "--method", "none")
+    none, plain, _ = quantize(row, "--method", "none")
     assert none.returncode == 0, none.stderr
     if row["onnx_runtime"] is None:
         feeds = feeds_of(row, onnx.load(FOLDER / row["file"]), *HELD_OUT)
@@ -165,7 +81,7 @@ def complaints(row, folder):
         # ONNX Runtime's CPU provider has no kernels for bfloat16 and makes no session of the original either.
         onnx.checker.check_model(str(out), full_check=True)
         return found
-    count, left = fused(out, folder)
+    count, left = products(onnx_runtime_graph(out, folder))
     if count != len(quantized) or left:
         found.append(f"{count} of {len(quantized)} Linears fused; not fused: {left}")
     return found
@@ -183,9 +99,9 @@ def test_row(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", FLOAT_ROWS)
-def test_the_migrated_float_model_is_the_original(name, tmp_path):
+def test_the_migrated_float_model_is_the_original(name):
     row = ROWS[name]
-    done, out, report = quantize(row, tmp_path, "--format", "float")
+    done, out, report = quantize(row, "--format", "float")
     assert done.returncode == 0, done.stderr
     assert any(site["sink"] for site in report["sites"]), "nothing was migrated"
     feeds = feeds_of(row, onnx.load(FOLDER / row["file"]), *HELD_OUT)
@@ -196,11 +112,11 @@ def test_the_migrated_float_model_is_the_original(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", [name for name in ROWS if name.startswith("albert")])
-def test_shared_weights_stay_shared(name, tmp_path):
+def test_shared_weights_stay_shared(name):
     """Two layers with one set of weights, which TorchScript hands to the second through Identity nodes."""
     row = ROWS[name]
-    done, out, report = quantize(row, tmp_path)
-    none, plain, _ = quantize(row, tmp_path, "--method", "none")
+    done, out, report = quantize(row)
+    none, plain, _ = quantize(row, "--method", "none")
     assert done.returncode == none.returncode == 0
     assert any(site["scale"] for site in report["sites"]), "nothing was migrated"
     counts = [measure.stored_matrices(onnx.load(path), onnx.TensorProto.INT8) for path in (out, plain)]

@@ -28,7 +28,9 @@ pub fn flatten(model: &mut Model) {
     let inputs = graph.input.iter().map(|i| i.name().to_owned());
     let constants: HashSet<String> = constants.chain(sparse).collect();
     let data = graph.input.iter().filter(|i| !is_switch(i));
+    let scalars = graph.initializer.iter().filter(|t| t.dims.is_empty());
     let mut flat = Flat {
+        scalars: scalars.map(|t| t.name().to_owned()).collect(),
         taken: inputs
             .chain(outputs)
             .chain(constants.iter().cloned())
@@ -84,6 +86,8 @@ struct Flat {
     nodes: Vec<NodeProto>,
     initializers: Vec<TensorProto>,
     infos: Vec<ValueInfoProto>,
+    /// The constants of the main graph that have no axes.
+    scalars: Vec<String>,
 }
 
 impl Flat {
@@ -169,6 +173,7 @@ impl Flat {
                 strings("own", own.iter().map(|(own, _)| own.as_str())),
                 strings("flat", own.iter().map(|(_, flat)| flat.as_str())),
                 strings("initializers", constants.iter().map(String::as_str)),
+                strings("scalars", self.scalars.iter().map(String::as_str)),
                 strings("infos", graph.value_info.iter().map(|i| i.name())),
                 strings("domain", node.domain.iter().map(String::as_str)),
             ];

@@ -1,7 +1,9 @@
 //! Back from the flat form.
 //!
 //! What was inserted between the nodes of a branch belongs to it. A node of one branch that the other, or the graph
-//! around them, reads as well (the QuantizeLinear of a value that both read) is copied to where it is read.
+//! around them, reads as well (the QuantizeLinear of a value that both read) is copied to where it is read. A new scalar
+//! that one branch reads goes into that branch: with int8 activations ONNX Runtime fuses no Linear whose scale and zero
+//! point are constants of the graph around it.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,7 +12,7 @@ use super::{is_end, is_marker, listed, number, paths};
 use crate::graph::Names;
 use crate::graph::view::captured_names;
 use crate::onnx::Model;
-use crate::onnx::proto::{GraphProto, NodeProto, ValueInfoProto};
+use crate::onnx::proto::{GraphProto, NodeProto, TensorProto, ValueInfoProto};
 
 type Path = Vec<(usize, usize)>;
 
@@ -26,9 +28,14 @@ pub fn unflatten(model: &Model) -> Model {
     let mut rest = nodes.into_iter().peekable();
     let mut building = Building {
         readers: HashMap::new(),
+        old: HashSet::new(),
         count: 0,
     };
     let listed: Vec<NodeProto> = rest.clone().collect();
+    for marker in listed.iter().filter(|node| is_marker(node)) {
+        building.old.extend(super::listed(marker, "initializers"));
+        building.old.extend(super::listed(marker, "scalars"));
+    }
     for (node, path) in listed.iter().zip(paths(&listed)) {
         let read = node.input.iter().map(String::as_str);
         for name in read.chain(captured_names(node)) {
@@ -133,6 +140,8 @@ impl Copies<'_> {
 struct Building {
     /// Where each value is read.
     readers: HashMap<String, Vec<Path>>,
+    /// Constants that have their place: those of branches, and the scalars of the main graph.
+    old: HashSet<String>,
     /// If nodes seen.
     count: usize,
 }
@@ -196,13 +205,14 @@ impl Building {
         main: &mut GraphProto,
     ) {
         let own: HashSet<String> = listed(marker, "initializers").into_iter().collect();
-        let only_here = |name: &str| {
-            let readers = self.readers.get(name).map_or(&[][..], Vec::as_slice);
-            own.contains(name) && readers.iter().all(|at| at.starts_with(place))
+        let belongs_here = |t: &TensorProto| {
+            let readers = self.readers.get(t.name()).map_or(&[][..], Vec::as_slice);
+            let new = t.dims.is_empty() && !readers.is_empty() && !self.old.contains(t.name());
+            (new || own.contains(t.name())) && readers.iter().all(|at| at.starts_with(place))
         };
         graph.initializer = main
             .initializer
-            .extract_if(.., |t| only_here(t.name()))
+            .extract_if(.., |t| belongs_here(t))
             .collect();
         graph.node = nodes;
         let defined: HashSet<String> = super::names::own_names(graph).into_iter().collect();
