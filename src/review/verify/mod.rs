@@ -18,6 +18,8 @@ mod alike;
 mod cut;
 mod layers;
 mod prepare;
+#[cfg(test)]
+mod tests;
 
 use serde::Serialize;
 use thiserror::Error;
