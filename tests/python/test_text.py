@@ -1,4 +1,4 @@
-"""Reads the text form of models back with ONNX's own parser.
+"""Reads the text form of models back with ONNX's own parser, in full and short, the architectures of the table too.
 
 `cargo test --test text` writes the texts to target/tmp/text; that must have been run before.
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 import onnx.parser
 import pytest
+from conftest import run_tool
 from onnx import AttributeProto, numpy_helper
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,6 +19,7 @@ MODELS = sorted(
     for folder in ("tests/data", "tests/data/opset", "models/tiny", "models/tiny-decomposed", "models/tiny-llama")
     for path in (ROOT / folder).glob("*.onnx")
 )
+ARCHITECTURES = sorted((ROOT / "models/architectures").glob("*.onnx"))
 
 
 def read(model, kind):
@@ -98,7 +100,7 @@ def function(proto):
 
 
 def test_there_are_models():
-    assert len(MODELS) >= 30
+    assert len(MODELS) >= 30 and len(ARCHITECTURES) >= 129
 
 
 @pytest.mark.parametrize("path", MODELS, ids=str)
@@ -116,6 +118,25 @@ def test_short_text_has_the_same_nodes(path):
     assert named(parsed) == named(original)
     types = lambda model: [(t.name, t.data_type, tuple(t.dims)) for t in model.graph.initializer]
     assert types(parsed) == types(original)
+
+
+@pytest.mark.parametrize("path", ARCHITECTURES, ids=lambda p: p.stem)
+def test_the_text_of_every_architecture_can_be_read(path):
+    """Nodes, types and shapes are there in both forms, and the same text comes again."""
+    original = onnx.load(path)
+    for options in ((), ("--weights",)):
+        done = run_tool("text", path, *options)
+        assert done.returncode == 0, done.stderr
+        parsed = onnx.parser.parse_model(done.stdout)
+        assert header(parsed) == header(original)
+        nodes = lambda model: [(n.name, n.op_type, list(n.input), list(n.output)) for n in model.graph.node]  # noqa: E731
+        assert nodes(parsed) == nodes(original)
+        types = lambda model: [(t.name, t.data_type, tuple(t.dims)) for t in model.graph.initializer]  # noqa: E731
+        assert types(parsed) == types(original)
+        if options:
+            assert graph(parsed.graph) == graph(original.graph)
+            assert [function(f) for f in parsed.functions] == [function(f) for f in original.functions]
+        assert run_tool("text", path, *options).stdout == done.stdout
 
 
 def test_short_text_is_short():

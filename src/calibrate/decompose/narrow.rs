@@ -15,12 +15,25 @@ use crate::onnx::node::{attr_i, int_attr, make_node, tensor_attr};
 use crate::onnx::proto::{NodeProto, TensorProto};
 use crate::onnx::{DataType, tensor};
 
-/// QuantizeLinear to fewer than 8 bits, or to a type that only an attribute tells.
+/// QuantizeLinear to fewer than 8 bits, or to a type that only an attribute tells; and every one of a computed value: it
+/// reads `Max(x, x)`, which is x.
+///
+/// The engine turns DequantizeLinear → … → QuantizeLinear into one table of 256 numbers if all between has one input and
+/// output of one shape. It counts Softmax as such, whose result depends on more than one number. Max has two inputs.
 pub(super) fn quantize(
     node: &NodeProto,
     build: &mut Build<'_, '_>,
 ) -> Result<Outcome, EngineError> {
-    let nodes = quantized(node, build);
+    let x = input(node, 0).filter(|x| build.scope.constant(x).is_none());
+    let nodes = match x {
+        None => quantized(node, build),
+        Some(x) => {
+            let mut apart = node.clone();
+            apart.input[0] = build.op("Max", &[x, x], vec![]);
+            let narrow = quantized(&apart, build);
+            Some(narrow.unwrap_or_else(|| vec![apart]))
+        }
+    };
     Ok(replace(nodes, build))
 }
 

@@ -25,8 +25,8 @@ const EXPLAINED: (f64, f64) = (2.0, 1.03);
 const CLEAR: (f64, f64) = (4.0, 1.25);
 /// The part of the channels that several are.
 const SEVERAL: f64 = 0.02;
-/// What of the error a shift alone must explain (15 dB) ...
-const SHIFT_EXPLAINED: f64 = 31.6;
+/// What of the error a shift alone must explain (15 dB; 6 dB where biases or norms were changed) ...
+const SHIFT_EXPLAINED: [f64; 2] = [31.6, 4.0];
 /// ... where the error is this much of the signal (−15 dB) or more.
 const SHIFT_ERROR: f64 = 0.0316;
 /// Energy of float rounding, relative to the signal.
@@ -92,8 +92,9 @@ struct Channel {
     ee: f64,
 }
 
-/// Compares the real tokens of `float` and `other`, of one shape.
-pub(super) fn relation(float: &Captured, other: &ArrayD<f32>) -> Relation {
+/// Compares the real tokens of `float` and `other`, of one shape. `changed` says that the other model has other biases or
+/// norms, without which nothing is shifted.
+pub(super) fn relation(float: &Captured, other: &ArrayD<f32>, changed: bool) -> Relation {
     let channels = float.value.shape().last().copied().unwrap_or(1);
     let mut sums = vec![Channel::default(); channels];
     let mut tokens = 0;
@@ -147,8 +148,8 @@ pub(super) fn relation(float: &Captured, other: &ArrayD<f32>) -> Relation {
         clear |= shows(CLEAR);
     }
     let several = scaled > 1 && scaled as f64 > SEVERAL * channels as f64;
-    let shifted =
-        direct > SHIFT_ERROR * signal && direct > SHIFT_EXPLAINED * offset.max(FLOAT * signal);
+    let shifted = direct > SHIFT_ERROR * signal
+        && direct > SHIFT_EXPLAINED[usize::from(changed)] * offset.max(FLOAT * signal);
     let scaled = clear || several;
     match scaled || shifted {
         true => Relation::Scaled(Affine { back, forth }),
@@ -196,21 +197,21 @@ mod tests {
     fn noise_of_any_strength_is_no_scale() {
         for strength in [0.0, 1e-4, 0.02, 0.3, 3.0, 30.0] {
             let o = changed(|t, c, r| r + strength * noise(90_000 + t * CHANNELS + c));
-            assert_eq!(relation(&float(), &o), Relation::Same, "{strength}");
+            assert_eq!(relation(&float(), &o, true), Relation::Same, "{strength}");
         }
     }
 
     #[test]
     fn a_mean_error_as_rounding_makes_it_is_no_shift() {
         let o = changed(|t, c, r| r + 0.05 * (c % 3) as f32 + 0.01 * noise(7 + t * CHANNELS + c));
-        assert_eq!(relation(&float(), &o), Relation::Same);
+        assert_eq!(relation(&float(), &o, true), Relation::Same);
     }
 
     #[test]
     fn one_scaled_channel_in_noise_is_found_and_undone() {
         let scale = |c| if c == 3 { 16.0 } else { 1.0 };
         let o = changed(|t, c, r| r / scale(c) + 0.01 * noise(5 + t * CHANNELS + c));
-        let Relation::Scaled(affine) = relation(&float(), &o) else {
+        let Relation::Scaled(affine) = relation(&float(), &o, true) else {
             panic!("not found");
         };
         assert!(
@@ -237,10 +238,10 @@ mod tests {
             })
         };
         assert!(matches!(
-            relation(&float(), &with(0.02)),
+            relation(&float(), &with(0.02), true),
             Relation::Scaled(_)
         ));
-        assert_eq!(relation(&float(), &with(0.3)), Relation::Same);
+        assert_eq!(relation(&float(), &with(0.3), true), Relation::Same);
     }
 
     #[test]
@@ -249,7 +250,7 @@ mod tests {
             let shift = if c == 3 { 25.0 } else { 0.5 * c as f32 };
             r - shift + 0.003 * noise(5 + t * CHANNELS + c)
         });
-        let Relation::Scaled(affine) = relation(&float(), &o) else {
+        let Relation::Scaled(affine) = relation(&float(), &o, true) else {
             panic!("not found");
         };
         assert!((affine.back[3].1 - 25.0).abs() < 0.1);
@@ -260,7 +261,7 @@ mod tests {
         let mut few = float();
         few.rows.iter_mut().skip(7).for_each(|row| *row = None);
         let o = changed(|_, _, r| r / 4.0);
-        assert_eq!(relation(&few, &o), Relation::Same);
-        assert!(matches!(relation(&float(), &o), Relation::Scaled(_)));
+        assert_eq!(relation(&few, &o, true), Relation::Same);
+        assert!(matches!(relation(&float(), &o, true), Relation::Scaled(_)));
     }
 }

@@ -14,7 +14,7 @@ use ndarray::ArrayD;
 
 use super::alike::{Relation, relation};
 use super::cut::{Cut, cut};
-use super::prepare::without_activation_rounding;
+use super::prepare::{vectors_differ, without_activation_rounding};
 use super::{Energy, LayerError};
 use crate::calibrate::{Batch, Captured, Engine, EngineError, Keep, Kept, Values, Wanted, shapes};
 use crate::graph::{Source, ValueId, View};
@@ -163,6 +163,7 @@ impl Shared {
         pairs: &mut [Pair],
     ) -> Result<BTreeMap<String, Relation>, EngineError> {
         let unrounded = without_activation_rounding(quantized);
+        let changed = vectors_differ(float, quantized);
         let mut relations = BTreeMap::new();
         let sizes = self.names.iter().map(|n| (n, bytes(&self.shapes[&n.0])));
         for wave in waves(sizes.collect()) {
@@ -183,7 +184,7 @@ impl Shared {
                     continue;
                 };
                 let u = u.as_ref().and_then(|u| u.get(&name.1)).unwrap_or(o);
-                let related = relation(r, &u.value);
+                let related = relation(r, &u.value, changed);
                 for pair in pairs
                     .iter_mut()
                     .filter(|p| p.outputs.as_ref() == Some(name))

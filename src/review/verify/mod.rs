@@ -18,6 +18,8 @@ mod alike;
 mod cut;
 mod layers;
 mod prepare;
+#[cfg(test)]
+mod tests;
 
 use serde::Serialize;
 use thiserror::Error;
@@ -258,7 +260,7 @@ impl Verification {
     pub fn below(&self, limit: f64) -> Vec<&OutputError> {
         let db = |o: &OutputError| o.sqnr_db.unwrap_or(f64::INFINITY);
         // What is no number is not above the limit either.
-        let fails = |o: &&OutputError| !(db(o) >= limit);
+        let fails = |o: &&OutputError| db(o).is_nan() || db(o) < limit;
         let mut below: Vec<&OutputError> = self.outputs.iter().filter(fails).collect();
         below.sort_by(|a, b| db(a).total_cmp(&db(b)));
         below

@@ -2,7 +2,7 @@
 
 use crate::graph::branches::flatten;
 use crate::graph::{self, Names, View, inline, opset};
-use crate::onnx::Model;
+use crate::onnx::{Model, tensor};
 use crate::rewrite;
 
 /// The oldest operator set whose operators all recognisers know.
@@ -74,4 +74,24 @@ pub(super) fn without_activation_rounding(model: &Model) -> Option<Model> {
         }
     }
     Some(unrounded)
+}
+
+/// Whether the float vectors of the models (biases, constants of norms) differ: migration cannot do without, plain
+/// quantization leaves them as they are. A vector that is missing in the other model is not known to be the same.
+pub(super) fn vectors_differ(float: &Model, other: &Model) -> bool {
+    let vectors = |model: &'_ Model| -> std::collections::BTreeMap<String, Option<Vec<f32>>> {
+        let tensors = model.graph().initializer.iter();
+        let vectors = tensors.filter(|t| {
+            let longer = t.dims.iter().filter(|&&d| d > 1).count();
+            longer == 1 && tensor::dtype(t).is_some_and(tensor::is_float)
+        });
+        let elements = |t| Some(tensor::float_array(t).ok()?.into_iter().collect());
+        vectors
+            .map(|t| (t.name().to_owned(), elements(t)))
+            .collect()
+    };
+    let others = vectors(other);
+    vectors(float)
+        .iter()
+        .any(|(name, vector)| others.get(name) != Some(vector))
 }
