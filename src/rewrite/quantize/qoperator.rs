@@ -206,11 +206,11 @@ impl Writer<'_, '_> {
         }
         if let Some(computed) = computed {
             let product = self.names.derive(&output, "product");
-            node.output = vec![self.cast_back(linear, &product, patch)];
+            node.output = vec![self.product(linear, weight, &product, patch)?];
             patch.replace(linear.node, node);
             return self.add_computed(linear, [&product, &computed], &output, patch);
         }
-        node.output = vec![self.cast_back(linear, &output, patch)];
+        node.output = vec![self.product(linear, weight, &output, patch)?];
         patch.replace(linear.node, node);
         Ok(())
     }
