@@ -9,7 +9,9 @@ import onnx.parser
 import onnxruntime
 import pytest
 
-SNAPSHOTS = sorted((Path(__file__).resolve().parents[1] / "snapshots").glob("rewrite__*.snap"))
+FOLDER = Path(__file__).resolve().parents[1] / "snapshots"
+# One model is no story; test_profiles.py runs models with float weights.
+SNAPSHOTS = sorted(p for p in FOLDER.glob("rewrite__*.snap") if not p.stem.endswith("float_weights"))
 
 
 def chapters(path):
