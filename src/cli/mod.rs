@@ -21,6 +21,7 @@ use onnx_osplus::Format;
 use onnx_osplus::calibrate::{Dataset, TractEngine};
 use onnx_osplus::onnx::{self, SaveOptions, SaveSummary};
 use onnx_osplus::review::Provenance;
+use onnx_osplus::rewrite::WeightStorage;
 
 use arguments::Arguments;
 pub use arguments::{Command, parse};
@@ -86,6 +87,9 @@ fn quantize(arguments: &Arguments) -> Result<()> {
         bail!(
             "--format float quantizes nothing: --keep-float and --min-sqnr need another --format"
         );
+    }
+    if options.format != Format::Qdq && options.weight_storage == WeightStorage::FloatQdq {
+        bail!("--weights-as-float-qdq is a form of Q/DQ: it needs --format qdq");
     }
     let terminal = Terminal::new(arguments.quiet);
 
