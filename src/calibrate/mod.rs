@@ -10,6 +10,7 @@
 //! [`Engine`] is the only door to an inference engine, and [`TractEngine`] the only code that knows tract.
 
 mod array;
+mod broadcast;
 mod cache;
 mod capture;
 mod compare;

@@ -14,6 +14,7 @@ use tract_onnx::tract_hir::internal::*;
 use tract_onnx::tract_hir::ops::konst::Const;
 
 use crate::calibrate::array::Values;
+use crate::calibrate::broadcast::replace_general;
 use crate::calibrate::copy::{Copy, IndexLimit, calibration_copy};
 use crate::calibrate::decompose::{is_standard, node_label};
 use crate::calibrate::engine::{Engine, EngineError, Plan, TapSink, Wanted};
@@ -271,7 +272,8 @@ struct Typed {
 
 impl Typed {
     fn into_plan(self) -> TractResult<TractPlan> {
-        let optimized = self.model.into_decluttered()?.into_optimized()?;
+        let mut optimized = self.model.into_decluttered()?.into_optimized()?;
+        replace_general(&mut optimized)?;
         Ok(TractPlan {
             plan: SimplePlan::new(optimized)?,
             inputs: self.inputs,
@@ -473,11 +475,8 @@ impl TractPlan {
 }
 
 fn shapes_text(shapes: &Shapes) -> String {
-    let shapes: Vec<String> = shapes
-        .iter()
-        .map(|(name, shape)| format!("{name} {shape:?}"))
-        .collect();
-    shapes.join(", ")
+    let text = |(name, shape): (&String, &Vec<usize>)| format!("{name} {shape:?}");
+    shapes.iter().map(text).collect::<Vec<_>>().join(", ")
 }
 
 /// The chain of an error on one line, without repetitions.
