@@ -24,6 +24,7 @@ mod fill;
 mod input;
 mod parallel;
 mod resolve;
+mod rounding;
 mod signature;
 mod sources;
 mod statistics;

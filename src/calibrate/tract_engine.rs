@@ -14,7 +14,6 @@ use tract_onnx::tract_hir::internal::*;
 use tract_onnx::tract_hir::ops::konst::Const;
 
 use crate::calibrate::array::Values;
-use crate::calibrate::broadcast::replace_general;
 use crate::calibrate::copy::{Copy, IndexLimit, calibration_copy};
 use crate::calibrate::decompose::{is_standard, node_label};
 use crate::calibrate::engine::{Engine, EngineError, Plan, TapSink, Wanted};
@@ -22,6 +21,7 @@ use crate::calibrate::input::{Batch, Shapes};
 use crate::calibrate::resolve::resolve;
 use crate::calibrate::tap::{Tap, TapContext};
 use crate::calibrate::tract_tensor::{Tables, datum_name, values_tensor};
+use crate::calibrate::{broadcast, rounding};
 use crate::onnx::Model;
 use crate::onnx::node::subgraphs;
 use crate::onnx::proto::GraphProto;
@@ -273,7 +273,8 @@ struct Typed {
 impl Typed {
     fn into_plan(self) -> TractResult<TractPlan> {
         let mut optimized = self.model.into_decluttered()?.into_optimized()?;
-        replace_general(&mut optimized)?;
+        broadcast::replace_general(&mut optimized)?;
+        rounding::replace_quantize(&mut optimized)?;
         Ok(TractPlan {
             plan: SimplePlan::new(optimized)?,
             inputs: self.inputs,
