@@ -19,6 +19,10 @@ use crate::onnx::{Digest, Model};
 /// Of every `HOLD_OUT` rows the last is held out for verification.
 const HOLD_OUT: usize = 8;
 
+/// Tokens, about, that are run at a time: the values between two operators then fit the caches of a core. Much longer
+/// batches take a quarter more time, most of it for pages of memory that are mapped and cleared again and again.
+pub(crate) const TOKENS: usize = 512;
+
 /// A path with calibration data, possibly for one named input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CalibSource {
@@ -41,6 +45,16 @@ impl Table {
     /// Whether a row, by its number over all tables, is in this one.
     fn holds(&self, row: &u64) -> bool {
         (self.first_row..self.first_row + self.rows as u64).contains(row)
+    }
+
+    /// The length of its sequences: of the longest of the inputs `[batch, length]`, if there are any.
+    fn length(&self) -> Option<usize> {
+        let arrays = self.arrays.values().filter(|(_, batched)| *batched);
+        let lengths = arrays.filter_map(|(array, _)| match array.data.shape[..] {
+            [_, length] => Some(length.max(1)),
+            _ => None,
+        });
+        lengths.max()
     }
 }
 
@@ -67,7 +81,8 @@ pub struct Split {
 }
 
 impl Dataset {
-    /// Opens and checks all `sources` for `model`; `batch` rows are run at a time unless the model fixes its batch size.
+    /// Opens and checks all `sources` for `model`. At most `batch` rows are run at a time, of long sequences fewer, unless
+    /// the model fixes its batch size.
     ///
     /// # Errors
     /// Every way in which the data does not suit the model, naming file, array, what was expected and what was found.
@@ -245,12 +260,8 @@ impl Dataset {
         let first = calibration.first()?;
         let in_table = |t: &&Table| first.rows.iter().all(|row| t.holds(row));
         let table = self.tables.iter().find(in_table)?;
-        let lengths = first.inputs.values().filter_map(|i| match i.shape() {
-            [_, length] => Some(*length),
-            _ => None,
-        });
         // Images and sounds do not tell how many tokens they make.
-        let length = lengths.max().unwrap_or(tokens / 4).max(1);
+        let length = table.length().unwrap_or(tokens / 4);
         let count = self.fixed_batch.unwrap_or((tokens / length).max(2));
         let rows = calibration.iter().flat_map(|b| b.rows.iter());
         let rows = rows.filter(|row| table.holds(row)).take(count);
@@ -259,7 +270,9 @@ impl Dataset {
     }
 
     fn batches(&self, table: &Table, rows: &[usize], out: &mut Vec<Batch>) {
-        for rows in rows.chunks(self.fixed_batch.unwrap_or(self.batch)) {
+        let most = table.length().map_or(self.batch, |n| TOKENS / n);
+        let size = most.clamp(1, self.batch);
+        for rows in rows.chunks(self.fixed_batch.unwrap_or(size)) {
             out.push(self.batch(table, rows));
         }
     }

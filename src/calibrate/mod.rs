@@ -10,6 +10,7 @@
 //! [`Engine`] is the only door to an inference engine, and [`TractEngine`] the only code that knows tract.
 
 mod array;
+mod broadcast;
 mod cache;
 mod capture;
 mod compare;
@@ -24,6 +25,7 @@ mod input;
 mod parallel;
 mod ranges;
 mod resolve;
+mod rounding;
 mod signature;
 mod sources;
 mod statistics;

@@ -21,6 +21,7 @@ use crate::calibrate::input::{Batch, Shapes};
 use crate::calibrate::resolve::resolve;
 use crate::calibrate::tap::{Tap, TapContext};
 use crate::calibrate::tract_tensor::{Tables, datum_name, values_tensor};
+use crate::calibrate::{broadcast, rounding};
 use crate::onnx::Model;
 use crate::onnx::node::subgraphs;
 use crate::onnx::proto::GraphProto;
@@ -271,7 +272,9 @@ struct Typed {
 
 impl Typed {
     fn into_plan(self) -> TractResult<TractPlan> {
-        let optimized = self.model.into_decluttered()?.into_optimized()?;
+        let mut optimized = self.model.into_decluttered()?.into_optimized()?;
+        broadcast::replace_general(&mut optimized)?;
+        rounding::replace_quantize(&mut optimized)?;
         Ok(TractPlan {
             plan: SimplePlan::new(optimized)?,
             inputs: self.inputs,
@@ -473,11 +476,8 @@ impl TractPlan {
 }
 
 fn shapes_text(shapes: &Shapes) -> String {
-    let shapes: Vec<String> = shapes
-        .iter()
-        .map(|(name, shape)| format!("{name} {shape:?}"))
-        .collect();
-    shapes.join(", ")
+    let text = |(name, shape): (&String, &Vec<usize>)| format!("{name} {shape:?}");
+    shapes.iter().map(text).collect::<Vec<_>>().join(", ")
 }
 
 /// The chain of an error on one line, without repetitions.

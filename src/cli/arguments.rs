@@ -126,7 +126,7 @@ pub struct Arguments {
     #[arg(long)]
     no_extra_nodes: bool,
 
-    /// Rows of calibration data to run at a time [example: --batch 1]
+    /// Most rows of calibration data to run at a time; of long sequences it is fewer [example: --batch 1]
     #[arg(long, value_name = "ROWS", default_value_t = 8, value_parser = parse_batch)]
     pub batch: usize,
 

@@ -7,7 +7,7 @@
 //! Where one element belongs to several channels (a value broadcast to several heads), these channels are *tied*:
 //! they must get one shift and one scale.
 
-use ndarray::{ArrayD, Axis, Dimension, IxDyn, Slice};
+use ndarray::{Array1, ArrayD, Axis, IxDyn, Slice, Zip};
 
 /// An element that belongs to no channel of the site, and that something else reads: it must stay as it is.
 pub(super) const NONE: u32 = u32::MAX;
@@ -25,7 +25,13 @@ pub(super) type Labels = ArrayD<u32>;
 
 /// Labels of a value whose channels are its last axis.
 pub(super) fn channels_last(shape: &[usize]) -> Labels {
-    ArrayD::from_shape_fn(IxDyn(shape), |index| index[index.ndim() - 1] as u32)
+    let channels = shape.last().map_or(1, |&n| n as u32);
+    let row = Array1::from_iter(0..channels).into_dyn();
+    // A shape of no axes has one element, which is its channel 0; any other ends in the row's length.
+    match row.broadcast(IxDyn(shape)) {
+        Some(labels) => labels.to_owned(),
+        None => ArrayD::zeros(IxDyn(shape)),
+    }
 }
 
 /// Channels that must be treated alike, as a union-find forest.
@@ -88,25 +94,23 @@ pub(super) fn unbroadcast(labels: &Labels, shape: &[usize], ties: &mut Ties) -> 
     if labels.shape() == shape {
         return Some(labels.clone());
     }
-    let offset = labels.ndim().checked_sub(shape.len())?;
-    let mut result: ArrayD<u32> = ArrayD::from_elem(IxDyn(shape), NONE);
-    let mut seen = ArrayD::from_elem(IxDyn(shape), false);
-    let mut at = vec![0; shape.len()];
-    for (index, &label) in labels.indexed_iter() {
-        for (axis, place) in at.iter_mut().enumerate() {
-            *place = match shape[axis] {
-                1 => 0,
-                n if n == labels.shape()[axis + offset] => index[axis + offset],
-                _ => return None,
-            };
-        }
-        let slot = &mut result[IxDyn(&at)];
-        match (std::mem::replace(&mut seen[IxDyn(&at)], true), *slot, label) {
-            (false, ..) => *slot = label,
-            (true, old, new) => *slot = join(old, new, ties)?,
-        }
-    }
-    Some(result)
+    let elements: usize = shape.iter().product();
+    let places = ArrayD::from_shape_vec(IxDyn(shape), (0..elements).collect()).ok()?;
+    let mut result: Vec<Option<u32>> = vec![None; elements];
+    let mut mixed = false;
+    // There are as many labels as elements of an activation: counting indices one by one is what takes the time here.
+    let places = places.broadcast(labels.raw_dim())?;
+    Zip::from(places).and(labels).for_each(|&place, &label| {
+        let joined = match result[place] {
+            None => Some(label),
+            Some(old) => join(old, label, ties),
+        };
+        mixed |= joined.is_none();
+        result[place] = joined;
+    });
+    let result = result.into_iter().map(|label| label.unwrap_or(NONE));
+    let result = ArrayD::from_shape_vec(IxDyn(shape), result.collect()).ok()?;
+    (!mixed).then_some(result)
 }
 
 /// Labels of the factor V: [.., T, D] of a product P V whose output [.., S, D] has `labels`. Every row of V reaches

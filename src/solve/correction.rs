@@ -12,6 +12,7 @@
 
 use super::migration::Migration;
 use super::quantize::{limits, saturate_round};
+use super::wide::{row_times, wide};
 use super::{QuantParams, QuantizedWeight};
 use ndarray::{Array1, Array2, ArrayView2};
 
@@ -29,14 +30,12 @@ pub struct Means {
 /// Means of `x' = (x − z) / s` and of its quantized values over the `sample: [T, C]` of a fold.
 pub fn means(sample: &Array2<f32>, migration: &Migration, params: &QuantParams) -> Means {
     let (tokens, channels) = sample.dim();
-    let (scale, low, high) = limits(params);
     let (mut x, mut quantized) = (vec![0.0f64; channels], vec![0.0f64; channels]);
-    for row in sample.rows() {
-        for (j, &v) in row.iter().enumerate() {
-            let v = migration.apply(j, v);
-            x[j] += f64::from(v);
-            quantized[j] += f64::from(saturate_round(v / scale, low, high) * scale);
-        }
+    let mut migrated = vec![0.0; channels];
+    for row in sample.as_standard_layout().rows() {
+        // A row of an array in standard layout is a slice.
+        migration.apply_rows(row.as_slice().unwrap_or(&[]), &mut migrated);
+        add(&migrated, params, &mut x, &mut quantized);
     }
     let mean = |sums: Vec<f64>| {
         sums.iter()
@@ -47,6 +46,20 @@ pub fn means(sample: &Array2<f32>, migration: &Migration, params: &QuantParams) 
         tokens,
         x: mean(x),
         quantized: mean(quantized),
+    }
+}
+
+wide! {
+    /// Adds one token and its quantized values to sums.
+    fn add(x: &[f32], params: &QuantParams, sums: &mut [f64], quantized: &mut [f64]) = add_each;
+}
+
+#[inline(always)]
+fn add_each(x: &[f32], params: &QuantParams, sums: &mut [f64], quantized: &mut [f64]) {
+    let (scale, low, high) = limits(params);
+    for (&v, (sum, quantized)) in x.iter().zip(sums.iter_mut().zip(quantized)) {
+        *sum += f64::from(v);
+        *quantized += f64::from(saturate_round(v / scale, low, high) * scale);
     }
 }
 
@@ -65,7 +78,7 @@ pub fn correction(
         return None;
     }
     let rounded = quantized.dequantize();
-    let error = |m: &Means| m.x.dot(&w) - m.quantized.dot(&rounded);
+    let error = |m: &Means| row_times(&m.x, w) - row_times(&m.quantized, rounded.view());
     let (ea, eb) = (error(a), error(b));
     let dot = |a: &Array1<f32>, b: &Array1<f32>| -> f64 {
         a.iter()

@@ -16,6 +16,7 @@
 //! +0.5 to +0.8 dB, 2 +0.3 dB. The result is used only where it is better on the other half of the tokens.
 
 use super::quantize::{saturate_round, scales_of};
+use super::wide::{add_scaled, wide};
 use super::{QuantizedWeight, WeightSpec};
 use ndarray::linalg::general_mat_mul;
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, Zip, s};
@@ -74,7 +75,8 @@ impl Feedback {
     /// Quantizes `w: [C, N]` with the scales of [`super::quantize_weight`] and error feedback.
     pub fn quantize(&self, w: ArrayView2<f32>, spec: &WeightSpec) -> QuantizedWeight {
         let n = w.ncols();
-        let scale = scales_of(w, spec);
+        let w = w.as_standard_layout();
+        let scale = scales_of(w.view(), spec);
         let step = |column: usize| scale[column.min(scale.len() - 1)];
         let steps: Vec<f32> = (0..n).map(step).collect();
         let limit = spec.qmax() as f32;
@@ -94,24 +96,49 @@ impl Feedback {
                 for j in start..end {
                     let (done, mut rest) = errors.view_mut().split_at(Axis(0), j);
                     let mut row = wanted.row_mut(j - start);
-                    for (k, error) in done.slice(s![start.., ..]).rows().into_iter().enumerate() {
-                        row.scaled_add(-u[[start + k, j]], &error);
+                    let (mut error, mut q) = (rest.row_mut(0), q.row_mut(group[j]));
+                    // Rows of arrays in standard layout are slices.
+                    let (Some(wanted), Some(error), Some(q), Some(w)) = (
+                        row.as_slice_mut(),
+                        error.as_slice_mut(),
+                        q.as_slice_mut(),
+                        w.row(group[j]).to_slice(),
+                    ) else {
+                        continue;
+                    };
+                    for (k, error) in (start..).zip(done.slice(s![start.., ..]).rows()) {
+                        add_scaled(wanted, -u[[k, j]], error.to_slice().unwrap_or(&[]));
                     }
-                    let weights = w.row(group[j]);
-                    Zip::from(rest.row_mut(0))
-                        .and(q.row_mut(group[j]))
-                        .and(row)
-                        .and(weights)
-                        .and(&ndarray::aview1(&steps))
-                        .for_each(|error, q, feedback, &w, &step| {
-                            let rounded = saturate_round((w + *feedback) / step, -limit, limit);
-                            *q = rounded as i8;
-                            *error = rounded * step - w;
-                        });
+                    round_row(w, wanted, (&steps, limit), (q, error));
                 }
             }
         }
         QuantizedWeight { q, scale }
+    }
+}
+
+wide! {
+    /// Integers of one row of weights with what errors before it ask for, and its own error.
+    fn round_row(
+        w: &[f32],
+        feedback: &[f32],
+        steps: (&[f32], f32),
+        out: (&mut [i8], &mut [f32]),
+    ) = round_each;
+}
+
+#[inline(always)]
+fn round_each(
+    w: &[f32],
+    feedback: &[f32],
+    (steps, limit): (&[f32], f32),
+    (q, error): (&mut [i8], &mut [f32]),
+) {
+    let wanted = w.iter().zip(feedback).zip(steps);
+    for (((&w, &feedback), &step), (q, error)) in wanted.zip(q.iter_mut().zip(error)) {
+        let rounded = saturate_round((w + feedback) / step, -limit, limit);
+        *q = rounded as i8;
+        *error = rounded * step - w;
     }
 }
 

@@ -16,6 +16,7 @@
 
 use super::migration::{self, Migration, ShiftKind};
 use super::quantize::{fake_quantize_into, fake_quantize_weight_into};
+use super::wide::{row_times, wide};
 use super::{ActivationSpec, Fold, QuantParams, SiteProblem, SolveSettings, WeightSpec};
 use ndarray::linalg::general_mat_mul;
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, s};
@@ -229,7 +230,7 @@ impl MeanError {
         }
         Self {
             x: migrated,
-            target: shifted.dot(w),
+            target: row_times(&shifted, w.view()),
         }
     }
 
@@ -239,7 +240,7 @@ impl MeanError {
         if let Some(out) = q.as_slice_mut() {
             fake_quantize_into(flat(&self.x), out, params);
         }
-        let found = w.map_or_else(|| self.target.clone(), |w| mean(&q).dot(&w));
+        let found = w.map_or_else(|| self.target.clone(), |w| row_times(&mean(&q), w));
         (found - &self.target).to_vec()
     }
 }
@@ -266,8 +267,13 @@ fn product(a: &[f32], b: &[f32], out: &mut [f32], (t, c, n): (usize, usize, usiz
     }
 }
 
-/// `Σ (a − b)²` in f64. Eight interleaved sums, in a fixed order, so that it vectorizes.
-fn squared_error(a: &[f32], b: &[f32]) -> f64 {
+wide! {
+    /// `Σ (a − b)²` in f64. Eight interleaved sums, in a fixed order, so that it vectorizes.
+    fn squared_error(a: &[f32], b: &[f32]) -> f64 = sum_of_squares;
+}
+
+#[inline(always)]
+fn sum_of_squares(a: &[f32], b: &[f32]) -> f64 {
     const LANES: usize = 8;
     let mut sums = [0.0f64; LANES];
     let (a_lanes, a_rest) = a.as_chunks::<LANES>();

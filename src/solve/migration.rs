@@ -3,6 +3,7 @@
 //! Per-channel `min, max: [C]` → shift `z` ([`shift`]) → extremes after the shift ([`extremes`]) → scale `s` for a
 //! threshold ([`scale`]) → range of `x' = (x − z) / s` ([`Migration::range`]).
 
+use super::wide::wide;
 use ndarray::{Array2, Axis};
 
 /// Which channels the shift moves.
@@ -37,28 +38,19 @@ impl Migration {
     pub(crate) fn apply_rows(&self, x: &[f32], out: &mut [f32]) {
         out.copy_from_slice(x);
         if let Some(z) = self.shift.as_ref().filter(|z| !z.is_empty()) {
-            for row in out.chunks_exact_mut(z.len()) {
-                for (v, z) in row.iter_mut().zip(z) {
-                    *v -= z;
-                }
-            }
+            subtract(out, z);
         }
         if let Some(s) = self.scale.as_ref().filter(|s| !s.is_empty()) {
-            for row in out.chunks_exact_mut(s.len()) {
-                for (v, s) in row.iter_mut().zip(s) {
-                    *v /= s;
-                }
-            }
+            divide(out, s);
         }
     }
 
     /// x' of `x: [T, C]`; if `centred`, less the mean of each channel.
     pub fn tokens(&self, x: &Array2<f32>, centred: bool) -> Array2<f32> {
         let mut out = Array2::zeros(x.raw_dim());
-        for (mut out, x) in out.rows_mut().into_iter().zip(x.rows()) {
-            for (j, (out, &x)) in out.iter_mut().zip(x).enumerate() {
-                *out = self.apply(j, x);
-            }
+        let x = x.as_standard_layout();
+        if let (Some(x), Some(out)) = (x.as_slice(), out.as_slice_mut()) {
+            self.apply_rows(x, out);
         }
         if let Some(mean) = out.mean_axis(Axis(0)).filter(|_| centred) {
             out -= &mean;
@@ -79,6 +71,28 @@ impl Migration {
         } else {
             (0.0, 0.0)
         }
+    }
+}
+
+wide! {
+    fn subtract(rows: &mut [f32], z: &[f32]) = subtract_rows;
+}
+
+wide! {
+    fn divide(rows: &mut [f32], s: &[f32]) = divide_rows;
+}
+
+#[inline(always)]
+fn subtract_rows(rows: &mut [f32], z: &[f32]) {
+    for row in rows.chunks_exact_mut(z.len()) {
+        row.iter_mut().zip(z).for_each(|(v, z)| *v -= z);
+    }
+}
+
+#[inline(always)]
+fn divide_rows(rows: &mut [f32], s: &[f32]) {
+    for row in rows.chunks_exact_mut(s.len()) {
+        row.iter_mut().zip(s).for_each(|(v, s)| *v /= s);
     }
 }
 

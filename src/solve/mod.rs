@@ -27,6 +27,7 @@ pub mod response;
 pub mod search;
 pub mod smoothquant;
 pub mod survey;
+mod wide;
 
 pub use damage::damage;
 pub use migration::{Migration, ShiftKind};

@@ -6,6 +6,7 @@
 //!
 //! All values are expected to be finite: the caller has refused NaN and infinity before they get here.
 
+use super::wide::wide;
 use ndarray::{Array2, ArrayView2};
 
 /// `1.5 · 2^23`. Adding it to an `f32` in `[−2^22, 2^22]` leaves no fraction bits, so the hardware's own rounding mode
@@ -115,8 +116,13 @@ pub fn fake_quantize(x: &mut [f32], params: &QuantParams) {
     }
 }
 
-/// [`fake_quantize`] from one buffer into another of the same length.
-pub(crate) fn fake_quantize_into(x: &[f32], out: &mut [f32], params: &QuantParams) {
+wide! {
+    /// [`fake_quantize`] from one buffer into another of the same length.
+    pub(crate) fn fake_quantize_into(x: &[f32], out: &mut [f32], params: &QuantParams) = fake_quantize_rows;
+}
+
+#[inline(always)]
+fn fake_quantize_rows(x: &[f32], out: &mut [f32], params: &QuantParams) {
     debug_assert_eq!(x.len(), out.len());
     let (scale, low, high) = limits(params);
     for (out, &v) in out.iter_mut().zip(x) {
@@ -125,6 +131,7 @@ pub(crate) fn fake_quantize_into(x: &[f32], out: &mut [f32], params: &QuantParam
 }
 
 /// Scale and saturation limits with the zero point taken off: adding it after rounding changes nothing else.
+#[inline]
 pub(super) fn limits(params: &QuantParams) -> (f32, f32, f32) {
     (
         params.scale,
@@ -158,14 +165,28 @@ pub fn quantize_weight(w: ArrayView2<f32>, spec: &WeightSpec) -> QuantizedWeight
     let limit = spec.qmax() as f32;
     let scale = scales_of(w, spec);
     let mut q = Array2::zeros(w.raw_dim());
-    for (mut q, w) in q.rows_mut().into_iter().zip(w.rows()) {
-        // One scale per tensor is that of every column.
-        let steps = scale.iter().chain(scale.last().into_iter().cycle());
-        for ((q, &w), &scale) in q.iter_mut().zip(w).zip(steps) {
-            *q = saturate_round(w / scale, -limit, limit) as i8;
-        }
+    let step = |column: usize| scale[column.min(scale.len() - 1)];
+    let steps: Vec<f32> = (0..w.ncols()).map(step).collect();
+    let w = w.as_standard_layout();
+    if let (Some(w), Some(q)) = (w.as_slice(), q.as_slice_mut()) {
+        quantize_into(w, &steps, limit, q);
     }
     QuantizedWeight { q, scale }
+}
+
+wide! {
+    /// `q = round_half_even(w / steps)`, at most `limit`, for `w, q: [C, N]` and `steps: [N]`.
+    fn quantize_into(w: &[f32], steps: &[f32], limit: f32, q: &mut [i8]) = quantize_rows;
+}
+
+#[inline(always)]
+fn quantize_rows(w: &[f32], steps: &[f32], limit: f32, q: &mut [i8]) {
+    let n = steps.len().max(1);
+    for (q, w) in q.chunks_exact_mut(n).zip(w.chunks_exact(n)) {
+        for ((q, &w), &step) in q.iter_mut().zip(w).zip(steps) {
+            *q = saturate_round(w / step, -limit, limit) as i8;
+        }
+    }
 }
 
 /// The scales of [`quantize_weight`]: `[N]`, or one in all.
@@ -208,11 +229,23 @@ pub(super) fn column_scales<'a>(
     extremes
 }
 
-/// The float value of the quantized, row-scaled weight: `out = Q(diag(s) · w)`, `w, out: [C, N]`, `s: [C]`.
-///
-/// `w` and `out` are row-major slices; `steps: [N]` is working space; `ends` as in a group of weights side by side.
-/// The numbers are those of [`quantize_weight`] on `diag(s) · w`, but nothing is allocated.
-pub(crate) fn fake_quantize_weight_into(
+wide! {
+    /// The float value of the quantized, row-scaled weight: `out = Q(diag(s) · w)`, `w, out: [C, N]`, `s: [C]`.
+    ///
+    /// `w` and `out` are row-major slices; `steps: [N]` is working space; `ends` as in a group of weights side by side.
+    /// The numbers are those of [`quantize_weight`] on `diag(s) · w`, but nothing is allocated.
+    pub(crate) fn fake_quantize_weight_into(
+        w: &[f32],
+        s: Option<&[f32]>,
+        spec: &WeightSpec,
+        ends: &[usize],
+        steps: &mut [f32],
+        out: &mut [f32],
+    ) = fake_quantize_weight_rows;
+}
+
+#[inline(always)]
+fn fake_quantize_weight_rows(
     w: &[f32],
     s: Option<&[f32]>,
     spec: &WeightSpec,

@@ -14,6 +14,7 @@ use super::loss::{MeanError, migrate};
 use super::migration::Migration;
 use super::quantize::{fake_quantize_into, fake_quantize_weight_into};
 use super::search::Scored;
+use super::wide::row_times;
 use super::{QuantParams, SiteProblem, SolveSettings};
 use ndarray::{Array2, ArrayView2, Axis};
 use rayon::prelude::*;
@@ -204,7 +205,7 @@ fn product(
     }
     let mut outputs = x.dot(&quantized);
     if let Some(z) = &migration.shift {
-        outputs += &ndarray::aview1(z).dot(&w);
+        outputs += &row_times(z, w.view());
     }
     if let Some(fit) = fit {
         let error = MeanError::new(fit, migration, &w).of(params, Some(quantized.view()));

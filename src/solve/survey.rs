@@ -13,6 +13,7 @@
 
 use super::loss::{Direction, Trial, directions, migrate, mix, side_by_side};
 use super::quantize::{QuantParams, column_scales, limits, saturate_round};
+use super::wide::wide;
 use super::{ActivationSpec, SiteProblem, SolveSettings, WeightSpec};
 use ndarray::{Array2, ArrayView1};
 
@@ -69,6 +70,11 @@ impl Survey {
 
     /// Estimated loss of a shift and threshold, for each of its margins: the sum of both directions of the cross-fit.
     pub fn evaluate(&self, trial: &Trial) -> Vec<f64> {
+        evaluate(self, trial)
+    }
+
+    #[inline(always)]
+    fn estimate(&self, trial: &Trial) -> Vec<f64> {
         let mut total = vec![0.0; trial.margins.len()];
         for d in &self.directions {
             let (t, c) = d.x.dim();
@@ -93,6 +99,7 @@ impl Survey {
     /// `T ‖mean(x') Δ‖² + Σ_j T var(x'_j) ‖Δ_j‖²`.
     ///
     /// `sums, squares: [C]` are those of x' over all tokens.
+    #[inline(always)]
     fn weight_error(
         &self,
         (sums, squares): (&[f32], &[f32]),
@@ -145,6 +152,7 @@ impl Survey {
     /// `T ‖mean(δ) W'‖² + Σ_j T var(δ_j) s_j² ‖W_j‖²`.
     ///
     /// `sums, squares: [C]` are those of δ over all tokens.
+    #[inline(always)]
     fn output_energy(
         &self,
         (sums, squares): (&[f32], &[f32]),
@@ -170,12 +178,18 @@ impl Survey {
     }
 }
 
+wide! {
+    fn evaluate(survey: &Survey, trial: &Trial) -> Vec<f64> = Survey::estimate;
+}
+
 /// The rows of an array that this module made itself, so that it is in standard layout.
+#[inline(always)]
 fn rows(w: &Array2<f32>) -> impl Iterator<Item = &[f32]> {
     w.as_slice().unwrap_or(&[]).chunks_exact(w.ncols().max(1))
 }
 
 /// Sum and sum of squares over the tokens of x, `[C]` each, for `x: [T, C]`.
+#[inline(always)]
 fn moments(x: &[f32], sums: &mut [f32], squares: &mut [f32]) {
     for row in x.chunks_exact(sums.len().max(1)) {
         for ((sum, square), &v) in sums.iter_mut().zip(&mut *squares).zip(row) {
@@ -186,6 +200,7 @@ fn moments(x: &[f32], sums: &mut [f32], squares: &mut [f32]) {
 }
 
 /// Sum and sum of squares over the tokens of `Q(x) − x`, `[C]` each, for `x: [T, C]`.
+#[inline(always)]
 fn error_moments(x: &[f32], params: &QuantParams, sums: &mut [f32], squares: &mut [f32]) {
     let (scale, low, high) = limits(params);
     // A reciprocal here, a division in the loss: candidates are ranked, not scored.

@@ -133,8 +133,22 @@ fn a_large_npz_array_goes_through_a_temporary_file() {
     let split = Dataset::open(&bert(), &[source(path)], rows)
         .unwrap()
         .split();
-    let last = i64_values(&split.held_out[0], "input_ids");
+    let last = i64_values(split.held_out.last().unwrap(), "input_ids");
     assert_eq!(last[[last.len() - 1, 0]], 7);
+}
+
+#[test]
+fn long_sequences_run_a_few_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data.npy");
+    for (length, batch, rows) in [(3, 8, 7), (192, 8, 2), (192, 1, 1), (600, 8, 1)] {
+        write_npy(&path, &ids(7, length)).unwrap();
+        let data = Dataset::open(&bert(), &[source(path.clone())], batch).unwrap();
+        let calibration = data.split().calibration;
+        assert_eq!(calibration[0].rows.len(), rows, "{length}");
+        let all: usize = calibration.iter().map(|b| b.rows.len()).sum();
+        assert_eq!(all, 7);
+    }
 }
 
 #[test]
