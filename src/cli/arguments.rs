@@ -40,6 +40,7 @@ pub enum Command {
     Inspect(super::inspect::Arguments),
     Text(super::text::Arguments),
     Verify(super::verify::Arguments),
+    Lint(super::lint::Arguments),
 }
 
 /// The arguments of the main job.
@@ -250,6 +251,17 @@ impl Arguments {
             seed: self.seed,
             extra_nodes: !self.no_extra_nodes,
             ..Options::default()
+        }
+    }
+}
+
+impl From<TargetName> for Target {
+    fn from(name: TargetName) -> Target {
+        match name {
+            TargetName::Ort => Target::Ort,
+            TargetName::Tensorrt => Target::Tensorrt,
+            TargetName::Openvino => Target::Openvino,
+            TargetName::Portable => Target::Portable,
         }
     }
 }

@@ -1,4 +1,6 @@
-//! What each runtime accepts and fuses, as data.
+//! What each runtime accepts and fuses, as data; [`lint`] holds any file to it.
+
+pub mod lint;
 
 /// The name of a target on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
