@@ -65,6 +65,7 @@ pub fn inspect(
 ) -> Result<Inspection, Error> {
     let mut run = pipeline::Run::new(original, data, engine, options, progress);
     let model = run.raise_opset()?;
+    let model = run.clean(model)?;
     let model = run.take_apart(model)?;
     let blocks = run.recognise(&model)?;
     Ok(run.into_inspection(model, blocks))
@@ -104,6 +105,7 @@ pub fn run(
     let engine = engine.sharing();
     let mut run = pipeline::Run::new(original, data, engine.as_ref(), options, progress);
     let model = run.raise_opset()?;
+    let model = run.clean(model)?;
     let model = run.take_apart(model)?;
     let mut blocks = run.recognise(&model)?;
     let statistics = run.calibrate(&model, &mut blocks)?;
@@ -124,5 +126,7 @@ pub fn run(
             run.keep_float(better, &model, &mut blocks, &statistics, &solutions)?
         }
     };
-    Ok((unflatten(&result), run.into_report(blocks, solutions)))
+    let result = unflatten(&result);
+    run.lint(&result)?;
+    Ok((result, run.into_report(blocks, solutions)))
 }

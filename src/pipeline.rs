@@ -7,6 +7,7 @@ mod drop;
 mod folded;
 mod inline;
 mod keep_float;
+mod lint;
 mod quantize;
 mod responses;
 mod search;

@@ -109,6 +109,11 @@ pub struct Arguments {
     #[arg(long)]
     no_extra_nodes: bool,
 
+    /// Remove what exporters leave behind and TensorRT rejects: Dropout in training mode, outputs, nodes and constants
+    /// that nothing reads, sequences that are a Split [example: --clean]
+    #[arg(long)]
+    clean: bool,
+
     /// Rows of calibration data to run at a time [example: --batch 1]
     #[arg(long, value_name = "ROWS", default_value_t = 8, value_parser = parse_batch)]
     pub batch: usize,
@@ -147,6 +152,7 @@ pub struct Arguments {
     pub verbose: bool,
 }
 
+/// The names of [`Target`].
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum TargetName {
     Ort,
@@ -250,6 +256,7 @@ impl Arguments {
             threads: self.threads,
             seed: self.seed,
             extra_nodes: !self.no_extra_nodes,
+            clean: self.clean,
             ..Options::default()
         }
     }

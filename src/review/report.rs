@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use crate::target::lint::Finding;
+
 /// Everything a run did. Field names are the keys of the JSON report.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
@@ -33,6 +35,10 @@ pub struct Report {
     pub kept_float: Option<KeptFloat>,
     /// Model inputs that the calibration data did not give: name and what they were filled with.
     pub filled_inputs: BTreeMap<String, String>,
+    /// What `--clean` removed, each with the reason.
+    pub cleaned: Vec<String>,
+    /// What the target would make of the written file.
+    pub lint: Vec<Finding>,
     /// What else a reader should know.
     pub notes: Vec<String>,
     /// Wall-clock seconds per step.
@@ -58,6 +64,7 @@ pub struct Settings {
     pub min_sqnr_db: Option<f64>,
     pub seed: u64,
     pub extra_nodes: bool,
+    pub clean: bool,
     pub sample_tokens: usize,
     pub calibration_rows: usize,
     pub held_out_rows: usize,

@@ -1,13 +1,15 @@
-//! From decisions to patches: [`take_apart`] frees Linears from operators that hold them, migration ([`migrate`]) folds
+//! From decisions to patches: [`clean`] removes what exporters leave behind, [`take_apart`] frees Linears from operators that hold them, migration ([`migrate`]) folds
 //! shift and scale into constants, [`correct_biases`] takes mean errors off the biases,
 //! quantization ([`quantize`]) inserts QuantizeLinear and DequantizeLinear.
 
+mod clean;
 mod correct;
 mod linear;
 mod migrate;
 mod quantize;
 mod take_apart;
 
+pub use clean::clean;
 pub use correct::correct_biases;
 pub use linear::Precision;
 pub use migrate::{Affine, migrate, migrate_in};

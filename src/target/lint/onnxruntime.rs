@@ -83,7 +83,8 @@ pub(super) const RULES: &[Rule] = &[
         cost: Cost::Float,
         subject: Subject::Quantization,
         source: MEASURED,
-        mend: "give each MatMul a QuantizeLinear and DequantizeLinear of its own, or use uint8 activations",
+        mend: "give each MatMul a QuantizeLinear and DequantizeLinear of its own, with constants of its own, or use \
+               uint8 activations",
         find: shared,
     },
     Rule {
@@ -155,7 +156,7 @@ pub(super) const RULES: &[Rule] = &[
         id: "R7-mask",
         title: "the constant of an attention mask sets no scale",
         cost: Cost::Wrong,
-        subject: Subject::Quantization,
+        subject: Subject::Graph,
         source: "arithmetic: what is below half a step becomes 0, in every runtime",
         mend: "leave masked scores in float; quantize the output of the Softmax instead",
         find: mask,
@@ -348,6 +349,20 @@ fn shared(scope: &Scope, hits: &mut Hits) {
                 hits.at(
                     product.node,
                     format!("its int8 activation comes from the {what} `{name}`, which {count} read"),
+                );
+                break;
+            }
+            // Nodes that read the very same values are merged before anything is fused.
+            let inputs = &scope.view.node(node).input;
+            let twin = scope.facts.quants.iter().find(|q| {
+                let other = scope.view.node(q.node);
+                q.quantizes && q.node != node && other.input == *inputs
+            });
+            if let Some(twin) = twin {
+                let (name, twin) = (scope.view.node_name(node), scope.view.node_name(twin.node));
+                hits.at(
+                    product.node,
+                    format!("its QuantizeLinear `{name}` reads the same three values as `{twin}`, so both are merged"),
                 );
                 break;
             }

@@ -48,15 +48,14 @@ pub(super) const TENSORRT_LACKS: [&str; 43] = [
     "Unique",
 ];
 
-/// Operators of com.microsoft that the parser of TensorRT-RTX 1.7.1 knows by their name.
-pub(super) const TENSORRT_MICROSOFT: [&str; 17] = [
-    "Attention",
+/// Operators of com.microsoft that the parser of TensorRT-RTX 1.7.1 knows by their name. Left out are Attention, which it
+/// takes for that of ONNX and refuses, and GroupQueryAttention, whose plug-in the library does not hold.
+pub(super) const TENSORRT_MICROSOFT: [&str; 15] = [
     "CausalConvWithState",
     "DequantizeLinear",
     "GatherND",
     "Gelu",
     "GridSample",
-    "GroupQueryAttention",
     "LinearAttention",
     "MatMulNBits",
     "MultiHeadAttention",

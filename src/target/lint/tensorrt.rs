@@ -6,7 +6,7 @@ use super::facts::Quant;
 use super::operators::{TENSORRT_LACKS, TENSORRT_MICROSOFT};
 use super::scope::Scope;
 use super::{Cost, Hits, Rule, Subject};
-use crate::graph::Source;
+use crate::graph::{NodeId, Source, ValueId, View};
 use crate::onnx::node::attr_i;
 use crate::onnx::proto::type_proto;
 use crate::onnx::{DataType, tensor};
@@ -143,6 +143,15 @@ pub(super) const RULES: &[Rule] = &[
         source: "TensorRT-RTX 1.7.1 parser, measured",
         mend: "remove outputs that nothing reads, with --clean",
         find: outputs,
+    },
+    Rule {
+        id: "T10-axes",
+        title: "the axes of a reduction are stored",
+        cost: Cost::Rejected,
+        subject: Subject::Graph,
+        source: "TensorRT-RTX 1.7.1 parser, measured",
+        mend: "fold the constants before exporting, or with --clean",
+        find: axes,
     },
     Rule {
         id: "T10-constant",
@@ -337,7 +346,7 @@ fn operator(scope: &Scope, hits: &mut Hits) {
 }
 
 /// Whether a Dropout of the graph trains, as far as the file says.
-pub(super) fn trains(scope: &Scope, id: crate::graph::NodeId) -> Option<&'static str> {
+pub(super) fn trains(scope: &Scope, id: NodeId) -> Option<&'static str> {
     let view = &scope.view;
     if view.op(id) != "Dropout" {
         return None;
@@ -371,6 +380,31 @@ fn outputs(scope: &Scope, hits: &mut Hits) {
         let more = node.output.iter().skip(1).filter(|o| !o.is_empty()).count();
         if more > 0 && ONE_OUTPUT.contains(&scope.view.op(id)) {
             hits.at(id, format!("it has {} outputs", more + 1));
+        }
+    }
+}
+
+/// The input of a reduction that holds its axes, if the parser would not evaluate it. Through Identity and Cast it does.
+fn computed_axes(view: &View, id: NodeId) -> Option<ValueId> {
+    if !view.op(id).starts_with("Reduce") {
+        return None;
+    }
+    let axes = view.input(id, 1)?;
+    let mut value = axes;
+    loop {
+        let (producer, _) = view.producer(value)?;
+        match view.op(producer) {
+            "Constant" => return None,
+            "Identity" | "Cast" => value = view.input(producer, 0)?,
+            _ => return Some(axes),
+        }
+    }
+}
+
+fn axes(scope: &Scope, hits: &mut Hits) {
+    for (id, _) in scope.nodes() {
+        if computed_axes(&scope.view, id).is_some() {
+            hits.at(id, "its axes are computed by nodes of the graph");
         }
     }
 }
