@@ -65,7 +65,6 @@ pub fn inspect(
 ) -> Result<Inspection, Error> {
     let mut run = pipeline::Run::new(original, data, engine, options, progress);
     let model = run.raise_opset()?;
-    let model = run.clean(model)?;
     let model = run.take_apart(model)?;
     let blocks = run.recognise(&model)?;
     Ok(run.into_inspection(model, blocks))
@@ -105,7 +104,6 @@ pub fn run(
     let engine = engine.sharing();
     let mut run = pipeline::Run::new(original, data, engine.as_ref(), options, progress);
     let model = run.raise_opset()?;
-    let model = run.clean(model)?;
     let model = run.take_apart(model)?;
     let mut blocks = run.recognise(&model)?;
     let statistics = run.calibrate(&model, &mut blocks)?;

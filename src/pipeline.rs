@@ -135,7 +135,7 @@ impl<'a> Run<'a> {
     /// and norm in the main graph: not in a function, nor (in the flat form of the graph) in the branch of an If.
     pub fn raise_opset(&mut self) -> Result<Model, Error> {
         graph::check(self.original)?;
-        let mut model = self.original.clone();
+        let mut model = self.clean(self.original.clone())?;
         let profile = self.options.profile();
         if let Some(max) = profile.max_opset
             && model.opset() > max

@@ -11,7 +11,7 @@ use crate::{Error, Format};
 
 impl Run<'_> {
     /// Removes what exporters leave behind and a runtime rejects, if that was asked for.
-    pub fn clean(&mut self, mut model: Model) -> Result<Model, Error> {
+    pub(super) fn clean(&mut self, mut model: Model) -> Result<Model, Error> {
         if !self.options.clean {
             return Ok(model);
         }

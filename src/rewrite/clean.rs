@@ -14,7 +14,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::graph::{Names, NodeId, Patch, Use, ValueId, View};
+use crate::graph::{Constant, Names, NodeId, Patch, Use, ValueId, View};
 use crate::onnx::node::{attr_i, make_node};
 use crate::onnx::proto::NodeProto;
 use crate::onnx::tensor;
@@ -27,7 +27,7 @@ const EXTRA_OUTPUTS: [&str; 4] = [
     "MaxPool",
 ];
 
-/// The patches that clean the main graph, none of which needs another.
+/// The patches that clean the main graph, none of which needs another. Subgraphs and functions are left as they are.
 pub fn clean(view: &View, names: &mut Names) -> Vec<Patch> {
     let dead = dead(view);
     let mut patches = Vec::new();
@@ -160,17 +160,10 @@ fn sequence(
     names: &mut Names,
 ) -> Option<Patch> {
     let node = view.node(id);
-    // One slice per index (no lengths) would be squeezed; lengths as a scalar need the size of the axis.
     if view.op(id) != "SplitToSequence" || view.model().opset() < 13 {
         return None;
     }
-    let lengths = view.input(id, 1)?;
-    let stored = view.constant(lengths)?;
-    let known = view.shape(lengths).map(|s| s.len());
-    let lengths_list = stored.into_ints()?;
-    if lengths_list.is_empty() || (known != Some(1) && lengths_list.len() == 1) {
-        return None;
-    }
+    let lengths = lengths(view, id)?;
     let output = view.output(id, 0)?;
     let mut picks = Vec::new();
     for u in view.uses(output) {
@@ -182,20 +175,23 @@ fn sequence(
         }
         let index = view.constant(view.input(*at, 1)?)?.into_ints()?;
         let [index] = index[..] else { return None };
-        let count = i64::try_from(lengths_list.len()).ok()?;
+        let count = i64::try_from(lengths.len()).ok()?;
         let index = usize::try_from(if index < 0 { index + count } else { index }).ok()?;
-        if view.op(*at) != "SequenceAt" || index >= lengths_list.len() {
+        if view.op(*at) != "SequenceAt" || index >= lengths.len() {
             return None;
         }
         picks.push((*at, index));
     }
     let name = view.node_name(id);
     let mut patch = Patch::new(format!("write the sequence of `{name}` as a Split"));
-    let parts: Vec<String> = (0..lengths_list.len())
+    let parts: Vec<String> = (0..lengths.len())
         .map(|_| names.derive(view.name(output), "part"))
         .collect();
+    let stored = names.derive(view.name(output), "lengths");
+    patch.add_initializer(tensor::from_i64(&stored, &[lengths.len()], &lengths));
     let mut split = NodeProto {
         op_type: Some("Split".to_owned()),
+        input: vec![node.input[0].clone(), stored],
         output: parts.clone(),
         ..node.clone()
     };
@@ -211,4 +207,22 @@ fn sequence(
         );
     }
     Some(patch)
+}
+
+/// The lengths of the slices of a SplitToSequence. One number is the length of all but the last; without any, every slice
+/// has length 1 and may lose its axis, which is not looked at.
+fn lengths(view: &View, id: NodeId) -> Option<Vec<i64>> {
+    let Constant::Int(given) = view.constant(view.input(id, 1)?)? else {
+        return None;
+    };
+    if given.ndim() == 1 {
+        return Some(given.into_iter().collect());
+    }
+    let length = given.first().copied().filter(|&l| l > 0 && given.len() == 1)?;
+    let shape = view.shape(view.input(id, 0)?)?;
+    let axis = attr_i(view.node(id), "axis").unwrap_or(0);
+    let axis = if axis < 0 { axis + i64::try_from(shape.len()).ok()? } else { axis };
+    let whole = i64::try_from((*shape.get(usize::try_from(axis).ok()?)?)?).ok()?;
+    let starts = (0..whole).step_by(usize::try_from(length).ok()?);
+    Some(starts.map(|start| length.min(whole - start)).collect())
 }
