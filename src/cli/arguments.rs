@@ -262,17 +262,6 @@ impl Arguments {
     }
 }
 
-impl From<TargetName> for Target {
-    fn from(name: TargetName) -> Target {
-        match name {
-            TargetName::Ort => Target::Ort,
-            TargetName::Tensorrt => Target::Tensorrt,
-            TargetName::Openvino => Target::Openvino,
-            TargetName::Portable => Target::Portable,
-        }
-    }
-}
-
 /// `NAME=PATH` or `PATH`; a file that is really called that wins over the `=` in its name.
 pub fn source(text: &str) -> CalibSource {
     match text.split_once('=') {

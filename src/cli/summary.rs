@@ -113,7 +113,11 @@ fn lint(out: &mut String, report: &Report, verbose: bool) -> std::fmt::Result {
         return Ok(());
     }
     let target = &report.settings.target;
-    writeln!(out, "lint       {} findings for {target}", report.lint.len())?;
+    writeln!(
+        out,
+        "lint       {} findings for {target}",
+        report.lint.len()
+    )?;
     super::lint::lines(out, &report.lint, verbose)
 }
 

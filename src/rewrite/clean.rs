@@ -51,7 +51,8 @@ pub fn clean(view: &View, names: &mut Names) -> Vec<Patch> {
         };
         if view.value(stored.name()).is_some_and(|v| !read(v)) {
             let name = stored.name();
-            let mut patch = Patch::new(format!("remove the constant `{name}`, which nothing reads"));
+            let mut patch =
+                Patch::new(format!("remove the constant `{name}`, which nothing reads"));
             patch.remove_initializer(name);
             patches.push(patch);
         }
@@ -153,12 +154,7 @@ fn axes(view: &View, id: NodeId, names: &mut Names) -> Option<Patch> {
 }
 
 /// A sequence of slices of which only single ones are read, at known places: a Split.
-fn sequence(
-    view: &View,
-    id: NodeId,
-    dead: &BTreeSet<NodeId>,
-    names: &mut Names,
-) -> Option<Patch> {
+fn sequence(view: &View, id: NodeId, dead: &BTreeSet<NodeId>, names: &mut Names) -> Option<Patch> {
     let node = view.node(id);
     if view.op(id) != "SplitToSequence" || view.model().opset() < 13 {
         return None;
@@ -218,10 +214,17 @@ fn lengths(view: &View, id: NodeId) -> Option<Vec<i64>> {
     if given.ndim() == 1 {
         return Some(given.into_iter().collect());
     }
-    let length = given.first().copied().filter(|&l| l > 0 && given.len() == 1)?;
+    let length = given
+        .first()
+        .copied()
+        .filter(|&l| l > 0 && given.len() == 1)?;
     let shape = view.shape(view.input(id, 0)?)?;
     let axis = attr_i(view.node(id), "axis").unwrap_or(0);
-    let axis = if axis < 0 { axis + i64::try_from(shape.len()).ok()? } else { axis };
+    let axis = if axis < 0 {
+        axis + i64::try_from(shape.len()).ok()?
+    } else {
+        axis
+    };
     let whole = i64::try_from((*shape.get(usize::try_from(axis).ok()?)?)?).ok()?;
     let starts = (0..whole).step_by(usize::try_from(length).ok()?);
     Some(starts.map(|start| length.min(whole - start)).collect())

@@ -1,5 +1,7 @@
 """`--clean` makes TensorRT take what exporters leave behind, and nothing else of the file changes."""
 
+import json
+
 import lint_runtimes as rt
 import numpy as np
 import onnx
@@ -19,8 +21,6 @@ def quantize(model, row, folder, *options):
     out = folder / "out.onnx"
     done = run_tool(given, out, "--calib", calib, "--report", report, "--force", *options)
     assert done.returncode == 0, done.stderr
-    import json
-
     return onnx.load(out), json.loads(report.read_text()), done.stdout
 
 

@@ -145,7 +145,9 @@ impl Facts {
                 quants.insert(id, quant);
             }
         }
-        let products = view.nodes().filter_map(|(id, _)| product(view, id, &quants));
+        let products = view
+            .nodes()
+            .filter_map(|(id, _)| product(view, id, &quants));
         Facts {
             products: products.collect(),
             quants: quants.into_values().collect(),
@@ -207,8 +209,7 @@ fn quant(view: &View, id: NodeId, quantizes: bool, before: &BTreeMap<NodeId, Qua
         quantizes,
         data,
         scale_count: count(view, scale, scales.as_ref().map(Vec::len)),
-        computed_scale: scale
-            .is_some_and(|s| view.producer(s).is_some() && !view.is_constant(s)),
+        computed_scale: scale.is_some_and(|s| view.producer(s).is_some() && !view.is_constant(s)),
         scale: scales,
         has_zero_point: zero_point.is_some(),
         zero_point_count: count(view, zero_point, None),
@@ -266,7 +267,9 @@ fn constant_shape(view: &View, value: ValueId) -> Option<Vec<usize>> {
 /// The element type of a value, where the file says it.
 pub(super) fn elem_type(view: &View, mut value: ValueId) -> Option<DataType> {
     loop {
-        let stated = view.elem_type(value).and_then(|t| DataType::try_from(t).ok());
+        let stated = view
+            .elem_type(value)
+            .and_then(|t| DataType::try_from(t).ok());
         if let Some(dtype) = stated.filter(|&t| t != DataType::Undefined) {
             return Some(dtype);
         }

@@ -1,7 +1,9 @@
 //! ONNX Runtime on CPUs. All of this was measured with 1.31.1 on an x86 CPU with AVX512-VNNI, in the optimized graph and
 //! by running the file with and without optimizations.
 
-use super::facts::{Product, Quant, elem_type};
+mod products;
+
+use super::facts::elem_type;
 use super::scope::Scope;
 use super::{Cost, Hits, Rule, Subject};
 use crate::graph::{NodeId, Use, ValueId, View};
@@ -20,7 +22,7 @@ pub(super) const RULES: &[Rule] = &[
         subject: Subject::Quantization,
         source: MEASURED,
         mend: "quantize the other factor too, or leave both in float",
-        find: one_side,
+        find: products::one_side,
     },
     Rule {
         id: "R1-activation-scale",
@@ -29,7 +31,7 @@ pub(super) const RULES: &[Rule] = &[
         subject: Subject::Quantization,
         source: MEASURED,
         mend: "quantize the activation with one scale for the tensor",
-        find: activation_scale,
+        find: products::activation_scale,
     },
     Rule {
         id: "R2-type",
@@ -38,7 +40,7 @@ pub(super) const RULES: &[Rule] = &[
         subject: Subject::Quantization,
         source: MEASURED,
         mend: "use uint8 or int8 activations and int8 weights; store weights of 4 bits behind a Cast to int8",
-        find: types,
+        find: products::types,
     },
     Rule {
         id: "R2-output",
@@ -47,7 +49,7 @@ pub(super) const RULES: &[Rule] = &[
         subject: Subject::Quantization,
         source: MEASURED,
         mend: "let all readers read the quantized output, or leave the output of the MatMul in float",
-        find: output,
+        find: products::output,
     },
     Rule {
         id: "R3-axis",
@@ -56,7 +58,7 @@ pub(super) const RULES: &[Rule] = &[
         subject: Subject::Quantization,
         source: MEASURED,
         mend: "use one scale per output channel (MatMul: the last axis) or one for the whole weight",
-        find: axis,
+        find: products::axis,
     },
     Rule {
         id: "R3-block",
@@ -65,7 +67,7 @@ pub(super) const RULES: &[Rule] = &[
         subject: Subject::Quantization,
         source: MEASURED,
         mend: "use one scale per output channel, or leave the activation in float (MatMulNBits)",
-        find: block,
+        find: products::block,
     },
     Rule {
         id: "R3-size",
@@ -75,7 +77,7 @@ pub(super) const RULES: &[Rule] = &[
         source: "ONNX Runtime 1.31.1, measured without optimizations (fused, the file is accepted); \
                  onnx.ai/onnx/operators/onnx__DequantizeLinear.html",
         mend: "give the zero point the shape of the scale, or leave out one that is 0",
-        find: size,
+        find: products::size,
     },
     Rule {
         id: "R4-shared",
@@ -85,7 +87,7 @@ pub(super) const RULES: &[Rule] = &[
         source: MEASURED,
         mend: "give each MatMul a QuantizeLinear and DequantizeLinear of its own, with constants of its own, or use \
                uint8 activations",
-        find: shared,
+        find: products::shared,
     },
     Rule {
         id: "R5-bias",
@@ -95,7 +97,7 @@ pub(super) const RULES: &[Rule] = &[
         source: MEASURED,
         mend: "store the bias as [1, N]; where the input has rank 2, write a Gemm with an int32 bias behind a \
                DequantizeLinear",
-        find: bias,
+        find: products::bias,
     },
     Rule {
         id: "R5-gemm-bias",
@@ -105,7 +107,7 @@ pub(super) const RULES: &[Rule] = &[
         source: MEASURED,
         mend: "quantize the bias to int32 with scale s_x * s_w, fold alpha into the weight's scale, or add the bias in \
                an Add after the Gemm",
-        find: gemm_bias,
+        find: products::gemm_bias,
     },
     Rule {
         id: "R5-bias-scale",
@@ -114,7 +116,7 @@ pub(super) const RULES: &[Rule] = &[
         subject: Subject::Quantization,
         source: MEASURED,
         mend: "quantize the bias with scale s_x * s_w and zero point 0",
-        find: bias_scale,
+        find: products::bias_scale,
     },
     Rule {
         id: "R6-output-dtype",
@@ -199,267 +201,6 @@ pub(super) const RULES: &[Rule] = &[
     },
 ];
 
-/// Both factors of a MatMul or Gemm, and which of them are quantized.
-fn one_side(scope: &Scope, hits: &mut Hits) {
-    for product in &scope.facts.products {
-        let quantized = |i: usize| product.factors[i].as_ref().is_some_and(Quant::is_activation);
-        for (one, other) in [(0, 1), (1, 0)] {
-            if quantized(one) && !product.dequantized[other] {
-                hits.at(product.node, format!("only factor {} is quantized", one + 1));
-            }
-        }
-    }
-}
-
-fn activation_scale(scope: &Scope, hits: &mut Hits) {
-    for product in &scope.facts.products {
-        let Some((x, _)) = product.pair() else {
-            continue;
-        };
-        if x.is_activation() && !x.is_per_tensor() {
-            let n = x.scale_count.unwrap_or_default();
-            match product.gemm {
-                false => hits.at(
-                    product.node,
-                    format!("its activation has {n} scales; the fused product fails at the first run"),
-                ),
-                true => hits.costs(
-                    Cost::Float,
-                    product.node,
-                    format!("its activation has {n} scales"),
-                ),
-            }
-        }
-    }
-}
-
-fn has_8_bits(quant: &Quant) -> bool {
-    matches!(quant.dtype, None | Some(DataType::Int8 | DataType::Uint8))
-}
-
-fn types(scope: &Scope, hits: &mut Hits) {
-    for product in &scope.facts.products {
-        let Some((x, w)) = product.pair() else {
-            continue;
-        };
-        for quant in [x, w].into_iter().filter(|q| !has_8_bits(q)) {
-            let dtype = quant.dtype.map_or("", |t| t.as_str_name());
-            hits.at(product.node, format!("a factor is {dtype}, not of 8 bits"));
-        }
-        let untyped = |q: &Quant| q.quantizes && !q.has_zero_point && q.output_dtype == Some(DataType::Int8);
-        let source = x.source.and_then(|s| scope.facts.quant(s));
-        if source.is_some_and(untyped) {
-            hits.at(product.node, "its activation is int8 without a zero point");
-        }
-    }
-}
-
-fn output(scope: &Scope, hits: &mut Hits) {
-    for product in scope.facts.products.iter().filter(|p| !p.gemm) {
-        let (Some(_), Some(output)) = (product.pair(), product.output) else {
-            continue;
-        };
-        let uses = scope.view.uses(output);
-        let quantizes = |u: &Use| matches!(u, Use::Node { node, input: 0 }
-            if scope.facts.quant(*node).is_some_and(|q| q.quantizes));
-        if uses.len() > 1 && uses.iter().any(quantizes) {
-            let others = uses.iter().filter(|u| !quantizes(u)).count();
-            hits.at(
-                product.node,
-                format!("its output is quantized and has {others} more readers"),
-            );
-        }
-    }
-}
-
-fn axis(scope: &Scope, hits: &mut Hits) {
-    for product in &scope.facts.products {
-        let Some((_, w)) = product.pair().filter(|(_, w)| w.block_size == 0) else {
-            continue;
-        };
-        if product.scales_columns() != Some(false) {
-            continue;
-        }
-        let shape = w.constant.as_deref().unwrap_or_default();
-        let what = format!(
-            "its weight of shape {shape:?} has its scales along axis {}",
-            w.axis
-        );
-        match (product.gemm, shape) {
-            (true, _) => hits.costs(Cost::Float, product.node, what),
-            (false, [k, n]) if k != n => hits.costs(
-                Cost::Rejected,
-                product.node,
-                format!("{what}; the fused product fails at the first run"),
-            ),
-            _ => hits.at(
-                product.node,
-                format!("{what}; the fused product takes them for those of the output channels"),
-            ),
-        }
-    }
-}
-
-fn block(scope: &Scope, hits: &mut Hits) {
-    for product in &scope.facts.products {
-        let fused = |q: &Quant| q.block_size > 0 && has_8_bits(q);
-        if let Some((_, w)) = product.pair().filter(|(_, w)| fused(w)) {
-            let block = w.block_size;
-            hits.at(
-                product.node,
-                format!("its weight has a scale per block of {block}, which the fused product does not know"),
-            );
-        }
-    }
-}
-
-fn size(scope: &Scope, hits: &mut Hits) {
-    for quant in &scope.facts.quants {
-        if let (Some(s), Some(z)) = (quant.scale_count, quant.zero_point_count)
-            && s != z
-            && s > 1
-        {
-            hits.at(
-                quant.node,
-                format!("its zero point has {z} elements, its scale {s}"),
-            );
-        }
-    }
-}
-
-fn shared(scope: &Scope, hits: &mut Hits) {
-    let readers = |node: NodeId| {
-        let output = scope.view.output(node, 0);
-        output.map_or(0, |o| scope.view.uses(o).len())
-    };
-    for product in scope.facts.products.iter().filter(|p| !p.gemm) {
-        let Some((x, w)) = product.pair() else {
-            continue;
-        };
-        let (Some(source), true) = (x.source, has_8_bits(w)) else {
-            continue;
-        };
-        if x.dtype != Some(DataType::Int8) {
-            continue;
-        }
-        for (node, what) in [(source, "QuantizeLinear"), (x.node, "DequantizeLinear")] {
-            let count = readers(node);
-            if count > 1 {
-                let name = scope.view.node_name(node);
-                hits.at(
-                    product.node,
-                    format!("its int8 activation comes from the {what} `{name}`, which {count} read"),
-                );
-                break;
-            }
-            // Nodes that read the very same values are merged before anything is fused.
-            let inputs = &scope.view.node(node).input;
-            let twin = scope.facts.quants.iter().find(|q| {
-                let other = scope.view.node(q.node);
-                q.quantizes && q.node != node && other.input == *inputs
-            });
-            if let Some(twin) = twin {
-                let (name, twin) = (scope.view.node_name(node), scope.view.node_name(twin.node));
-                hits.at(
-                    product.node,
-                    format!("its QuantizeLinear `{name}` reads the same three values as `{twin}`, so both are merged"),
-                );
-                break;
-            }
-        }
-    }
-}
-
-/// The rank of the first factor before it was quantized.
-fn rank(view: &View, product: &Product, scope: &Scope) -> Option<usize> {
-    let x = product.factors[0].as_ref()?;
-    let source = x.source.and_then(|s| scope.facts.quant(s));
-    let rank = source.and_then(|q| q.rank).or(x.rank);
-    rank.or_else(|| Some(view.shape(product.output?)?.len()))
-}
-
-/// The constant that the only reader of `value`, an Add, adds to it, and that Add.
-fn added_constant(view: &View, value: ValueId) -> Option<(NodeId, ValueId)> {
-    let (add, slot) = view.only_reader(value)?;
-    let other = view.input(add, 1 - slot.min(1))?;
-    (view.op(add) == "Add" && view.is_constant(other)).then_some((add, other))
-}
-
-fn bias(scope: &Scope, hits: &mut Hits) {
-    let view = &scope.view;
-    for product in scope.facts.products.iter().filter(|p| !p.gemm) {
-        let (Some((x, w)), Some(output)) = (product.pair(), product.output) else {
-            continue;
-        };
-        // A MatMul that is in float anyway has its own finding.
-        if !(has_8_bits(x) && has_8_bits(w)) {
-            continue;
-        }
-        let Some((_, added)) = added_constant(view, output) else {
-            continue;
-        };
-        let stored = view.constant(added).and_then(|c| c.into_float());
-        let Some((constant, _)) = stored.filter(|(c, _)| c.len() > 1) else {
-            continue;
-        };
-        match (rank(view, product, scope), constant.ndim()) {
-            (Some(2), ..=2) => hits.at(
-                product.node,
-                "it has rank 2, so that it becomes a Gemm together with its bias, in float",
-            ),
-            (_, 1) => hits.at(
-                product.node,
-                "its bias has rank 1: where the shapes are static, or fixed by free-dimension overrides, both become a \
-                 Gemm in float",
-            ),
-            _ => {}
-        }
-    }
-}
-
-fn gemm_bias(scope: &Scope, hits: &mut Hits) {
-    for product in scope.facts.products.iter().filter(|p| p.gemm) {
-        if product.pair().is_none() || product.bias.is_none() {
-            continue;
-        }
-        if product.dequantized_bias.is_none() {
-            hits.at(product.node, "its bias is a float");
-        } else if product.alpha != 1.0 {
-            hits.at(
-                product.node,
-                format!("it has a bias and alpha {}", product.alpha),
-            );
-        }
-    }
-}
-
-fn bias_scale(scope: &Scope, hits: &mut Hits) {
-    for product in scope.facts.products.iter().filter(|p| p.gemm) {
-        let (Some((x, w)), Some(c)) = (product.pair(), &product.dequantized_bias) else {
-            continue;
-        };
-        let (Some([x]), Some(w), Some(c_scale)) = (x.scale.as_deref(), &w.scale, &c.scale) else {
-            continue;
-        };
-        let at = |scales: &[f32], i: usize| scales[if scales.len() == 1 { 0 } else { i }];
-        let count = w.len().max(c_scale.len());
-        let fits = w.len() == 1 || c_scale.len() == 1 || w.len() == c_scale.len();
-        let differs = |&i: &usize| {
-            let (wanted, found) = (x * at(w, i), at(c_scale, i));
-            (wanted - found).abs() > 1e-3 * wanted.abs()
-        };
-        if fits && let Some(i) = (0..count).find(differs) {
-            let (wanted, found) = (x * at(w, i), at(c_scale, i));
-            hits.at(
-                product.node,
-                format!("its bias has scale {found:e}, but is taken for steps of s_x * s_w = {wanted:e}"),
-            );
-        } else if c.is_shifted() {
-            hits.at(product.node, "the zero point of its bias is not 0, and is ignored");
-        }
-    }
-}
-
 fn output_dtype(scope: &Scope, hits: &mut Hits) {
     for quant in scope.facts.quants.iter().filter(|q| q.quantizes) {
         if quant.has_zero_point && quant.output_dtype == Some(DataType::Int8) {
@@ -490,20 +231,27 @@ fn residual(scope: &Scope, hits: &mut Hits) {
         let Some(output) = view.output(quant.node, 0) else {
             continue;
         };
-        let readers = || view.uses(output).iter().filter_map(|u| match u {
-            Use::Node { node, .. } => Some(*node),
-            _ => None,
-        });
+        let readers = || {
+            view.uses(output).iter().filter_map(|u| match u {
+                Use::Node { node, .. } => Some(*node),
+                _ => None,
+            })
+        };
         let adds = |node: &NodeId| {
             let operator = view.node(*node).op_type();
-            matches!(operator, "Add" | "SkipLayerNormalization" | "SkipSimplifiedLayerNormalization")
+            matches!(
+                operator,
+                "Add" | "SkipLayerNormalization" | "SkipSimplifiedLayerNormalization"
+            )
         };
         let multiplies = readers().any(|node| matches!(view.op(node), "MatMul" | "Gemm"));
         if let Some(add) = readers().find(adds).filter(|_| multiplies) {
             let name = view.node_name(quant.node);
             hits.at(
                 add,
-                format!("it reads the dequantized value of `{name}`, which a product reads as well"),
+                format!(
+                    "it reads the dequantized value of `{name}`, which a product reads as well"
+                ),
             );
         }
     }
@@ -522,9 +270,8 @@ fn gelu(scope: &Scope, hits: &mut Hits) {
         let source = quant.source.and_then(|s| scope.facts.quant(s));
         let data = source.and_then(|q| q.data);
         let biased = data.is_some_and(|d| view.producer_is(d, "Add").is_some());
-        let scaled = || {
-            readers(view.output(quant.node, 0)).filter(|&n| matches!(view.op(n), "Div" | "Mul"))
-        };
+        let scaled =
+            || readers(view.output(quant.node, 0)).filter(|&n| matches!(view.op(n), "Div" | "Mul"));
         let mut erf = scaled().flat_map(|n| readers(view.output(n, 0)));
         if biased && erf.any(|n| view.op(n) == "Erf") {
             hits.at(
@@ -567,14 +314,21 @@ fn int8_operator(scope: &Scope, hits: &mut Hits) {
             _ => continue,
         };
         if input_types(&scope.view, id, [slot]) == [Some(DataType::Int8)] {
-            hits.at(id, "its activation is int8, for which there is no fast kernel on x86");
+            hits.at(
+                id,
+                "its activation is int8, for which there is no fast kernel on x86",
+            );
         }
     }
 }
 
 fn qlinear_types(scope: &Scope, hits: &mut Hits) {
     use DataType::{Int8, Uint8};
-    const RUN: [[DataType; 3]; 3] = [[Uint8, Int8, Uint8], [Uint8, Uint8, Uint8], [Int8, Int8, Int8]];
+    const RUN: [[DataType; 3]; 3] = [
+        [Uint8, Int8, Uint8],
+        [Uint8, Uint8, Uint8],
+        [Int8, Int8, Int8],
+    ];
     for (id, _) in scope.nodes() {
         if scope.view.op(id) != "QLinearMatMul" {
             continue;

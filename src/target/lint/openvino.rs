@@ -172,7 +172,9 @@ fn weight(scope: &Scope, hits: &mut Hits) {
 
 fn activation(scope: &Scope, hits: &mut Hits) {
     for (product, x, _) in linears(scope) {
-        let odd = x.dtype.filter(|t| !matches!(t, DataType::Int8 | DataType::Uint8));
+        let odd = x
+            .dtype
+            .filter(|t| !matches!(t, DataType::Int8 | DataType::Uint8));
         if let Some(dtype) = odd {
             let dtype = dtype.as_str_name();
             hits.at(product.node, format!("its activation is {dtype}"));
@@ -193,7 +195,10 @@ fn one_side(scope: &Scope, hits: &mut Hits) {
         };
         for (one, other) in [(0, 1), (1, 0)] {
             if quantized(one) && !product.dequantized[other] {
-                hits.at(product.node, format!("only factor {} is quantized", one + 1));
+                hits.at(
+                    product.node,
+                    format!("only factor {} is quantized", one + 1),
+                );
             }
         }
     }

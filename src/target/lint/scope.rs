@@ -86,7 +86,12 @@ fn inner(outer: usize, graph: &GraphProto, found: &mut Vec<Standalone>) {
                 let around = &found[outer];
                 let id = NodeId(around.first[0] + index);
                 let view = View::new(&around.model);
-                let place = format!("{}{}/{}/", around.place, view.node_name(id), attribute.name());
+                let place = format!(
+                    "{}{}/{}/",
+                    around.place,
+                    view.node_name(id),
+                    attribute.name()
+                );
                 drop(view);
                 let (model, first) = joined(&around.model, branch);
                 found.push(Standalone {

@@ -2,14 +2,15 @@
 //! and engines built ahead of time for compute capability 8.6, which say in what type they multiply. That is not
 //! TensorRT itself; the two share the parser.
 
+mod parser;
+
+pub(super) use parser::trains;
+
 use super::facts::Quant;
-use super::operators::{TENSORRT_LACKS, TENSORRT_MICROSOFT};
+use super::operators::TENSORRT_MICROSOFT;
 use super::scope::Scope;
 use super::{Cost, Hits, Rule, Subject};
-use crate::graph::{NodeId, Source, ValueId, View};
-use crate::onnx::node::attr_i;
-use crate::onnx::proto::type_proto;
-use crate::onnx::{DataType, tensor};
+use crate::onnx::DataType;
 
 const PARSER: &str = "TensorRT-RTX 1.7.1 parser, measured; \
      docs.nvidia.com/deeplearning/tensorrt, Working with Quantized Types";
@@ -124,7 +125,7 @@ pub(super) const RULES: &[Rule] = &[
         source: "TensorRT-RTX 1.7.1 parser, measured",
         mend: "export with operators of ONNX: without ONNX Runtime's fusions, and with the decompositions of the \
                exporter; --clean rewrites what exporters leave by mistake",
-        find: operator,
+        find: parser::operator,
     },
     Rule {
         id: "T10-dropout",
@@ -133,7 +134,7 @@ pub(super) const RULES: &[Rule] = &[
         subject: Subject::Graph,
         source: "TensorRT-RTX 1.7.1 parser, measured",
         mend: "export in evaluation mode, or remove it with --clean",
-        find: dropout,
+        find: parser::dropout,
     },
     Rule {
         id: "T10-outputs",
@@ -142,7 +143,16 @@ pub(super) const RULES: &[Rule] = &[
         subject: Subject::Graph,
         source: "TensorRT-RTX 1.7.1 parser, measured",
         mend: "remove outputs that nothing reads, with --clean",
-        find: outputs,
+        find: parser::outputs,
+    },
+    Rule {
+        id: "T10-attention",
+        title: "MultiHeadAttention has no key_padding_mask",
+        cost: Cost::Rejected,
+        subject: Subject::Graph,
+        source: "TensorRT-RTX 1.7.1 parser, measured",
+        mend: "give the mask as attention_bias, or export the attention as MatMul and Softmax",
+        find: parser::attention,
     },
     Rule {
         id: "T10-axes",
@@ -151,7 +161,7 @@ pub(super) const RULES: &[Rule] = &[
         subject: Subject::Graph,
         source: "TensorRT-RTX 1.7.1 parser, measured",
         mend: "fold the constants before exporting, or with --clean",
-        find: axes,
+        find: parser::axes,
     },
     Rule {
         id: "T10-constant",
@@ -160,7 +170,7 @@ pub(super) const RULES: &[Rule] = &[
         subject: Subject::Graph,
         source: "TensorRT-RTX 1.7.1 parser, measured",
         mend: "store it as int32 or int64; one that nothing reads is removed by --clean",
-        find: constant,
+        find: parser::constant,
     },
     Rule {
         id: "T10-input",
@@ -169,7 +179,7 @@ pub(super) const RULES: &[Rule] = &[
         subject: Subject::Graph,
         source: "TensorRT-RTX 1.7.1 parser, measured",
         mend: "make the input int32 or int64",
-        find: input,
+        find: parser::input,
     },
 ];
 
@@ -237,7 +247,14 @@ fn computes_integers(domain: &str, operator: &str) -> bool {
         }
         "com.microsoft" => {
             let known = TENSORRT_MICROSOFT.contains(&operator);
-            let integer = ["QLinear", "QGemm", "QAttention", "QEmbed", "QOrdered", "QMoE"];
+            let integer = [
+                "QLinear",
+                "QGemm",
+                "QAttention",
+                "QEmbed",
+                "QOrdered",
+                "QMoE",
+            ];
             let prefix = integer.iter().any(|p| operator.starts_with(p));
             !known && (prefix || operator.contains("Quantize") || operator.contains("Integer"))
         }
@@ -307,7 +324,10 @@ fn run_time_scale(scope: &Scope, hits: &mut Hits) {
         if let Some((x, w)) = product.pair()
             && (x.computed_scale || w.computed_scale)
         {
-            hits.at(product.node, "a factor has a scale that is computed at run time");
+            hits.at(
+                product.node,
+                "a factor has a scale that is computed at run time",
+            );
         }
     }
 }
@@ -320,134 +340,11 @@ fn one_side(scope: &Scope, hits: &mut Hits) {
         };
         for (one, other) in [(0, 1), (1, 0)] {
             if is_int8(one) && !product.dequantized[other] {
-                hits.at(product.node, format!("only factor {} is quantized", one + 1));
+                hits.at(
+                    product.node,
+                    format!("only factor {} is quantized", one + 1),
+                );
             }
-        }
-    }
-}
-
-fn operator(scope: &Scope, hits: &mut Hits) {
-    for (id, node) in scope.nodes() {
-        let (domain, operator) = (node.domain(), node.op_type());
-        if computes_integers(domain, operator) {
-            continue;
-        }
-        let lacks = match domain {
-            "" | "ai.onnx" => TENSORRT_LACKS.contains(&operator),
-            "com.microsoft" => !TENSORRT_MICROSOFT.contains(&operator),
-            // Others may be plug-ins, which a file cannot say.
-            _ => false,
-        };
-        if lacks {
-            let domain = if domain.is_empty() { "ONNX" } else { domain };
-            hits.at(id, format!("the parser has no {operator} of {domain}"));
-        }
-    }
-}
-
-/// Whether a Dropout of the graph trains, as far as the file says.
-pub(super) fn trains(scope: &Scope, id: NodeId) -> Option<&'static str> {
-    let view = &scope.view;
-    if view.op(id) != "Dropout" {
-        return None;
-    }
-    match view.input(id, 2) {
-        // Before opset 7 an attribute said it, and training was the default.
-        None => {
-            let old = view.model().opset() < 7 && attr_i(view.node(id), "is_test") != Some(1);
-            old.then_some("it is in training mode (is_test is not set)")
-        }
-        Some(mode) => match view.constant(mode).and_then(|c| c.into_ints()) {
-            Some(mode) => mode.iter().any(|&m| m != 0).then_some("it is in training mode"),
-            None => Some("its training_mode is no constant"),
-        },
-    }
-}
-
-fn dropout(scope: &Scope, hits: &mut Hits) {
-    for (id, _) in scope.nodes() {
-        if let Some(why) = trains(scope, id) {
-            hits.at(id, why);
-        }
-    }
-}
-
-/// Operators whose further outputs the parser refuses, read or not.
-const ONE_OUTPUT: [&str; 3] = ["BatchNormalization", "LayerNormalization", "MaxPool"];
-
-fn outputs(scope: &Scope, hits: &mut Hits) {
-    for (id, node) in scope.nodes() {
-        let more = node.output.iter().skip(1).filter(|o| !o.is_empty()).count();
-        if more > 0 && ONE_OUTPUT.contains(&scope.view.op(id)) {
-            hits.at(id, format!("it has {} outputs", more + 1));
-        }
-    }
-}
-
-/// The input of a reduction that holds its axes, if the parser would not evaluate it. Through Identity and Cast it does.
-fn computed_axes(view: &View, id: NodeId) -> Option<ValueId> {
-    if !view.op(id).starts_with("Reduce") {
-        return None;
-    }
-    let axes = view.input(id, 1)?;
-    let mut value = axes;
-    loop {
-        let (producer, _) = view.producer(value)?;
-        match view.op(producer) {
-            "Constant" => return None,
-            "Identity" | "Cast" => value = view.input(producer, 0)?,
-            _ => return Some(axes),
-        }
-    }
-}
-
-fn axes(scope: &Scope, hits: &mut Hits) {
-    for (id, _) in scope.nodes() {
-        if computed_axes(&scope.view, id).is_some() {
-            hits.at(id, "its axes are computed by nodes of the graph");
-        }
-    }
-}
-
-/// Types that the parser has no constants and inputs of.
-fn is_foreign(dtype: DataType) -> bool {
-    use DataType::*;
-    matches!(
-        dtype,
-        Int16 | Uint16 | Uint32 | Uint64 | String | Complex64 | Complex128 | Uint4 | Int2 | Uint2
-    )
-}
-
-fn constant(scope: &Scope, hits: &mut Hits) {
-    for stored in scope.initializers() {
-        let id = scope.view.value(stored.name());
-        // What belongs to a quantization has a finding of its own.
-        let quantized = id.is_some_and(|id| {
-            let mut quants = scope.facts.quants.iter();
-            quants.any(|q| scope.view.node(q.node).input.iter().any(|i| scope.view.value(i) == Some(id)))
-        });
-        let input = id.is_some_and(|id| matches!(scope.view.source(id), Source::Input(_)));
-        if let Some(dtype) = tensor::dtype(stored).filter(|&t| is_foreign(t) && !quantized && !input) {
-            hits.value(stored.name(), format!("the constant is {}", dtype.as_str_name()));
-        }
-    }
-    for (id, node) in scope.nodes().filter(|&(id, _)| scope.view.op(id) == "Constant") {
-        let odd = ["sparse_value", "value_string", "value_strings"];
-        if let Some(kind) = node.attribute.iter().find(|a| odd.contains(&a.name())) {
-            hits.at(id, format!("the parser reads no {}", kind.name()));
-        }
-    }
-}
-
-fn input(scope: &Scope, hits: &mut Hits) {
-    for input in scope.inputs() {
-        let kind = input.r#type.as_ref().and_then(|t| t.value.as_ref());
-        let Some(type_proto::Value::TensorType(kind)) = kind else {
-            continue;
-        };
-        let dtype = DataType::try_from(kind.elem_type()).ok();
-        if let Some(dtype) = dtype.filter(|&t| is_foreign(t)) {
-            hits.value(input.name(), format!("the input is {}", dtype.as_str_name()));
         }
     }
 }

@@ -28,7 +28,13 @@ fn ids_are_unique_and_every_rule_says_everything() {
 fn product() -> Vec<NodeProto> {
     vec![
         make_node("QuantizeLinear", "q", &["x", "s", "z"], &["x_q"], vec![]),
-        make_node("DequantizeLinear", "dq", &["x_q", "s", "z"], &["x_dq"], vec![]),
+        make_node(
+            "DequantizeLinear",
+            "dq",
+            &["x_q", "s", "z"],
+            &["x_dq"],
+            vec![],
+        ),
         make_node(
             "DequantizeLinear",
             "w_dq",
@@ -86,7 +92,10 @@ fn a_pair_is_one_finding() {
         output: vec![info("y")],
         ..GraphProto::default()
     };
-    assert_eq!(found(&model(graph, vec![])), [("T1-zero-point", "q".to_owned())]);
+    assert_eq!(
+        found(&model(graph, vec![])),
+        [("T1-zero-point", "q".to_owned())]
+    );
 }
 
 #[test]
@@ -101,7 +110,10 @@ fn a_branch_is_looked_at_with_the_constants_around_it() {
         output: vec![info("y2")],
         ..GraphProto::default()
     };
-    let branches = vec![graph_attr("then_branch", branch), graph_attr("else_branch", other)];
+    let branches = vec![
+        graph_attr("then_branch", branch),
+        graph_attr("else_branch", other),
+    ];
     let graph = GraphProto {
         node: vec![
             make_node("Det", "outside", &["x"], &["d"], vec![]),
@@ -138,7 +150,13 @@ fn a_call_is_opened() {
     };
     let call = NodeProto {
         domain: Some("local".to_owned()),
-        ..make_node("Linear", "call", &["x", "s", "z", "w", "ws"], &["y"], vec![])
+        ..make_node(
+            "Linear",
+            "call",
+            &["x", "s", "z", "w", "ws"],
+            &["y"],
+            vec![],
+        )
     };
     let graph = GraphProto {
         node: vec![call],
