@@ -66,6 +66,21 @@ pub enum Error {
         /// What the runtimes do with it.
         reason: &'static str,
     },
+    /// What was about to be written breaks a rule of the target.
+    #[error(
+        "internal error: --target {target} would not run the result ({rule}, node `{node}`: {message}); nothing was \
+         written; please report this with the model, and use --exclude or another --target meanwhile"
+    )]
+    Lint {
+        /// The target's name.
+        target: &'static str,
+        /// The rule: see [`crate::target::lint`].
+        rule: &'static str,
+        /// The node that breaks it.
+        node: String,
+        /// What is wrong.
+        message: String,
+    },
     /// The constants of the migrated model lose too much in the type of the file.
     #[error(
         "rounding the migrated constants to {dtype}, the type of the file, moves output `{output}` by {error:.1e} of \

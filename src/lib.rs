@@ -125,8 +125,7 @@ pub fn run(
             run.quantize_attention(better)?
         }
     };
-    Ok((
-        unflatten(&result),
-        run.into_report(blocks, solutions, &statistics),
-    ))
+    let result = unflatten(&result);
+    run.lint(&result)?;
+    Ok((result, run.into_report(blocks, solutions, &statistics)))
 }

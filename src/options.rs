@@ -91,6 +91,8 @@ pub struct Options {
     pub seed: u64,
     /// Whether a Mul may be inserted where no constant can take a scale; it costs run time.
     pub extra_nodes: bool,
+    /// Whether what exporters leave behind and a runtime rejects is removed first: see [`crate::rewrite::clean`].
+    pub clean: bool,
     /// Tokens kept per Linear input and fold for the search.
     pub sample_tokens: usize,
 }
@@ -114,6 +116,7 @@ impl Default for Options {
             threads: 0,
             seed: 0,
             extra_nodes: true,
+            clean: false,
             sample_tokens: 384,
         }
     }
@@ -204,6 +207,7 @@ impl Options {
             min_sqnr_db: self.min_sqnr_db,
             seed: self.seed,
             extra_nodes: self.extra_nodes,
+            clean: self.clean,
             sample_tokens: self.sample_tokens,
             ..Settings::default()
         }

@@ -8,6 +8,7 @@ mod drop;
 mod folded;
 mod inline;
 mod keep_float;
+mod lint;
 mod products;
 mod quantize;
 mod responses;
@@ -150,7 +151,7 @@ impl<'a> Run<'a> {
             });
         }
         graph::check(self.original)?;
-        let mut model = self.original.clone();
+        let mut model = self.clean(self.original.clone())?;
         let profile = self.options.profile();
         if let (Format::QOperator, Some(reason)) = (self.options.format, profile.no_qoperator) {
             let (format, target) = (self.options.format.name(), profile.name);

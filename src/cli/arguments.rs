@@ -42,6 +42,7 @@ pub enum Command {
     Inspect(super::inspect::Arguments),
     Text(super::text::Arguments),
     Verify(super::verify::Arguments),
+    Lint(super::lint::Arguments),
 }
 
 /// The arguments of the main job.
@@ -126,6 +127,11 @@ pub struct Arguments {
     #[arg(long)]
     no_extra_nodes: bool,
 
+    /// Remove what exporters leave behind and TensorRT rejects: Dropout in training mode, outputs, nodes and constants
+    /// that nothing reads, sequences that are a Split [example: --clean]
+    #[arg(long)]
+    clean: bool,
+
     /// Most rows of calibration data to run at a time; of long sequences it is fewer [example: --batch 1]
     #[arg(long, value_name = "ROWS", default_value_t = 8, value_parser = parse_batch)]
     pub batch: usize,
@@ -165,6 +171,7 @@ pub struct Arguments {
     pub verbose: bool,
 }
 
+/// The names of [`Target`].
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum FormatName {
     Qdq,
@@ -274,6 +281,7 @@ impl Arguments {
             threads: self.threads,
             seed: self.seed,
             extra_nodes: !self.no_extra_nodes,
+            clean: self.clean,
             ..Options::default()
         }
     }

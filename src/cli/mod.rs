@@ -2,6 +2,7 @@
 
 mod arguments;
 mod inspect;
+mod lint;
 mod progress;
 mod report;
 mod summary;
@@ -62,6 +63,7 @@ pub fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Quantize(arguments) => quantize(arguments).map(|()| ExitCode::SUCCESS),
         Command::Inspect(arguments) => inspect::run(arguments),
+        Command::Lint(arguments) => lint::run(arguments),
         Command::Text(arguments) => text::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Verify(arguments) => verify::run(arguments),
     }

@@ -33,6 +33,7 @@ fn write_summary(
         )?;
     }
     inlined(out, report, verbose)?;
+    cleaned(out, report, verbose)?;
     linears(out, report, verbose)?;
     sites(out, report, verbose)?;
     attention(out, report, verbose)?;
@@ -67,6 +68,7 @@ fn write_summary(
         }
     }
     outputs(out, report)?;
+    lint(out, report, verbose)?;
     let (before, after) = (sizes.0 as f64 / 1e6, sizes.1 as f64 / 1e6);
     writeln!(out, "size       {before:.1} MB -> {after:.1} MB")?;
     let seconds = report.seconds.get("total").copied().unwrap_or_default();
@@ -95,6 +97,29 @@ fn inlined(out: &mut String, report: &Report, verbose: bool) -> std::fmt::Result
         writeln!(out, "  inlined  {} ({})", call.node, call.function)?;
     }
     Ok(())
+}
+
+fn cleaned(out: &mut String, report: &Report, verbose: bool) -> std::fmt::Result {
+    if !report.cleaned.is_empty() {
+        writeln!(out, "cleaned    {} changes", report.cleaned.len())?;
+    }
+    for reason in report.cleaned.iter().filter(|_| verbose) {
+        writeln!(out, "  cleaned  {reason}")?;
+    }
+    Ok(())
+}
+
+fn lint(out: &mut String, report: &Report, verbose: bool) -> std::fmt::Result {
+    if report.lint.is_empty() {
+        return Ok(());
+    }
+    let target = &report.settings.target;
+    writeln!(
+        out,
+        "lint       {} findings for {target}",
+        report.lint.len()
+    )?;
+    super::lint::lines(out, &report.lint, verbose)
 }
 
 fn linears(out: &mut String, report: &Report, verbose: bool) -> std::fmt::Result {

@@ -1,6 +1,6 @@
 //! Patches: the only way to change a model.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use thiserror::Error;
 
@@ -73,6 +73,7 @@ enum Edit {
         domain: &'static str,
         version: i64,
     },
+    RemoveInitializer(String),
 }
 
 /// A set of edits against one [`View`], with the reason for them.
@@ -158,6 +159,11 @@ impl Patch {
     pub fn set_initializer(&mut self, tensor: TensorProto) {
         self.edits.push(Edit::SetInitializer(tensor));
     }
+
+    /// Removes the initializer of that name, which nothing may read.
+    pub fn remove_initializer(&mut self, name: impl Into<String>) {
+        self.edits.push(Edit::RemoveInitializer(name.into()));
+    }
 }
 
 /// The edits of all patches, sorted by where they apply.
@@ -172,6 +178,7 @@ struct Plan {
     add: Vec<TensorProto>,
     set: BTreeMap<String, (TensorProto, usize)>,
     import: BTreeMap<&'static str, i64>,
+    drop: BTreeSet<String>,
 }
 
 /// Applies patches, all made against a view of `model` as it is now.
@@ -230,6 +237,11 @@ pub fn apply(model: &mut Model, patches: Vec<Patch>) -> Result<(), PatchError> {
         if let Some((with, _)) = tensor.name.as_ref().and_then(|n| plan.set.get(n)) {
             *tensor = with.clone();
         }
+    }
+    let dropped = |name: Option<&String>| name.is_some_and(|n| plan.drop.contains(n));
+    graph.initializer.retain(|t| !dropped(t.name.as_ref()));
+    if model.proto.ir_version.unwrap_or(0) < 4 {
+        graph.input.retain(|i| !dropped(i.name.as_ref()));
     }
     graph.initializer.extend(plan.add);
     let infos = graph.input.iter_mut().chain(&mut graph.value_info);
@@ -308,6 +320,9 @@ fn merge(patches: Vec<Patch>, reasons: &[String]) -> Result<Plan, PatchError> {
                 Edit::AddInitializer(tensor) => plan.add.push(tensor),
                 Edit::Import { domain, version } => {
                     plan.import.insert(domain, version);
+                }
+                Edit::RemoveInitializer(name) => {
+                    plan.drop.insert(name);
                 }
                 Edit::SetInitializer(tensor) => {
                     let name = tensor.name.clone().unwrap_or_default();

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::LayerError;
+use crate::target::lint::Finding;
 
 /// The version of the JSON form of a [`Report`]. It grows when a key changes its meaning or goes; new keys may come at any
 /// time.
@@ -53,6 +54,10 @@ pub struct Report {
     pub files: Option<Files>,
     /// SHA-256 of what went in and what came out, by what it is: as in the metadata of the written model.
     pub digests: BTreeMap<String, String>,
+    /// What `--clean` removed, each with the reason.
+    pub cleaned: Vec<String>,
+    /// What the target would make of the written file.
+    pub lint: Vec<Finding>,
     /// What else a reader should know.
     pub notes: Vec<String>,
     /// Wall-clock seconds per step.
@@ -81,6 +86,7 @@ pub struct Settings {
     pub min_sqnr_db: Option<f64>,
     pub seed: u64,
     pub extra_nodes: bool,
+    pub clean: bool,
     pub sample_tokens: usize,
     pub calibration_rows: usize,
     pub held_out_rows: usize,

@@ -1,8 +1,9 @@
-//! From decisions to patches: [`take_apart`] frees Linears from operators that hold them, migration ([`migrate`]) folds
-//! shift and scale into constants, [`correct_biases`] takes mean errors off the biases,
-//! quantization ([`quantize`]) inserts QuantizeLinear and DequantizeLinear.
+//! From decisions to patches: [`clean()`] removes what exporters leave behind, [`take_apart()`] frees Linears from operators
+//! that hold them, migration ([`migrate()`]) folds shift and scale into constants, [`correct_biases`] takes mean errors off
+//! the biases, quantization ([`quantize()`], [`quantize_attention`]) inserts QuantizeLinear and DequantizeLinear.
 
 mod attention;
+mod clean;
 mod correct;
 mod linear;
 mod migrate;
@@ -10,6 +11,7 @@ mod quantize;
 mod take_apart;
 
 pub use attention::{AttentionParams, FLOAT16_OPSET, quantize_attention};
+pub use clean::clean;
 pub use correct::correct_biases;
 pub use linear::Precision;
 pub use migrate::{Affine, migrate, migrate_in};

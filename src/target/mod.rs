@@ -1,7 +1,9 @@
-//! What each runtime accepts and fuses, as data: [`Profile`] says what can differ, the table what does.
+//! What each runtime accepts and fuses, as data: [`Profile`] says what can differ, the table what does, and
+//! [`lint`] holds any file to it.
 //!
 //! Adding a runtime is adding a profile: a variant of [`Target`], and its rules in `table.rs`.
 
+pub mod lint;
 mod profile;
 mod table;
 

@@ -6,12 +6,14 @@ use super::{escape, number, plot};
 use crate::review::{Decision, Energy, Report, SiteReport};
 
 /// Every section, in the order of the page.
-pub const ALL: [fn(&mut String, &Report); 9] = [
+pub const ALL: [fn(&mut String, &Report); 11] = [
     summary,
     outputs,
     layers,
     sites,
+    attention,
     kept_float,
+    lint,
     skipped,
     notes,
     settings,
@@ -258,6 +260,75 @@ fn kept_float(page: &mut String, report: &Report) {
             },
             100.0 * linear.error,
             100.0 * linear.work
+        );
+    }
+    put!(page, "</table></div>\n");
+}
+
+fn attention(page: &mut String, report: &Report) {
+    if report.attention.is_empty() {
+        return;
+    }
+    put!(page, "<h2>Attention</h2>\n");
+    if let Some(cost) = &report.attention_cost {
+        put!(
+            page,
+            "<p>Products of attention in int8: {:.2} dB → {:.2} dB, mean over the outputs on held-out data.</p>\n",
+            cost.float_sqnr_db,
+            cost.int8_sqnr_db
+        );
+    }
+    put!(
+        page,
+        "<div class=\"scroll\"><table><tr><th>softmax</th><th>products</th><th>Q</th><th>Kᵀ</th><th>V</th>\
+         <th>why not</th></tr>\n"
+    );
+    let range = |r: Option<(f32, f32)>| {
+        r.map_or("–".to_owned(), |(low, high)| {
+            format!("{}…{}", number(low), number(high))
+        })
+    };
+    for attention in &report.attention {
+        put!(
+            page,
+            "<tr><td class=\"name\">{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>\n",
+            escape(&attention.softmax),
+            escape(&attention.status),
+            range(attention.query),
+            range(attention.key),
+            range(attention.value),
+            escape(attention.reason.as_deref().unwrap_or_default())
+        );
+    }
+    put!(page, "</table></div>\n");
+}
+
+fn lint(page: &mut String, report: &Report) {
+    put!(page, "<h2>What the target would make of it</h2>\n");
+    if report.lint.is_empty() {
+        put!(
+            page,
+            "<p class=\"good\">Nothing would be rejected, computed wrongly or run in float against the plan.</p>\n"
+        );
+        return;
+    }
+    put!(
+        page,
+        "<div class=\"scroll\"><table><tr><th>cost</th><th>rule</th><th>node</th><th>what</th><th>how to mend it</th></tr>\n"
+    );
+    for finding in &report.lint {
+        // Costs and rules are plain words in JSON.
+        let word = |value: serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        put!(
+            page,
+            "<tr><td>{}</td><td>{}</td><td class=\"name\">{}</td><td>{}</td><td>{}</td></tr>\n",
+            escape(&word(
+                serde_json::to_value(finding.cost).unwrap_or_default()
+            )),
+            escape(finding.rule),
+            escape(&finding.node),
+            escape(&finding.message),
+            escape(finding.mend)
         );
     }
     put!(page, "</table></div>\n");

@@ -1,0 +1,226 @@
+//! OpenVINO. All of this was measured with 2026.4.1 on a CPU, in the executed graph with INFERENCE_PRECISION_HINT=f32.
+
+use super::facts::{Product, Quant};
+use super::operators::{OPENVINO_LACKS, OPENVINO_MICROSOFT};
+use super::scope::Scope;
+use super::tensorrt::trains;
+use super::{Cost, Hits, Rule, Subject};
+use crate::onnx::DataType;
+
+const MEASURED: &str = "OpenVINO 2026.4.1 (CPU), measured in the executed graph";
+
+/// The rules of OpenVINO.
+pub(super) const RULES: &[Rule] = &[
+    Rule {
+        id: "O1-operator",
+        title: "the frontend has the operator",
+        cost: Cost::Rejected,
+        subject: Subject::Graph,
+        source: "OpenVINO 2026.4.1 frontend, measured",
+        mend: "export with operators of ONNX; write quantization as QuantizeLinear and DequantizeLinear",
+        find: operator,
+    },
+    Rule {
+        id: "O1-qlinear",
+        title: "QLinearMatMul has one scale per weight",
+        cost: Cost::Rejected,
+        subject: Subject::Quantization,
+        source: "OpenVINO 2026.4.1 frontend, measured",
+        mend: "use the QDQ form, or one scale for the whole weight",
+        find: qlinear,
+    },
+    Rule {
+        id: "O1-dropout",
+        title: "no Dropout trains",
+        cost: Cost::Rejected,
+        subject: Subject::Graph,
+        source: "OpenVINO 2026.4.1 frontend, measured",
+        mend: "export in evaluation mode, or remove it with --clean",
+        find: dropout,
+    },
+    Rule {
+        id: "O2-activation-scale",
+        title: "one scale per activation",
+        cost: Cost::Rejected,
+        subject: Subject::Quantization,
+        source: "OpenVINO 2026.4.1 (CPU), measured at compile_model",
+        mend: "quantize the activation with one scale for the tensor",
+        find: activation_scale,
+    },
+    Rule {
+        id: "O3-weight",
+        title: "weights are int8 with zero point 0 and scales along their output channels",
+        cost: Cost::Float,
+        subject: Subject::Quantization,
+        source: MEASURED,
+        mend: "quantize weights symmetrically to int8, one scale per output channel",
+        find: weight,
+    },
+    Rule {
+        id: "O3-activation",
+        title: "activations have 8 bits and a constant scale",
+        cost: Cost::Float,
+        subject: Subject::Quantization,
+        source: MEASURED,
+        mend: "use uint8 or int8 activations with a calibrated scale",
+        find: activation,
+    },
+    Rule {
+        id: "O3-one-side",
+        title: "both factors of a product are quantized",
+        cost: Cost::Float,
+        subject: Subject::Quantization,
+        source: MEASURED,
+        mend: "quantize the other factor too, or leave both in float",
+        find: one_side,
+    },
+    Rule {
+        id: "O3-dynamic",
+        title: "no operators that quantize at run time",
+        cost: Cost::Float,
+        subject: Subject::Quantization,
+        source: MEASURED,
+        mend: "quantize statically, as QuantizeLinear and DequantizeLinear with constant scales",
+        find: dynamic,
+    },
+    Rule {
+        id: "O4-scale",
+        title: "scales are not negative",
+        cost: Cost::Wrong,
+        subject: Subject::Quantization,
+        source: "OpenVINO 2026.4.1 (CPU), measured against ONNX Runtime without optimizations",
+        mend: "use a positive scale",
+        find: scale,
+    },
+];
+
+fn operator(scope: &Scope, hits: &mut Hits) {
+    for (id, node) in scope.nodes() {
+        let (domain, operator) = (node.domain(), node.op_type());
+        let lacks = match domain {
+            "" | "ai.onnx" => OPENVINO_LACKS.contains(&operator),
+            "com.microsoft" => !OPENVINO_MICROSOFT.contains(&operator),
+            // Others may be extensions, which a file cannot say.
+            _ => false,
+        };
+        if lacks {
+            let domain = if domain.is_empty() { "ONNX" } else { domain };
+            hits.at(id, format!("no conversion rule for {operator} of {domain}"));
+        }
+    }
+}
+
+fn qlinear(scope: &Scope, hits: &mut Hits) {
+    let view = &scope.view;
+    for (id, _) in scope.nodes() {
+        for (slot, what) in [(1, "activation"), (4, "weight")] {
+            let shape = || view.shape(view.input(id, slot)?);
+            let count = || shape()?.into_iter().product::<Option<usize>>();
+            if view.op(id) == "QLinearMatMul"
+                && let Some(n) = count().filter(|&n| n > 1)
+            {
+                hits.at(id, format!("its {what} has {n} scales"));
+            }
+        }
+    }
+}
+
+fn dropout(scope: &Scope, hits: &mut Hits) {
+    for (id, _) in scope.nodes() {
+        if let Some(why) = trains(scope, id) {
+            hits.at(id, why);
+        }
+    }
+}
+
+fn activation_scale(scope: &Scope, hits: &mut Hits) {
+    for product in &scope.facts.products {
+        let Some((x, _)) = product.pair() else {
+            continue;
+        };
+        if x.is_activation() && !x.is_per_tensor() {
+            let n = x.scale_count.unwrap_or_default();
+            hits.at(product.node, format!("its activation has {n} scales"));
+        }
+    }
+}
+
+/// Products of a quantized activation and a quantized constant.
+fn linears<'a>(scope: &'a Scope) -> impl Iterator<Item = (&'a Product, &'a Quant, &'a Quant)> {
+    let pairs = |p: &'a Product| p.pair().map(|(x, w)| (p, x, w));
+    let products = scope.facts.products.iter().filter_map(pairs);
+    products.filter(|(_, x, w)| x.is_activation() && w.constant.is_some())
+}
+
+fn weight(scope: &Scope, hits: &mut Hits) {
+    for (product, _, w) in linears(scope) {
+        let along = !product.gemm && product.scales_columns() == Some(false);
+        if let Some(dtype) = w.dtype.filter(|&t| t != DataType::Int8) {
+            let dtype = dtype.as_str_name();
+            hits.at(product.node, format!("its weight is {dtype}"));
+        } else if w.is_shifted() {
+            hits.at(product.node, "the zero point of its weight is not 0");
+        } else if along {
+            let axis = w.axis;
+            hits.at(
+                product.node,
+                format!("its weight has its scales along axis {axis}"),
+            );
+        }
+    }
+}
+
+fn activation(scope: &Scope, hits: &mut Hits) {
+    for (product, x, _) in linears(scope) {
+        let odd = x
+            .dtype
+            .filter(|t| !matches!(t, DataType::Int8 | DataType::Uint8));
+        if let Some(dtype) = odd {
+            let dtype = dtype.as_str_name();
+            hits.at(product.node, format!("its activation is {dtype}"));
+        } else if x.computed_scale {
+            hits.at(
+                product.node,
+                "its activation has a scale that is computed at run time",
+            );
+        }
+    }
+}
+
+fn one_side(scope: &Scope, hits: &mut Hits) {
+    for product in &scope.facts.products {
+        let quantized = |i: usize| {
+            let quant = product.factors[i].as_ref();
+            quant.is_some_and(|q| matches!(q.dtype, Some(DataType::Int8 | DataType::Uint8)))
+        };
+        for (one, other) in [(0, 1), (1, 0)] {
+            if quantized(one) && !product.dequantized[other] {
+                hits.at(
+                    product.node,
+                    format!("only factor {} is quantized", one + 1),
+                );
+            }
+        }
+    }
+}
+
+fn dynamic(scope: &Scope, hits: &mut Hits) {
+    for (id, node) in scope.nodes() {
+        let dynamic = match node.domain() {
+            "" | "ai.onnx" => node.op_type() == "MatMulInteger",
+            "com.microsoft" => node.op_type() == "DynamicQuantizeMatMul",
+            _ => false,
+        };
+        if dynamic {
+            hits.at(id, "it runs in float");
+        }
+    }
+}
+
+fn scale(scope: &Scope, hits: &mut Hits) {
+    for quant in scope.facts.quants.iter().filter(|q| q.source.is_none()) {
+        if let Some(s) = quant.scale.iter().flatten().find(|s| **s < 0.0) {
+            hits.at(quant.node, format!("its scale is {s}"));
+        }
+    }
+}
