@@ -215,7 +215,7 @@ fn output_dtype(scope: &Scope, hits: &mut Hits) {
 fn opset(scope: &Scope, hits: &mut Hits) {
     let found = scope.view.model().opset();
     for quant in &scope.facts.quants {
-        let standard = scope.view.op(quant.node) != "";
+        let standard = !scope.view.op(quant.node).is_empty();
         if standard && found < MIN_OPSET && quant.scale_count.is_some_and(|n| n > 1) {
             hits.at(
                 quant.node,
