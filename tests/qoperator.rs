@@ -55,6 +55,7 @@ fn quantized(model: &Model, rank: usize, choice: Choice, operators: bool) -> Mod
             per_channel: choice.per_channel,
         },
         rounded: Default::default(),
+        storage: Default::default(),
         profile: Target::Ort.profile(),
     };
     let product = |n: usize| match rank {

@@ -186,13 +186,30 @@ pub fn compare_with(
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Vec<Vec<OutputComparison>>, EngineError> {
-    let budget = OUTPUT_BUDGET;
-    compare_within(budget, engine, reference, others, threads, progress)
+    let limits = (OUTPUT_BUDGET, usize::MAX);
+    compare_within(limits, engine, reference, others, threads, progress)
 }
 
-/// [`compare_with`] with at most `budget` bytes of reference outputs beyond those of one batch per thread.
+/// [`compare_with`] on the first batch of every shape alone: for models that differ in every row if they differ at all.
+/// The reference runs on as many rows as it can remember, so that its plan is made once.
+///
+/// # Errors
+/// Those of [`compare`].
+pub fn compare_few(
+    engine: &dyn Engine,
+    reference: &mut Reference<'_>,
+    others: &[&Model],
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<Vec<Vec<OutputComparison>>, EngineError> {
+    let limits = (REMEMBERED, 1);
+    compare_within(limits, engine, reference, others, threads, progress)
+}
+
+/// [`compare_with`] with at most `budget` bytes of reference outputs beyond those of one batch per thread, on the first
+/// `most` batches of every shape.
 pub(super) fn compare_within(
-    budget: usize,
+    (budget, most): (usize, usize),
     engine: &dyn Engine,
     reference: &mut Reference<'_>,
     others: &[&Model],
@@ -202,7 +219,12 @@ pub(super) fn compare_within(
     let batches = reference.batches.clone();
     let batches = &*batches;
     let pool = pool(threads)?;
-    let steps = row_count(batches) * (1 + others.len() as u64);
+    let all = row_count(batches);
+    let compared = groups(batches)
+        .into_iter()
+        .flat_map(|g| g.into_iter().take(most));
+    let compared: u64 = compared.map(|b| b.rows.len() as u64).sum();
+    let steps = all + compared * others.len() as u64;
     progress.begin("comparison", steps);
     // Sums per batch, added up in the order of the batches: the same for any number of threads.
     let mut sums: Vec<BTreeMap<(usize, String), RowSums>> = vec![BTreeMap::new(); batches.len()];
@@ -210,10 +232,13 @@ pub(super) fn compare_within(
         .into_iter()
         .try_for_each(|group| -> Result<(), EngineError> {
             let mut rest = group.as_slice();
-            while !rest.is_empty() {
+            let mut left = most;
+            while !rest.is_empty() && left > 0 {
                 let kept = run_reference(engine, reference, rest, &pool, budget, progress)?;
-                let (now, later) = rest.split_at(kept.len());
+                let (ran, later) = rest.split_at(kept.len());
                 rest = later;
+                let now = &ran[..ran.len().min(left)];
+                left -= now.len();
                 for (model, other) in others.iter().enumerate() {
                     let plan = output_plan(engine, other, now[0])?;
                     let found = in_parallel(&pool, now, |i, batch| {
@@ -226,7 +251,7 @@ pub(super) fn compare_within(
                         sums.extend(found.into_iter().map(|(name, s)| ((model, name), s)));
                     }
                 }
-                reference.remember(now, kept);
+                reference.remember(ran, kept);
             }
             Ok(())
         });

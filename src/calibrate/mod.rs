@@ -38,7 +38,9 @@ mod tract_tensor;
 
 pub use array::{Values, type_name};
 pub use capture::{Captured, Keep, Kept};
-pub use compare::{OutputComparison, Outputs, Reference, RowError, compare, compare_with, outputs};
+pub use compare::{
+    OutputComparison, Outputs, Reference, RowError, compare, compare_few, compare_with, outputs,
+};
 pub use dataset::{CalibSource, Dataset, Split};
 pub use engine::{Engine, EngineError, Plan, TapSink, Wanted};
 pub use error::CalibError;

@@ -156,6 +156,9 @@ impl Run<'_> {
             });
             let migration = migration(solution);
             let linears: Vec<usize> = linears.collect();
+            if linears.is_empty() {
+                return Vec::new();
+            }
             let centred = linears.iter().all(|&l| found.linears[l].bias.is_some());
             let [fit, other] = [0, 1].map(|i| migration.tokens(&stats.folds[i].sample, centred));
             let Some(feedback) = Feedback::new(&fit).filter(|_| other.nrows() > 0) else {

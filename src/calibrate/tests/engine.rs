@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ndarray::array;
 
 use super::*;
-use crate::calibrate::compare::{Reference, compare_within};
+use crate::calibrate::compare::{Reference, compare_few, compare_with, compare_within};
 use crate::calibrate::{
     EngineError, OutputComparison, RowError, StatOptions, TractEngine, compare, outputs, statistics,
 };
@@ -442,7 +442,7 @@ fn comparison_does_not_depend_on_threads_or_on_the_memory_allowed() {
     let run = |budget, threads| {
         let models = [&same, &other];
         compare_within(
-            budget,
+            (budget, usize::MAX),
             &TractEngine,
             &mut Reference::new(&same, &batches),
             &models,
@@ -455,6 +455,33 @@ fn comparison_does_not_depend_on_threads_or_on_the_memory_allowed() {
     for (budget, threads) in [(0, 1), (100, 1), (0, 2), (usize::MAX, 2)] {
         assert_eq!(run(budget, threads).unwrap(), result);
     }
+}
+
+/// The first batch of each of the two shapes, whatever the memory allowed; the reference's other outputs are remembered.
+#[test]
+fn few_batches_are_one_of_every_shape() {
+    let batches: Vec<Batch> = (0..7)
+        .map(|i| f32_batch("x", wave(&[2, 3 + i / 4, 2]) + i as f32 * 0.1, 2 * i as u64))
+        .collect();
+    let (same, other) = (shifted(0.), shifted(0.3));
+    let mut reference = Reference::new(&same, &batches);
+    let mut few = |threads| {
+        compare_few(
+            &TractEngine,
+            &mut reference,
+            &[&other],
+            threads,
+            &NoProgress,
+        )
+        .unwrap()
+    };
+    let first = few(1);
+    let rows: Vec<u64> = first[0][0].rows.iter().map(|r| r.row).collect();
+    assert_eq!(rows, [0, 1, 8, 9]);
+    assert_eq!(few(2), first);
+    let all = compare_with(&TractEngine, &mut reference, &[&other], 2, &NoProgress).unwrap();
+    assert_eq!(all[0][0].rows.len(), 14);
+    assert!((all[0][0].max_abs_error - first[0][0].max_abs_error).abs() < 1e-6);
 }
 
 #[test]

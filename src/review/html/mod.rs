@@ -59,7 +59,7 @@ fn escape(text: &str) -> String {
 fn number(x: f32) -> String {
     match x.abs() {
         0.0 => "0".to_owned(),
-        a if a >= 1e5 || a < 1e-3 => format!("{x:.1e}"),
+        a if !(1e-3..1e5).contains(&a) => format!("{x:.1e}"),
         a if a >= 100.0 => format!("{x:.0}"),
         a if a >= 10.0 => format!("{x:.1}"),
         a if a.fract() == 0.0 => format!("{x:.0}"),
