@@ -43,6 +43,7 @@ pub enum Command {
     Text(super::text::Arguments),
     Verify(super::verify::Arguments),
     Lint(super::lint::Arguments),
+    Diff(super::diff::Arguments),
 }
 
 /// The arguments of the main job.

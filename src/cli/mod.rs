@@ -1,6 +1,7 @@
 //! What only a command line needs: arguments, progress, the closing summary, exit status.
 
 mod arguments;
+mod diff;
 mod inspect;
 mod lint;
 mod progress;
@@ -62,6 +63,7 @@ pub fn catch_panics(work: impl FnOnce() -> Result<ExitCode>) -> Result<ExitCode>
 pub fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Quantize(arguments) => quantize(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Diff(arguments) => diff::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
         Command::Lint(arguments) => lint::run(arguments),
         Command::Text(arguments) => text::run(arguments).map(|()| ExitCode::SUCCESS),

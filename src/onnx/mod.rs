@@ -11,6 +11,7 @@
 //! model in ONNX's textual syntax, [`digest_model`] says which file it was.
 
 mod digest;
+mod fields;
 pub mod load;
 pub mod node;
 pub mod save;
@@ -20,6 +21,7 @@ mod visit;
 mod wire;
 
 pub use digest::{Digest, digest_file, digest_model};
+pub use fields::{Field, fields};
 pub use load::{LoadError, external_locations, load};
 pub use proto::tensor_proto::DataType;
 pub use save::{SaveError, SaveOptions, SaveSummary, save};

@@ -33,9 +33,10 @@ use super::proto::{
 };
 use super::{DataType, Model, tensor};
 use words::{
-    attribute_type, bytes, id, ids, is_held, is_identifier, is_word, join, literals, opsets,
-    quoted, quoted_bytes, range, symbols, tensor_type, type_text,
+    attribute_type, id, ids, is_held, is_identifier, is_word, join, literals, opsets, quoted,
+    quoted_bytes, range, symbols,
 };
+pub(crate) use words::{bytes, digest, tensor_type, type_text};
 
 /// How much of a model is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -273,9 +274,7 @@ impl Writer {
         if usize::try_from(count).is_ok_and(|count| count <= self.options.max_elements) {
             return self.put(format!("{{{}}}", literals(tensor, &bytes).join(", ")));
         }
-        let digest = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
+        let digest = digest(&bytes);
         let range = range(tensor).map_or(String::new(), |(min, max)| format!("{min} to {max}, "));
         self.note(format!("{count} elements, {range}{digest:016x}"));
         self.put("{}");

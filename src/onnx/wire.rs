@@ -10,20 +10,20 @@
 
 use std::fmt;
 
-struct Message {
+pub(super) struct Message {
     name: &'static str,
-    fields: &'static [Field],
+    pub(super) fields: &'static [Field],
 }
 
-struct Field {
-    number: u32,
-    name: &'static str,
-    repeated: bool,
-    kind: Kind,
+pub(super) struct Field {
+    pub(super) number: u32,
+    pub(super) name: &'static str,
+    pub(super) repeated: bool,
+    pub(super) kind: Kind,
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Kind {
+pub(super) enum Kind {
     /// The index of the message in `MESSAGES`.
     Message(usize),
     /// int32 and enums.
@@ -36,6 +36,16 @@ enum Kind {
 }
 
 include!(concat!(env!("OUT_DIR"), "/schema.rs"));
+
+/// The message of that name.
+pub(super) fn message(name: &str) -> Option<&'static Message> {
+    MESSAGES.iter().find(|message| message.name == name)
+}
+
+/// The message behind [`Kind::Message`].
+pub(super) fn inner(index: usize) -> &'static Message {
+    &MESSAGES[index]
+}
 
 /// More levels than prost decodes (100), so that only data that prost refused can reach it.
 const MAX_DEPTH: usize = 128;
@@ -53,7 +63,7 @@ pub(super) struct Loss {
 ///
 /// Expects data that prost has decoded; data that it cannot decode is reported as a loss too.
 pub(super) fn find_loss(data: &[u8]) -> Option<Loss> {
-    let model = MESSAGES.iter().find(|message| message.name == "ModelProto");
+    let model = message("ModelProto");
     // `build.rs` made the table from a schema that has a ModelProto; without it everything would be lost.
     let Some(model) = model else {
         return Some(Loss {
@@ -161,7 +171,7 @@ fn int32(value: u64, field: &Field) -> Result<(), String> {
 }
 
 /// The value of a message's `name` field.
-fn own_name(mut data: &[u8], message: &Message) -> Option<String> {
+pub(super) fn own_name(mut data: &[u8], message: &Message) -> Option<String> {
     let wanted = message.fields.iter().find(|field| field.name == "name")?;
     while !data.is_empty() {
         let key = varint(&mut data).ok()?;
@@ -184,7 +194,7 @@ fn own_name(mut data: &[u8], message: &Message) -> Option<String> {
     None
 }
 
-fn varint(data: &mut &[u8]) -> Result<u64, String> {
+pub(super) fn varint(data: &mut &[u8]) -> Result<u64, String> {
     let mut value = 0u64;
     for (index, &byte) in data.iter().take(10).enumerate() {
         value |= u64::from(byte & 0x7f) << (7 * index);
@@ -196,12 +206,12 @@ fn varint(data: &mut &[u8]) -> Result<u64, String> {
     Err("a number that does not end".into())
 }
 
-fn chunk<'a>(data: &mut &'a [u8]) -> Result<&'a [u8], String> {
+pub(super) fn chunk<'a>(data: &mut &'a [u8]) -> Result<&'a [u8], String> {
     let len = varint(data)?;
     take(data, usize::try_from(len).unwrap_or(usize::MAX))
 }
 
-fn take<'a>(data: &mut &'a [u8], len: usize) -> Result<&'a [u8], String> {
+pub(super) fn take<'a>(data: &mut &'a [u8], len: usize) -> Result<&'a [u8], String> {
     let (head, tail) = data
         .split_at_checked(len)
         .ok_or("a field longer than its message")?;

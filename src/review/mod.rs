@@ -1,6 +1,7 @@
 //! What was done, and how good it is.
 
 mod account;
+pub mod diff;
 mod html;
 mod inspect;
 mod provenance;

@@ -44,7 +44,7 @@ pub(super) fn is_held(attribute: &AttributeProto) -> bool {
 }
 
 /// The elements as `raw_data` would hold them.
-pub(super) fn bytes(tensor: &TensorProto) -> Cow<'_, [u8]> {
+pub(crate) fn bytes(tensor: &TensorProto) -> Cow<'_, [u8]> {
     if let Some(raw) = tensor.raw_data.as_ref().filter(|raw| !raw.is_empty()) {
         return Cow::Borrowed(raw);
     }
@@ -94,6 +94,13 @@ pub(super) fn literals(tensor: &TensorProto, bytes: &[u8]) -> Vec<String> {
     }
 }
 
+/// 64-bit FNV-1a.
+pub(crate) fn digest(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
 /// Smallest and largest element.
 pub(super) fn range(tensor: &TensorProto) -> Option<(String, String)> {
     if let Ok(floats) = tensor::float_array(tensor) {
@@ -113,7 +120,7 @@ fn type_name(dtype: i32) -> Option<String> {
     (dtype != DataType::Undefined).then(|| dtype.as_str_name().to_lowercase())
 }
 
-pub(super) fn tensor_type(tensor: &TensorProto) -> String {
+pub(crate) fn tensor_type(tensor: &TensorProto) -> String {
     let name = type_name(tensor.data_type()).unwrap_or_else(|| "undefined".to_owned());
     match tensor.dims.as_slice() {
         [] => name,
@@ -122,7 +129,7 @@ pub(super) fn tensor_type(tensor: &TensorProto) -> String {
 }
 
 /// A type, `None` if the syntax has none for it.
-pub(super) fn type_text(ty: &TypeProto) -> Option<String> {
+pub(crate) fn type_text(ty: &TypeProto) -> Option<String> {
     use type_proto::Value;
     Some(match ty.value.as_ref()? {
         Value::TensorType(t) => type_name(t.elem_type())? + &shape_text(t.shape.as_ref()),

@@ -1,0 +1,101 @@
+//! From an input of a node back through what only one of the models has, to a value that both know.
+
+use super::constant::Dequantize;
+use super::scope::Scope;
+use crate::onnx::node;
+
+/// Where a value comes from.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Trace<'m> {
+    /// The first value behind the chain.
+    pub source: &'m str,
+    /// The nodes on the way, from the value backwards.
+    pub nodes: Vec<usize>,
+    /// The constants that those read.
+    pub constants: Vec<&'m str>,
+    /// How the source is to be read, if it is dequantized (or multiplied) on the way.
+    pub quantized: Option<Dequantize<'m>>,
+    /// Something else is done to the elements, so that they do not correspond to those of another constant.
+    pub moved: bool,
+}
+
+/// A longer chain is a computation of its own.
+const MAX_STEPS: usize = 12;
+
+/// Follows `value` backwards through nodes without a counterpart that change its form or multiply or add a constant.
+pub(super) fn trace<'m>(scope: &Scope<'m>, matched: &[Option<usize>], value: &'m str) -> Trace<'m> {
+    let mut found = Trace {
+        source: value,
+        ..Trace::default()
+    };
+    while found.nodes.len() < MAX_STEPS && scope.constant(found.source).is_none() {
+        let Some(&(i, _)) = scope.producer.get(found.source) else {
+            break;
+        };
+        let op = scope.node(i);
+        if matched[i].is_some() {
+            break;
+        }
+        let Some(slot) = data_input(scope, i) else {
+            break;
+        };
+        let input = op.input[slot].as_str();
+        let others = op.input.iter().enumerate().filter(|(s, _)| *s != slot);
+        found
+            .constants
+            .extend(others.map(|(_, v)| v.as_str()).filter(|v| !v.is_empty()));
+        let factor = |slot: usize| op.input.get(slot).and_then(|v| scope.constant(v));
+        let scale = match op.op_type() {
+            "DequantizeLinear" => factor(1),
+            "Mul" => factor(1 - slot),
+            _ => None,
+        };
+        match (op.op_type(), scale) {
+            (_, Some(scale)) if found.quantized.is_none() => {
+                let linear = op.op_type() == "DequantizeLinear";
+                found.quantized = Some(Dequantize {
+                    scale,
+                    zero_point: factor(2).filter(|_| linear),
+                    axis: node::attr_i(op, "axis").unwrap_or(if linear { 1 } else { -1 }),
+                });
+            }
+            ("Cast" | "Identity", _) => {}
+            _ => found.moved = true,
+        }
+        found.nodes.push(i);
+        found.source = input;
+    }
+    found
+}
+
+/// The input that a node passes on in another form; `None` if it computes something else.
+pub(super) fn data_input(scope: &Scope, i: usize) -> Option<usize> {
+    let op = scope.node(i);
+    match op.op_type() {
+        "QuantizeLinear"
+        | "DequantizeLinear"
+        | "DynamicQuantizeLinear"
+        | "Cast"
+        | "Identity"
+        | "Transpose"
+        | "Reshape"
+        | "Clip" => (!op.input.is_empty()).then_some(0),
+        "Mul" | "Add" | "Sub" | "Div" => affine_input(scope, i),
+        _ => None,
+    }
+}
+
+/// The input of a Mul, Add, Sub or Div that is not the constant, if the other one is.
+pub(super) fn affine_input(scope: &Scope, i: usize) -> Option<usize> {
+    let op = scope.node(i);
+    let constant = |slot: usize| {
+        op.input
+            .get(slot)
+            .is_some_and(|v| scope.constant(v).is_some())
+    };
+    match (op.op_type(), constant(0), constant(1)) {
+        ("Mul" | "Add" | "Sub" | "Div", false, true) => Some(0),
+        ("Mul" | "Add", true, false) => Some(1),
+        _ => None,
+    }
+}
