@@ -29,6 +29,7 @@ mod rounding;
 mod signature;
 mod sources;
 mod statistics;
+mod sums;
 mod tap;
 #[cfg(test)]
 mod tests;
