@@ -5,9 +5,9 @@
 //!            ─ facts of changed constants, in parallel ─▶ Diff ─▶ text | counts | JSON
 //! ```
 //!
-//! Nodes are [matched](matching) by name, then by what they compute. Every field of the schema is compared, known or not
-//! ([`rest`]); what a reviewer knows under one name is one change: a Q/DQ pair, a weight that was quantized, a Mul and Add
-//! behind a norm. [Blocks](block) that changed alike are shown once. Constants are compared byte by byte where they lie in
+//! Nodes are matched (`matching`) by name, then by what they compute. Every field of the schema is compared, known or not
+//! (`rest`); what a reviewer knows under one name is one change: a Q/DQ pair, a weight that was quantized, a Mul and Add
+//! behind a norm. Blocks (`block`) that changed alike are shown once. Constants are compared byte by byte where they lie in
 //! the memory map, and only those that differ are read as numbers.
 
 mod attributes;

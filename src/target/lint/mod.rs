@@ -5,7 +5,7 @@
 //! ```
 //!
 //! A rule is a row of data ([`Rule`]: what it costs, in which runtime and version that was measured, how to mend it) and
-//! one function that finds it in a [`Scope`]. `tests/python/test_lint_rules.py` holds a file for each rule that breaks
+//! one function that finds it in a `Scope`. `tests/python/test_lint_rules.py` holds a file for each rule that breaks
 //! it, and its mended twin, and shows on the runtime itself that the first is rejected, misread or run in float and the
 //! second is not.
 
