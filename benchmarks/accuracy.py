@@ -59,7 +59,7 @@ def main():
                 cells = []
                 for method in METHODS:
                     out, report = folder / "out.onnx", folder / "report.json"
-                    options = ["--target", target, "--method", method, "--report", report, "--force", "--quiet"]
+                    options = ["--target", target, "--method", method, "--no-layers", "--report", report, "--force", "--quiet"]
                     options += ["--weight-bits", args.bits, "--activation-bits", args.bits]
                     command = [args.binary, model, out, "--calib", REAL / "calib.npz", *options]
                     subprocess.run([str(c) for c in command], check=True)

@@ -150,6 +150,11 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     pub report: Vec<PathBuf>,
 
+    /// Leave the error of every Linear out of the reports; to measure it takes about as long as all the rest
+    /// [example: --no-layers]
+    #[arg(long)]
+    pub no_layers: bool,
+
     /// Write the weights to OUT.data beside OUT, as is done by itself from 2 GB on [example: --external-data]
     #[arg(long)]
     pub external_data: bool,

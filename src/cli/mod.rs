@@ -129,7 +129,9 @@ fn quantize(arguments: &Arguments) -> Result<()> {
         report.command = Some(report::command());
         report.files = Some(report::files(arguments, sizes));
         report.digests = report::digests(provenance, &arguments.output)?;
-        report::layers(&mut report, (&original, &model), &data, &options, &terminal);
+        if !arguments.no_layers {
+            report::layers(&mut report, (&original, &model), &data, &options, &terminal);
+        }
         for path in &arguments.report {
             report::write(path, &report)?;
         }

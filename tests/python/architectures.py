@@ -67,7 +67,7 @@ def quantize(row, *options):
             np.savez(calib / "1.npz", **feeds_of(row, model, *CALIBRATION, row["other_branch"]))
     name = "-".join(["out", *(o.strip("-") for o in options)])
     out, report = folder / f"{name}.onnx", folder / f"{name}.json"
-    done = run_tool(FOLDER / row["file"], out, "--calib", calib, "--report", report, "-q", *options)
+    done = run_tool(FOLDER / row["file"], out, "--calib", calib, "--no-layers", "--report", report, "-q", *options)
     _done[key] = done, out, json.loads(report.read_text()) if done.returncode == 0 else None
     return _done[key]
 

@@ -123,7 +123,7 @@ def job(tmp_path_factory):
         if key not in done:
             folder = tmp_path_factory.mktemp(case.name)
             out, report = folder / "out.onnx", folder / "report.json"
-            result = run_tool(case.model, out, "--calib", case.calib, "--report", report, *options)
+            result = run_tool(case.model, out, "--calib", case.calib, "--no-layers", "--report", report, *options)
             assert result.returncode == 0, f"exit status {result.returncode}\n{result.stdout}\n{result.stderr}"
             done[key] = Job(case, out, json.loads(report.read_text()), result.stdout, result.stderr)
         return done[key]

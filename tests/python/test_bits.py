@@ -85,7 +85,7 @@ def quantized(tmp_path_factory):
             x = np.random.default_rng(6).normal(size=(16, 6, K))
             np.save(calib, x.astype({"float16": np.float16, "float64": np.float64}.get(dtype, np.float32)))
             out, report = folder / "out.onnx", folder / "report.json"
-            result = run_tool(given, out, "--calib", calib, "--report", report, *options)
+            result = run_tool(given, out, "--calib", calib, "--no-layers", "--report", report, *options)
             assert result.returncode == 0, result.stderr
             onnx.checker.check_model(str(out), full_check=True)
             done[key] = onnx.load(given), onnx.load(out), json.loads(report.read_text())
@@ -366,7 +366,7 @@ def test_weights_stored_in_16_bits_stay_that_small(tmp_path, dtype, format):
     given, path, out, report = with_narrow_weights(dtype), tmp_path / "in.onnx", tmp_path / "out.onnx", tmp_path / "report.json"
     onnx.save(given, path)
     np.save(tmp_path / "x.npy", np.random.default_rng(6).normal(size=(16, 6, K)).astype(np.float32))
-    result = run_tool(path, out, "--calib", tmp_path / "x.npy", "--report", report, "--format", format)
+    result = run_tool(path, out, "--calib", tmp_path / "x.npy", "--no-layers", "--report", report, "--format", format)
     assert result.returncode == 0, result.stderr
     onnx.checker.check_model(str(out), full_check=True)
     model, feeds = onnx.load(out), {"x": np.random.default_rng(8).normal(size=(8, 6, K)).astype(np.float32)}
@@ -433,7 +433,7 @@ def test_4_bit_numbers_of_the_model_are_calibrated_and_kept(tmp_path, kind):
     onnx.save(given, path)
     x = np.random.default_rng(10).normal(size=(8, 4, 32)).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
-    result = run_tool(path, out, "--calib", tmp_path / "x.npy", "--report", report, "--batch", 1)
+    result = run_tool(path, out, "--calib", tmp_path / "x.npy", "--no-layers", "--report", report, "--batch", 1)
     assert result.returncode == 0, result.stderr
     made = onnx.load(out)
     for before in given.graph.initializer:

@@ -32,7 +32,7 @@ def tool(folder, model, batches, *options, status=0):
     calib.mkdir(exist_ok=True)
     for i, batch in enumerate(batches):
         np.savez(calib / f"{i}.npz", **batch)
-    done = run_tool(source, out, "--calib", calib, "--report", report, "--force", *options)
+    done = run_tool(source, out, "--calib", calib, "--no-layers", "--report", report, "--force", *options)
     assert done.returncode == status, done.stderr
     return (onnx.load(out), json.loads(report.read_text())) if status == 0 else done
 

@@ -6,9 +6,9 @@ import lint_runtimes as rt
 import numpy as np
 import onnx
 import pytest
+from architectures import CALIBRATION, FOLDER, ROWS, feeds_of
 from conftest import run_tool
 from onnx import TensorProto, helper, numpy_helper
-from test_architectures import CALIBRATION, FOLDER, ROWS, feeds_of
 
 # Raw exports of torch that the parser refuses: sequences in place of a Split, axes behind a Reshape.
 RAW = ["gpt2-raw18-eager", "llama-raw18-eager"]
@@ -19,7 +19,7 @@ def quantize(model, row, folder, *options):
     onnx.save(model, given)
     np.savez(calib, **feeds_of(row, model, *CALIBRATION))
     out = folder / "out.onnx"
-    done = run_tool(given, out, "--calib", calib, "--report", report, "--force", *options)
+    done = run_tool(given, out, "--calib", calib, "--no-layers", "--report", report, "--force", *options)
     assert done.returncode == 0, done.stderr
     return onnx.load(out), json.loads(report.read_text()), done.stdout
 

@@ -16,7 +16,7 @@ from measure import constants, largest_relative_error, outputs
 from onnx import TensorProto, helper, numpy_helper
 
 OPTIONS = """--calib --target --format --method --weight-bits --activation-bits --include --exclude --batch --threads --seed
---no-extra-nodes --keep-float --min-sqnr --report --external-data --no-metadata --force --quiet --verbose --version --help""".split()
+--no-extra-nodes --keep-float --min-sqnr --report --no-layers --external-data --no-metadata --force --quiet --verbose --version --help""".split()
 
 
 def float_mlp(path, channels=16, linear=True):
@@ -386,7 +386,7 @@ def test_filled_inputs_are_reported(job, tmp_path, tiny_text):
 
 def test_exclude_keeps_linears_in_float(tmp_path):
     out, report = tmp_path / "out.onnx", tmp_path / "report.json"
-    result = run_tool(TINY.model, out, "--calib", TINY.calib, "--exclude", r"layer\.0/.*dense", "--report", report)
+    result = run_tool(TINY.model, out, "--calib", TINY.calib, "--exclude", r"layer\.0/.*dense", "--no-layers", "--report", report)
     assert result.returncode == 0, result.stderr
     linears = json.loads(report.read_text())["linears"]
     skipped = {entry["name"] for entry in linears if entry["status"] == "skipped"}
@@ -401,7 +401,7 @@ def test_exclude_keeps_linears_in_float(tmp_path):
 
 def test_include_quantizes_nothing_else(tmp_path):
     out, report = tmp_path / "out.onnx", tmp_path / "report.json"
-    result = run_tool(TINY.model, out, "--calib", TINY.calib, "--include", "query|key|value", "--report", report)
+    result = run_tool(TINY.model, out, "--calib", TINY.calib, "--include", "query|key|value", "--no-layers", "--report", report)
     assert result.returncode == 0, result.stderr
     linears = json.loads(report.read_text())["linears"]
     assert sum(entry["status"] == "quantized" for entry in linears) == 6
