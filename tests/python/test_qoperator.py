@@ -3,17 +3,19 @@
 import json
 import re
 
+import architectures
 import numpy as np
 import onnx
 import onnx.parser
 import onnxruntime as ort
 import pytest
-import test_architectures as architectures
+import runtimes
 from conftest import TINY, TINY_CASES, run_tool
 from measure import capture, constants, heldout_sqnr, op_counts, optimized_model, outputs, producers, sqnr, stored_matrices
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+from test_architectures import sqnrs
 from test_bits import K, layers
 from test_snapshots import SNAPSHOTS
 
@@ -251,13 +253,13 @@ ARCHITECTURES = [
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_architectures(tmp_path, name):
     row = architectures.ROWS[name]
-    done, out, report = architectures.quantize(row, tmp_path, *FORMAT)
+    done, out, report = architectures.quantize(row, *FORMAT)
     assert done.returncode == 0, done.stderr
-    integer, left = architectures.fused(out, tmp_path)
+    integer, left = runtimes.products(runtimes.onnx_runtime_graph(out, tmp_path))
     assert integer == sum(linear["status"] == "quantized" for linear in report["linears"]) and not left
     given = architectures.FOLDER / row["file"]
     feeds = architectures.feeds_of(row, onnx.load(given), *architectures.HELD_OUT)
-    found = architectures.sqnrs(row, architectures.run(given, row, feeds), out, feeds)
+    found = sqnrs(row, architectures.run(given, row, feeds), out, feeds)
     for output, db in found.items():
         plain = report["outputs"][output]["plain_sqnr_db"]
         assert db > plain + 5, (output, db, plain)

@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from architectures import ROWS, quantize
 from conftest import MODELS, TINY, TINY_LLAMA, run_tool
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
-from test_architectures import ROWS, quantize
 
 # One for each form of norm, gate and residual, for attention operators and for functions.
 ARCHITECTURES = [
@@ -274,12 +274,12 @@ def test_data_with_other_lengths_and_one_row(job, tmp_path):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_linear_of_other_architectures_is_found(tmp_path, name):
+def test_every_linear_of_other_architectures_is_found(name):
     """The migrated float model: whatever was folded through, each Linear is compared as what it was."""
     row = ROWS[name]
-    done, out, report = quantize(row, tmp_path, "--format", "float")
+    done, out, report = quantize(row, "--format", "float")
     assert done.returncode == 0, done.stderr
-    result = run_tool("verify", MODELS / "architectures" / row["file"], out, "--calib", tmp_path / "calib", "--json", "-")
+    result = run_tool("verify", MODELS / "architectures" / row["file"], out, "--calib", out.parent / "calib", "--json", "-")
     assert result.returncode == 0, result.stderr
     layers = json.loads(result.stdout)["layers"]
     assert len(layers) == len(report["linears"])
