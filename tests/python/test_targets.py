@@ -161,8 +161,8 @@ def test_onnx_runtime(name, target, tmp_path):
 def test_files_for_others_are_onnx(name, target):
     """What is written for TensorRT and OpenVINO gives the same numbers in ONNX Runtime, though not as fast."""
     row = ROWS[name]
-    path, _ = quantized(name, target)
-    portable, _ = quantized(name, "portable")
+    # Attention in int8, which TensorRT gets by default, makes other numbers.
+    path, portable = (quantize(row, "--target", t, "--attention", "float")[1] for t in (target, "portable"))
     feeds = feeds_of(row, onnx.load(path), 2, 2)
     expected, got = (runtimes.onnx_runtime_session(p, "disable").run(None, feeds) for p in (portable, path))
     for a, b in zip(expected, got):
@@ -424,8 +424,10 @@ class TestRealModels:
 
 @pytest.mark.parametrize("target", ALL_TARGETS)
 def test_symmetric_activations_are_accurate(job, l6, target):
-    """Held-out text, dB: at least 22 on MiniLM-L6 with int8 activations."""
-    assert measure.heldout_sqnr(l6["fused"], job(l6["fused"], "--target", target).path) >= 22
+    """Held-out text, dB: at least 22 on MiniLM-L6 with int8 activations, 19 with int8 attention too."""
+    for attention, least in [("float", 22), ("int8", 19)]:
+        done = job(l6["fused"], "--target", target, "--attention", attention)
+        assert measure.heldout_sqnr(l6["fused"], done.path) >= least, attention
 
 
 def test_the_tables_name_rows():
