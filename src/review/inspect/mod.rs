@@ -230,23 +230,23 @@ fn most_common(numbers: impl Iterator<Item = usize>) -> Option<usize> {
         .map(|(n, _)| n)
 }
 
-/// What is numbered in names: of "/encoder/layer.3/attention/MatMul" it is 3 of "encoder/layer". A name without a number,
-/// and a number that occurs in one Linear only (as in "MatMul_7"), belong to no block.
+/// What is numbered in names: of "/encoder/layer.3/attention/MatMul" it is 3 of "encoder/layer". Where several parts are
+/// numbers, it is the first that differs among the names ("/model/model.0/encoder/layer.3/MatMul"). A name without a
+/// number, and a number that occurs in one Linear only (as in "MatMul_7"), belong to no block.
 fn blocks<'n>(names: impl Iterator<Item = &'n str>) -> Vec<BlockFacts> {
+    let numbered: Vec<Vec<(String, u64)>> = names.map(numbered_parts).collect();
+    let mut seen: BTreeMap<&str, BTreeSet<u64>> = BTreeMap::new();
+    for (prefix, number) in numbered.iter().flatten() {
+        seen.entry(prefix).or_default().insert(*number);
+    }
     let mut numbers: BTreeMap<String, BTreeMap<u64, usize>> = BTreeMap::new();
-    for name in names {
-        let mut parts = name.split(['/', '.']);
-        let mut prefix: Vec<&str> = Vec::new();
-        let number = parts.find_map(|part| {
-            let number = part.parse::<u64>().ok();
-            if number.is_none() && !part.is_empty() {
-                prefix.push(part);
-            }
-            number
-        });
-        if let Some(number) = number {
-            let of_prefix = numbers.entry(prefix.join("/")).or_default();
-            *of_prefix.entry(number).or_default() += 1;
+    for parts in &numbered {
+        let differs = parts
+            .iter()
+            .find(|(prefix, _)| seen[prefix.as_str()].len() > 1);
+        if let Some((prefix, number)) = differs.or(parts.first()) {
+            let of_prefix = numbers.entry(prefix.clone()).or_default();
+            *of_prefix.entry(*number).or_default() += 1;
         }
     }
     let mut blocks: Vec<BlockFacts> = numbers
@@ -260,6 +260,19 @@ fn blocks<'n>(names: impl Iterator<Item = &'n str>) -> Vec<BlockFacts> {
         .collect();
     blocks.sort_by_key(|b| std::cmp::Reverse(b.linears));
     blocks
+}
+
+/// Every number among the parts of a name, with what stands before it.
+fn numbered_parts(name: &str) -> Vec<(String, u64)> {
+    let mut before: Vec<&str> = Vec::new();
+    let mut found = Vec::new();
+    for part in name.split(['/', '.']).filter(|part| !part.is_empty()) {
+        if let Ok(number) = part.parse::<u64>() {
+            found.push((before.join("/"), number));
+        }
+        before.push(part);
+    }
+    found
 }
 
 fn site_facts(subject: &Subject, view: &View, site: &Site) -> SiteFacts {
@@ -418,6 +431,10 @@ mod tests {
             "/encoder/layer.11/attention/q/MatMul",
             "model.layers.2.mlp.up",
             "model.layers.2.mlp.down",
+            "/model/model.0/layer.1/q/MatMul",
+            "/model/model.0/layer.1/k/MatMul",
+            "/model/model.0/layer.2/q/MatMul",
+            "/model/model.0/layer.2/k/MatMul",
             "pooler/dense/MatMul",
             "node/7",
         ];
@@ -429,7 +446,11 @@ mod tests {
         };
         assert_eq!(
             found,
-            [block("encoder/layer", 2, 3), block("model/layers", 1, 2)]
+            [
+                block("model/model/0/layer", 2, 4),
+                block("encoder/layer", 2, 3),
+                block("model/layers", 1, 2)
+            ]
         );
     }
 
