@@ -9,6 +9,8 @@ use clap::{Args, ValueEnum};
 use onnx_osplus::onnx;
 use onnx_osplus::review::diff::{Style, diff};
 
+use super::table;
+
 /// Show what differs between two models: nodes, constants, quantization, block by block
 ///
 /// Nodes are matched by name, then by what they compute. A Q/DQ pair, a quantized weight, and blocks that changed alike
@@ -80,7 +82,7 @@ fn compare(arguments: &Arguments) -> Result<ExitCode> {
             Color::Always => true,
             Color::Never => false,
         },
-        width: terminal.then(columns),
+        width: table::width(),
     };
     // Like other diffs, this one has nothing to say of things that are the same.
     let text = match (arguments.json, found.is_empty()) {
@@ -93,42 +95,4 @@ fn compare(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::from(
         arguments.exit_code && !found.is_empty(),
     )))
-}
-
-/// The width of the terminal: what COLUMNS says, or the terminal itself; 80 if neither does.
-fn columns() -> usize {
-    let named = std::env::var("COLUMNS")
-        .ok()
-        .and_then(|columns| columns.parse().ok());
-    named
-        .or_else(terminal_columns)
-        .filter(|&columns| columns > 0)
-        .unwrap_or(80)
-        .max(40)
-}
-
-/// What the terminal behind the standard output says of its width.
-fn terminal_columns() -> Option<usize> {
-    #[cfg(target_os = "linux")]
-    {
-        use std::ffi::{c_int, c_ulong};
-        #[repr(C)]
-        #[derive(Default)]
-        struct WindowSize {
-            rows: u16,
-            columns: u16,
-            pixels: [u16; 2],
-        }
-        unsafe extern "C" {
-            fn ioctl(file: c_int, request: c_ulong, ...) -> c_int;
-        }
-        // From asm-generic/ioctls.h.
-        const TIOCGWINSZ: c_ulong = 0x5413;
-        let mut size = WindowSize::default();
-        // SAFETY: the call writes a `struct winsize`, four 16-bit numbers, or fails and writes nothing.
-        let status = unsafe { ioctl(1, TIOCGWINSZ, &raw mut size) };
-        (status == 0).then_some(usize::from(size.columns))
-    }
-    #[cfg(not(target_os = "linux"))]
-    None
 }

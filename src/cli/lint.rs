@@ -13,6 +13,7 @@ use onnx_osplus::target::lint::{Cost, Finding, lint};
 use serde::Serialize;
 
 use super::arguments::targets;
+use super::table;
 
 /// Findings of one rule that are shown without -v.
 pub const SHOWN: usize = 3;
@@ -110,11 +111,11 @@ pub fn lines(out: &mut String, findings: &[Finding], verbose: bool) -> std::fmt:
                 "" => String::new(),
                 operator => format!(" ({operator})"),
             };
-            writeln!(
-                out,
+            let line = format!(
                 "{:10}  {}  {}{operator}: {}; {}",
                 f.cost, f.rule, f.node, f.message, f.mend
-            )?;
+            );
+            writeln!(out, "{}", table::wrap(&line, 12, table::width()))?;
         }
         if same > shown {
             writeln!(

@@ -3,14 +3,13 @@
 
 use std::io::IsTerminal;
 
-/// Columns of the terminal that the standard output is; `None` if it is none.
+/// Columns of the terminal that the standard output is: what COLUMNS says, or the terminal itself, or 80, and at least 40;
+/// `None` if it is none.
 pub fn width() -> Option<usize> {
-    let out = std::io::stdout();
-    if !out.is_terminal() {
-        return None;
-    }
     let stated = || std::env::var("COLUMNS").ok()?.parse().ok();
-    measured().or_else(stated).or(Some(80))
+    let columns = || stated().or_else(measured).filter(|&columns| columns > 0);
+    let is_terminal = std::io::stdout().is_terminal();
+    is_terminal.then(|| columns().unwrap_or(80).max(40))
 }
 
 #[cfg(target_os = "linux")]
