@@ -365,10 +365,15 @@ fn notes(page: &mut String, report: &Report) {
     let inlined = report.inlined.iter();
     let inlined =
         inlined.map(|call| format!("the call {} of {} was inlined", call.node, call.function));
+    let cleaned = report
+        .cleaned
+        .iter()
+        .map(|c| format!("removed by --clean: {c}"));
     let all: Vec<String> = report
         .notes
         .iter()
         .cloned()
+        .chain(cleaned)
         .chain(filled)
         .chain(inlined)
         .collect();

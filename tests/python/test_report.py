@@ -1,0 +1,104 @@
+"""docs/report.md and what the tool writes are the same: no key without a word, no word without a key."""
+
+import json
+import re
+
+import numpy as np
+import onnx
+import pytest
+from architectures import CALIBRATION, FOLDER, ROWS, feeds_of
+from conftest import MODELS, TINY, run_tool
+
+DOCUMENT = MODELS.parent / "docs" / "report.md"
+# Keys below these are names of the model, of steps, of files.
+NAMED = ("outputs", "filled_inputs", "digests", "seconds")
+# A file, options; together they have every key.
+RUNS = {
+    "budget": ("tiny", ["--keep-float", "2"]),
+    "attention": ("tiny", ["--target", "tensorrt", "--attention", "int8"]),
+    "operators": ("tiny", ["--format", "qoperator", "--no-layers"]),
+    "float": ("tiny", ["--format", "float"]),
+    "float16": ("bert-script17-eager-float16", ["--no-layers"]),
+    "functions": ("bert-script17-eager-functions", ["--no-layers"]),
+    "clean": ("littered", ["--target", "tensorrt", "--clean", "--no-layers"]),
+    "lint": ("littered", ["--target", "tensorrt", "--no-layers"]),
+    "near misses": ("without a constant", ["--no-layers"]),
+}
+
+
+def documented():
+    keys = re.findall(r"^\| `([^`]+)` \|", DOCUMENT.read_text(), re.MULTILINE)
+    assert len(keys) == len(set(keys)) > 80
+    return set(keys)
+
+
+def keys(value, path=""):
+    """Every path to something that is neither an object nor a list with elements."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from keys(inner, f"{path}.{'NAME' if path in NAMED else key}".lstrip("."))
+    elif isinstance(value, list):
+        for inner in value or [None]:
+            yield from keys(inner, path + "[]")
+    else:
+        yield path, value
+
+
+def source(name, folder):
+    """A model and its data."""
+    if name == "tiny":
+        return TINY.model, TINY.calib
+    row = ROWS[name if name in ROWS else "bert-script17-eager"]
+    model = onnx.load(FOLDER / row["file"])
+    if name == "littered":
+        # A mean that nothing reads: TensorRT refuses norms with more than one output.
+        norm = next(n for n in model.graph.node if n.op_type == "LayerNormalization")
+        norm.output.append("mean")
+    if name == "without a constant":
+        # A product with a weight that is an input is no Linear.
+        matmul = next(n for n in model.graph.node if n.op_type == "MatMul" and n.input[1] in {i.name for i in model.graph.initializer})
+        weight = next(i for i in model.graph.initializer if i.name == matmul.input[1])
+        model.graph.node.insert(0, onnx.helper.make_node("Abs", [weight.name], ["computed"], name="abs"))
+        matmul.input[1] = "computed"
+    onnx.save(model, folder / "in.onnx")
+    np.savez(folder / "calib.npz", **feeds_of(row, model, *CALIBRATION))
+    return folder / "in.onnx", folder / "calib.npz"
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    found = {}
+    for name, (model, options) in RUNS.items():
+        folder = tmp_path_factory.mktemp("report")
+        path, calib = source(model, folder)
+        files = folder / "report.json", folder / "report.html"
+        done = run_tool(path, folder / "out.onnx", "--calib", calib, "-q", "--report", files[0], "--report", files[1], *options)
+        assert done.returncode == 0, f"{name}: {done.stderr}"
+        found[name] = json.loads(files[0].read_text()), files[1].read_text()
+    return found
+
+
+def test_every_key_is_documented_and_every_documented_key_exists(reports):
+    known, seen = documented(), set()
+    for name, (report, _) in reports.items():
+        assert report["schema"] == 1
+        for path, value in keys(report):
+            # Null or empty stands for all that would be below it.
+            if value is None:
+                below = [k for k in known if k == path or k == path.rstrip("[]") or k.startswith((path + ".", path + "["))]
+                assert below, f"{name}: {path} is not documented"
+                seen |= {k for k in below if k == path}
+            else:
+                assert path in known, f"{name}: {path} is not documented"
+                seen.add(path)
+    assert known == seen, f"never written: {sorted(known - seen)}"
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_page_stands_alone(reports, name):
+    report, page = reports[name]
+    assert "<script" not in page and not re.search(r"(?:src|href)=\"(?!data:)", page)
+    assert "url(" not in page and "@import" not in page
+    for finding in report["lint"]:
+        assert finding["rule"] in page
+    assert len(page) < 1_000_000
