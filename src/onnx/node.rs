@@ -4,8 +4,13 @@
 //! that a default can be put in with `unwrap_or`. An attribute's type is taken from its `type` field; files older than
 //! IR version 2 leave that out, and then the value field itself counts.
 
+use super::DataType;
 use super::proto::attribute_proto::AttributeType;
-use super::proto::{AttributeProto, GraphProto, NodeProto, TensorProto};
+use super::proto::tensor_shape_proto::{Dimension, dimension};
+use super::proto::{
+    AttributeProto, GraphProto, NodeProto, TensorProto, TensorShapeProto, TypeProto,
+    ValueInfoProto, type_proto,
+};
 use bytes::Bytes;
 
 /// The attribute called `name`.
@@ -147,6 +152,25 @@ pub fn make_node(
         op_type: Some(op_type.to_owned()),
         attribute: attrs,
         ..NodeProto::default()
+    }
+}
+
+/// What a graph says of a float32 input or output of fixed shape.
+pub fn float_value(name: &str, shape: &[usize]) -> ValueInfoProto {
+    let dim = shape.iter().map(|n| Dimension {
+        denotation: None,
+        value: Some(dimension::Value::DimValue(*n as i64)),
+    });
+    ValueInfoProto {
+        name: Some(name.to_owned()),
+        r#type: Some(TypeProto {
+            denotation: None,
+            value: Some(type_proto::Value::TensorType(type_proto::Tensor {
+                elem_type: Some(DataType::Float as i32),
+                shape: Some(TensorShapeProto { dim: dim.collect() }),
+            })),
+        }),
+        ..Default::default()
     }
 }
 

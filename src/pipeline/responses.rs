@@ -17,11 +17,9 @@ use crate::calibrate::{
     Values, Wanted, statistics_and,
 };
 use crate::graph::View;
-use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension};
-use crate::onnx::proto::{
-    GraphProto, ModelProto, TensorShapeProto, TypeProto, ValueInfoProto, type_proto,
-};
-use crate::onnx::{DataType, Model};
+use crate::onnx::Model;
+use crate::onnx::node::float_value;
+use crate::onnx::proto::{GraphProto, ModelProto, ValueInfoProto};
 use crate::recognise::{Linear, LinearForm};
 use crate::site::{Response, ResponseKind, Site};
 use crate::solve::{self, Method};
@@ -235,7 +233,7 @@ impl<'m> Responses<'m> {
             input.cloned()
         };
         let inputs = batch.inputs.iter().map(|(name, tensor)| {
-            stated(name).unwrap_or_else(|| float_input(name, tensor.shape()))
+            stated(name).unwrap_or_else(|| float_value(name, tensor.shape()))
         });
         let output = |name: &str| ValueInfoProto {
             name: Some(name.to_owned()),
@@ -383,23 +381,5 @@ fn wanted() -> Wanted<'static> {
     Wanted {
         taps: &[],
         outputs: true,
-    }
-}
-
-fn float_input(name: &str, shape: &[usize]) -> ValueInfoProto {
-    let dim = shape.iter().map(|n| Dimension {
-        denotation: None,
-        value: Some(dimension::Value::DimValue(*n as i64)),
-    });
-    ValueInfoProto {
-        name: Some(name.to_owned()),
-        r#type: Some(TypeProto {
-            denotation: None,
-            value: Some(type_proto::Value::TensorType(type_proto::Tensor {
-                elem_type: Some(DataType::Float as i32),
-                shape: Some(TensorShapeProto { dim: dim.collect() }),
-            })),
-        }),
-        ..Default::default()
     }
 }

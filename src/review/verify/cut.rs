@@ -12,12 +12,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::calibrate::{Batch, InputTensor, Values};
 use crate::graph::{NodeId, Source, ValueId, View};
-use crate::onnx::node::subgraphs;
-use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension};
-use crate::onnx::proto::{
-    GraphProto, ModelProto, TensorShapeProto, TypeProto, ValueInfoProto, type_proto,
-};
-use crate::onnx::{DataType, Model};
+use crate::onnx::Model;
+use crate::onnx::node::{float_value, subgraphs};
+use crate::onnx::proto::{GraphProto, ModelProto, ValueInfoProto};
 
 /// More nodes than any Linear has around it, with a decomposed norm before and another after it.
 const MOST_NODES: usize = 200;
@@ -147,7 +144,7 @@ impl Cut {
         for &value in &self.fed {
             let name = view.name(value);
             let tensor = InputTensor::from_values(values.remove(name)?);
-            stated.push(float_input(name, tensor.shape()));
+            stated.push(float_value(name, tensor.shape()));
             fed.inputs.insert(name.to_owned(), tensor);
         }
         let nodes = self.nodes.iter().map(|&n| view.node(n).clone());
@@ -173,23 +170,5 @@ impl Cut {
             },
         };
         Some((model, fed))
-    }
-}
-
-fn float_input(name: &str, shape: &[usize]) -> ValueInfoProto {
-    let dim = shape.iter().map(|n| Dimension {
-        denotation: None,
-        value: Some(dimension::Value::DimValue(*n as i64)),
-    });
-    ValueInfoProto {
-        name: Some(name.to_owned()),
-        r#type: Some(TypeProto {
-            denotation: None,
-            value: Some(type_proto::Value::TensorType(type_proto::Tensor {
-                elem_type: Some(DataType::Float as i32),
-                shape: Some(TensorShapeProto { dim: dim.collect() }),
-            })),
-        }),
-        ..Default::default()
     }
 }
