@@ -9,6 +9,7 @@ mod folded;
 mod inline;
 mod keep_float;
 mod lint;
+mod portion;
 mod products;
 mod quantize;
 mod responses;
@@ -38,6 +39,7 @@ pub(crate) use anatomy::anatomy;
 use blocks::Blocks;
 pub(crate) use drop::Source;
 use folded::Folded;
+use portion::row_count;
 use products::Products;
 
 /// Tokens, about, on which the responses of blocks are computed.
@@ -60,8 +62,10 @@ pub(crate) struct Run<'a> {
     products: Products,
     /// What the last quantized model would be with `--format qdq`, for the comparison.
     as_qdq: Option<Model>,
-    /// The original, to be run on the rows that are held out.
+    /// The original, to be run on the held-out rows that judge the result.
     reference: Reference<'a>,
+    /// Held-out rows to be asked in case of doubt.
+    in_reserve: Vec<Batch>,
     report: Report,
     /// What kind of block the loss of a site is measured at, by its value.
     responses: BTreeMap<String, ResponseKind>,
@@ -83,13 +87,13 @@ impl<'a> Run<'a> {
         progress: &'a dyn Progress,
     ) -> Self {
         let split = data.split();
-        let rows = |batches: &[Batch]| batches.iter().map(|b| b.rows.len()).sum::<usize>();
-        let (calibration_rows, held_out_rows) = (rows(&split.calibration), rows(&split.held_out));
+        let (judging, in_reserve) = portion::judging(&split, options);
+        let held_out_rows = row_count(&judging);
         let report = Report {
             schema: REPORT_SCHEMA,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             settings: Settings {
-                calibration_rows,
+                calibration_rows: row_count(&split.calibration),
                 held_out_rows: if split.held_out_used {
                     held_out_rows
                 } else {
@@ -99,7 +103,7 @@ impl<'a> Run<'a> {
                 ..options.settings()
             },
             verified_on: if split.held_out_used {
-                format!("{held_out_rows} rows held out of calibration")
+                portion::verified_on(held_out_rows, row_count(&in_reserve))
             } else {
                 format!("all {held_out_rows} calibration rows, too few to hold any out")
             },
@@ -122,7 +126,8 @@ impl<'a> Run<'a> {
             calibration: split.calibration,
             products: Products::default(),
             as_qdq: None,
-            reference: Reference::new(original, &split.held_out),
+            reference: Reference::new(original, &judging),
+            in_reserve,
             report,
             responses: BTreeMap::new(),
             migrated_sites: 0,

@@ -133,6 +133,12 @@ impl<'a> Reference<'a> {
         }
     }
 
+    /// Batches that it is to be run on besides.
+    pub fn extend(&mut self, batches: &[Batch]) {
+        self.batches = self.batches.iter().chain(batches).cloned().collect();
+        self.outputs.resize(self.batches.len(), None);
+    }
+
     /// Outputs of the first of `batches` that are remembered, taken out; nothing if the first is not.
     fn recall(&mut self, batches: &[&Batch]) -> Vec<Found> {
         let at = batches.iter().map(|b| position(&self.batches, b));

@@ -75,13 +75,21 @@ pub(super) fn calibration_copy<'m>(
         scope.know_shape(name, shape);
     }
     let mut nodes = Vec::with_capacity(graph.node.len());
+    let mut weights = Dequantized::default();
     for node in &graph.node {
         match constant_value(node) {
             Some((name, value)) => {
                 constants.insert(name, value);
                 scope.know_constant(name, value);
             }
-            None => nodes.extend(convert_node(node, &mut scope, &mut names)?),
+            None => match weights.again(node, &constants) {
+                Some(identity) => nodes.push(identity),
+                None => {
+                    let first = nodes.len();
+                    nodes.extend(convert_node(node, &mut scope, &mut names)?);
+                    weights.rename_inputs(&mut nodes[first..]);
+                }
+            },
         }
     }
     let mut inputs = Vec::new();
@@ -127,6 +135,59 @@ pub(super) fn calibration_copy<'m>(
         constants,
         index_limits,
     })
+}
+
+/// Constants that are dequantized by more than one node, as weights that Linears share are: the engine computes one of them
+/// at its leisure, and that once for each node.
+#[derive(Default)]
+struct Dequantized<'m> {
+    /// What the nodes read, and the first of them.
+    nodes: Vec<&'m NodeProto>,
+    /// Output of a later node → output of the first that is the same.
+    same: BTreeMap<&'m str, &'m str>,
+}
+
+impl<'m> Dequantized<'m> {
+    /// The node as an Identity, if an earlier one gives the same.
+    fn again(
+        &mut self,
+        node: &'m NodeProto,
+        constants: &BTreeMap<&str, &TensorProto>,
+    ) -> Option<NodeProto> {
+        let known = |input: &String| input.is_empty() || constants.contains_key(input.as_str());
+        if node.op_type() != "DequantizeLinear" || !node.input.iter().all(known) {
+            return None;
+        }
+        let [output] = node.output.as_slice() else {
+            return None;
+        };
+        let alike = |first: &&&NodeProto| {
+            let (a, b) = (*first, node);
+            (&a.input, &a.attribute, a.domain()) == (&b.input, &b.attribute, b.domain())
+        };
+        let Some(first) = self.nodes.iter().find(alike) else {
+            self.nodes.push(node);
+            return None;
+        };
+        self.same.insert(output, &first.output[0]);
+        // The value keeps its name for subgraphs and taps; the engine drops it where nobody asks.
+        Some(NodeProto {
+            op_type: Some("Identity".into()),
+            domain: None,
+            input: vec![first.output[0].clone()],
+            attribute: Vec::new(),
+            ..node.clone()
+        })
+    }
+
+    /// Lets nodes of the main graph read the first of the same.
+    fn rename_inputs(&self, nodes: &mut [NodeProto]) {
+        for input in nodes.iter_mut().flat_map(|node| &mut node.input) {
+            if let Some(first) = self.same.get(input.as_str()) {
+                *input = (*first).to_owned();
+            }
+        }
+    }
 }
 
 /// True for tensors that are handed over as bytes; strings stay in the graph.

@@ -24,10 +24,15 @@ use crate::recognise::{Linear, LinearForm};
 use crate::site::{Response, ResponseKind, Site};
 use crate::solve::{self, Method};
 
+use super::portion::spread;
 use super::{Blocks, Run};
 
 /// Largest squared error of a cut-out block against the model, relative to the response's squares.
 const SAME: f64 = 1e-6;
+
+/// Blocks of one group that are run, at most: each has as many tokens as the one block of a site alone. With all 12 of an
+/// ALBERT its result differed by 0.02 dB at most, and the search took twice as long.
+const JOINT_BLOCKS: usize = 3;
 
 impl Run<'_> {
     /// Statistics of `values`; what the blocks read and give is kept on the way.
@@ -148,7 +153,9 @@ impl<'m> Responses<'m> {
     pub fn joint(&self, blocks: &Blocks, site: usize, members: &[usize]) -> Option<Joint> {
         let members = members.iter().copied();
         let alike = members.filter(|&i| blocks.same_weights(&self.view, i, site));
-        let run = alike.filter_map(|i| {
+        let alike: Vec<usize> = alike.collect();
+        let run = spread(alike.len(), JOINT_BLOCKS).filter_map(|at| {
+            let i = alike[at];
             let linears: Vec<&Linear> = blocks.selected(&blocks.sites[i]).collect();
             self.block(i, &blocks.values[i], &linears)
         });

@@ -18,6 +18,11 @@ const LIMIT_DB: f64 = 60.0;
 /// Differences below this are none if there are too few rows to tell how much they vary.
 const CLEAR_DB: f64 = 0.3;
 
+/// A gain of more than this, and of so many standard errors, is there on other rows too. With four rows and no gain, one
+/// case in a hundred looks like that.
+const SURE_DB: f64 = 0.5;
+const SURE_ERRORS: f64 = 4.0;
+
 /// One measured subset.
 pub struct Trial<M> {
     /// Which units are kept.
@@ -232,6 +237,16 @@ pub fn is_below(ours: &[OutputComparison], plain: &[OutputComparison]) -> bool {
     score(ours, plain, None) < 0.0 || ours.iter().zip(plain).any(below)
 }
 
+/// Whether more rows would not change the verdict that `ours` is above plain: it is over all outputs by [`SURE_DB`] and in
+/// none of them below by what [`SURE_ERRORS`] standard errors could hide.
+pub fn is_clearly_above(ours: &[OutputComparison], plain: &[OutputComparison]) -> bool {
+    let sure = |(ours, plain): (&OutputComparison, &OutputComparison)| {
+        let (ours, plain) = (std::slice::from_ref(ours), std::slice::from_ref(plain));
+        score(ours, plain, None) >= SURE_ERRORS * spread(ours, plain, plain)
+    };
+    score(ours, plain, None) >= SURE_DB && ours.iter().zip(plain).all(sure)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -346,6 +361,27 @@ mod tests {
         assert!(score(&agree, &plain, None) > 0.0 && is_below(&agree, &plain));
         let differ = [output(&[40.; 4]), output(&[33., 33., 25., 33.])];
         assert!(score(&differ, &plain, None) > 0.0 && !is_below(&differ, &plain));
+    }
+
+    #[test]
+    fn what_is_clear_on_few_rows() {
+        let plain = [output(&[30.; 4]), output(&[f64::INFINITY; 4])];
+        let exact = || output(&[f64::INFINITY; 4]);
+        assert!(is_clearly_above(
+            &[output(&[34., 35., 33., 34.]), exact()],
+            &plain
+        ));
+        // Above, but not by much; above, but rows differ; one output above, the other below.
+        assert!(!is_clearly_above(&[output(&[30.4; 4]), exact()], &plain));
+        assert!(!is_clearly_above(
+            &[output(&[40., 29., 36., 28.]), exact()],
+            &plain
+        ));
+        assert!(!is_clearly_above(
+            &[output(&[40.; 4]), output(&[50.; 4])],
+            &plain
+        ));
+        assert!(!is_clearly_above(&[], &[]));
     }
 
     #[test]

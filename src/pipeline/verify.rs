@@ -3,7 +3,7 @@
 use super::Run;
 use super::drop::{Source, units};
 use super::folded::{Folded, rounding_error};
-use super::subset::{is_below, score};
+use super::subset::{is_below, is_clearly_above, score};
 use crate::Error;
 use crate::calibrate::{
     Engine, EngineError, OutputComparison, Reference, compare_few, compare_with,
@@ -44,6 +44,7 @@ impl Run<'_> {
         let agrees = |c: &Vec<OutputComparison>| worst(c).1 <= FLOAT_LIMIT;
         if few && !compared.last().is_some_and(agrees) {
             // An output of few rows may have no range to speak of.
+            self.widen();
             compared = self.compare(&models)?;
         }
         // The last is the one without rounding, if there are two.
@@ -128,7 +129,15 @@ impl Run<'_> {
         source: &Source,
     ) -> Result<Model, Error> {
         let models: Vec<&Model> = std::iter::once(&quantized).chain(&plain).collect();
-        let mut compared = self.compare(&models)?.into_iter();
+        let mut compared = self.compare(&models)?;
+        let clear = match &compared[..] {
+            [ours, plain] => is_clearly_above(ours, plain),
+            _ => false,
+        };
+        if !clear && self.widen() {
+            compared = self.compare(&models)?;
+        }
+        let mut compared = compared.into_iter();
         let ours = compared.next().unwrap_or_default();
         let Some((plain, theirs)) = plain.zip(compared.next()) else {
             self.report.outputs = output_reports(&ours, Some(&ours));

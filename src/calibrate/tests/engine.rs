@@ -272,7 +272,7 @@ fn subgraphs_read_constants_of_the_main_graph() {
 }
 
 /// x: [b, 3] → Q/DQ of `zero` type → MatMul with an int8 weight behind DequantizeLinear on axis 1.
-fn qdq(opset: i64, zero: TensorProto) -> Model {
+pub(super) fn qdq(opset: i64, zero: TensorProto) -> Model {
     model(
         opset,
         vec![info("x", DataType::Float, &["b", "3"])],

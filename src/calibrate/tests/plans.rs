@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 
 use ndarray::array;
 
-use super::engine::{embedding, ids_batch, shifted};
+use super::engine::{embedding, ids_batch, qdq, shifted};
 use super::*;
 use crate::calibrate::compare::Reference;
+use crate::calibrate::copy::calibration_copy;
 use crate::calibrate::{
     Engine, EngineError, Plan, Shapes, TractEngine, Wanted, compare_with, outputs,
 };
+use crate::onnx::node::make_node;
 use crate::onnx::tensor;
 use crate::progress::NoProgress;
 
@@ -56,6 +58,69 @@ fn a_reference_runs_once_for_several_comparisons() {
     assert_eq!(compared(), first);
     let plans: Vec<usize> = engine.0.lock().unwrap().values().copied().collect();
     assert_eq!(plans, [1, 2]);
+}
+
+#[test]
+fn a_reference_takes_further_rows() {
+    let batch = |row: u64| f32_batch("x", wave(&[1, 3, 2]) + row as f32 * 0.1, row);
+    let batches: Vec<Batch> = (0..4).map(batch).collect();
+    let (same, other) = (shifted(0.), shifted(0.3));
+    let compared = |reference: &mut Reference| {
+        compare_with(&TractEngine, reference, &[&other], 1, &NoProgress).unwrap()
+    };
+    let mut growing = Reference::new(&same, &batches[..1]);
+    assert_eq!(compared(&mut growing)[0][0].rows.len(), 1);
+    growing.extend(&batches[1..]);
+    let all = compared(&mut Reference::new(&same, &batches));
+    assert_eq!(compared(&mut growing), all);
+}
+
+/// A weight that two nodes dequantize, and one that differs in its zero point.
+#[test]
+fn a_shared_weight_is_dequantized_once_and_under_every_name() {
+    let mut model = qdq(13, tensor::from_i8("z", &[], &[0]));
+    let graph = model.proto.graph.as_mut().unwrap();
+    graph
+        .initializer
+        .push(tensor::from_i8("wz1", &[2], &[1, 0]));
+    for (zero, name) in [("wz", "again"), ("wz1", "other")] {
+        let mut node = graph.node[2].clone();
+        (node.name, node.output) = (Some(name.into()), vec![name.into()]);
+        node.input[2] = zero.into();
+        graph.node.push(node);
+        let y = make_node("MatMul", "", &["xd", name], &[&format!("y_{name}")], vec![]);
+        graph.node.push(y);
+    }
+    for name in ["again", "y_again", "y_other", "m"] {
+        let output = info(name, DataType::Float, &["a", "b"]);
+        graph.output.push(output);
+    }
+    let batch = f32_batch("x", array![[0.74f32, -0.75, 1.25]].into_dyn(), 0);
+    let copy = calibration_copy(&model, &batch.shapes()).unwrap();
+    let nodes = &copy.proto.graph.as_ref().unwrap().node;
+    let first = nodes.iter().position(|n| n.output == ["wd"]).unwrap();
+    let kinds: Vec<&str> = nodes[first..].iter().map(|n| n.op_type()).collect();
+    assert_eq!(
+        kinds,
+        [
+            "DequantizeLinear",
+            "MatMul",
+            "Add",
+            "Identity",
+            "MatMul",
+            "DequantizeLinear",
+            "MatMul"
+        ]
+    );
+    assert_eq!(nodes[first + 4].input[1], "wd");
+    let y = outputs(&TractEngine, &model, &[batch], 1, &NoProgress).unwrap();
+    let y = &y.batches[0];
+    assert_eq!(y["y_again"], y["m"]);
+    let w = array![[0.5f32, -4.], [1.5, -8.], [2.5, -256.]];
+    assert_eq!(y["again"], w.into_dyn());
+    let x = array![[0.5f32, -1., 1.]];
+    let w = array![[0.0f32, -4.], [1., -8.], [2., -256.]];
+    assert_eq!(y["y_other"], x.dot(&w).into_dyn());
 }
 
 #[test]
