@@ -120,7 +120,8 @@ pub fn run(
                 statistics: &statistics,
                 solutions: &solutions,
             };
-            let better = run.keep_the_better(quantized, plain, &source)?;
+            let (better, wider) = run.keep_the_better(quantized, plain, &source)?;
+            solutions = wider.unwrap_or(solutions);
             let better = run.keep_float(better, &model, &mut blocks, &statistics, &solutions)?;
             run.quantize_attention(better)?
         }

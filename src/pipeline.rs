@@ -17,6 +17,7 @@ mod search;
 mod shared;
 mod subset;
 mod verify;
+mod wider;
 
 use std::collections::BTreeMap;
 use std::time::Instant;

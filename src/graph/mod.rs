@@ -7,6 +7,7 @@
 pub mod branches;
 mod check;
 mod constant;
+mod fixed;
 pub mod inline;
 mod names;
 pub mod opset;
@@ -15,6 +16,7 @@ mod view;
 
 pub use check::{GraphError, check};
 pub use constant::{Constant, constant_expression};
+pub use fixed::is_random;
 pub use inline::inline;
 pub use names::Names;
 pub use patch::{Patch, PatchError, apply};

@@ -6,6 +6,10 @@ use crate::recognise::{Linear, Recognised, recognise};
 use crate::site::{Shapes, Sink, Site, find_sites, wanted_shapes};
 use crate::{Error, Options};
 
+/// Why a Linear is left in float that no input of the model reaches, as one over an embedding of relative positions.
+const COMPUTED_ONCE: &str =
+    "its input is the same in every run, so runtimes compute it once, when they load the model";
+
 /// What was recognised in a model.
 pub(crate) struct Blocks {
     pub found: Recognised,
@@ -31,11 +35,13 @@ impl Blocks {
         let found = recognise(view);
         let shapes = shapes(&wanted_shapes(view, &found))?;
         let sites = find_sites(view, &found, &shapes, options.extra_nodes);
-        let mut skipped: Vec<_> = found
-            .linears
-            .iter()
-            .map(|l| options.refuses(&l.name).map(str::to_owned))
-            .collect();
+        let fixed = view.fixed_values();
+        let reason = |linear: &Linear| match options.refuses(&linear.name) {
+            None if fixed.contains(&linear.input) => Some(COMPUTED_ONCE),
+            refused => refused,
+        };
+        let linears = found.linears.iter();
+        let mut skipped: Vec<_> = linears.map(|l| reason(l).map(str::to_owned)).collect();
         let value = |site: &Site| view.name(site.value).to_owned();
         let values: Vec<String> = sites.iter().map(value).collect();
         for (i, site) in sites.iter().enumerate() {

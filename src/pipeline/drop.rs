@@ -141,7 +141,7 @@ fn grouped(
     units
 }
 
-fn is_plain(solution: &Solution) -> bool {
+pub(super) fn is_plain(solution: &Solution) -> bool {
     let migrates = solution.shift.is_some() || solution.scale.is_some();
     !migrates && solution.range == solution.range_before
 }

@@ -20,7 +20,7 @@ const TOKENS_OF_A_ROW: usize = 128;
 
 impl Run<'_> {
     /// Judges by all held-out rows from here on; false if it did already.
-    pub(super) fn widen(&mut self) -> bool {
+    pub(super) fn ask_all_rows(&mut self) -> bool {
         let rest = std::mem::take(&mut self.in_reserve);
         self.reference.extend(&rest);
         let judging = &mut self.report.settings.held_out_rows;

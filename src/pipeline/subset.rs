@@ -16,7 +16,7 @@ pub const BUDGET: usize = 8;
 const LIMIT_DB: f64 = 60.0;
 
 /// Differences below this are none if there are too few rows to tell how much they vary.
-const CLEAR_DB: f64 = 0.3;
+pub const CLEAR_DB: f64 = 0.3;
 
 /// A gain of more than this, and of so many standard errors, is there on other rows too. With four rows and no gain, one
 /// case in a hundred looks like that.

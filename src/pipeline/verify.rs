@@ -1,9 +1,9 @@
 //! Running the results against the original.
 
-use super::Run;
 use super::drop::{Source, units};
 use super::folded::{Folded, rounding_error};
 use super::subset::{is_below, is_clearly_above, score};
+use super::{Run, Solutions};
 use crate::Error;
 use crate::calibrate::{
     Engine, EngineError, OutputComparison, Reference, compare_few, compare_with,
@@ -44,7 +44,7 @@ impl Run<'_> {
         let agrees = |c: &Vec<OutputComparison>| worst(c).1 <= FLOAT_LIMIT;
         if few && !compared.last().is_some_and(agrees) {
             // An output of few rows may have no range to speak of.
-            self.widen();
+            self.ask_all_rows();
             compared = self.compare(&models)?;
         }
         // The last is the one without rounding, if there are two.
@@ -120,21 +120,22 @@ impl Run<'_> {
         Ok(migrated)
     }
 
-    /// Runs the result and plain min-max against the original. Where the result is below plain, what hurts is dropped;
-    /// where that does not help, plain is kept.
+    /// Runs the result and plain min-max against the original. Where the result is below plain,
+    /// wider ranges are tried, then what hurts is dropped; where that does not help, plain is kept. With the solutions if they
+    /// are others now.
     pub fn keep_the_better(
         &mut self,
         quantized: Model,
         plain: Option<Model>,
         source: &Source,
-    ) -> Result<Model, Error> {
+    ) -> Result<(Model, Option<Solutions>), Error> {
         let models: Vec<&Model> = std::iter::once(&quantized).chain(&plain).collect();
         let mut compared = self.compare(&models)?;
         let clear = match &compared[..] {
             [ours, plain] => is_clearly_above(ours, plain),
             _ => false,
         };
-        if !clear && self.widen() {
+        if !clear && self.ask_all_rows() {
             compared = self.compare(&models)?;
         }
         let mut compared = compared.into_iter();
@@ -145,9 +146,18 @@ impl Run<'_> {
             self.compare_with_qdq(&ours)?;
             (self.plain, self.written) = (Some(ours.clone()), ours);
             self.finish_step("verify");
-            return Ok(quantized);
+            return Ok((quantized, None));
         };
         self.finish_step("verify");
+        let wider = self.wider_if_below(source, &ours, &theirs)?;
+        let (solutions, quantized, ours) = match wider {
+            Some((solutions, model, compared)) => (Some(solutions), model, compared),
+            None => (None, quantized, ours),
+        };
+        let source = &Source {
+            solutions: solutions.as_ref().unwrap_or(source.solutions),
+            ..*source
+        };
         let better = match is_below(&ours, &theirs) {
             true => self.drop_what_hurts(source, &ours, &theirs)?,
             false => None,
@@ -174,7 +184,7 @@ impl Run<'_> {
         }
         (self.plain, self.written) = (Some(theirs), compared);
         self.finish_step("verify");
-        Ok(result)
+        Ok((result, solutions))
     }
 }
 

@@ -40,22 +40,25 @@ def two_blocks():
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def data(surprise):
-    """Channel 0 of both inputs is an outlier. In rows that are held out (every 8th) a channel of `surprise` is one too,
-    which fits into the range before the scale and is clipped behind it."""
+def data(surprise, factor):
+    """Channel 0 of both inputs is an outlier. In rows that are held out (every 8th) channels of `surprise` are larger, too:
+    one of them very much, or by `factor` all, which fits into the range before the scale and is clipped behind it."""
     rng = np.random.default_rng(6)
     arrays = {name: rng.normal(size=(ROWS, TOKENS, K)).astype(np.float32) for name in "ab"}
     for name, x in arrays.items():
         x[..., 0] *= 40
         if name in surprise:
-            x[7::8, :, 3] *= 25
+            if factor:
+                x[7::8, :, 1:] *= factor
+            else:
+                x[7::8, :, 3] *= 25
     return arrays
 
 
 @pytest.fixture
 def run(tmp_path):
-    def quantize(surprise):
-        arrays = data(surprise)
+    def quantize(surprise, factor=None):
+        arrays = data(surprise, factor)
         onnx.save(two_blocks(), tmp_path / "in.onnx")
         np.savez(tmp_path / "calib.npz", **arrays)
         paths = [tmp_path / name for name in ("in.onnx", "out.onnx", "report.json")]
@@ -104,3 +107,14 @@ def test_nothing_is_migrated_where_everything_hurts(run):
     assert not any(folded(report).values())
     assert report["dropped_sites"] == 2
     assert report["outputs"]["y"]["sqnr_db"] >= report["outputs"]["y"]["plain_sqnr_db"]
+
+
+def test_ranges_are_widened_where_tokens_exceed_them_a_little(run):
+    usual, _ = run("")
+    report, summary = run("ab", factor=4.4)
+    assert report["decision"] == "migrated" and report["dropped_sites"] == 0
+    for site, before in zip(report["sites"], usual["sites"]):
+        assert site["scale"] == before["scale"] and site["scale"] is not None
+        assert site["range_margin"] == pytest.approx(1.25 * before["range_margin"])
+    assert report["outputs"]["y"]["sqnr_db"] > report["outputs"]["y"]["plain_sqnr_db"]
+    assert "ranges are wider by 1.25" in " ".join(summary.split())

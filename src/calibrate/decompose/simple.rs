@@ -2,7 +2,7 @@
 
 use super::build::Build;
 use super::{EngineError, Outcome};
-use crate::onnx::node::{attr, attr_f, attr_i, attr_s, int_attr, tensor_attr};
+use crate::onnx::node::{attr, attr_f, attr_i, attr_s, float_attr, int_attr, tensor_attr};
 use crate::onnx::proto::NodeProto;
 use crate::onnx::{DataType, tensor};
 
@@ -16,6 +16,32 @@ pub(super) fn dropout(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outcome
         return Ok(Outcome::Kept);
     };
     b.op_to("Identity", &[x], y, vec![]);
+    Ok(Outcome::Replaced)
+}
+
+/// Random numbers get a seed, made of the name of the value, if they have none: models that are compared must draw the
+/// same ones. (The engine tells `…Like` by the end of the node's name.)
+pub(super) fn random(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outcome, EngineError> {
+    let Some(y) = node.output.first() else {
+        return Ok(Outcome::Kept);
+    };
+    let mut seeded = node.clone();
+    if attr(node, "seed").is_none() {
+        let hash = y
+            .bytes()
+            .fold(0u32, |h, byte| h.wrapping_mul(31).wrapping_add(byte.into()));
+        // Every such number is a float32.
+        seeded
+            .attribute
+            .push(float_attr("seed", (hash % (1 << 24)) as f32));
+    }
+    let suffix = if node.op_type().ends_with("Like") {
+        ".Like"
+    } else {
+        "."
+    };
+    seeded.name = Some(format!("{}{suffix}", node.name()));
+    b.push(seeded);
     Ok(Outcome::Replaced)
 }
 

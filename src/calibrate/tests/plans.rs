@@ -11,7 +11,7 @@ use crate::calibrate::copy::calibration_copy;
 use crate::calibrate::{
     Engine, EngineError, Plan, Shapes, TractEngine, Wanted, compare_with, outputs,
 };
-use crate::onnx::node::make_node;
+use crate::onnx::node::{ints_attr, make_node};
 use crate::onnx::tensor;
 use crate::progress::NoProgress;
 
@@ -141,6 +141,41 @@ fn plans_that_share_tables_run_as_if_they_did_not() {
                 y.iter().take(4).copied().collect::<Vec<f32>>(),
                 [0., 1., 4., 5.].map(|v: f32| v + first)
             );
+        }
+    }
+}
+
+/// Two models that are compared draw the same numbers, whatever their nodes are called; different values do not.
+#[test]
+fn random_numbers_are_the_same_in_every_run() {
+    let noisy = |op: &str, inputs: &[&str]| {
+        let shape = vec![ints_attr("shape", &[2, 3, 2])];
+        let attributes = if inputs.is_empty() { shape } else { vec![] };
+        let draw = |y: &str| make_node(op, &format!("node_{y}"), inputs, &[y], attributes.clone());
+        model(
+            17,
+            vec![info("x", DataType::Float, &["2", "3", "2"])],
+            vec![
+                draw("r"),
+                draw("r2"),
+                make_node("Add", "add", &["x", "r"], &["y"], vec![]),
+                make_node("Sub", "sub", &["r", "r2"], &["d"], vec![]),
+            ],
+            vec![],
+            &["y", "d"],
+        )
+    };
+    let ops = ["RandomUniform", "RandomNormal"].map(|op| (op.to_owned(), format!("{op}Like")));
+    for (plain, like) in ops {
+        for (op, inputs) in [(plain, &[][..]), (like, &["x"][..])] {
+            let model = noisy(&op, inputs);
+            let batches = [f32_batch("x", wave(&[2, 3, 2]), 0)];
+            let run = || outputs(&TractEngine, &model, &batches, 1, &NoProgress).unwrap();
+            let (first, second) = (run(), run());
+            assert_eq!(first, second, "{op}");
+            let [d, y] = ["d", "y"].map(|name| &first.batches[0][name]);
+            assert!(d.iter().all(|v| *v != 0.0), "{op}");
+            assert_ne!(*y, wave(&[2, 3, 2]), "{op}");
         }
     }
 }

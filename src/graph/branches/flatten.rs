@@ -6,6 +6,7 @@ use super::names::{Renaming, own_names, rename, rename_node};
 use super::{DOMAIN, is_marker};
 use crate::graph::Names;
 use crate::graph::inline::label;
+use crate::graph::is_random;
 use crate::graph::view::{captured_names, is_standard_domain};
 use crate::onnx::node::{attr_g, int_attr, make_node, string_attr};
 use crate::onnx::proto::attribute_proto::AttributeType;
@@ -108,8 +109,7 @@ impl Flat {
             read.extend(node.input.iter().cloned());
             read.extend(captured_names(node).into_iter().map(str::to_owned));
         }
-        let random = ["Random", "Multinomial", "Bernoulli"];
-        if random.iter().any(|op| node.op_type().starts_with(op)) {
+        if is_random(node) {
             // No two runs agree on it: no input either.
             read.extend(self.data.iter().min().cloned());
         }
