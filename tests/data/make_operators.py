@@ -197,6 +197,15 @@ def own():
     )
     layer = [node("LayerNormalization", ["x", "g"], ["y", "mean", "inv"], axis=-1)]
     yield "layer_normalization_without_bias", layer, {"x": long}, {"g": wave(6)}, ["y", "mean", "inv"], 17
+    blocks = {"q": wave(2, 3, 4, 2, 5), "k": wave(2, 3, 6, 2, 5)}
+    dots = node("Einsum", "qk", "y", equation="...qhd, ...khd -> ...hqk")
+    yield "einsum_dots", [dots], blocks, {}, ["y"], 17
+    fewer = {"q": wave(2, 3, 4, 5), "k": wave(3, 5, 6)}
+    yield "einsum_fewer_dots", [node("Einsum", "qk", "y", equation="...ij,...jk->...ik")], fewer, {}, ["y"], 17
+    # LeViT halves both sides of an image that is a sequence.
+    nodes = [node("Reshape", "xs", "r"), node("Slice", "rabcd", "y")]
+    shape = {"s": np.array([2, 4, 4, 3]), "a": np.zeros(2, int), "b": np.full(2, 9), "c": np.array([1, 2]), "d": np.full(2, 2)}
+    yield "slice_every_second", nodes, {"x": wave(2, 16, 3)}, shape, ["y"], 17
     yield "swish_alpha", [node("Swish", "x", "y", alpha=0.7)], {"x": long}, {}, ["y"], 24
     yield "mish_far", [node("Mish", "x", "y")], {"x": long * 100}, {}, ["y"], 18
     yield "softmax_far", [node("Softmax", "x", "y", axis=1)], {"x": long * 100}, {}, ["y"], 13

@@ -72,6 +72,7 @@ const TABLE: &[(&str, &str, Rule)] = &[
     ("", "SequenceInsert", sequence::insert),
     ("", "SequenceLength", sequence::length),
     ("", "SimplifiedLayerNormalization", contrib::simplified_norm),
+    ("", "Slice", simple::strided_slice),
     ("", "SplitToSequence", sequence::split),
     ("", "Swish", simple::swish),
     ("", "TensorScatter", simple::tensor_scatter),

@@ -1,6 +1,7 @@
 //! Operators that become one or two others.
 
 use super::build::Build;
+use super::known::{Known, slices};
 use super::{EngineError, Outcome};
 use crate::onnx::node::{attr, attr_f, attr_i, attr_s, float_attr, int_attr, tensor_attr};
 use crate::onnx::proto::NodeProto;
@@ -16,6 +17,35 @@ pub(super) fn dropout(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outcome
         return Ok(Outcome::Kept);
     };
     b.op_to("Identity", &[x], y, vec![]);
+    Ok(Outcome::Replaced)
+}
+
+/// `y = Slice(x)` with a step becomes a Gather per axis: the engine's own strides do not pass every Reshape.
+pub(super) fn strided_slice(
+    node: &NodeProto,
+    b: &mut Build<'_, '_>,
+) -> Result<Outcome, EngineError> {
+    let known = Known {
+        node,
+        scope: b.scope,
+    };
+    let strided = known
+        .ints(4)
+        .is_some_and(|steps| steps.iter().any(|step| *step != 1));
+    let axes = slices(known).filter(|axes| strided && axes.iter().all(|(_, i)| !i.is_empty()));
+    let (Some(axes), Some(y)) = (axes, node.output.first()) else {
+        return Ok(Outcome::Kept);
+    };
+    let mut x = node.input[0].clone();
+    for (i, (axis, indices)) in axes.iter().enumerate() {
+        let indices: Vec<i64> = indices.iter().map(|&at| at as i64).collect();
+        let indices = b.ints(&indices);
+        let attributes = vec![int_attr("axis", *axis as i64)];
+        match i + 1 == axes.len() {
+            true => b.op_to("Gather", &[&x, &indices], y, attributes),
+            false => x = b.op("Gather", &[&x, &indices], attributes),
+        }
+    }
     Ok(Outcome::Replaced)
 }
 
