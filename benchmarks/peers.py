@@ -88,8 +88,10 @@ def run_measured(command, variables, log):
     memory of the process that started it."""
     start = time.perf_counter()
     with open(log, "w") as out:
+        # In the folder of the log, because some tools write into the current one.
+        command, folder = [str(c) for c in command], log.parent
         # subprocess would reap the child without its resource usage.
-        process = subprocess.Popen([str(c) for c in command], stdout=out, stderr=subprocess.STDOUT, env=variables)
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=variables, cwd=folder)
         _, status, usage = os.wait4(process.pid, 0)
     wall = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -162,6 +164,7 @@ def parse():
     args = parser.parse_args()
     if args.readme and (args.models or args.only):
         parser.error("--readme needs every model and tool")
+    args.binary = os.path.abspath(args.binary)
     if not os.access(args.binary, os.X_OK):
         sys.exit(f"{args.binary} is missing: run cargo build --release")
     return args
