@@ -67,7 +67,13 @@ TABLE = (
     Tool("onnx-neural-compressor, SmoothQuant α .95", "onnx-neural-compressor", "quantize_onc.py", "smoothquant"),
     Tool("**onnx-osplus** --target portable", OURS, options=("--target", "portable"), note="symmetric"),
     Tool("onnxruntime, best", "onnxruntime", "quantize_ort.py", "symmetric", note="symmetric"),
-    Tool("onnxsim SmoothQuant α .95 → onnxruntime", "onnxsim", "quantize_onnxsim.py", "smoothquant-symmetric", note="symmetric"),
+    Tool(
+        "onnxsim SmoothQuant α .95 → onnxruntime",
+        "onnxsim",
+        "quantize_onnxsim.py",
+        "smoothquant-symmetric",
+        note="symmetric",
+    ),
     Tool("onnxruntime dynamic", "onnxruntime", "quantize_ort.py", "dynamic", note="dynamic"),
     Tool("**onnx-osplus**", OURS, options=SIX, note="6 bits"),
     Tool("onnx-osplus --method none (plain min-max)", OURS, options=("--method", "none", *SIX), note="6 bits"),
@@ -111,7 +117,7 @@ def score(*arguments):
 
 
 def quantize(tool, model, folder, args):
-    """One row of the table: what the tool cost and what its result is worth."""
+    """One run of a tool: (wall s, CPU s, peak MB). The result is in folder/out."""
     out = folder / "out" / "model.onnx"
     if tool.environment == OURS:
         command = [args.binary, model["file"], out, "--calib", model["calib"], "--force", "--quiet", *tool.options]
@@ -120,12 +126,30 @@ def quantize(tool, model, folder, args):
         interpreter = environments.python(tool.environment)
         command = [interpreter, TOOLS / tool.script, tool.setting, model["file"], out, model["calib"]]
         variables = environments.variables(interpreter)
-    runs = []
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for file in out.parent.iterdir():
+        file.unlink()
+    return run_measured(command, variables, folder / "log.txt")
+
+
+def quantize_all(tools, model, folder, args):
+    """[runs of the tool, or why it failed]. The tools take turns, so that a slow minute of the machine is everybody's."""
+    results = [[] for _ in tools]
     for _ in range(args.runs):
-        out.parent.mkdir(exist_ok=True)
-        for file in out.parent.iterdir():
-            file.unlink()
-        runs.append(run_measured(command, variables, folder / "log.txt"))
+        for number, tool in enumerate(tools):
+            if isinstance(results[number], list):
+                try:
+                    results[number].append(quantize(tool, model, folder / str(number), args))
+                except (Failed, environments.NotInstalled) as error:
+                    results[number] = error
+    return results
+
+
+def measure(runs, model, folder, args):
+    """One row of the table: what the tool cost and what its result is worth."""
+    if not isinstance(runs, list):
+        raise runs
+    out = folder / "out" / "model.onnx"
     wall, cpu, peak = (statistics.median(column) for column in zip(*runs))
     size = sum(file.stat().st_size for file in out.parent.iterdir()) / 1e6
     row = {"wall_s": wall, "cpu_s": cpu, "peak_mb": peak, "file_mb": size}
@@ -156,7 +180,9 @@ def parse():
     parser = argparse.ArgumentParser(description="onnx-osplus against other quantizers, in one table.")
     parser.add_argument("--binary", default=str(ROOT / "target" / "release" / "onnx-osplus"))
     parser.add_argument("--models", default="", help="only models whose name this regular expression finds")
-    parser.add_argument("--only", default="", help="only tools whose environment or label this regular expression finds")
+    parser.add_argument(
+        "--only", default="", help="only tools whose environment or label this regular expression finds"
+    )
     parser.add_argument("--runs", type=int, default=1, help="runs of each tool; the median is shown")
     parser.add_argument("--rounds", type=int, default=15, help="interleaved pairs for the speed-up; 0 leaves it out")
     parser.add_argument("--json", type=Path, help="write every number there")
@@ -176,15 +202,18 @@ def main():
     with tempfile.TemporaryDirectory(prefix="onnx-osplus-peers-") as folder:
         folder = Path(folder)
         models = {n: m for n, m in score("models", folder).items() if re.search(args.models, n, re.IGNORECASE)}
-        print(f"{date.today()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f} at the start\n\n{HEAD}", flush=True)
+        print(
+            f"{date.today()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f} at the start\n\n{HEAD}", flush=True
+        )
         for number, (name, model) in enumerate(models.items()):
             model["cache"] = str(folder / f"original-{number}.npz")
             original = score("accuracy", model["file"], model["file"], model["heldout"], model["task"], model["cache"])
             original["file_mb"] = Path(model["file"]).stat().st_size / 1e6
             print(table_row(name, "float32", "", original), flush=True)
-            for tool in tools:
+            runs = quantize_all(tools, model, folder, args)
+            for i, tool in enumerate(tools):
                 try:
-                    row = quantize(tool, model, folder, args)
+                    row = measure(runs[i], model, folder / str(i), args)
                 except (Failed, environments.NotInstalled) as error:
                     missing.append(f"{name}: {tool.label}: {error}")
                     row = {"error": str(error)}

@@ -13,8 +13,8 @@ pub fn is_random(node: &NodeProto) -> bool {
 }
 
 impl View<'_> {
-    /// The values that depend on no input of the graph: initializers, and whatever nodes compute from such values alone.
-    /// Runtimes compute them once, when the model is loaded.
+    /// What nodes compute from initializers alone, or from such values: no input of the graph reaches it. Runtimes compute
+    /// it once, when they load the model.
     pub fn fixed_values(&self) -> BTreeSet<ValueId> {
         let mut fixed = BTreeSet::new();
         for (id, node) in self.nodes() {

@@ -120,9 +120,8 @@ impl Run<'_> {
         Ok(migrated)
     }
 
-    /// Runs the result and plain min-max against the original. Where the result is below plain,
-    /// wider ranges are tried, then what hurts is dropped; where that does not help, plain is kept. With the solutions if they
-    /// are others now.
+    /// Runs the result and plain min-max against the original. Where the result is below plain, wider ranges are tried,
+    /// then what hurts is dropped; where that does not help, plain is kept. With the solutions if they are others now.
     pub fn keep_the_better(
         &mut self,
         quantized: Model,

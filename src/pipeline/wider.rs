@@ -3,8 +3,8 @@
 //! After migration many channels touch the edges of the range at once, so a token that is unlike all calibration tokens
 //! may be clipped in many of them, and one such row can cost more than migration gains in all others. Dropping what hurts
 //! would give up that gain; ranges a quarter wider cost 2 dB of it. They are measured on the same rows as everything else,
-//! and taken if the result is above plain then. (Looking for them wherever one row is far worse than the others was tried: it lost 1 to 4
-//! dB on further rows in 10 of 12 exports.)
+//! and taken if the result is above plain then. (To try them wherever one row is far worse than the others lost 1 to 4 dB
+//! on further rows in 10 of 12 exports.)
 
 use super::drop::{Source, is_plain};
 use super::subset::{CLEAR_DB, is_below, score};
