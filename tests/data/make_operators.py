@@ -200,6 +200,10 @@ def own():
     blocks = {"q": wave(2, 3, 4, 2, 5), "k": wave(2, 3, 6, 2, 5)}
     dots = node("Einsum", "qk", "y", equation="...qhd, ...khd -> ...hqk")
     yield "einsum_dots", [dots], blocks, {}, ["y"], 17
+    # LongT5: a mask that all heads share between the products of its blocks.
+    nodes = [dots, node("Add", "ym", "a"), node("Softmax", "a", "p", axis=-1)]
+    nodes.append(node("Einsum", "pk", "z", equation="...hqk,...khd->...qhd"))
+    yield "einsum_local_attention", nodes, blocks | {"m": wave(2, 3, 1, 4, 6)}, {}, ["z"], 17
     fewer = {"q": wave(2, 3, 4, 5), "k": wave(3, 5, 6)}
     yield "einsum_fewer_dots", [node("Einsum", "qk", "y", equation="...ij,...jk->...ik")], fewer, {}, ["y"], 17
     # LeViT halves both sides of an image that is a sequence.

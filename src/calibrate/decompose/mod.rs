@@ -10,6 +10,7 @@ mod build;
 mod contrib;
 mod contrib_attention;
 mod contrib_rotary;
+mod einsum;
 mod known;
 mod narrow;
 mod quantized;
@@ -53,6 +54,7 @@ const TABLE: &[(&str, &str, Rule)] = &[
     ("", "CumSum", simple::cumsum),
     ("", "DequantizeLinear", narrow::dequantize),
     ("", "Dropout", simple::dropout),
+    ("", "Einsum", einsum::einsum),
     ("", "GatherND", simple::nd_indices),
     ("", "Identity", sequence::identity),
     ("", "MatMul", simple::matmul),

@@ -1,5 +1,6 @@
 //! Types and shapes of the outputs of a standard operator, from those of its inputs.
 
+use super::einsum::einsum_shape;
 use super::known::{Known, axes, axis_of, broadcast, permutation, slices, split_lengths};
 use super::scope::{Fact, Scope, engine_type, tensor_fact};
 use super::values;
@@ -204,6 +205,24 @@ fn output_shapes(known: Known<'_>) -> Option<Vec<Vec<usize>>> {
             let mut shape = x()?;
             for (axis, indices) in slices(known)? {
                 shape[axis] = indices.len();
+            }
+            shape
+        }
+        "Einsum" => einsum_shape(known)?,
+        "Pad" => {
+            let mut shape = x()?;
+            let pads = known.ints_or(1, "pads")??;
+            let over = match known.name(3) {
+                Some(_) => axes(&known.ints(3)?, shape.len())?,
+                None => (0..shape.len()).collect(),
+            };
+            if pads.len() != 2 * over.len() {
+                return None;
+            }
+            let (before, after) = pads.split_at(over.len());
+            for ((axis, before), after) in over.into_iter().zip(before).zip(after) {
+                let size = i64::try_from(shape[axis]).ok()? + before + after;
+                shape[axis] = size.try_into().ok()?;
             }
             shape
         }
