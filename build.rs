@@ -1,13 +1,15 @@
-//! Compiles `proto/onnx.proto` with protox, a pure-Rust compiler, so that no `protoc` is needed. Three results:
+//! Compiles `proto/onnx.proto` with protox, a pure-Rust compiler, so that no `protoc` is needed. Four results:
 //!
 //! - `onnx.rs`: the message types, by prost;
 //! - `schema.rs`: a table of the fields of every message, by which `src/onnx/wire.rs` finds what prost would drop;
+//! - `operators.rs`: a constant for the name of every operator, from `proto/operators.txt`;
 //! - `onnx.fds`: the descriptor itself, for the test that compares it with the `onnx` Python package's.
 
 use std::{env, error::Error, fmt::Write, fs, path::Path};
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto/onnx.proto");
+    println!("cargo:rerun-if-changed=proto/operators.txt");
     let mut compiler = protox::Compiler::new(["proto"])?;
     compiler.open_file("onnx.proto")?;
     let descriptors = compiler.file_descriptor_set();
@@ -15,6 +17,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = Path::new(&out);
     fs::write(out.join("onnx.fds"), compiler.encode_file_descriptor_set())?;
     fs::write(out.join("schema.rs"), schema_table(&compiler)?)?;
+    let operators = fs::read_to_string("proto/operators.txt")?;
+    fs::write(out.join("operators.rs"), operator_names(&operators)?)?;
     prost_build::Config::new()
         // `Bytes` fields are slices of the memory-mapped file: weights are not copied on load.
         .bytes(["."])
@@ -63,5 +67,24 @@ fn schema_table(compiler: &protox::Compiler) -> Result<String, Box<dyn Error>> {
         writeln!(text, "    ] }},")?;
     }
     text.push_str("];\n");
+    Ok(text)
+}
+
+/// Writes `pub const MatMul: &str = "MatMul";` for every operator, with its domain.
+fn operator_names(list: &str) -> Result<String, Box<dyn Error>> {
+    let mut text = String::new();
+    let mut domain = "";
+    for line in list
+        .lines()
+        .filter(|l| !l.is_empty() && !l.starts_with('#'))
+    {
+        match line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
+            Some(name) => domain = name,
+            None => {
+                writeln!(text, "/// `{domain}`")?;
+                writeln!(text, "pub const {line}: &str = {line:?};")?;
+            }
+        }
+    }
     Ok(text)
 }

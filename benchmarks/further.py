@@ -24,6 +24,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 CALIBRATION, HELD_OUT = 64, 256  # of two logits a row, 16 rows say nothing
+sys.path.append(str(ROOT / "tests" / "python"))  # measure
 BINARY = os.environ.get("ONNX_OSPLUS_BIN", str(ROOT / "target" / "release" / "onnx-osplus"))
 
 
@@ -67,49 +68,40 @@ def export(names, exporter, folder):
             print(f"{name}: {type(error).__name__}: {str(error).strip().splitlines()[0][:120]}", flush=True)
 
 
-def run(path, feeds):
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    names = {i.name for i in session.get_inputs()}
-    return session.run(["y"], {name: array for name, array in feeds.items() if name in names})[0].astype(np.float64)
-
-
-def sqnr(reference, other):
-    return 10 * np.log10((reference**2).sum() / max(((reference - other) ** 2).sum(), 1e-30))
-
-
 def measure_one(file, folder):
     """The row of one export, and whether it fails."""
+    import measure
     import onnx
 
     name = file.name.split(".")[0]
     inputs = {i.name for i in onnx.load(file, load_external_data=False).graph.input}
-    feeds = dict(np.load(folder / f"{name}.heldout.npz"))
+
+    def rows(part):
+        """Arrays of the inputs; exporters drop those that the model does not read."""
+        return {key: array for key, array in np.load(folder / f"{name}.{part}.npz").items() if key in inputs}
+
+    feeds = rows("heldout")
     try:
-        reference = run(file, feeds)
+        reference = measure.outputs(file, feeds)["y"]
     except Exception as error:  # noqa: BLE001: an export that does not run is no case
         return f"does not run in ONNX Runtime: {str(error).splitlines()[0][:100]}", False
     out, report = folder / "out" / file.name, folder / "out" / f"{file.name}.json"
     calibration = out.with_suffix(".npz")
-    given = dict(np.load(folder / f"{name}.calib.npz"))
-    np.savez(calibration, **{key: array for key, array in given.items() if key in inputs})
+    np.savez(calibration, **rows("calib"))
     found = []
     for method in ("none", "osplus"):
         command = [BINARY, file, out, "--calib", calibration, "--method", method, "--report", report]
         done = subprocess.run([*command, "--force", "--quiet", "--no-layers"], capture_output=True, text=True)
         if done.returncode != 0:
             return f"exit status {done.returncode}: {' '.join(done.stderr.split())[:200]}", True
-        found.append(sqnr(reference, run(out, feeds)))
+        found.append(measure.sqnr(reference, measure.outputs(out, feeds)["y"]))
     report = json.loads(report.read_text())
     quantized = sum(linear["status"] == "quantized" for linear in report["linears"])
     row = f"{found[0]:.2f} | {found[1]:.2f} | {quantized} of {len(report['linears'])} | {report['decision']}"
     return row, found[1] < found[0] - 0.1
 
 
-def measure(folder):
+def measure_all(folder):
     (folder / "out").mkdir(exist_ok=True)
     print("| export | plain dB | onnx-osplus dB | int8 Linears | decision |\n|---|---|---|---|---|")
     rows = {}
@@ -129,7 +121,7 @@ def main():
     parser.add_argument("--exporter", default="script17.eager", help="script|dynamo, the opset, eager|sdpa")
     args = parser.parse_args()
     if args.step == "measure":
-        sys.exit(measure(args.folder))
+        sys.exit(measure_all(args.folder))
     export(args.names, args.exporter, args.folder)
 
 

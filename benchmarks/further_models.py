@@ -11,28 +11,14 @@ import transformers
 WIDTH, LAYERS, HEADS, INNER, VOCABULARY, TOKENS = 128, 2, 4, 256, 300, 24
 OUTLIERS = 40  # one channel in so many of each norm is large
 
-DECODER = {
-    "hidden_size": WIDTH,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
-    "num_key_value_heads": 2,
-    "intermediate_size": INNER,
-    "vocab_size": VOCABULARY,
-    "max_position_embeddings": 64,
-    "head_dim": WIDTH // HEADS,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-ENCODER = {
+SIZES = {
     "hidden_size": WIDTH,
     "num_hidden_layers": LAYERS,
     "num_attention_heads": HEADS,
     "intermediate_size": INNER,
-    "vocab_size": VOCABULARY,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
 }
+ENCODER = SIZES | {"vocab_size": VOCABULARY, "max_position_embeddings": 64, "pad_token_id": 0}
+DECODER = ENCODER | {"num_key_value_heads": 2, "head_dim": WIDTH // HEADS, "bos_token_id": 1, "eos_token_id": 2}
 BART = {
     "d_model": WIDTH,
     "encoder_layers": LAYERS,
@@ -48,23 +34,8 @@ BART = {
     "eos_token_id": 2,
     "decoder_start_token_id": 1,
 }
-IMAGE = {
-    "hidden_size": WIDTH,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
-    "intermediate_size": INNER,
-    "image_size": 32,
-    "patch_size": 8,
-}
-SOUND = {
-    "hidden_size": WIDTH,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
-    "intermediate_size": INNER,
-    "conv_dim": [32] * 7,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
-}
+IMAGE = SIZES | {"image_size": 32, "patch_size": 8}
+SOUND = SIZES | {"conv_dim": [32] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
 GPT = {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "vocab_size": VOCABULARY, "n_positions": 64}
 T5 = {"d_model": WIDTH, "d_kv": 32, "d_ff": INNER, "num_layers": LAYERS, "num_heads": HEADS, "vocab_size": VOCABULARY}
 XLM = {

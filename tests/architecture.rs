@@ -190,6 +190,20 @@ fn the_library_never_prints_or_exits_or_reads_the_environment() {
     assert_eq!(found, Vec::<String>::new());
 }
 
+/// A name in a string could be misspelt; a constant of `onnx::op` cannot.
+#[test]
+fn operators_are_named_by_constants() {
+    let list = std::fs::read_to_string(root().join("proto/operators.txt")).unwrap();
+    let named = list
+        .lines()
+        .filter(|l| l.starts_with(|c: char| c.is_ascii_uppercase()));
+    let names: Vec<&str> = named.collect();
+    assert!(names.len() > 200, "{}", names.len());
+    let pattern = format!(r#""({})""#, names.join("|"));
+    let found = offenders(&pattern, Source::is_test);
+    assert_eq!(found, Vec::<String>::new());
+}
+
 #[test]
 fn no_file_is_longer_than_500_lines() {
     let long: Vec<_> = sources()

@@ -6,6 +6,7 @@
 use super::signature::{Dim, ModelInput};
 use crate::graph::{NodeId, Use, ValueId, View};
 use crate::onnx::node::attr_i;
+use crate::onnx::op;
 
 /// Writes the head size into the last axis of every input that an attention operator of ONNX Runtime reads as its past.
 pub(super) fn state_head_sizes(view: &View, inputs: &mut [ModelInput]) {
@@ -34,11 +35,11 @@ fn head_size(view: &View, node: NodeId, slot: usize) -> Option<usize> {
     let heads = |name: &str| usize::try_from(attr_i(proto, name).unwrap_or(0)).unwrap_or(0);
     let packed = view.input(node, 1).is_none();
     let count = match (proto.domain(), proto.op_type(), slot) {
-        ("com.microsoft", "GroupQueryAttention", 3 | 4) if packed => {
+        ("com.microsoft", op::GroupQueryAttention, 3 | 4) if packed => {
             heads("num_heads") + 2 * heads("kv_num_heads")
         }
-        ("com.microsoft", "GroupQueryAttention", 3 | 4)
-        | ("com.microsoft", "MultiHeadAttention", 6 | 7)
+        ("com.microsoft", op::GroupQueryAttention, 3 | 4)
+        | ("com.microsoft", op::MultiHeadAttention, 6 | 7)
             if !packed =>
         {
             heads("num_heads")
@@ -55,15 +56,15 @@ fn channels(view: &View, mut value: ValueId) -> Option<usize> {
     for _ in 0..16 {
         let (node, _) = view.producer(value)?;
         value = match view.node(node).op_type() {
-            "MatMul" => return *view.shape(view.input(node, 1)?)?.last()?,
-            "Add" if view.is_constant(view.input(node, 0)?) => view.input(node, 1)?,
-            "Add"
-            | "RotaryEmbedding"
-            | "Cast"
-            | "Identity"
-            | "Reshape"
-            | "LayerNormalization"
-            | "SimplifiedLayerNormalization" => view.input(node, 0)?,
+            op::MatMul => return *view.shape(view.input(node, 1)?)?.last()?,
+            op::Add if view.is_constant(view.input(node, 0)?) => view.input(node, 1)?,
+            op::Add
+            | op::RotaryEmbedding
+            | op::Cast
+            | op::Identity
+            | op::Reshape
+            | op::LayerNormalization
+            | op::SimplifiedLayerNormalization => view.input(node, 0)?,
             _ => return None,
         };
     }

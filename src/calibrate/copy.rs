@@ -17,6 +17,7 @@ use crate::calibrate::engine::EngineError;
 use crate::calibrate::input::Shapes;
 use crate::graph::Names;
 use crate::onnx::node::attr_t;
+use crate::onnx::op;
 use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension};
 use crate::onnx::proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TensorShapeProto, TypeProto,
@@ -155,7 +156,7 @@ impl<'m> Dequantized<'m> {
         constants: &BTreeMap<&str, &TensorProto>,
     ) -> Option<NodeProto> {
         let known = |input: &String| input.is_empty() || constants.contains_key(input.as_str());
-        if node.op_type() != "DequantizeLinear" || !node.input.iter().all(known) {
+        if node.op_type() != op::DequantizeLinear || !node.input.iter().all(known) {
             return None;
         }
         let [output] = node.output.as_slice() else {
@@ -172,7 +173,7 @@ impl<'m> Dequantized<'m> {
         self.same.insert(output, &first.output[0]);
         // The value keeps its name for subgraphs and taps; the engine drops it where nobody asks.
         Some(NodeProto {
-            op_type: Some("Identity".into()),
+            op_type: Some(op::Identity.into()),
             domain: None,
             input: vec![first.output[0].clone()],
             attribute: Vec::new(),
@@ -197,7 +198,7 @@ fn is_numeric(tensor: &TensorProto) -> bool {
 
 /// Output name and value of a `Constant` node that holds a tensor of numbers.
 fn constant_value(node: &NodeProto) -> Option<(&str, &TensorProto)> {
-    if node.op_type() != "Constant" || !is_standard(node.domain()) {
+    if node.op_type() != op::Constant || !is_standard(node.domain()) {
         return None;
     }
     let value = attr_t(node, "value").filter(|t| is_numeric(t))?;
@@ -361,12 +362,12 @@ fn index_limits(graph: &GraphProto, constants: &BTreeMap<&str, &TensorProto>) ->
             node.input.as_slice(),
             node.output.as_slice(),
         ) {
-            ("Cast" | "Identity", [x], [y]) => {
+            (op::Cast | op::Identity, [x], [y]) => {
                 if let Some(input) = origin.get(x.as_str()) {
                     origin.insert(y, input);
                 }
             }
-            ("Gather", [table, ids], _) => {
+            (op::Gather, [table, ids], _) => {
                 let axis = crate::onnx::node::attr_i(node, "axis").unwrap_or(0);
                 let (Some(input), Some(rows)) = (
                     origin.get(ids.as_str()).filter(|_| axis == 0),

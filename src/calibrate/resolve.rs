@@ -13,6 +13,7 @@ use crate::calibrate::input::Batch;
 use crate::graph::branches::{first_condition, flatten, take};
 use crate::graph::{inline, opset};
 use crate::onnx::node::{int_attr, make_node, subgraphs};
+use crate::onnx::op;
 use crate::onnx::proto::{NodeProto, ValueInfoProto};
 use crate::onnx::{DataType, Model};
 
@@ -31,7 +32,7 @@ pub(super) fn resolve(
     model: &Model,
     like: &Batch,
 ) -> Result<Resolved, EngineError> {
-    let has_if = |m: &Model| m.graph().node.iter().any(|n| n.op_type() == "If");
+    let has_if = |m: &Model| m.graph().node.iter().any(|n| n.op_type() == op::If);
     if model.proto.functions.is_empty() && !has_if(model) {
         return Ok(Resolved::default());
     }
@@ -92,7 +93,7 @@ fn value(
         .map(|&v| v != 0.0)
         .ok_or_else(|| EngineError::Refused {
             node: condition.to_owned(),
-            op: "If".to_owned(),
+            op: op::If.to_owned(),
             reason: "its condition has no value".to_owned(),
         })
 }
@@ -126,7 +127,7 @@ fn part_before(model: &Model, condition: &str) -> Model {
     let to = vec![int_attr("to", DataType::Float as i64)];
     graph
         .node
-        .push(make_node("Cast", &float, &[condition], &[&float], to));
+        .push(make_node(op::Cast, &float, &[condition], &[&float], to));
     graph.output = vec![ValueInfoProto {
         name: Some(float),
         ..ValueInfoProto::default()

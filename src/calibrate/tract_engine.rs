@@ -24,6 +24,7 @@ use crate::calibrate::tract_tensor::{Tables, datum_name, values_tensor};
 use crate::calibrate::{broadcast, rounding};
 use crate::onnx::Model;
 use crate::onnx::node::subgraphs;
+use crate::onnx::op;
 use crate::onnx::proto::GraphProto;
 
 /// Runs models with tract, in float32, each batch on one thread.
@@ -322,10 +323,10 @@ fn check_taps(model: &TypedModel, taps: &[(usize, &String)]) -> Result<(), Failu
 
 /// Operators of Microsoft's domain that tract implements with Microsoft's meaning. Others are decomposed in the copy.
 const MICROSOFT: [&str; 4] = [
-    "DequantizeLinear",
-    "GatherBlockQuantized",
-    "MatMulNBits",
-    "QuantizeLinear",
+    op::DequantizeLinear,
+    op::GatherBlockQuantized,
+    op::MatMulNBits,
+    op::QuantizeLinear,
 ];
 
 /// Refuses operators that tract does not know. Its own registry ignores the domain and would take

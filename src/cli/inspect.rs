@@ -1,5 +1,6 @@
 //! `onnx-osplus inspect`: what the tool sees in a model.
 
+use onnx_osplus::onnx::op;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -217,9 +218,9 @@ impl Page {
     fn quantized(&mut self, anatomy: &Anatomy, verbose: bool) {
         let found = &anatomy.quantized;
         let counts = [
-            ("QuantizeLinear", found.quantize_linear),
-            ("DequantizeLinear", found.dequantize_linear),
-            ("DynamicQuantizeLinear", found.dynamic_quantize_linear),
+            (op::QuantizeLinear, found.quantize_linear),
+            (op::DequantizeLinear, found.dequantize_linear),
+            (op::DynamicQuantizeLinear, found.dynamic_quantize_linear),
         ];
         if found.linears.is_empty() && counts.iter().all(|(_, n)| *n == 0) {
             return;
@@ -360,7 +361,7 @@ impl Page {
 /// What kind of sink, in the words of the README.
 fn kind(site: &SiteFacts) -> &'static str {
     match site.kind {
-        "LayerNormalization" | "RMSNormalization" => "norm",
+        op::LayerNormalization | op::RMSNormalization => "norm",
         "commuted" => "commuted",
         "explicit" => "by a Mul",
         _ => "no sink",

@@ -5,6 +5,7 @@ use ndarray::{Array0, Array1, ArrayD, Axis, IxDyn};
 use super::view::{NodeId, Source, ValueId, View};
 use crate::onnx::DataType;
 use crate::onnx::node::{attr, attr_f, attr_i, attr_ints, attr_t};
+use crate::onnx::op;
 use crate::onnx::proto::NodeProto;
 use crate::onnx::tensor;
 
@@ -83,7 +84,7 @@ impl View<'_> {
                     let input = self.input(node, i);
                     input.is_none_or(|v| self.is_constant_at_depth(v, depth + 1))
                 };
-                op == "Constant"
+                op == op::Constant
                     || (constant_expression(op) && (0..self.node(node).input.len()).all(constant))
             }
             _ => false,
@@ -104,7 +105,7 @@ impl View<'_> {
     fn node_constant(&self, id: NodeId, depth: usize) -> Option<Constant> {
         let node = self.node(id);
         let op = self.op(id);
-        if op == "Constant" {
+        if op == op::Constant {
             return constant_node(node);
         }
         if !constant_expression(op) {
@@ -116,9 +117,9 @@ impl View<'_> {
             None => arg(1)?.into_ints(),
         };
         match op {
-            "Identity" => arg(0),
-            "Cast" => cast(arg(0)?, attr_i(node, "to")?),
-            "Transpose" => {
+            op::Identity => arg(0),
+            op::Cast => cast(arg(0)?, attr_i(node, "to")?),
+            op::Transpose => {
                 let perm: Option<Vec<usize>> = attr_ints(node, "perm")
                     .map(|p| p.iter().map(|&a| usize::try_from(a).ok()).collect())
                     .unwrap_or(Some(Vec::new()));
@@ -137,29 +138,29 @@ impl View<'_> {
                         .then_some(Shape::Permute(perm))
                 })
             }
-            "Reshape" => {
+            op::Reshape => {
                 let target = arg(1)?.into_ints()?;
                 let allow_zero = attr_i(node, "allowzero").unwrap_or(0) != 0;
                 map(arg(0)?, |_| Some(Shape::Reshape { target, allow_zero }))
             }
-            "Squeeze" if node.input.len() < 2 && attr_ints(node, "axes").is_none() => {
+            op::Squeeze if node.input.len() < 2 && attr_ints(node, "axes").is_none() => {
                 map(arg(0)?, |_| Some(Shape::SqueezeAll))
             }
-            "Squeeze" => {
+            op::Squeeze => {
                 let axes = axes()?;
                 map(arg(0)?, |_| Some(Shape::Squeeze(axes)))
             }
-            "Unsqueeze" => {
+            op::Unsqueeze => {
                 let axes = axes()?;
                 map(arg(0)?, |_| Some(Shape::Unsqueeze(axes)))
             }
-            "Neg" => unary(arg(0)?, |x| -x),
-            "Sqrt" => unary(arg(0)?, f32::sqrt),
-            "Reciprocal" => unary(arg(0)?, |x| 1.0 / x),
-            "Add" => binary(arg(0)?, arg(1)?, |a, b| a + b),
-            "Sub" => binary(arg(0)?, arg(1)?, |a, b| a - b),
-            "Mul" => binary(arg(0)?, arg(1)?, |a, b| a * b),
-            "Div" => binary(arg(0)?, arg(1)?, |a, b| a / b),
+            op::Neg => unary(arg(0)?, |x| -x),
+            op::Sqrt => unary(arg(0)?, f32::sqrt),
+            op::Reciprocal => unary(arg(0)?, |x| 1.0 / x),
+            op::Add => binary(arg(0)?, arg(1)?, |a, b| a + b),
+            op::Sub => binary(arg(0)?, arg(1)?, |a, b| a - b),
+            op::Mul => binary(arg(0)?, arg(1)?, |a, b| a * b),
+            op::Div => binary(arg(0)?, arg(1)?, |a, b| a / b),
             _ => None,
         }
     }
@@ -169,19 +170,19 @@ impl View<'_> {
 pub fn constant_expression(op: &str) -> bool {
     matches!(
         op,
-        "Identity"
-            | "Cast"
-            | "Transpose"
-            | "Reshape"
-            | "Squeeze"
-            | "Unsqueeze"
-            | "Neg"
-            | "Sqrt"
-            | "Reciprocal"
-            | "Add"
-            | "Sub"
-            | "Mul"
-            | "Div"
+        op::Identity
+            | op::Cast
+            | op::Transpose
+            | op::Reshape
+            | op::Squeeze
+            | op::Unsqueeze
+            | op::Neg
+            | op::Sqrt
+            | op::Reciprocal
+            | op::Add
+            | op::Sub
+            | op::Mul
+            | op::Div
     )
 }
 

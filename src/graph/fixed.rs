@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 
 use super::view::{Source, ValueId, View};
 use crate::onnx::node::subgraphs;
+use crate::onnx::op;
 use crate::onnx::proto::NodeProto;
 
 /// Whether two runs of a node differ on the same inputs.
 pub fn is_random(node: &NodeProto) -> bool {
-    let random = ["Random", "Multinomial", "Bernoulli"];
+    let random = ["Random", op::Multinomial, op::Bernoulli];
     random.iter().any(|op| node.op_type().starts_with(op))
 }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use crate::onnx::Model;
 use crate::onnx::node::subgraphs;
+use crate::onnx::op;
 use crate::onnx::proto::{
     GraphProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, tensor_shape_proto, type_proto,
 };
@@ -273,7 +274,13 @@ impl<'m> View<'m> {
 
     /// [`View::origin`], and in words what is done to it: constants with the same of both are the same array.
     pub fn derivation(&self, mut value: ValueId) -> (ValueId, String) {
-        const KEEP: [&str; 5] = ["Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze"];
+        const KEEP: [&str; 5] = [
+            op::Cast,
+            op::Transpose,
+            op::Reshape,
+            op::Squeeze,
+            op::Unsqueeze,
+        ];
         let mut steps = String::new();
         while let Some((node, 0)) = self.producer(value)
             && let Some(input) = self.input(node, 0)
@@ -282,7 +289,7 @@ impl<'m> View<'m> {
             if KEEP.contains(&op) {
                 let others = &proto.input[1..];
                 steps += &format!("{op} {:?} {others:?}; ", proto.attribute);
-            } else if op != "Identity" {
+            } else if op != op::Identity {
                 break;
             }
             value = input;

@@ -7,13 +7,16 @@
 //! [`load()`] gives a [`Model`] in which every tensor is inline, wherever its data was stored, and refuses a file of
 //! which anything would be lost. [`save()`] streams it out again; a model that was not changed comes out byte for
 //! byte as it came in (when it has been written in the canonical order of protobuf, as every known exporter does).
-//! [`tensor`] turns tensors to arrays and back, [`node`] reads and makes nodes and their attributes. [`text()`] shows a
+//! [`tensor`] turns tensors to arrays and back, [`node`] reads and makes nodes and their attributes, [`op`] has the names
+//! of operators. [`text()`] shows a
 //! model in ONNX's textual syntax, [`digest_model`] says which file it was.
 
 mod digest;
 mod fields;
 pub mod load;
 pub mod node;
+#[allow(non_upper_case_globals)]
+pub mod op;
 pub mod save;
 pub mod tensor;
 pub mod text;

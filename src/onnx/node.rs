@@ -184,6 +184,7 @@ pub fn subgraphs(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::onnx::op;
 
     #[test]
     fn what_is_made_is_read_back() {
@@ -194,7 +195,7 @@ mod tests {
         let mut branches = empty("more", AttributeType::Graphs);
         branches.graphs = vec![graph("b"), graph("c")];
         let node = make_node(
-            "If",
+            op::If,
             "n",
             &["x", ""],
             &["y"],

@@ -6,6 +6,7 @@ use crate::calibrate::{ChannelStats, Dataset, Engine, StatOptions, shapes, stati
 use crate::graph::branches::flatten;
 use crate::graph::{View, inline};
 use crate::onnx::Model;
+use crate::onnx::op;
 use crate::progress::Progress;
 use crate::recognise::recognise;
 use crate::review::{self, Anatomy, Subject};
@@ -42,7 +43,7 @@ pub(crate) fn anatomy(
     let view = View::new(&seen.model);
     let softmaxes: Vec<String> = view
         .nodes()
-        .filter(|(_, n)| n.op_type() == "Softmax")
+        .filter(|(_, n)| n.op_type() == op::Softmax)
         .filter_map(|(_, n)| n.output.first().cloned())
         .collect();
     let small = rows.map(|rows| rows.small_batches()).unwrap_or_default();

@@ -11,6 +11,7 @@ use crate::graph::inline::RefusedCall;
 use crate::graph::{NodeId, ValueId, View, inline};
 use crate::onnx::Model;
 use crate::onnx::node::subgraphs;
+use crate::onnx::op;
 use crate::onnx::proto::NodeProto;
 use crate::recognise::{Recognised, recognise};
 use crate::review::{InlinedReport, NearMissReport};
@@ -19,12 +20,12 @@ use crate::site::wanted_shapes;
 
 /// The operators that start a Linear or a norm.
 const BLOCKS: [&str; 6] = [
-    "Gemm",
-    "LayerNormalization",
-    "MatMul",
-    "RMSNormalization",
-    "SimplifiedLayerNormalization",
-    "Sqrt",
+    op::Gemm,
+    op::LayerNormalization,
+    op::MatMul,
+    op::RMSNormalization,
+    op::SimplifiedLayerNormalization,
+    op::Sqrt,
 ];
 
 /// More steps than any decomposition of a norm has.
@@ -72,13 +73,13 @@ impl Run<'_> {
 pub(super) fn undecided(view: &View) -> Vec<NearMissReport> {
     let miss = |(id, _): (NodeId, &NodeProto)| NearMissReport {
         name: view.node_name(id).to_owned(),
-        kind: "If".to_owned(),
+        kind: op::If.to_owned(),
         reason:
             "which branch runs depends on the data, so the Linears in its branches stay in float"
                 .to_owned(),
     };
     view.nodes()
-        .filter(|&(id, node)| view.op(id) == "If" && multiplies_weight(view, node))
+        .filter(|&(id, node)| view.op(id) == op::If && multiplies_weight(view, node))
         .map(miss)
         .collect()
 }
@@ -90,7 +91,7 @@ fn multiplies_weight(view: &View, node: &NodeProto) -> bool {
                 || view.value(name).is_some_and(|v| view.is_constant(v))
         };
         graph.node.iter().any(|inner| {
-            let product = matches!(inner.op_type(), "MatMul" | "Gemm");
+            let product = matches!(inner.op_type(), op::MatMul | op::Gemm);
             (product && inner.input.get(1).is_some_and(stored)) || multiplies_weight(view, inner)
         })
     })
@@ -178,17 +179,17 @@ fn steps_behind(view: &View, node: NodeId, steps: usize, nodes: &mut BTreeSet<No
         if let Some((before, _)) = producer
             && matches!(
                 view.op(before),
-                "Add"
-                    | "Cast"
-                    | "Constant"
-                    | "Div"
-                    | "Identity"
-                    | "Mul"
-                    | "Pow"
-                    | "ReduceMean"
-                    | "Reciprocal"
-                    | "Sqrt"
-                    | "Sub"
+                op::Add
+                    | op::Cast
+                    | op::Constant
+                    | op::Div
+                    | op::Identity
+                    | op::Mul
+                    | op::Pow
+                    | op::ReduceMean
+                    | op::Reciprocal
+                    | op::Sqrt
+                    | op::Sub
             )
         {
             steps_behind(view, before, steps - 1, nodes);

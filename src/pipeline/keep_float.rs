@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::budget::{Candidate, order, predict, smallest, total, within};
 use super::drop::{plain, units};
+use super::portion::first_of_setting;
 use super::subset::{mean_sqnr, score};
 use super::{Blocks, Run, Solutions};
 use crate::Error;
@@ -246,12 +247,8 @@ impl Run<'_> {
 
 /// One batch for every setting of the switches, and more up to [`BATCHES`], spread over the data.
 fn few(batches: &[Batch]) -> Vec<Batch> {
-    let mut few: Vec<Batch> = Vec::new();
-    for batch in batches {
-        if !few.iter().any(|b| b.switches() == batch.switches()) {
-            few.push(batch.clone());
-        }
-    }
+    let firsts = first_of_setting(batches);
+    let mut few: Vec<Batch> = firsts.into_iter().map(|i| batches[i].clone()).collect();
     if few.len() < BATCHES && batches.len() >= BATCHES {
         few.push(batches[batches.len() / 2].clone());
     }

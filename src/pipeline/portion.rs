@@ -46,15 +46,7 @@ pub(super) fn judging(split: &Split, options: &Options) -> (Vec<Batch>, Vec<Batc
 
 /// The smallest choice of batches, evenly spaced, that has enough rows and tokens and every setting of the switches.
 fn enough(batches: &[Batch]) -> BTreeSet<usize> {
-    let mut settings: Vec<Switches> = Vec::new();
-    let mut first_of_setting = BTreeSet::new();
-    for (i, batch) in batches.iter().enumerate() {
-        let setting = batch.switches();
-        if !settings.contains(&setting) {
-            settings.push(setting);
-            first_of_setting.insert(i);
-        }
-    }
+    let first_of_setting = first_of_setting(batches);
     let mut choices = (1..=batches.len()).map(|n| {
         let evenly = spread(batches.len(), n);
         evenly.chain(first_of_setting.iter().copied()).collect()
@@ -66,6 +58,18 @@ fn enough(batches: &[Batch]) -> BTreeSet<usize> {
         sum(|b| b.rows.len()) >= ROWS && sum(tokens) >= TOKENS
     };
     choices.find(suffices).unwrap_or(all)
+}
+
+/// The first batch of every setting of the switches.
+pub(super) fn first_of_setting(batches: &[Batch]) -> BTreeSet<usize> {
+    let mut settings: Vec<Switches> = Vec::new();
+    let new = |(i, batch): (usize, &Batch)| {
+        let setting = batch.switches();
+        let new = !settings.contains(&setting);
+        settings.push(setting);
+        new.then_some(i)
+    };
+    batches.iter().enumerate().filter_map(new).collect()
 }
 
 /// Real tokens of a batch, about.

@@ -33,9 +33,7 @@ impl Run<'_> {
             return Ok(None);
         }
         let solutions = widened(source.solutions);
-        let migrated_sites = self.migrated_sites;
         let folded = self.fold(source.model, source.blocks, &solutions)?;
-        self.migrated_sites = migrated_sites;
         let model = self.quantize(folded.model, source.blocks, source.statistics, &solutions)?;
         let compared = self.compare(&[&model])?.remove(0);
         self.finish_step("verify");

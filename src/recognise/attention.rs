@@ -23,6 +23,7 @@ use super::NearMiss;
 use crate::graph::{NodeId, Source, Use, ValueId, View};
 use crate::onnx::DataType;
 use crate::onnx::node::attr_i;
+use crate::onnx::op;
 use crate::onnx::tensor;
 
 /// More values than stand between the two products of any attention.
@@ -71,14 +72,14 @@ pub fn attentions(view: &View) -> Attentions {
     let mut all = Attentions::default();
     let mut taken = BTreeSet::new();
     for (node, proto) in view.nodes() {
-        let whole = proto.op_type().contains("Attention")
-            && (view.op(node) == "Attention" || !super::microsoft_op(view, node).is_empty());
+        let whole = proto.op_type().contains(op::Attention)
+            && (view.op(node) == op::Attention || !super::microsoft_op(view, node).is_empty());
         let result = match view.op(node) {
             _ if whole => Some(Err(format!(
                 "{} computes attention as a whole; its products stay in float",
                 proto.op_type()
             ))),
-            "Softmax" => match_at(view, node),
+            op::Softmax => match_at(view, node),
             _ => None,
         };
         match result {
@@ -104,7 +105,7 @@ impl Attentions {
         self.near_misses.push(NearMiss {
             node,
             name: view.node_name(node).to_owned(),
-            kind: "Attention",
+            kind: op::Attention,
             reason,
         });
     }
@@ -189,26 +190,37 @@ fn scores(view: &View, softmax: NodeId) -> (BTreeSet<NodeId>, BTreeSet<NodeId>) 
             continue;
         };
         let slots = match view.op(node) {
-            "MatMul" => {
+            op::MatMul => {
                 if is_product(view, node) {
                     scores.insert(node);
                 }
                 continue;
             }
-            "Einsum" => {
+            op::Einsum => {
                 if is_product(view, node) {
                     others.insert(node);
                 }
                 continue;
             }
-            "Where" => 1..3,
-            "Add" | "Sub" | "Mul" | "Div" | "Min" | "Max" | "Concat" => {
+            op::Where => 1..3,
+            op::Add | op::Sub | op::Mul | op::Div | op::Min | op::Max | op::Concat => {
                 0..view.node(node).input.len()
             }
-            "Cast" | "Clip" | "Dropout" | "Expand" | "Identity" | "Neg" | "Pad" | "Reshape"
-            | "Slice" | "Squeeze" | "Tanh" | "Transpose" | "Unsqueeze" => 0..1,
+            op::Cast
+            | op::Clip
+            | op::Dropout
+            | op::Expand
+            | op::Identity
+            | op::Neg
+            | op::Pad
+            | op::Reshape
+            | op::Slice
+            | op::Squeeze
+            | op::Tanh
+            | op::Transpose
+            | op::Unsqueeze => 0..1,
             _ => {
-                if super::microsoft_op(view, node).contains("MatMul") && is_product(view, node) {
+                if super::microsoft_op(view, node).contains(op::MatMul) && is_product(view, node) {
                     others.insert(node);
                 }
                 continue;
@@ -235,17 +247,24 @@ fn readers(view: &View, softmax: NodeId) -> (Vec<(NodeId, usize)>, BTreeSet<Node
                 continue;
             };
             let passes = match view.op(node) {
-                "MatMul" if is_product(view, node) => {
+                op::MatMul if is_product(view, node) => {
                     if !products.contains(&(node, input)) {
                         products.push((node, input));
                     }
                     continue;
                 }
-                "Cast" | "Dropout" | "Expand" | "Identity" | "Reshape" | "Slice" | "Squeeze"
-                | "Transpose" | "Unsqueeze" => input == 0,
-                "Where" => input > 0 && is_probability(view, node, 3 - input),
+                op::Cast
+                | op::Dropout
+                | op::Expand
+                | op::Identity
+                | op::Reshape
+                | op::Slice
+                | op::Squeeze
+                | op::Transpose
+                | op::Unsqueeze => input == 0,
+                op::Where => input > 0 && is_probability(view, node, 3 - input),
                 // What is asked of them leads to a mask or a shape.
-                "Shape" | "Size" | "IsNaN" => continue,
+                op::Shape | op::Size | op::IsNaN => continue,
                 _ => false,
             };
             if !passes {
@@ -261,9 +280,9 @@ fn readers(view: &View, softmax: NodeId) -> (Vec<(NodeId, usize)>, BTreeSet<Node
 
 /// What a guard against NaN reads, if `value` is one.
 fn unguarded(view: &View, value: ValueId) -> Option<ValueId> {
-    let node = view.producer_is(value, "Where")?;
+    let node = view.producer_is(value, op::Where)?;
     let guarded = view.input(node, 2)?;
-    let condition = view.producer_is(view.input(node, 0)?, "IsNaN")?;
+    let condition = view.producer_is(view.input(node, 0)?, op::IsNaN)?;
     (view.input(condition, 0) == Some(guarded)).then_some(guarded)
 }
 
@@ -274,7 +293,10 @@ fn is_probability(view: &View, node: NodeId, slot: usize) -> bool {
     };
     let mut steps = 0;
     while let Some((node, 0)) = view.producer(value)
-        && matches!(view.op(node), "Expand" | "Cast" | "CastLike" | "Identity")
+        && matches!(
+            view.op(node),
+            op::Expand | op::Cast | op::CastLike | op::Identity
+        )
         && let Some(input) = view.input(node, 0)
         && steps < MOST_VALUES
     {
@@ -307,7 +329,7 @@ fn product(view: &View, node: NodeId) -> Result<Product, String> {
         view.input(node, 1).ok_or_else(missing)?,
     ];
     for operand in operands {
-        if view.producer_is(operand, "DequantizeLinear").is_some() {
+        if view.producer_is(operand, op::DequantizeLinear).is_some() {
             return Err(format!("MatMul `{name}` reads quantized values already"));
         }
     }
@@ -338,10 +360,10 @@ fn float_type(view: &View, mut value: ValueId) -> Option<DataType> {
         }
         let (node, _) = view.producer(value)?;
         let slot = match view.op(node) {
-            "Cast" => return known(i32::try_from(attr_i(view.node(node), "to")?).ok()?),
-            "Constant" => return view.constant(value)?.into_float().map(|(_, dtype)| dtype),
-            "CastLike" | "DequantizeLinear" | "Where" => 1,
-            "MatMul" | "Gemm" | "Add" | "Sub" | "Mul" | "Div"
+            op::Cast => return known(i32::try_from(attr_i(view.node(node), "to")?).ok()?),
+            op::Constant => return view.constant(value)?.into_float().map(|(_, dtype)| dtype),
+            op::CastLike | op::DequantizeLinear | op::Where => 1,
+            op::MatMul | op::Gemm | op::Add | op::Sub | op::Mul | op::Div
                 if view.input(node, 1).is_some_and(|v| view.is_constant(v)) =>
             {
                 1

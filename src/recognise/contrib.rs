@@ -13,6 +13,7 @@
 
 use crate::graph::{NodeId, ValueId, View};
 use crate::onnx::node::{attr_f, attr_i, attr_ints, attr_s};
+use crate::onnx::op;
 use crate::onnx::{DataType, tensor};
 
 use super::linear::{Bias, weight_facts};
@@ -63,7 +64,11 @@ pub enum Composite {
 pub fn composite(view: &View, node: NodeId) -> Option<Result<Composite, String>> {
     let op = microsoft_op(view, node);
     match op {
-        "Attention" | "FusedMatMul" | "FusedGemm" | "GemmFastGelu" | "PackedAttention" => {}
+        op::Attention
+        | op::FusedMatMul
+        | op::FusedGemm
+        | op::GemmFastGelu
+        | op::PackedAttention => {}
         _ => return None,
     }
     let weight = view.input(node, 1)?;
@@ -71,9 +76,9 @@ pub fn composite(view: &View, node: NodeId) -> Option<Result<Composite, String>>
         return None;
     }
     Some(match op {
-        "Attention" => attention(view, node, weight),
-        "FusedMatMul" => fused_matmul(view, node, weight),
-        "FusedGemm" => fused_gemm(view, node),
+        op::Attention => attention(view, node, weight),
+        op::FusedMatMul => fused_matmul(view, node, weight),
+        op::FusedGemm => fused_gemm(view, node),
         _ => Err(format!(
             "com.microsoft.{op} has no kernel on CPUs and is left as it is; give the model as it was before ONNX \
              Runtime optimized it for another device"
@@ -86,9 +91,9 @@ pub(super) fn bias_inside(view: &View, matmul: NodeId, n: usize) -> Option<Bias>
     let product = view.output(matmul, 0)?;
     let (node, input) = view.only_reader(product)?;
     let slot = match (microsoft_op(view, node), input) {
-        ("BiasGelu" | "FastGelu", 0) => 1,
-        ("SkipLayerNormalization", 0 | 1) => 4,
-        ("SkipSimplifiedLayerNormalization", 0 | 1) => 3,
+        (op::BiasGelu | op::FastGelu, 0) => 1,
+        (op::SkipLayerNormalization, 0 | 1) => 4,
+        (op::SkipSimplifiedLayerNormalization, 0 | 1) => 3,
         _ => return None,
     };
     // Where both terms of the sum are products, the bias is the first one's.
@@ -108,7 +113,7 @@ pub(super) fn bias_inside(view: &View, matmul: NodeId, n: usize) -> Option<Bias>
 }
 
 fn is_product(view: &View, value: ValueId) -> bool {
-    view.producer_is(value, "MatMul")
+    view.producer_is(value, op::MatMul)
         .and_then(|node| view.input(node, 1))
         .is_some_and(|weight| view.is_constant(weight))
 }
@@ -221,7 +226,7 @@ fn mask_shape(view: &View, mut value: ValueId) -> Option<Vec<Option<usize>>> {
         let (node, 0) = view.producer(value)? else {
             return None;
         };
-        if !matches!(view.op(node), "Cast" | "Identity") {
+        if !matches!(view.op(node), op::Cast | op::Identity) {
             return None;
         }
         value = view.input(node, 0)?;
@@ -232,12 +237,12 @@ fn mask_shape(view: &View, mut value: ValueId) -> Option<Vec<Option<usize>>> {
 fn one_number_per_row(view: &View, mut value: ValueId) -> bool {
     while let Some((node, output)) = view.producer(value) {
         match (view.op(node), microsoft_op(view, node), output) {
-            (_, "EmbedLayerNormalization", 1) => return true,
-            ("Cast" | "Identity", _, 0) => match view.input(node, 0) {
+            (_, op::EmbedLayerNormalization, 1) => return true,
+            (op::Cast | op::Identity, _, 0) => match view.input(node, 0) {
                 Some(input) => value = input,
                 None => return false,
             },
-            ("ReduceSum", _, 0) => {
+            (op::ReduceSum, _, 0) => {
                 let drops_axis = attr_i(view.node(node), "keepdims") == Some(0);
                 let rank = view
                     .input(node, 0)
@@ -271,15 +276,15 @@ fn fused_matmul(view: &View, node: NodeId, weight: ValueId) -> Result<Composite,
 fn fused_gemm(view: &View, node: NodeId) -> Result<Composite, String> {
     let name = attr_s(view.node(node), "activation").unwrap_or("");
     let (activation, parameters): (_, &[&str]) = match name {
-        "Relu" => ("Relu", &[]),
-        "Sigmoid" => ("Sigmoid", &[]),
-        "Tanh" => ("Tanh", &[]),
-        "Softplus" => ("Softplus", &[]),
-        "Softsign" => ("Softsign", &[]),
-        "LeakyRelu" => ("LeakyRelu", &["alpha"]),
-        "Elu" => ("Elu", &["alpha"]),
-        "ThresholdedRelu" => ("ThresholdedRelu", &["alpha"]),
-        "HardSigmoid" => ("HardSigmoid", &["alpha", "beta"]),
+        op::Relu => (op::Relu, &[]),
+        op::Sigmoid => (op::Sigmoid, &[]),
+        op::Tanh => (op::Tanh, &[]),
+        op::Softplus => (op::Softplus, &[]),
+        op::Softsign => (op::Softsign, &[]),
+        op::LeakyRelu => (op::LeakyRelu, &["alpha"]),
+        op::Elu => (op::Elu, &["alpha"]),
+        op::ThresholdedRelu => (op::ThresholdedRelu, &["alpha"]),
+        op::HardSigmoid => (op::HardSigmoid, &["alpha", "beta"]),
         _ => {
             return Err(format!(
                 "it is a FusedGemm with the activation `{name}`, which this tool does not know"

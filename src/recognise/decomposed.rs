@@ -13,6 +13,7 @@
 //! and y makes it a near miss, because it would change with γ.
 
 use crate::graph::{NodeId, Use, ValueId, View};
+use crate::onnx::op;
 
 use super::moments::{
     buried_mean_of_squares, centred_of, exponent, mean_of, variance_of, without_epsilon,
@@ -23,8 +24,8 @@ use super::transparent::{passage, see_through};
 /// Matches a norm at its square root, a Sqrt or Pow. One of anything but a mean of squares is no candidate.
 pub(super) fn match_at(view: &View, node: NodeId) -> Option<Outcome> {
     let inverse = match view.op(node) {
-        "Sqrt" => false,
-        "Pow" => match exponent(view, view.input(node, 1)?)? {
+        op::Sqrt => false,
+        op::Pow => match exponent(view, view.input(node, 1)?)? {
             0.5 => false,
             -0.5 => true,
             _ => return None,
@@ -81,7 +82,7 @@ impl Matcher<'_, '_> {
         if !epsilon_inside
             && let (readers, _) = readers(view, root)
             && let [(add, slot)] = readers[..]
-            && matches!(view.op(add), "Add" | "Max")
+            && matches!(view.op(add), op::Add | op::Max)
             && let Some(sum) = view.output(add, 0)
             && view
                 .input(add, 1 - slot.min(1))
@@ -99,12 +100,12 @@ impl Matcher<'_, '_> {
         }
         for &(node, slot) in all.iter().filter(|_| !inverse) {
             match (view.op(node), slot) {
-                ("Reciprocal", 0) => {
+                (op::Reciprocal, 0) => {
                     if let Some(found) = self.inverse_output(node, None)? {
                         return self.finish(found);
                     }
                 }
-                ("Div", 1) => {
+                (op::Div, 1) => {
                     let numerator = view.input(node, 0).ok_or("a Div has no numerator")?;
                     if view.scalar(numerator).is_some() {
                         if let Some(found) = self.inverse_output(node, None)? {
@@ -164,7 +165,7 @@ impl Matcher<'_, '_> {
         {
             return Ok(Some(found));
         }
-        for &(node, slot) in all.iter().filter(|(node, _)| view.op(*node) == "Mul") {
+        for &(node, slot) in all.iter().filter(|(node, _)| view.op(*node) == op::Mul) {
             let Some(factor) = view.input(node, 1 - slot.min(1)) else {
                 continue;
             };
@@ -211,7 +212,7 @@ impl Matcher<'_, '_> {
     ) -> Option<Scaled> {
         let view = self.view;
         let factor = |(node, slot): (NodeId, usize)| {
-            (view.op(node) == "Mul")
+            (view.op(node) == op::Mul)
                 .then(|| view.input(node, 1 - slot.min(1)))
                 .flatten()
                 .map(|v| see_through(view, v))
@@ -225,7 +226,7 @@ impl Matcher<'_, '_> {
             return None;
         };
         // The sign may be on the mean: −mean(x) · i + β.
-        let negated = view.producer_is(mean, "Neg");
+        let negated = view.producer_is(mean, op::Neg);
         let plain = negated.map_or(Some(mean), |neg| view.input(neg, 0))?;
         let mean = mean_of(view, plain)?;
         if mean.problem.is_some() || see_through(view, mean.of) != self.x {
@@ -235,15 +236,15 @@ impl Matcher<'_, '_> {
         let (mut term, mut slot) = sole_reader(view, output(mean_product)?)?;
         let (sum, sum_slot) = sole_reader(view, output(product)?)?;
         let mut sign_changed = negated.is_some();
-        if view.op(term) == "Neg" && !sign_changed {
+        if view.op(term) == op::Neg && !sign_changed {
             sign_changed = true;
             (term, slot) = sole_reader(view, output(term)?)?;
         }
         if term == sum {
             // x · i − mean(x) · i, or its sum with the negated term: β follows, or there is none.
             let fits = match view.op(sum) {
-                "Sub" => !sign_changed && sum_slot == 0,
-                "Add" => sign_changed,
+                op::Sub => !sign_changed && sum_slot == 0,
+                op::Add => sign_changed,
                 _ => false,
             };
             return fits.then_some(Scaled {
@@ -254,13 +255,13 @@ impl Matcher<'_, '_> {
         }
         let other = 1 - slot.min(1);
         let fits = match view.op(term) {
-            "Sub" => !sign_changed && slot == 1,
-            "Add" => sign_changed,
+            op::Sub => !sign_changed && slot == 1,
+            op::Add => sign_changed,
             _ => false,
         };
         let (beta, channels) = param(view, term, other, view.input(term, other)?, "β").ok()?;
         let (last, _) = sole_reader(view, output(term)?)?;
-        (fits && channels == gamma.1 && last == sum && view.op(sum) == "Add").then_some(Scaled {
+        (fits && channels == gamma.1 && last == sum && view.op(sum) == op::Add).then_some(Scaled {
             node: sum,
             gamma: Some(gamma),
             beta: Some(beta),
@@ -274,7 +275,7 @@ impl Matcher<'_, '_> {
         if self.is_centred(value) {
             return Ok(Some(None));
         }
-        let Some(mul) = view.producer_is(value, "Mul") else {
+        let Some(mul) = view.producer_is(value, op::Mul) else {
             return Ok(None);
         };
         for slot in [1, 0] {
@@ -305,7 +306,7 @@ impl Matcher<'_, '_> {
             return value == self.centred;
         }
         let copy = view
-            .producer_is(value, "Sub")
+            .producer_is(value, op::Sub)
             .and_then(|sub| centred_of(view, sub));
         copy.is_some_and(|(x, problem)| x == self.x && problem.is_none())
     }
@@ -326,7 +327,7 @@ impl Matcher<'_, '_> {
         if beta.is_none()
             && let Some(value) = view.output(last, 0)
             && let Some((add, slot)) = sole_reader(view, value)
-            && view.op(add) == "Add"
+            && view.op(add) == op::Add
             && let Some(constant) = view.input(add, 1 - slot.min(1))
             && let Ok((found, c)) = param(view, add, 1 - slot.min(1), constant, "β")
             && c == channels
@@ -363,7 +364,7 @@ impl Matcher<'_, '_> {
             };
             let other = 1 - slot.min(1);
             let factor = view.input(mul, other);
-            if view.op(mul) != "Mul" || !closed {
+            if view.op(mul) != op::Mul || !closed {
                 return Err(format!(
                     "it has no γ that could take a scale: `{}` is read by {} and not by a Mul with a constant",
                     view.name(value),

@@ -14,6 +14,7 @@ use ndarray::{Array1, Array2, Ix2};
 use crate::graph::{NodeId, Source, Use, ValueId, View};
 use crate::onnx::DataType;
 use crate::onnx::node::{attr_f, attr_i};
+use crate::onnx::op;
 use crate::onnx::tensor;
 
 use super::contrib;
@@ -119,7 +120,7 @@ impl Linear {
 /// Matches a Linear at `node`: `None` if the node is no candidate, `Err(reason)` if it almost is one.
 pub(super) fn match_at(view: &View, node: NodeId) -> Option<Result<Linear, String>> {
     match view.op(node) {
-        "MatMul" | "Gemm" => {}
+        op::MatMul | op::Gemm => {}
         _ => return other_product(view, node).map(Err),
     }
     let (x, w) = (view.input(node, 0)?, view.input(node, 1)?);
@@ -157,14 +158,14 @@ fn other_product(view: &View, node: NodeId) -> Option<String> {
     let proto = view.node(node);
     let op = proto.op_type.as_deref()?;
     let weight = match (proto.domain.as_deref().unwrap_or(""), op) {
-        ("" | "ai.onnx", "MatMulInteger") => 1,
-        ("" | "ai.onnx", "QLinearMatMul") => 3,
-        ("com.microsoft", "QGemm") => 3,
+        ("" | "ai.onnx", op::MatMulInteger) => 1,
+        ("" | "ai.onnx", op::QLinearMatMul) => 3,
+        ("com.microsoft", op::QGemm) => 3,
         (
             "com.microsoft",
-            "MatMulNBits" | "MatMulBnb4" | "MatMulIntegerToFloat" | "DynamicQuantizeMatMul",
+            op::MatMulNBits | op::MatMulBnb4 | op::MatMulIntegerToFloat | op::DynamicQuantizeMatMul,
         ) => 1,
-        ("com.microsoft", "QAttention") => 1,
+        ("com.microsoft", op::QAttention) => 1,
         _ => {
             return contrib::composite(view, node)?.err().or_else(|| {
                 Some(format!(
@@ -181,8 +182,8 @@ fn other_product(view: &View, node: NodeId) -> Option<String> {
 fn dequantized<'m>(view: &View<'m>, mut value: ValueId) -> Option<&'m str> {
     while let (node, 0) = view.producer(value)? {
         match view.op(node) {
-            "DequantizeLinear" => return Some(view.node_name(node)),
-            "Identity" | "Cast" | "Transpose" | "Reshape" | "Squeeze" | "Unsqueeze" => {
+            op::DequantizeLinear => return Some(view.node_name(node)),
+            op::Identity | op::Cast | op::Transpose | op::Reshape | op::Squeeze | op::Unsqueeze => {
                 value = view.input(node, 0)?;
             }
             _ => return None,
@@ -252,7 +253,7 @@ fn match_constant(view: &View, node: NodeId, x: ValueId, w: ValueId) -> Result<L
         ));
     }
     let proto = view.node(node);
-    let form = if view.op(node) == "MatMul" {
+    let form = if view.op(node) == op::MatMul {
         LinearForm::MatMul
     } else {
         LinearForm::Gemm {
@@ -332,7 +333,7 @@ pub(super) fn weight_facts(view: &View, value: ValueId) -> Option<(Vec<usize>, D
 fn bias_after(view: &View, matmul: NodeId, n: usize) -> Option<Bias> {
     let product = view.output(matmul, 0)?;
     let (add, slot) = view.only_reader(product)?;
-    if view.op(add) != "Add" {
+    if view.op(add) != op::Add {
         return None;
     }
     let other = 1 - slot;

@@ -2,6 +2,7 @@
 
 use crate::graph::{NodeId, ValueId, View};
 use crate::onnx::node::{attr_f, attr_i, attr_ints};
+use crate::onnx::op;
 
 use super::norm::NormKind;
 use super::transparent::see_through;
@@ -20,7 +21,7 @@ pub(super) struct Variance {
 /// The variance or mean square that a value is, if it is one.
 pub(super) fn variance_of(view: &View, value: ValueId) -> Option<Variance> {
     // mean(x²) − mean(x)²
-    if let Some(sub) = view.producer_is(value, "Sub") {
+    if let Some(sub) = view.producer_is(value, op::Sub) {
         let squares = mean_of(view, view.input(sub, 0)?)?;
         let mean = mean_of(view, square_of(view, view.input(sub, 1)?)?)?;
         let x = see_through(view, mean.of);
@@ -34,7 +35,7 @@ pub(super) fn variance_of(view: &View, value: ValueId) -> Option<Variance> {
     let mean = mean_of(view, value)?;
     let squared = square_of(view, mean.of)?;
     let centred_of = view
-        .producer_is(squared, "Sub")
+        .producer_is(squared, op::Sub)
         .and_then(|sub| centred_of(view, sub));
     Some(match centred_of {
         Some((x, problem)) => Variance {
@@ -60,10 +61,10 @@ pub(super) fn without_epsilon(view: &View, value: ValueId) -> (ValueId, bool) {
     };
     let is_scalar = |v: ValueId| view.scalar(v).is_some();
     let inner = match (view.op(node), view.input(node, 0), view.input(node, 1)) {
-        ("Add" | "Max", Some(v), Some(e)) if is_scalar(e) => Some(v),
-        ("Add" | "Max", Some(e), Some(v)) if is_scalar(e) => Some(v),
-        ("Clip", Some(v), Some(min)) if is_scalar(min) => Some(v),
-        ("Clip", Some(v), None) if attr_f(view.node(node), "min").is_some() => Some(v),
+        (op::Add | op::Max, Some(v), Some(e)) if is_scalar(e) => Some(v),
+        (op::Add | op::Max, Some(e), Some(v)) if is_scalar(e) => Some(v),
+        (op::Clip, Some(v), Some(min)) if is_scalar(min) => Some(v),
+        (op::Clip, Some(v), None) if attr_f(view.node(node), "min").is_some() => Some(v),
         _ => None,
     };
     match inner {
@@ -81,7 +82,7 @@ pub(super) struct Mean {
 /// The ReduceMean that computes a value, or the GlobalAveragePool that tf2onnx makes of it for rank 3.
 pub(super) fn mean_of(view: &View, value: ValueId) -> Option<Mean> {
     let value = see_through(view, value);
-    if let Some(pool) = view.producer_is(value, "GlobalAveragePool") {
+    if let Some(pool) = view.producer_is(value, op::GlobalAveragePool) {
         let of = view.input(pool, 0)?;
         let rank = rank_of(view, of).unwrap_or(3);
         let problem = (rank != 3).then(|| {
@@ -89,7 +90,7 @@ pub(super) fn mean_of(view: &View, value: ValueId) -> Option<Mean> {
         });
         return Some(Mean { of, problem });
     }
-    let node = view.producer_is(value, "ReduceMean")?;
+    let node = view.producer_is(value, op::ReduceMean)?;
     let of = view.input(node, 0)?;
     let axes = match (attr_ints(view.node(node), "axes"), view.input(node, 1)) {
         (Some(axes), _) => Some(axes.to_vec()),
@@ -136,7 +137,7 @@ fn rank_of(view: &View, value: ValueId) -> Option<usize> {
         let (node, _) = view.producer(value)?;
         if !matches!(
             view.op(node),
-            "Pow" | "Mul" | "Sub" | "Identity" | "Cast" | "Dropout"
+            op::Pow | op::Mul | op::Sub | op::Identity | op::Cast | op::Dropout
         ) {
             return None;
         }
@@ -150,8 +151,8 @@ fn square_of(view: &View, value: ValueId) -> Option<ValueId> {
     let (node, _) = view.producer(see_through(view, value))?;
     let (a, b) = (view.input(node, 0)?, view.input(node, 1)?);
     let is_square = match view.op(node) {
-        "Pow" => exponent(view, b) == Some(2.0),
-        "Mul" => same_difference(view, see_through(view, a), see_through(view, b)),
+        op::Pow => exponent(view, b) == Some(2.0),
+        op::Mul => same_difference(view, see_through(view, a), see_through(view, b)),
         _ => false,
     };
     is_square.then(|| see_through(view, a))
@@ -160,7 +161,7 @@ fn square_of(view: &View, value: ValueId) -> Option<ValueId> {
 /// The same value, or x − mean(x) computed twice.
 fn same_difference(view: &View, a: ValueId, b: ValueId) -> bool {
     let x_of = |v| {
-        view.producer_is(v, "Sub")
+        view.producer_is(v, op::Sub)
             .and_then(|sub| centred_of(view, sub))
             .map(|(x, _)| x)
     };
@@ -194,20 +195,20 @@ pub(super) fn buried_mean_of_squares(
     // Deeper than this the mean belongs to something else.
     let seen_through = matches!(
         view.op(node),
-        "Add" | "Sub" | "Mul" | "Div" | "Max" | "Reshape" | "Unsqueeze"
+        op::Add | op::Sub | op::Mul | op::Div | op::Max | op::Reshape | op::Unsqueeze
     );
     if depth > 3 || !seen_through {
         return None;
     }
     let between = view.node_name(node).to_owned();
-    let scaled = matches!(view.op(node), "Mul" | "Div");
+    let scaled = matches!(view.op(node), op::Mul | op::Div);
     (0..2)
         .filter_map(|slot| view.input(node, slot))
         .find_map(|v| {
             if let Some(variance) = variance_of(view, v) {
                 return Some((variance.kind, between.clone()));
             }
-            let sum = view.producer_is(see_through(view, v), "ReduceSum");
+            let sum = view.producer_is(see_through(view, v), op::ReduceSum);
             let is_sum_of_squares = sum
                 .and_then(|sum| view.input(sum, 0))
                 .is_some_and(|v| square_of(view, v).is_some());

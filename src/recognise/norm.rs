@@ -12,6 +12,7 @@
 
 use crate::graph::{NodeId, ValueId, View};
 use crate::onnx::node::attr_i;
+use crate::onnx::op;
 
 use super::decomposed;
 
@@ -28,8 +29,8 @@ impl NormKind {
     /// The name of the ONNX operator.
     pub fn op_type(self) -> &'static str {
         match self {
-            NormKind::Layer => "LayerNormalization",
-            NormKind::Rms => "RMSNormalization",
+            NormKind::Layer => op::LayerNormalization,
+            NormKind::Rms => op::RMSNormalization,
         }
     }
 }
@@ -95,22 +96,22 @@ impl Fused {
             ..standard
         };
         Some(match (view.op(node), proto.domain(), proto.op_type()) {
-            ("LayerNormalization", ..) => Fused {
+            (op::LayerNormalization, ..) => Fused {
                 kind: NormKind::Layer,
                 beta: Some(2),
                 ..standard
             },
             // ONNX Runtime writes the second one without a version into the standard domain.
-            ("RMSNormalization" | "SimplifiedLayerNormalization", ..)
-            | (_, "com.microsoft", "SimplifiedLayerNormalization") => standard,
-            (_, "com.microsoft", "SkipLayerNormalization") => Fused {
+            (op::RMSNormalization | op::SimplifiedLayerNormalization, ..)
+            | (_, "com.microsoft", op::SimplifiedLayerNormalization) => standard,
+            (_, "com.microsoft", op::SkipLayerNormalization) => Fused {
                 kind: NormKind::Layer,
                 gamma: 2,
                 beta: Some(3),
                 ..ort
             },
-            (_, "com.microsoft", "SkipSimplifiedLayerNormalization") => Fused { gamma: 2, ..ort },
-            (_, "com.microsoft", "EmbedLayerNormalization") => Fused {
+            (_, "com.microsoft", op::SkipSimplifiedLayerNormalization) => Fused { gamma: 2, ..ort },
+            (_, "com.microsoft", op::EmbedLayerNormalization) => Fused {
                 kind: NormKind::Layer,
                 gamma: 5,
                 beta: Some(6),

@@ -2,6 +2,7 @@
 
 use crate::graph::{NodeId, ValueId, View};
 use crate::onnx::node::attr_i;
+use crate::onnx::op;
 use crate::onnx::{DataType, tensor};
 
 /// How a transparent operator passes its input on.
@@ -19,14 +20,14 @@ pub enum Passage {
 /// too: what reaches it is then no float value and no recogniser takes it for one.
 pub fn passage(view: &View, node: NodeId) -> Option<Passage> {
     match view.op(node) {
-        "Identity" => Some(Passage::Same),
-        "Dropout" => {
+        op::Identity => Some(Passage::Same),
+        op::Dropout => {
             let mask_is_read = view
                 .output(node, 1)
                 .is_some_and(|mask| !view.uses(mask).is_empty());
             (!mask_is_read).then_some(Passage::Same)
         }
-        "Cast" => {
+        op::Cast => {
             let to = attr_i(view.node(node), "to")?;
             let to = DataType::try_from(i32::try_from(to).ok()?).ok()?;
             tensor::is_float(to).then_some(Passage::FloatCast)

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::graph::{NodeId, ValueId, View};
 use crate::onnx::node::attr_i;
+use crate::onnx::op;
 use crate::onnx::tensor;
 
 /// One Linear with a stored integer weight.
@@ -41,23 +42,23 @@ fn linear(view: &View, node: NodeId) -> Option<QuantizedLinear> {
     let proto = view.node(node);
     // Which inputs hold x, the stored weight and its scale.
     let (x, weight, scale) = match proto.op_type() {
-        "MatMul" | "Gemm" => return between_dequantizers(view, node),
-        "MatMulInteger" => (0, 1, None),
-        "QLinearMatMul" => (0, 3, Some(4)),
-        "QGemm" => (0, 3, Some(4)),
-        "QAttention" => (0, 1, Some(4)),
-        "MatMulIntegerToFloat" => (0, 1, Some(3)),
-        "DynamicQuantizeMatMul" => (0, 1, Some(2)),
-        "MatMulNBits" => (0, 1, None),
+        op::MatMul | op::Gemm => return between_dequantizers(view, node),
+        op::MatMulInteger => (0, 1, None),
+        op::QLinearMatMul => (0, 3, Some(4)),
+        op::QGemm => (0, 3, Some(4)),
+        op::QAttention => (0, 1, Some(4)),
+        op::MatMulIntegerToFloat => (0, 1, Some(3)),
+        op::DynamicQuantizeMatMul => (0, 1, Some(2)),
+        op::MatMulNBits => (0, 1, None),
         _ => return None,
     };
     let stored = view.input(node, weight)?;
     let weight_type = constant_type(view, stored)?;
     let x = view.input(node, x)?;
-    let blocks = proto.op_type() == "MatMulNBits";
-    let float_input = matches!(proto.op_type(), "MatMulNBits");
-    let dynamic = proto.op_type() == "DynamicQuantizeMatMul"
-        || producer(view, x).is_some_and(|op| op == "DynamicQuantizeLinear");
+    let blocks = proto.op_type() == op::MatMulNBits;
+    let float_input = matches!(proto.op_type(), op::MatMulNBits);
+    let dynamic = proto.op_type() == op::DynamicQuantizeMatMul
+        || producer(view, x).is_some_and(|op| op == op::DynamicQuantizeLinear);
     let granularity = match scale.and_then(|slot| view.input(node, slot)) {
         _ if blocks => "per-block",
         Some(scale) => granularity(view, scale, false),
@@ -71,7 +72,7 @@ fn linear(view: &View, node: NodeId) -> Option<QuantizedLinear> {
         }
     };
     let activation = match proto.op_type() {
-        "DynamicQuantizeMatMul" => Some("UINT8".to_owned()),
+        op::DynamicQuantizeMatMul => Some("UINT8".to_owned()),
         _ if float_input => None,
         _ => Some(integer_type(view, x).unwrap_or_else(|| "integer".to_owned())),
     };
@@ -108,7 +109,7 @@ fn between_dequantizers(view: &View, node: NodeId) -> Option<QuantizedLinear> {
             let stated = of_zero.or_else(|| integer_type(view, q));
             stated.unwrap_or_else(|| "UINT8".to_owned())
         }),
-        dynamic: producer == Some("DynamicQuantizeLinear"),
+        dynamic: producer == Some(op::DynamicQuantizeLinear),
         node,
     })
 }
@@ -122,8 +123,8 @@ fn producer<'m>(view: &View<'m>, value: ValueId) -> Option<&'m str> {
 fn dequantizer(view: &View, mut value: ValueId) -> Option<NodeId> {
     while let (node, 0) = view.producer(value)? {
         match view.node(node).op_type() {
-            "DequantizeLinear" => return Some(node),
-            "Identity" | "Cast" | "Transpose" | "Reshape" | "Squeeze" | "Unsqueeze" => {
+            op::DequantizeLinear => return Some(node),
+            op::Identity | op::Cast | op::Transpose | op::Reshape | op::Squeeze | op::Unsqueeze => {
                 value = view.input(node, 0)?;
             }
             _ => return None,
@@ -139,7 +140,7 @@ fn constant_type(view: &View, value: ValueId) -> Option<String> {
         return Some(tensor::dtype(stored)?.as_str_name().to_owned());
     }
     let constant =
-        crate::onnx::node::attr_t(view.node(view.producer_is(origin, "Constant")?), "value")?;
+        crate::onnx::node::attr_t(view.node(view.producer_is(origin, op::Constant)?), "value")?;
     Some(tensor::dtype(constant)?.as_str_name().to_owned())
 }
 
@@ -148,14 +149,14 @@ fn integer_type(view: &View, value: ValueId) -> Option<String> {
     let (node, _) = view.producer(value)?;
     let proto = view.node(node);
     let zero_point = match proto.op_type() {
-        "QuantizeLinear" => 2,
-        "DynamicQuantizeLinear" => return Some("UINT8".to_owned()),
-        "QLinearMatMul" => 7,
+        op::QuantizeLinear => 2,
+        op::DynamicQuantizeLinear => return Some("UINT8".to_owned()),
+        op::QLinearMatMul => 7,
         _ => return None,
     };
     let stated = view.input(node, zero_point);
     let stated = stated.and_then(|zero| constant_type(view, zero));
-    stated.or_else(|| (proto.op_type() == "QuantizeLinear").then(|| "UINT8".to_owned()))
+    stated.or_else(|| (proto.op_type() == op::QuantizeLinear).then(|| "UINT8".to_owned()))
 }
 
 /// The constant scale of a weight by which the product of a MatMulInteger is multiplied, if it is found.
@@ -168,7 +169,7 @@ fn scale_behind(view: &View, node: NodeId) -> Option<ValueId> {
         return Some(factor);
     }
     let (scales, _) = view.producer(factor)?;
-    (view.op(scales) == "Mul")
+    (view.op(scales) == op::Mul)
         .then(|| [0, 1].into_iter().filter_map(|i| view.input(scales, i)))
         .and_then(|mut inputs| inputs.find(constant))
 }

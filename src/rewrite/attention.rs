@@ -20,6 +20,7 @@
 use super::quantize::{narrow_range, zero_point_tensor};
 use crate::graph::{Names, Patch, ValueId, View};
 use crate::onnx::node::{int_attr, make_node};
+use crate::onnx::op;
 use crate::onnx::{DataType, tensor};
 use crate::recognise::{Attention, Product};
 use crate::solve::QuantParams;
@@ -127,20 +128,32 @@ impl Pair<'_> {
         if product.dtype != DataType::Float && !self.in_float16 {
             let to = vec![int_attr("to", DataType::Float as i64)];
             let wide = derive("float32");
-            input = insert("Cast", derive("Cast"), &[&input], wide, to);
+            input = insert(op::Cast, derive(op::Cast), &[&input], wide, to);
         }
         let clip = narrow_range(self.params, self.signed);
         let clip = clip.map(|range| (range, derive("clip_min"), derive("clip_max")));
         if let Some((_, min, max)) = &clip {
             let inputs = [input.as_str(), min, max];
-            input = insert("Clip", derive("Clip"), &inputs, derive("clipped"), vec![]);
+            input = insert(
+                op::Clip,
+                derive(op::Clip),
+                &inputs,
+                derive("clipped"),
+                vec![],
+            );
         }
         let inputs = [input.as_str(), &scale, &zero_point];
-        let node = derive("QuantizeLinear");
-        let quantized = insert("QuantizeLinear", node, &inputs, derive("quantized"), vec![]);
+        let node = derive(op::QuantizeLinear);
+        let quantized = insert(
+            op::QuantizeLinear,
+            node,
+            &inputs,
+            derive("quantized"),
+            vec![],
+        );
         let inputs = [quantized.as_str(), &scale, &zero_point];
-        let (node, output) = (derive("DequantizeLinear"), derive("dequantized"));
-        let output = insert("DequantizeLinear", node, &inputs, output, vec![]);
+        let (node, output) = (derive(op::DequantizeLinear), derive("dequantized"));
+        let output = insert(op::DequantizeLinear, node, &inputs, output, vec![]);
         if let Some(((low, high), min, max)) = clip {
             patch.add_initializer(float(&min, low));
             patch.add_initializer(float(&max, high));
@@ -160,8 +173,8 @@ fn cast_back(view: &View, product: &Product, names: &mut Names, patch: &mut Patc
     let wide = names.derive(output, "float32");
     let to = vec![int_attr("to", product.dtype as i64)];
     let cast = make_node(
-        "Cast",
-        &names.derive(output, "Cast"),
+        op::Cast,
+        &names.derive(output, op::Cast),
         &[&wide],
         &[output],
         to,

@@ -16,15 +16,16 @@ use std::collections::BTreeSet;
 
 use crate::graph::{Constant, Names, NodeId, Patch, Use, ValueId, View};
 use crate::onnx::node::{attr_i, make_node};
+use crate::onnx::op;
 use crate::onnx::proto::NodeProto;
 use crate::onnx::tensor;
 
 /// Operators whose outputs after the first are for training, or optional.
 const EXTRA_OUTPUTS: [&str; 4] = [
-    "BatchNormalization",
-    "Dropout",
-    "LayerNormalization",
-    "MaxPool",
+    op::BatchNormalization,
+    op::Dropout,
+    op::LayerNormalization,
+    op::MaxPool,
 ];
 
 /// The patches that clean the main graph, none of which needs another. Subgraphs and functions are left as they are.
@@ -80,7 +81,7 @@ fn dead(view: &View) -> BTreeSet<NodeId> {
 
 /// A Dropout that trains, taken out.
 fn dropout(view: &View, id: NodeId) -> Option<Patch> {
-    if view.op(id) != "Dropout" {
+    if view.op(id) != op::Dropout {
         return None;
     }
     let mode = view.constant(view.input(id, 2)?)?.into_ints()?;
@@ -108,7 +109,7 @@ fn dropout(view: &View, id: NodeId) -> Option<Patch> {
             let (name, inputs) = (view.node(id).name(), [view.name(x)]);
             patch.replace(
                 id,
-                make_node("Identity", name, &inputs, &[view.name(y)], vec![]),
+                make_node(op::Identity, name, &inputs, &[view.name(y)], vec![]),
             );
         }
     }
@@ -142,7 +143,7 @@ fn axes(view: &View, id: NodeId, names: &mut Names) -> Option<Patch> {
     let computed = view.op(id).starts_with("Reduce");
     let axes = view.input(id, 1).filter(|_| computed)?;
     let (producer, _) = view.producer(axes)?;
-    if view.op(producer) == "Constant" {
+    if view.op(producer) == op::Constant {
         return None;
     }
     let list = view.constant(axes)?.into_ints()?;
@@ -156,7 +157,7 @@ fn axes(view: &View, id: NodeId, names: &mut Names) -> Option<Patch> {
 /// A sequence of slices of which only single ones are read, at known places: a Split.
 fn sequence(view: &View, id: NodeId, dead: &BTreeSet<NodeId>, names: &mut Names) -> Option<Patch> {
     let node = view.node(id);
-    if view.op(id) != "SplitToSequence" || view.model().opset() < 13 {
+    if view.op(id) != op::SplitToSequence || view.model().opset() < 13 {
         return None;
     }
     let lengths = lengths(view, id)?;
@@ -173,7 +174,7 @@ fn sequence(view: &View, id: NodeId, dead: &BTreeSet<NodeId>, names: &mut Names)
         let [index] = index[..] else { return None };
         let count = i64::try_from(lengths.len()).ok()?;
         let index = usize::try_from(if index < 0 { index + count } else { index }).ok()?;
-        if view.op(*at) != "SequenceAt" || index >= lengths.len() {
+        if view.op(*at) != op::SequenceAt || index >= lengths.len() {
             return None;
         }
         picks.push((*at, index));
@@ -186,7 +187,7 @@ fn sequence(view: &View, id: NodeId, dead: &BTreeSet<NodeId>, names: &mut Names)
     let stored = names.derive(view.name(output), "lengths");
     patch.add_initializer(tensor::from_i64(&stored, &[lengths.len()], &lengths));
     let mut split = NodeProto {
-        op_type: Some("Split".to_owned()),
+        op_type: Some(op::Split.to_owned()),
         input: vec![node.input[0].clone(), stored],
         output: parts.clone(),
         ..node.clone()
@@ -199,7 +200,7 @@ fn sequence(view: &View, id: NodeId, dead: &BTreeSet<NodeId>, names: &mut Names)
         let outputs = [identity.output[0].as_str()];
         patch.replace(
             at,
-            make_node("Identity", identity.name(), &inputs, &outputs, vec![]),
+            make_node(op::Identity, identity.name(), &inputs, &outputs, vec![]),
         );
     }
     Some(patch)

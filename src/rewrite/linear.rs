@@ -6,6 +6,7 @@ use ndarray::{Array1, Array2, Axis};
 
 use super::RewriteError;
 use crate::graph::{Names, NodeId, Patch, Source, Use, ValueId, View};
+use crate::onnx::op;
 
 use crate::onnx::node::{attr_t, int_attr, make_node};
 use crate::onnx::proto::{NodeProto, TensorProto};
@@ -57,7 +58,7 @@ pub(super) fn set_constant(
         .filter(|_| precision == Precision::OfFile && new.dtype == DataType::Float);
     // The initializer itself, or the one behind nothing but a Cast.
     let (origin, cast) = match (narrow, view.producer(value)) {
-        (Some(_), Some((node, 0))) if view.op(node) == "Cast" => {
+        (Some(_), Some((node, 0))) if view.op(node) == op::Cast => {
             (view.input(node, 0).unwrap_or(value), Some(node))
         }
         _ => (value, None),
@@ -88,9 +89,9 @@ pub(super) fn set_constant(
     };
     if narrow.is_some() {
         let wide = names.derive(&target, "float32");
-        let cast = names.derive(&target, "Cast");
+        let cast = names.derive(&target, op::Cast);
         let to = vec![int_attr("to", DataType::Float as i64)];
-        patch.insert_before(at.0, make_node("Cast", &cast, &[&target], &[&wide], to));
+        patch.insert_before(at.0, make_node(op::Cast, &cast, &[&target], &[&wide], to));
         target = wide;
     }
     patch.rewire(at.0, at.1, target);
@@ -102,7 +103,7 @@ fn stored_narrow(view: &View, value: ValueId) -> Option<DataType> {
     let origin = view.origin(value);
     let stored = match view.source(origin) {
         Source::Initializer(_) => tensor::dtype(view.initializer(origin)?)?,
-        Source::Node { node, .. } if view.op(node) == "Constant" => {
+        Source::Node { node, .. } if view.op(node) == op::Constant => {
             tensor::dtype(attr_t(view.node(node), "value")?)?
         }
         _ => return None,
@@ -323,6 +324,6 @@ pub(super) fn add_after(
     let product = names.derive(output, "product");
     let add = names.derive(&linear.name, suffix);
     patch.rename_output(linear.node, 0, product.clone());
-    let node = make_node("Add", &add, &[&product, name], &[output], vec![]);
+    let node = make_node(op::Add, &add, &[&product, name], &[output], vec![]);
     patch.insert_after(linear.node, node);
 }

@@ -18,6 +18,7 @@ use super::linear::{Copies, LinearFold, NewConstant, Precision, set_constant};
 use crate::graph::{Names, NodeId, Patch, ValueId, View};
 use crate::onnx::DataType;
 use crate::onnx::node::make_node;
+use crate::onnx::op;
 use crate::recognise::{Norm, NormParam, Recognised};
 use crate::site::{Fold, Place, Sink, Site};
 
@@ -316,8 +317,8 @@ impl Migration<'_, '_> {
             }
         }
         let steps = [
-            ("Mul", "restore_scale", affine.scale.clone()),
-            ("Add", "restore_shift", affine.shift.clone()),
+            (op::Mul, "restore_scale", affine.scale.clone()),
+            (op::Add, "restore_shift", affine.shift.clone()),
         ];
         let dtype = self.read(norm.gamma)?.1;
         let nodes = self.chain(
@@ -356,8 +357,8 @@ impl Migration<'_, '_> {
                 .collect::<Vec<f32>>()
         });
         let steps = [
-            ("Mul", "migrate_scale", inverse),
-            ("Add", "migrate_shift", offset),
+            (op::Mul, "migrate_scale", inverse),
+            (op::Add, "migrate_shift", offset),
         ];
         let names = (linear.name.as_str(), original);
         let nodes = self.chain(

@@ -41,6 +41,7 @@ use std::sync::Arc;
 use super::RewriteError;
 use super::linear::{Copies, NewConstant};
 use crate::graph::{Names, NodeId, Patch, Use, ValueId, View};
+use crate::onnx::op;
 use crate::onnx::proto::TensorProto;
 
 use crate::onnx::node::{int_attr, make_node};
@@ -182,7 +183,7 @@ impl Writer<'_, '_> {
                     && self.product_stops_gemm(linear, activation) =>
             {
                 let mut node = self.view.node(linear.node).clone();
-                node.op_type = Some("Gemm".to_owned());
+                node.op_type = Some(op::Gemm.to_owned());
                 node.input = vec![x, w];
                 self.zero_bias(linear, &mut node, &mut patch)?;
                 patch.replace(linear.node, node);
@@ -244,9 +245,9 @@ impl Writer<'_, '_> {
         patch.add_initializer(zero_point_tensor(&zero_point, params.zero_point, signed));
         let mut input = x.to_owned();
         if linear.dtype != DataType::Float {
-            let (wide, name) = (derive("float32"), derive("Cast"));
+            let (wide, name) = (derive("float32"), derive(op::Cast));
             let to = vec![int_attr("to", DataType::Float as i64)];
-            let cast = make_node("Cast", &name, &[&input], &[&wide], to);
+            let cast = make_node(op::Cast, &name, &[&input], &[&wide], to);
             patch.insert_before(linear.node, cast);
             input = wide;
         }
@@ -256,24 +257,24 @@ impl Writer<'_, '_> {
             let (min, max) = (derive("clip_min"), derive("clip_max"));
             patch.add_initializer(tensor::from_f32(&min, &[], &[low], DataType::Float));
             patch.add_initializer(tensor::from_f32(&max, &[], &[high], DataType::Float));
-            let name = derive("Clip");
+            let name = derive(op::Clip);
             patch.insert_before(
                 linear.node,
-                make_node("Clip", &name, &[&input, &min, &max], &[&clipped], vec![]),
+                make_node(op::Clip, &name, &[&input, &min, &max], &[&clipped], vec![]),
             );
             input = clipped;
         }
-        let (q, dq) = (derive("QuantizeLinear"), derive("DequantizeLinear"));
+        let (q, dq) = (derive(op::QuantizeLinear), derive(op::DequantizeLinear));
         let inputs = [input.as_str(), &scale, &zero_point];
         patch.insert_before(
             linear.node,
-            make_node("QuantizeLinear", &q, &inputs, &[&quantized], vec![]),
+            make_node(op::QuantizeLinear, &q, &inputs, &[&quantized], vec![]),
         );
         if self.products.is_none() {
             let inputs = [quantized.as_str(), &scale, &zero_point];
             patch.insert_before(
                 linear.node,
-                make_node("DequantizeLinear", &dq, &inputs, &[&dequantized], vec![]),
+                make_node(op::DequantizeLinear, &dq, &inputs, &[&dequantized], vec![]),
             );
         }
         let names = InputNames {
@@ -318,7 +319,7 @@ impl Writer<'_, '_> {
     /// Whether a Relu or Clip of the model reads `value` and nothing else does.
     fn is_clipped(&self, value: ValueId) -> bool {
         let reader = self.view.only_reader(value);
-        reader.is_some_and(|(node, _)| matches!(self.view.op(node), "Relu" | "Clip"))
+        reader.is_some_and(|(node, _)| matches!(self.view.op(node), op::Relu | op::Clip))
     }
 
     /// Whether ONNX Runtime would look through a Relu or Clip after the Gemm that gives `value`, and leave it in float
@@ -336,7 +337,7 @@ impl Writer<'_, '_> {
             return narrow && quantized(value);
         }
         let relu = self.view.only_reader(value).map(|(node, _)| node);
-        let relu = relu.filter(|&node| self.view.op(node) == "Relu");
+        let relu = relu.filter(|&node| self.view.op(node) == op::Relu);
         let output = relu.and_then(|node| self.view.output(node, 0));
         // A Relu is redundant where its zero is the smallest integer.
         narrow || self.plan.profile.symmetric || !output.is_some_and(quantized)

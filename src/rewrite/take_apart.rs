@@ -18,6 +18,7 @@ use super::RewriteError;
 use super::linear::NewConstant;
 use crate::graph::{Names, NodeId, Patch, ValueId, View};
 use crate::onnx::node::{attr_f, float_attr, int_attr, make_node};
+use crate::onnx::op;
 use crate::onnx::proto::NodeProto;
 use crate::onnx::{DataType, tensor};
 use crate::recognise::{Composite, composite};
@@ -110,13 +111,13 @@ impl Writer<'_, '_> {
                 None => output.clone(),
             };
             let x = &proto.input[0];
-            let matmul = make_node("MatMul", &linear, &[x, &constant], &[&product], vec![]);
+            let matmul = make_node(op::MatMul, &linear, &[x, &constant], &[&product], vec![]);
             patch.insert_before(node, matmul);
             if let (Some((b, _)), Some(bias)) = (&b, bias) {
                 let constant = self.names.derive(view.name(bias), part);
                 patch.add_initializer(columns(b).into_tensor(&constant)?);
                 let add = self.names.derive(&linear, "bias");
-                let add = make_node("Add", &add, &[&product, &constant], &[&output], vec![]);
+                let add = make_node(op::Add, &add, &[&product, &constant], &[&output], vec![]);
                 patch.insert_before(node, add);
             }
             inputs.push(output);
@@ -137,7 +138,7 @@ impl Writer<'_, '_> {
             inputs.pop();
         }
         let mut attention = NodeProto {
-            op_type: Some("MultiHeadAttention".to_owned()),
+            op_type: Some(op::MultiHeadAttention.to_owned()),
             input: inputs,
             output: outputs,
             ..proto.clone()
@@ -161,7 +162,7 @@ impl Writer<'_, '_> {
             let output = self.names.derive(base, what);
             let gather = self.names.derive(base, &format!("{what}_Gather"));
             let axis = vec![int_attr("axis", 0)];
-            let gather = make_node("Gather", &gather, &[past, &index], &[&output], axis);
+            let gather = make_node(op::Gather, &gather, &[past, &index], &[&output], axis);
             patch.insert_before(node, gather);
             output
         })
@@ -179,7 +180,7 @@ impl Writer<'_, '_> {
             let unsqueeze = self.names.derive(base, &format!("{what}_Unsqueeze"));
             let inputs = [output.as_str(), &axes];
             stacked.push((
-                make_node("Unsqueeze", &unsqueeze, &inputs, &[&row], vec![]),
+                make_node(op::Unsqueeze, &unsqueeze, &inputs, &[&row], vec![]),
                 row,
             ));
             output
@@ -188,7 +189,7 @@ impl Writer<'_, '_> {
         let rows: Vec<String> = stacked.iter().map(|(_, row)| row.clone()).collect();
         let rows: Vec<&str> = rows.iter().map(String::as_str).collect();
         let axis = vec![int_attr("axis", 0)];
-        let concat = make_node("Concat", &concat, &rows, &[present], axis);
+        let concat = make_node(op::Concat, &concat, &rows, &[present], axis);
         let nodes = stacked.into_iter().map(|(unsqueeze, _)| unsqueeze);
         nodes
             .chain([concat])
@@ -206,7 +207,7 @@ impl Writer<'_, '_> {
     ) -> Result<(), RewriteError> {
         let view = self.view;
         let mut matmul = NodeProto {
-            op_type: Some("MatMul".to_owned()),
+            op_type: Some(op::MatMul.to_owned()),
             domain: None,
             attribute: vec![],
             ..view.node(node).clone()
@@ -236,7 +237,7 @@ impl Writer<'_, '_> {
     fn gemm(&mut self, node: NodeId, activation: &str, parameters: &[&str], patch: &mut Patch) {
         let proto = self.view.node(node);
         let mut gemm = NodeProto {
-            op_type: Some("Gemm".to_owned()),
+            op_type: Some(op::Gemm.to_owned()),
             domain: None,
             ..proto.clone()
         };

@@ -7,6 +7,7 @@ use super::rules::split_axis;
 use super::trace::Walk;
 use crate::graph::{Constant, NodeId, Use, View};
 use crate::onnx::node::attr_i;
+use crate::onnx::op;
 
 impl Walk<'_, '_> {
     /// Attention(Q, K, V) = P V, where the rows of P sum to 1: into V, unless keys and values are kept for later.
@@ -68,7 +69,7 @@ impl Walk<'_, '_> {
         let sequence = view.input(node, 0).ok_or("an input is missing")?;
         for reader in view.uses(sequence) {
             let elsewhere =
-                |n: NodeId| view.op(n) == "SequenceAt" && position(n).is_some_and(|p| p != part);
+                |n: NodeId| view.op(n) == op::SequenceAt && position(n).is_some_and(|p| p != part);
             match *reader {
                 Use::Node { node: n, .. } if n == node || elsewhere(n) => {}
                 _ => return Err(format!("`{}` has other readers", view.name(sequence))),
@@ -84,7 +85,7 @@ impl Walk<'_, '_> {
 /// The SplitToSequence whose part a SequenceAt takes.
 pub(super) fn split_behind(view: &View, node: NodeId) -> Option<NodeId> {
     let (split, _) = view.producer(view.input(node, 0)?)?;
-    (view.op(split) == "SplitToSequence").then_some(split)
+    (view.op(split) == op::SplitToSequence).then_some(split)
 }
 
 /// The lengths of the parts of a SplitToSequence of `length` rows, by constants; parts without their axis are none.

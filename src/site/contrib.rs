@@ -17,6 +17,7 @@ use super::labels::{Labels, NONE, reshape, unbroadcast};
 use super::trace::{Fold, Place, Walk, channels};
 use crate::graph::{NodeId, Use, View};
 use crate::onnx::node::attr_i;
+use crate::onnx::op;
 use crate::recognise::microsoft_op;
 
 /// Where one of these operators keeps what the rule has to know.
@@ -31,13 +32,13 @@ struct Form {
 
 fn form(view: &View, node: NodeId) -> Option<Form> {
     Some(match microsoft_op(view, node) {
-        "MultiHeadAttention" => Form {
+        op::MultiHeadAttention => Form {
             kv_heads: "num_heads",
             bias: Some(3),
             past_value: 7,
             sink: None,
         },
-        "GroupQueryAttention" => Form {
+        op::GroupQueryAttention => Form {
             kv_heads: "kv_num_heads",
             bias: None,
             past_value: 4,

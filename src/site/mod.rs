@@ -13,6 +13,7 @@ mod sizes;
 mod trace;
 
 use crate::graph::{NodeId, Use, ValueId, View};
+use crate::onnx::op;
 use crate::recognise::{Linear, LinearForm, Passage, Recognised, passage};
 
 pub use response::{Response, ResponseKind, response};
@@ -245,7 +246,7 @@ fn readers(view: &View, found: &Recognised, value: ValueId, channels: usize) -> 
             continue;
         };
         // x' has the shape of x.
-        if matches!(view.op(node), "Shape" | "Size") {
+        if matches!(view.op(node), op::Shape | op::Size) {
             continue;
         }
         let linear = found
@@ -339,8 +340,8 @@ fn passes(view: &View, node: NodeId) -> Option<Pass> {
         None => {}
     }
     match view.op(node) {
-        "Flatten" => Some(Pass::Rows(Some(2))),
-        "Reshape" => Some(Pass::Rows(
+        op::Flatten => Some(Pass::Rows(Some(2))),
+        op::Reshape => Some(Pass::Rows(
             view.input(node, 1).and_then(|target| length(view, target)),
         )),
         _ => None,
@@ -354,12 +355,12 @@ fn length(view: &View, target: ValueId) -> Option<usize> {
     }
     let (node, _) = view.producer(target)?;
     match view.op(node) {
-        "Concat" => (0..view.node(node).input.len())
+        op::Concat => (0..view.node(node).input.len())
             .map(|slot| length(view, view.input(node, slot)?))
             .sum(),
-        "Identity" | "Cast" => length(view, view.input(node, 0)?),
+        op::Identity | op::Cast => length(view, view.input(node, 0)?),
         // A shape has one axis, so what was unsqueezed is a number.
-        "Unsqueeze" => Some(1),
+        op::Unsqueeze => Some(1),
         _ => match view.shape(target)?.as_slice() {
             &[length] => length,
             _ => None,

@@ -19,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::graph::{NodeId, Source, Use, ValueId, View};
 use crate::onnx::node::subgraphs;
+use crate::onnx::op;
 use crate::onnx::proto::TensorProto;
 use crate::onnx::tensor;
 use crate::recognise::{Linear, Recognised};
@@ -147,12 +148,12 @@ impl Reach {
                 continue;
             }
             // The shape of a value says nothing about its numbers.
-            if matches!(view.op(node), "Shape" | "Size") {
+            if matches!(view.op(node), op::Shape | op::Size) {
                 continue;
             }
             let known = inputs(view, node).filter_map(|value| reach.parts.get(&value));
             let parts: BTreeSet<usize> = known.flatten().copied().collect();
-            let splits = matches!(view.op(node), "Split" | "Slice" | "Gather");
+            let splits = matches!(view.op(node), op::Split | op::Slice | op::Gather);
             for name in &view.node(node).output {
                 let Some(value) = view.value(name) else {
                     continue;
@@ -189,12 +190,12 @@ impl Reach {
             }
             let (node, _) = view.producer(value)?;
             let op = view.node(node).op_type.as_deref().unwrap_or("");
-            if op == "Softmax" || op.contains("Attention") {
+            if op == op::Softmax || op.contains(op::Attention) {
                 return Some(ResponseKind::Attention);
             }
             let inside = inputs(view, node).filter(|v| self.parts.contains_key(v));
             let inside: Vec<ValueId> = inside.collect();
-            if let ("Mul", [a, b]) = (op, inside.as_slice())
+            if let (op::Mul, [a, b]) = (op, inside.as_slice())
                 && self.parts[a].is_disjoint(&self.parts[b])
             {
                 kind = Some(ResponseKind::Gated);
@@ -283,7 +284,7 @@ fn reads_large_table(view: &View, node: NodeId) -> bool {
         t.dims.iter().product::<i64>() > LARGE_TABLE
             && tensor::dtype(t).is_some_and(tensor::is_float)
     };
-    matches!(view.op(node), "Gather" | "Slice")
+    matches!(view.op(node), op::Gather | op::Slice)
         && view
             .input(node, 0)
             .and_then(|table| view.initializer(table))

@@ -11,18 +11,31 @@ use super::sizes::{integers, measured};
 use super::trace::{Fold, Place, Shapes, Walk, channels};
 use crate::graph::{NodeId, Use, ValueId, View};
 use crate::onnx::node::{attr_i, attr_ints};
+use crate::onnx::op;
 use crate::recognise::{passage, see_through};
 
 /// The inputs of `node` through which [`Walk::rule`] may follow channels; none at a wall. The other inputs of these
 /// operators are the channels' business, not channels: a target shape, indices, a ratio.
 pub(super) fn channel_inputs(view: &View, node: NodeId) -> Range<usize> {
     match view.op(node) {
-        "Add" | "Sub" | "Mul" | "Div" | "MatMul" | "Concat" => 0..view.node(node).input.len(),
-        "Relu" | "Reshape" | "Transpose" | "Squeeze" | "Unsqueeze" | "Flatten" | "Expand"
-        | "Slice" | "Split" | "SplitToSequence" | "Gather" | "Identity" | "Dropout" | "Cast" => {
-            0..1
+        op::Add | op::Sub | op::Mul | op::Div | op::MatMul | op::Concat => {
+            0..view.node(node).input.len()
         }
-        "Attention" => 2..3,
+        op::Relu
+        | op::Reshape
+        | op::Transpose
+        | op::Squeeze
+        | op::Unsqueeze
+        | op::Flatten
+        | op::Expand
+        | op::Slice
+        | op::Split
+        | op::SplitToSequence
+        | op::Gather
+        | op::Identity
+        | op::Dropout
+        | op::Cast => 0..1,
+        op::Attention => 2..3,
         _ => super::contrib::channel_inputs(view, node),
     }
 }
@@ -30,7 +43,7 @@ pub(super) fn channel_inputs(view: &View, node: NodeId) -> Range<usize> {
 /// The values whose shapes the rule of `node` may need to know its bounds, sizes or index.
 pub(super) fn measured_values(view: &View, node: NodeId) -> Vec<ValueId> {
     match view.op(node) {
-        "Slice" | "Split" | "Gather" => measured(view, node, 1),
+        op::Slice | op::Split | op::Gather => measured(view, node, 1),
         _ => Vec::new(),
     }
 }
@@ -53,12 +66,12 @@ impl Walk<'_, '_> {
             return done;
         }
         match op {
-            "Add" | "Sub" => self.add(node, labels, shift),
-            "Mul" | "Div" if !shift => self.multiply(node, labels),
-            "Relu" if !shift => self.pass(node, 0, labels, false),
-            "MatMul" => self.product(node, labels, shift),
-            "Attention" if output == 0 => self.attention(node, &labels, shift),
-            "Transpose" => {
+            op::Add | op::Sub => self.add(node, labels, shift),
+            op::Mul | op::Div if !shift => self.multiply(node, labels),
+            op::Relu if !shift => self.pass(node, 0, labels, false),
+            op::MatMul => self.product(node, labels, shift),
+            op::Attention if output == 0 => self.attention(node, &labels, shift),
+            op::Transpose => {
                 let perm = match attr_ints(view.node(node), "perm") {
                     Some(perm) => perm.iter().map(|&a| a as usize).collect(),
                     None => (0..labels.ndim()).rev().collect::<Vec<_>>(),
@@ -69,18 +82,18 @@ impl Walk<'_, '_> {
                 }
                 self.pass(node, 0, labels.permuted_axes(inverse), shift)
             }
-            "Reshape" | "Squeeze" | "Unsqueeze" | "Flatten" => {
+            op::Reshape | op::Squeeze | op::Unsqueeze | op::Flatten => {
                 let shape = self.shape_of_input(node, 0)?;
                 let labels = reshape(labels, &shape).ok_or("its Reshape is malformed")?;
                 self.pass(node, 0, labels, shift)
             }
-            "Expand" => {
+            op::Expand => {
                 let shape = self.shape_of_input(node, 0)?;
                 let labels = unbroadcast(&labels, &shape, &mut self.ties)
                     .ok_or("an Expand mixes channels with others")?;
                 self.pass(node, 0, labels, shift)
             }
-            "Slice" => {
+            op::Slice => {
                 let shape = self.shape_of_input(node, 0)?;
                 let (axis, range) = slice_of(view, self.shapes, node, &shape).ok_or_else(|| {
                     format!(
@@ -92,7 +105,7 @@ impl Walk<'_, '_> {
                     .ok_or("its Slice is malformed")?;
                 self.pass(node, 0, labels, shift)
             }
-            "Split" => {
+            op::Split => {
                 let shape = self.shape_of_input(node, 0)?;
                 let axis = split_axis(view, node, shape.len()).ok_or("its Split is malformed")?;
                 let start = self.split_start(node, output, axis)?;
@@ -106,7 +119,7 @@ impl Walk<'_, '_> {
                     unslice(&labels, &shape, axis, range, NONE).ok_or("its Split is malformed")?;
                 self.pass(node, 0, labels, shift)
             }
-            "Gather" => {
+            op::Gather => {
                 let shape = self.shape_of_input(node, 0)?;
                 let (axis, indices) =
                     gather_of(view, self.shapes, node, &shape).ok_or_else(|| {
@@ -126,8 +139,8 @@ impl Walk<'_, '_> {
                 .ok_or("a Gather picks channels and others from one place")?;
                 self.pass(node, 0, labels, shift)
             }
-            "SequenceAt" => self.sequence_at(node, &labels, shift),
-            "Concat" => self.concat(node, &labels, shift),
+            op::SequenceAt => self.sequence_at(node, &labels, shift),
+            op::Concat => self.concat(node, &labels, shift),
             "" => Err(format!(
                 "it is computed by {}",
                 view.node(node).op_type.as_deref().unwrap_or("?")
@@ -176,7 +189,7 @@ impl Walk<'_, '_> {
             .ok_or("a constant that is added is not float")?;
         let own = unbroadcast(&labels, array.shape(), &mut self.ties)
             .ok_or("a constant that is added spans more than the channels")?;
-        let sign = if view.op(node) == "Sub" && slot == 1 {
+        let sign = if view.op(node) == op::Sub && slot == 1 {
             1
         } else {
             -1
@@ -200,11 +213,11 @@ impl Walk<'_, '_> {
         let view = self.view;
         if let Some((slot, value)) = self.constant_input(node) {
             let scalar = view.scalar(value).is_some();
-            if scalar && (slot == 1 || view.op(node) == "Mul") {
+            if scalar && (slot == 1 || view.op(node) == op::Mul) {
                 let labels = self.input_labels(node, 1 - slot, labels)?;
                 return self.pass(node, 1 - slot, labels, false);
             }
-            if view.op(node) == "Mul" {
+            if view.op(node) == op::Mul {
                 let (array, _) = view
                     .constant(value)
                     .and_then(|c| c.into_float())
@@ -225,7 +238,7 @@ impl Walk<'_, '_> {
             }
         }
         // A quotient is scaled through its numerator; a product through whichever factor has a way.
-        let slots: &[usize] = if view.op(node) == "Div" {
+        let slots: &[usize] = if view.op(node) == op::Div {
             &[0]
         } else {
             &[1, 0]
@@ -255,7 +268,7 @@ impl Walk<'_, '_> {
         let p = see_through(view, p);
         if shift
             && view
-                .producer_is(p, "Softmax")
+                .producer_is(p, op::Softmax)
                 .is_none_or(|s| !self.over_last_axis(s))
         {
             return Err("the rows of its left factor need not sum to 1".to_owned());
@@ -365,7 +378,7 @@ impl Walk<'_, '_> {
     /// Whether a reader reads elements of a value, and not its shape alone.
     pub(super) fn reads_elements(&self, reader: Use) -> bool {
         match reader {
-            Use::Node { node, .. } => !matches!(self.view.op(node), "Shape" | "Size"),
+            Use::Node { node, .. } => !matches!(self.view.op(node), op::Shape | op::Size),
             _ => true,
         }
     }
@@ -378,8 +391,8 @@ impl Walk<'_, '_> {
         let view = self.view;
         match view.op(node) {
             // Only the shape is read.
-            "Shape" | "Size" => true,
-            "Slice" => {
+            op::Shape | op::Size => true,
+            op::Slice => {
                 slice_of(view, self.shapes, node, labels.shape()).is_some_and(|(axis, range)| {
                     labels
                         .slice_axis(ndarray::Axis(axis), range)
@@ -387,7 +400,7 @@ impl Walk<'_, '_> {
                         .all(|&l| l == NONE)
                 })
             }
-            "Gather" => {
+            op::Gather => {
                 gather_of(view, self.shapes, node, labels.shape()).is_some_and(|(axis, indices)| {
                     let axis = ndarray::Axis(axis);
                     let mut picked = indices.iter().map(|&i| labels.index_axis(axis, i));

@@ -8,6 +8,7 @@ use ndarray::{Array1, ArrayD, Axis};
 use super::trace::Shapes;
 use crate::graph::{Constant, NodeId, ValueId, View};
 use crate::onnx::node::attr_i;
+use crate::onnx::op;
 
 /// Longer chains are no size arithmetic.
 const DEPTH: usize = 32;
@@ -29,7 +30,7 @@ fn at_depth(view: &View, shapes: &Shapes, value: ValueId, depth: usize) -> Optio
     let (node, _) = view.producer(value)?;
     let input = |slot: usize| at_depth(view, shapes, view.input(node, slot)?, depth + 1);
     match view.op(node) {
-        "Shape" => {
+        op::Shape => {
             let shape = shapes.get(view.name(view.input(node, 0)?))?;
             let (start, end) = (
                 attr_i(view.node(node), "start"),
@@ -40,7 +41,7 @@ fn at_depth(view: &View, shapes: &Shapes, value: ValueId, depth: usize) -> Optio
             let part = shape.get(clamp(start.unwrap_or(0))..clamp(end.unwrap_or(rank)))?;
             Some(vector(part.iter().map(|&d| d as i64).collect()))
         }
-        "Gather" => {
+        op::Gather => {
             let (data, index) = (input(0)?, input(1)?);
             let length = data.len() as i64;
             let one = |&i: &i64| {
@@ -51,7 +52,7 @@ fn at_depth(view: &View, shapes: &Shapes, value: ValueId, depth: usize) -> Optio
             ArrayD::from_shape_vec(index.raw_dim(), picked).ok()
         }
         // Elementwise, of two numbers or lists of one length; a single number goes with each element of a list.
-        op @ ("Add" | "Sub" | "Mul" | "Div") => {
+        op @ (op::Add | op::Sub | op::Mul | op::Div) => {
             let (a, b) = (input(0)?, input(1)?);
             let longer = if a.ndim() >= b.ndim() && a.len() >= b.len() {
                 &a
@@ -61,24 +62,24 @@ fn at_depth(view: &View, shapes: &Shapes, value: ValueId, depth: usize) -> Optio
             let shape = longer.raw_dim();
             let (a, b) = (a.broadcast(shape.clone())?, b.broadcast(shape.clone())?);
             let of = |(&a, &b): (&i64, &i64)| match op {
-                "Add" => a.checked_add(b),
-                "Sub" => a.checked_sub(b),
-                "Mul" => a.checked_mul(b),
+                op::Add => a.checked_add(b),
+                op::Sub => a.checked_sub(b),
+                op::Mul => a.checked_mul(b),
                 _ => a.checked_div(b),
             };
             let values: Vec<i64> = a.iter().zip(b.iter()).map(of).collect::<Option<_>>()?;
             ArrayD::from_shape_vec(shape, values).ok()
         }
-        "Concat" => {
+        op::Concat => {
             let parts = (0..view.node(node).input.len()).map(&input);
             let parts: Vec<ArrayD<i64>> = parts.collect::<Option<_>>()?;
             Some(vector(parts.iter().flatten().copied().collect()))
         }
-        "Identity" | "Cast" => input(0),
-        "Unsqueeze" => input(0)
+        op::Identity | op::Cast => input(0),
+        op::Unsqueeze => input(0)
             .filter(|a| a.ndim() == 0)
             .map(|a| a.insert_axis(Axis(0))),
-        "Squeeze" => input(0)
+        op::Squeeze => input(0)
             .filter(|a| a.shape() == [1])
             .map(|a| a.index_axis_move(Axis(0), 0)),
         _ => None,
@@ -103,12 +104,20 @@ pub(super) fn measured(view: &View, node: NodeId, first: usize) -> Vec<ValueId> 
             continue;
         };
         match view.op(producer) {
-            "Shape" => result.extend(
+            op::Shape => result.extend(
                 view.input(producer, 0)
                     .filter(|&v| view.producer(v).is_some()),
             ),
-            "Gather" | "Add" | "Sub" | "Mul" | "Div" | "Concat" | "Identity" | "Cast"
-            | "Unsqueeze" | "Squeeze" => {
+            op::Gather
+            | op::Add
+            | op::Sub
+            | op::Mul
+            | op::Div
+            | op::Concat
+            | op::Identity
+            | op::Cast
+            | op::Unsqueeze
+            | op::Squeeze => {
                 let inputs = 0..view.node(producer).input.len();
                 for input in inputs.filter_map(|slot| view.input(producer, slot)) {
                     if !pending.contains(&input) {

@@ -27,6 +27,7 @@ use super::compound::split_behind;
 use super::labels::{Labels, NONE, Ties, UNREAD, channels_last, is_channel, unbroadcast};
 use super::rules::{channel_inputs, measured_values};
 use crate::graph::{NodeId, Use, ValueId, View};
+use crate::onnx::op;
 use crate::recognise::Recognised;
 
 /// The concrete shapes of values in one run, by name.
@@ -90,7 +91,7 @@ pub fn values_on_the_way(view: &View, found: &Recognised, value: ValueId) -> Vec
         };
         // A sequence has no shape: its tensor is behind it.
         let node = match view.op(node) {
-            "SequenceAt" => match split_behind(view, node) {
+            op::SequenceAt => match split_behind(view, node) {
                 Some(split) => split,
                 None => continue,
             },

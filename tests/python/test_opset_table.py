@@ -84,3 +84,10 @@ def test_every_change_of_signature_has_a_rule(table, history):
             if incompatible(versions[before], versions[version]):
                 expected.add((name, version))
     assert found == expected | BY_TEXT
+
+
+def test_every_operator_of_the_standard_has_a_constant():
+    text = (ROOT / "proto" / "operators.txt").read_text()
+    standard = text.split("[ai.onnx]")[1].split("[com.microsoft]")[0].split()
+    known = {s.name for s in onnx.defs.get_all_schemas_with_history() if s.domain == ""}
+    assert standard == sorted(known)

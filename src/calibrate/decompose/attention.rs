@@ -14,6 +14,7 @@ use super::build::Build;
 use super::{EngineError, Outcome};
 use crate::onnx::DataType;
 use crate::onnx::node::{attr_f, attr_i, int_attr, ints_attr};
+use crate::onnx::op;
 use crate::onnx::proto::NodeProto;
 
 /// What is added to the score of a key that a query must not see: it weighs nothing, and a query that sees none is finite.
@@ -63,9 +64,9 @@ pub(super) fn attention(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outco
             return x.to_owned();
         }
         let split = b.ints(&[0, 0, heads as i64, -1]);
-        let split = b.op("Reshape", &[x, &split], vec![]);
+        let split = b.op(op::Reshape, &[x, &split], vec![]);
         b.op(
-            "Transpose",
+            op::Transpose,
             &[&split],
             vec![ints_attr("perm", &[0, 2, 1, 3])],
         )
@@ -74,7 +75,7 @@ pub(super) fn attention(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outco
     let k = per_head(k, kv_heads);
     let v = per_head(v, kv_heads);
     let with_past = |b: &mut Build<'_, '_>, past: Option<&String>, new: String| match past {
-        Some(past) => b.op("Concat", &[past, &new], vec![int_attr("axis", 2)]),
+        Some(past) => b.op(op::Concat, &[past, &new], vec![int_attr("axis", 2)]),
         None => new,
     };
     let k = with_past(b, slot(4), k);
@@ -82,7 +83,7 @@ pub(super) fn attention(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outco
     let output = |at: usize| node.output.get(at).filter(|name| !name.is_empty());
     for (value, name) in [(&k, output(1)), (&v, output(2))] {
         if let Some(name) = name {
-            b.op_to("Identity", &[value], name, vec![]);
+            b.op_to(op::Identity, &[value], name, vec![]);
         }
     }
     let shared = |b: &mut Build<'_, '_>, x: String| {
@@ -92,54 +93,54 @@ pub(super) fn attention(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outco
         let group = q_heads / kv_heads;
         let of_query: Vec<i64> = (0..q_heads).map(|head| (head / group) as i64).collect();
         let of_query = b.ints(&of_query);
-        b.op("Gather", &[&x, &of_query], vec![int_attr("axis", 1)])
+        b.op(op::Gather, &[&x, &of_query], vec![int_attr("axis", 1)])
     };
     let k = shared(b, k);
     let v = shared(b, v);
 
     let scale = attr_f(node, "scale").unwrap_or_else(|| (depth as f32).sqrt().recip());
     let scale = b.float(scale);
-    let q = b.op("Mul", &[&q, &scale], vec![]);
-    let k = b.op("Transpose", &[&k], vec![ints_attr("perm", &[0, 1, 3, 2])]);
-    let product = b.op("MatMul", &[&q, &k], vec![]);
+    let q = b.op(op::Mul, &[&q, &scale], vec![]);
+    let k = b.op(op::Transpose, &[&k], vec![ints_attr("perm", &[0, 1, 3, 2])]);
+    let product = b.op(op::MatMul, &[&q, &k], vec![]);
     let mut stages = vec![product.clone()];
     let mut scores = product;
     let softcap = attr_f(node, "softcap").unwrap_or(0.0);
     if softcap > 0.0 {
         let cap = b.float(softcap);
-        let ratio = b.op("Div", &[&scores, &cap], vec![]);
-        let ratio = b.op("Tanh", &[&ratio], vec![]);
-        scores = b.op("Mul", &[&ratio, &cap], vec![]);
+        let ratio = b.op(op::Div, &[&scores, &cap], vec![]);
+        let ratio = b.op(op::Tanh, &[&ratio], vec![]);
+        scores = b.op(op::Mul, &[&ratio, &cap], vec![]);
     }
     stages.push(scores.clone());
     let keys = past_length + new_keys;
     for bias in biases(node, b, q_length, past_length, keys)? {
-        scores = b.op("Add", &[&scores, &bias], vec![]);
+        scores = b.op(op::Add, &[&scores, &bias], vec![]);
     }
     stages.push(scores.clone());
-    let weights = b.op("Softmax", &[&scores], vec![int_attr("axis", -1)]);
+    let weights = b.op(op::Softmax, &[&scores], vec![int_attr("axis", -1)]);
     stages.push(weights.clone());
     if let Some(name) = output(3) {
         let mode = usize::try_from(attr_i(node, "qk_matmul_output_mode").unwrap_or(0));
         let stage = mode.ok().and_then(|mode| stages.get(mode));
         let stage = stage.ok_or_else(|| b.refused("qk_matmul_output_mode is not 0, 1, 2 or 3"))?;
-        b.op_to("Identity", &[stage], name, vec![]);
+        b.op_to(op::Identity, &[stage], name, vec![]);
     }
     let Some(y) = output(0) else {
         return Ok(Outcome::Replaced);
     };
     if !flat {
-        b.op_to("MatMul", &[&weights, &v], y, vec![]);
+        b.op_to(op::MatMul, &[&weights, &v], y, vec![]);
         return Ok(Outcome::Replaced);
     }
-    let mixed = b.op("MatMul", &[&weights, &v], vec![]);
+    let mixed = b.op(op::MatMul, &[&weights, &v], vec![]);
     let rows = b.op(
-        "Transpose",
+        op::Transpose,
         &[&mixed],
         vec![ints_attr("perm", &[0, 2, 1, 3])],
     );
     let merged = b.ints(&[0, 0, -1]);
-    b.op_to("Reshape", &[&rows, &merged], y, vec![]);
+    b.op_to(op::Reshape, &[&rows, &merged], y, vec![]);
     Ok(Outcome::Replaced)
 }
 
@@ -171,7 +172,7 @@ fn biases(
             rest[shape.len() - 1] = keys - length;
             let count = rest.iter().product();
             let rest = b.floats(&rest, &vec![MASKED; count]);
-            bias = b.op("Concat", &[&bias, &rest], vec![int_attr("axis", -1)]);
+            bias = b.op(op::Concat, &[&bias, &rest], vec![int_attr("axis", -1)]);
         }
         all.push(bias);
     }
@@ -182,15 +183,15 @@ fn biases(
             .collect();
         let (rows, columns) = (b.ints(&rows), b.ints(&columns));
         let axis = b.ints(&[1]);
-        let rows = b.op("Unsqueeze", &[&rows, &axis], vec![]);
-        let seen = b.op("LessOrEqual", &[&columns, &rows], vec![]);
+        let rows = b.op(op::Unsqueeze, &[&rows, &axis], vec![]);
+        let seen = b.op(op::LessOrEqual, &[&columns, &rows], vec![]);
         all.push(additive(b, &seen));
     }
     if let Some(lengths) = slot(6) {
         let axes = b.ints(&[1, 2, 3]);
-        let lengths = b.op("Unsqueeze", &[lengths, &axes], vec![]);
+        let lengths = b.op(op::Unsqueeze, &[lengths, &axes], vec![]);
         let columns = b.ints(&columns);
-        let seen = b.op("Less", &[&columns, &lengths], vec![]);
+        let seen = b.op(op::Less, &[&columns, &lengths], vec![]);
         all.push(additive(b, &seen));
     }
     Ok(all)
@@ -199,7 +200,7 @@ fn biases(
 /// What a key adds to its score: nothing where `seen` is true.
 fn additive(b: &mut Build<'_, '_>, seen: &str) -> String {
     let (kept, masked) = (b.float(0.0), b.float(MASKED));
-    b.op("Where", &[seen, &kept, &masked], vec![])
+    b.op(op::Where, &[seen, &kept, &masked], vec![])
 }
 
 /// Where shapes are not known, the engine's own operator may do; it wants a float mask.

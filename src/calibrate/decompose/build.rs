@@ -7,6 +7,7 @@ use super::scope::Scope;
 use crate::calibrate::engine::EngineError;
 use crate::graph::Names;
 use crate::onnx::node::{int_attr, make_node, tensor_attr};
+use crate::onnx::op;
 use crate::onnx::proto::{AttributeProto, NodeProto, TensorProto};
 use crate::onnx::{DataType, tensor};
 
@@ -114,7 +115,7 @@ impl<'a, 'g> Build<'a, 'g> {
 
     /// Cast to another type.
     pub(super) fn cast(&mut self, x: &str, to: DataType) -> String {
-        self.op("Cast", &[x], vec![int_attr("to", to as i64)])
+        self.op(op::Cast, &[x], vec![int_attr("to", to as i64)])
     }
 
     /// The elements of `range` along one axis.
@@ -122,18 +123,18 @@ impl<'a, 'g> Build<'a, 'g> {
         let starts = self.ints(&[range.start as i64]);
         let ends = self.ints(&[range.end as i64]);
         let axes = self.ints(&[axis]);
-        self.op("Slice", &[x, &starts, &ends, &axes], vec![])
+        self.op(op::Slice, &[x, &starts, &ends, &axes], vec![])
     }
 
     /// The same elements in another shape.
     pub(super) fn reshape(&mut self, x: &str, shape: &[usize]) -> String {
         let target: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
         let target = self.ints(&target);
-        self.op("Reshape", &[x, &target], vec![])
+        self.op(op::Reshape, &[x, &target], vec![])
     }
 
     fn constant(&mut self, value: TensorProto) -> String {
-        self.op("Constant", &[], vec![tensor_attr("value", value)])
+        self.op(op::Constant, &[], vec![tensor_attr("value", value)])
     }
 
     /// The error for a form of the operator that calibration cannot run.

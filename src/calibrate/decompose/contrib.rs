@@ -4,6 +4,7 @@ use super::build::Build;
 use super::{EngineError, Outcome};
 use crate::onnx::DataType;
 use crate::onnx::node::{attr_f, attr_i, attr_s, float_attr, int_attr, ints_attr, string_attr};
+use crate::onnx::op;
 use crate::onnx::proto::{AttributeProto, NodeProto};
 
 use Outcome::{Kept, Replaced};
@@ -29,7 +30,7 @@ pub(super) fn skip_layer_norm(
     node: &NodeProto,
     b: &mut Build<'_, '_>,
 ) -> Result<Outcome, EngineError> {
-    skip_norm(node, b, "LayerNormalization", Some(3), 4)
+    skip_norm(node, b, op::LayerNormalization, Some(3), 4)
 }
 
 /// `y = RMSNormalization(x + skip + bias, γ)`, and the sum itself as output 3.
@@ -37,7 +38,7 @@ pub(super) fn skip_rms_norm(
     node: &NodeProto,
     b: &mut Build<'_, '_>,
 ) -> Result<Outcome, EngineError> {
-    skip_norm(node, b, "RMSNormalization", None, 3)
+    skip_norm(node, b, op::RMSNormalization, None, 3)
 }
 
 fn skip_norm(
@@ -52,16 +53,16 @@ fn skip_norm(
     else {
         return Ok(Kept);
     };
-    let mut sum = b.op("Add", &[x, skip], vec![]);
+    let mut sum = b.op(op::Add, &[x, skip], vec![]);
     if let Some(bias) = named(&node.input, bias) {
-        sum = b.op("Add", &[&sum, bias], vec![]);
+        sum = b.op(op::Add, &[&sum, bias], vec![]);
     }
     let mut inputs = vec![sum.as_str(), gamma];
     inputs.extend(beta.and_then(|slot| named(&node.input, slot)));
     let attributes = vec![int_attr("axis", -1), epsilon(node, 1e-12)];
     b.op_to(norm, &inputs, y, attributes);
     if let Some(output) = named(&node.output, 3) {
-        b.op_to("Identity", &[&sum], output, vec![]);
+        b.op_to(op::Identity, &[&sum], output, vec![]);
     }
     Ok(Replaced)
 }
@@ -76,7 +77,7 @@ pub(super) fn simplified_norm(
     };
     let axis = int_attr("axis", attr_i(node, "axis").unwrap_or(-1));
     let attributes = vec![axis, epsilon(node, 1e-5)];
-    b.op_to("RMSNormalization", &[x, gamma], y, attributes);
+    b.op_to(op::RMSNormalization, &[x, gamma], y, attributes);
     Ok(Replaced)
 }
 
@@ -97,17 +98,17 @@ pub(super) fn embed_layer_norm(
         Some(at) => at.to_owned(),
         None => b.positions(length),
     };
-    let words = b.op("Gather", &[words, ids], vec![]);
-    let positions = b.op("Gather", &[positions, &at], vec![]);
-    let mut sum = b.op("Add", &[&words, &positions], vec![]);
+    let words = b.op(op::Gather, &[words, ids], vec![]);
+    let positions = b.op(op::Gather, &[positions, &at], vec![]);
+    let mut sum = b.op(op::Add, &[&words, &positions], vec![]);
     if let (Some(segments), Some(types)) = (input(1), input(4)) {
-        let types = b.op("Gather", &[types, segments], vec![]);
-        sum = b.op("Add", &[&sum, &types], vec![]);
+        let types = b.op(op::Gather, &[types, segments], vec![]);
+        sum = b.op(op::Add, &[&sum, &types], vec![]);
     }
     let attributes = vec![int_attr("axis", -1), epsilon(node, 1e-12)];
-    b.op_to("LayerNormalization", &[&sum, gamma, beta], y, attributes);
+    b.op_to(op::LayerNormalization, &[&sum, gamma, beta], y, attributes);
     if let Some(output) = named(&node.output, 2) {
-        b.op_to("Identity", &[&sum], output, vec![]);
+        b.op_to(op::Identity, &[&sum], output, vec![]);
     }
     if let Some(output) = named(&node.output, 1) {
         let count = match input(7) {
@@ -115,12 +116,12 @@ pub(super) fn embed_layer_norm(
             Some(mask) => {
                 let mask = b.cast(mask, DataType::Float);
                 let ones = b.floats(&[length], &vec![1.0; length]);
-                b.op("MatMul", &[&mask, &ones], vec![])
+                b.op(op::MatMul, &[&mask, &ones], vec![])
             }
             None => b.floats(&[rows], &vec![0.0; rows]),
         };
         let to = vec![int_attr("to", DataType::Int32 as i64)];
-        b.op_to("Cast", &[&count], output, to);
+        b.op_to(op::Cast, &[&count], output, to);
     }
     Ok(Replaced)
 }
@@ -144,10 +145,10 @@ fn gelu(
         return Ok(Kept);
     };
     let x = match named(&node.input, 1) {
-        Some(bias) => b.op("Add", &[x, bias], vec![]),
+        Some(bias) => b.op(op::Add, &[x, bias], vec![]),
         None => x.to_owned(),
     };
-    b.op_to("Gelu", &[&x], y, attributes);
+    b.op_to(op::Gelu, &[&x], y, attributes);
     Ok(Replaced)
 }
 
@@ -157,9 +158,9 @@ pub(super) fn quick_gelu(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outc
         return Ok(Kept);
     };
     let alpha = b.float(attr_f(node, "alpha").unwrap_or(1.702));
-    let scaled = b.op("Mul", &[x, &alpha], vec![]);
-    let gate = b.op("Sigmoid", &[&scaled], vec![]);
-    b.op_to("Mul", &[x, &gate], y, vec![]);
+    let scaled = b.op(op::Mul, &[x, &alpha], vec![]);
+    let gate = b.op(op::Sigmoid, &[&scaled], vec![]);
+    b.op_to(op::Mul, &[x, &gate], y, vec![]);
     Ok(Replaced)
 }
 
@@ -190,14 +191,14 @@ pub(super) fn fused_matmul(
         if trans {
             perm.swap(rank as usize - 2, rank as usize - 1);
         }
-        factors.push(b.op("Transpose", &[factor], vec![ints_attr("perm", &perm)]));
+        factors.push(b.op(op::Transpose, &[factor], vec![ints_attr("perm", &perm)]));
     }
     match attr_f(node, "alpha").unwrap_or(1.0) {
-        1.0 => b.op_to("MatMul", &[&factors[0], &factors[1]], y, vec![]),
+        1.0 => b.op_to(op::MatMul, &[&factors[0], &factors[1]], y, vec![]),
         alpha => {
-            let product = b.op("MatMul", &[&factors[0], &factors[1]], vec![]);
+            let product = b.op(op::MatMul, &[&factors[0], &factors[1]], vec![]);
             let alpha = b.float(alpha);
-            b.op_to("Mul", &[&product, &alpha], y, vec![]);
+            b.op_to(op::Mul, &[&product, &alpha], y, vec![]);
         }
     }
     Ok(Replaced)
@@ -211,7 +212,7 @@ pub(super) fn fused_gemm(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outc
     let of_gemm = |a: &&AttributeProto| !a.name().starts_with("activation");
     let attributes = node.attribute.iter().filter(of_gemm).cloned().collect();
     let inputs: Vec<&str> = node.input.iter().map(String::as_str).collect();
-    let product = b.op("Gemm", &inputs, attributes);
+    let product = b.op(op::Gemm, &inputs, attributes);
     let parameters = [("activation_alpha", "alpha"), ("activation_beta", "beta")];
     let parameters = parameters
         .into_iter()

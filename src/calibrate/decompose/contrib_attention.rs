@@ -12,6 +12,7 @@ use super::contrib_rotary::{Rotary, rotate};
 use super::{EngineError, Outcome};
 use crate::onnx::DataType;
 use crate::onnx::node::{attr_f, attr_i, attr_ints, int_attr, ints_attr};
+use crate::onnx::op;
 use crate::onnx::proto::NodeProto;
 
 use Outcome::{Kept, Replaced};
@@ -46,33 +47,37 @@ impl Heads {
             _ => 1.0 / (size as f32).sqrt(),
         };
         let transposed = vec![ints_attr("perm", &[0, 1, 3, 2])];
-        let k = b.op("Transpose", &[&self.k], transposed);
-        let scores = b.op("MatMul", &[&self.q, &k], vec![]);
+        let k = b.op(op::Transpose, &[&self.k], transposed);
+        let scores = b.op(op::MatMul, &[&self.q, &k], vec![]);
         let scale = b.float(scale);
-        let mut scores = b.op("Mul", &[&scores, &scale], vec![]);
+        let mut scores = b.op(op::Mul, &[&scores, &scale], vec![]);
         if self.softcap > 0.0 {
             let cap = b.float(self.softcap);
-            let part = b.op("Div", &[&scores, &cap], vec![]);
-            let part = b.op("Tanh", &[&part], vec![]);
-            scores = b.op("Mul", &[&part, &cap], vec![]);
+            let part = b.op(op::Div, &[&scores, &cap], vec![]);
+            let part = b.op(op::Tanh, &[&part], vec![]);
+            scores = b.op(op::Mul, &[&part, &cap], vec![]);
         }
         for term in &self.terms {
-            scores = b.op("Add", &[&scores, term], vec![]);
+            scores = b.op(op::Add, &[&scores, term], vec![]);
         }
         if let Some(sink) = &self.sink {
             let shape = b.ints(&[batch, heads, rows, 1].map(|n| n as i64));
-            let sink = b.op("Expand", &[sink, &shape], vec![]);
-            scores = b.op("Concat", &[&scores, &sink], vec![int_attr("axis", 3)]);
+            let sink = b.op(op::Expand, &[sink, &shape], vec![]);
+            scores = b.op(op::Concat, &[&scores, &sink], vec![int_attr("axis", 3)]);
         }
-        let mut p = b.op("Softmax", &[&scores], vec![int_attr("axis", 3)]);
+        let mut p = b.op(op::Softmax, &[&scores], vec![int_attr("axis", 3)]);
         if self.sink.is_some() {
             p = b.slice(&p, 3, 0..columns);
         }
-        let y4 = b.op("MatMul", &[&p, &self.v], vec![]);
-        let y4 = b.op("Transpose", &[&y4], vec![ints_attr("perm", &[0, 2, 1, 3])]);
+        let y4 = b.op(op::MatMul, &[&p, &self.v], vec![]);
+        let y4 = b.op(
+            op::Transpose,
+            &[&y4],
+            vec![ints_attr("perm", &[0, 2, 1, 3])],
+        );
         let shape = [batch, rows, heads * value_size].map(|n| n as i64);
         let shape = b.ints(&shape);
-        b.op_to("Reshape", &[&y4, &shape], y, vec![]);
+        b.op_to(op::Reshape, &[&y4, &shape], y, vec![]);
         Ok(())
     }
 }
@@ -88,13 +93,13 @@ pub(super) fn split_heads(
         return Err(b.refused(format!("{channels} channels are not {heads} heads")));
     }
     let x = b.reshape(x, &[batch, rows, heads, channels / heads]);
-    Ok(b.op("Transpose", &[&x], vec![ints_attr("perm", &[0, 2, 1, 3])]))
+    Ok(b.op(op::Transpose, &[&x], vec![ints_attr("perm", &[0, 2, 1, 3])]))
 }
 
 /// Where(condition, 0, otherwise)
 fn term(b: &mut Build<'_, '_>, condition: &str, otherwise: f32) -> String {
     let (kept, masked) = (b.float(0.0), b.float(otherwise));
-    b.op("Where", &[condition, &kept, &masked], vec![])
+    b.op(op::Where, &[condition, &kept, &masked], vec![])
 }
 
 fn count(b: &mut Build<'_, '_>, shape: &[usize], first: usize) -> String {
@@ -107,7 +112,7 @@ fn count(b: &mut Build<'_, '_>, shape: &[usize], first: usize) -> String {
 fn causal(b: &mut Build<'_, '_>, rows: usize, columns: usize) -> String {
     let past = columns.saturating_sub(rows);
     let (at, last) = (count(b, &[1, columns], 0), count(b, &[rows, 1], past + 1));
-    let seen = b.op("Less", &[&at, &last], vec![]);
+    let seen = b.op(op::Less, &[&at, &last], vec![]);
     term(b, &seen, MASKED)
 }
 
@@ -128,27 +133,27 @@ fn mask_term(
             let at = count(b, &[1, 1, 1, columns], 0);
             let ends = b.slice(&mask, 0, 0..batch);
             let ends = b.reshape(&ends, &[batch, 1, 1, 1]);
-            let before = b.op("Less", &[&at, &ends], vec![]);
+            let before = b.op(op::Less, &[&at, &ends], vec![]);
             if n == batch {
                 before
             } else {
                 let starts = b.slice(&mask, 0, batch..n);
                 let starts = b.reshape(&starts, &[batch, 1, 1, 1]);
-                let outside = b.op("Less", &[&at, &starts], vec![]);
-                let inside = b.op("Not", &[&outside], vec![]);
-                b.op("And", &[&before, &inside], vec![])
+                let outside = b.op(op::Less, &[&at, &starts], vec![]);
+                let inside = b.op(op::Not, &[&outside], vec![]);
+                b.op(op::And, &[&before, &inside], vec![])
             }
         }
         [_, 1] if columns != 1 => return Ok(None),
         [rows, n] => {
             let mask = b.reshape(&mask, &[rows, 1, 1, n]);
             let zero = b.float(0.0);
-            b.op("Greater", &[&mask, &zero], vec![])
+            b.op(op::Greater, &[&mask, &zero], vec![])
         }
         [rows, s, n] => {
             let mask = b.reshape(&mask, &[rows, 1, s, n]);
             let zero = b.float(0.0);
-            b.op("Greater", &[&mask, &zero], vec![])
+            b.op(op::Greater, &[&mask, &zero], vec![])
         }
         _ => return Err(b.refused(format!("a mask of shape {shape:?} is not supported"))),
     };
@@ -158,7 +163,7 @@ fn mask_term(
 /// The keys or values of former tokens, then those of these.
 fn append(b: &mut Build<'_, '_>, past: Option<&str>, new: String) -> String {
     match past {
-        Some(past) => b.op("Concat", &[past, &new], vec![int_attr("axis", 2)]),
+        Some(past) => b.op(op::Concat, &[past, &new], vec![int_attr("axis", 2)]),
         None => new,
     }
 }
@@ -198,9 +203,9 @@ pub(super) fn attention(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outco
         return Err(b.refused("rotary embedding and shared caches in it are not supported"));
     }
     let heads = heads_of(node, "num_heads");
-    let mut qkv = b.op("MatMul", &[x, w], vec![]);
+    let mut qkv = b.op(op::MatMul, &[x, w], vec![]);
     if let Some(bias) = input(2) {
-        qkv = b.op("Add", &[&qkv, bias], vec![]);
+        qkv = b.op(op::Add, &[&qkv, bias], vec![]);
     }
     let [_, _, channels] = b.axes(&qkv)?;
     let sizes = match attr_ints(node, "qkv_hidden_sizes") {
@@ -223,7 +228,7 @@ pub(super) fn attention(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outco
     let past = |b: &mut Build<'_, '_>, at: i64| {
         let past = input(4)?;
         let at = b.int(at);
-        Some(b.op("Gather", &[past, &at], vec![int_attr("axis", 0)]))
+        Some(b.op(op::Gather, &[past, &at], vec![int_attr("axis", 0)]))
     };
     let (past_k, past_v) = (past(b, 0), past(b, 1));
     let k = append(b, past_k.as_deref(), k);
@@ -231,7 +236,7 @@ pub(super) fn attention(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outco
     if let Some(present) = named(&node.output, 1) {
         let shape: Vec<usize> = [&[1], b.shape(&k)?.as_slice()].concat();
         let (k, v) = (b.reshape(&k, &shape), b.reshape(&v, &shape));
-        b.op_to("Concat", &[&k, &v], present, vec![int_attr("axis", 0)]);
+        b.op_to(op::Concat, &[&k, &v], present, vec![int_attr("axis", 0)]);
     }
     let terms = terms(b, node, [&q, &k], input(3), input(5))?;
     let (scale, softcap, sink) = (attr_f(node, "scale"), 0.0, None);
@@ -270,7 +275,7 @@ pub(super) fn multi_head(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outc
         let x = match input(3) {
             Some(bias) => {
                 let bias = b.slice(bias, 0, start..start + size);
-                b.op("Add", &[x, &bias], vec![])
+                b.op(op::Add, &[x, &bias], vec![])
             }
             None => x.to_owned(),
         };
@@ -284,7 +289,7 @@ pub(super) fn multi_head(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outc
     let v = append(b, input(7), v);
     for (slot, value) in [(1, &k), (2, &v)] {
         if let Some(present) = named(&node.output, slot) {
-            b.op_to("Identity", &[value], present, vec![]);
+            b.op_to(op::Identity, &[value], present, vec![]);
         }
     }
     if named(&node.output, 3).is_some() {
@@ -349,7 +354,7 @@ pub(super) fn group_query(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Out
         let lengths = b.cast(lengths, DataType::Float);
         let lengths = b.reshape(&lengths, &[batch, 1]);
         let rest = b.float(rows as f32 - 1.0);
-        Some(b.op("Sub", &[&lengths, &rest], vec![]))
+        Some(b.op(op::Sub, &[&lengths, &rest], vec![]))
     };
     if attr_i(node, "do_rotary").unwrap_or(0) != 0 {
         let (Some(cos), Some(sin)) = (input(7), input(8)) else {
@@ -360,7 +365,7 @@ pub(super) fn group_query(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Out
             (None, None) => b.positions(rows),
             (None, Some(before)) => {
                 let at = count(b, &[1, rows], 0);
-                let at = b.op("Add", &[before, &at], vec![]);
+                let at = b.op(op::Add, &[before, &at], vec![]);
                 b.cast(&at, DataType::Int64)
             }
         };
@@ -378,7 +383,7 @@ pub(super) fn group_query(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Out
     let v = cached(b, input(4), v, before.as_deref(), past)?;
     for (slot, value) in [(1, &k), (2, &v)] {
         if let Some(present) = named(&node.output, slot) {
-            b.op_to("Identity", &[value], present, vec![]);
+            b.op_to(op::Identity, &[value], present, vec![]);
         }
     }
     // Column t is seen from row s if t ≤ before + s, and in a window if t > before + s − window.
@@ -387,18 +392,18 @@ pub(super) fn group_query(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Out
     let own = match &before {
         Some(before) => {
             let before = b.reshape(before, &[batch, 1, 1, 1]);
-            b.op("Add", &[&own, &before], vec![])
+            b.op(op::Add, &[&own, &before], vec![])
         }
         None => own,
     };
-    let later = b.op("Greater", &[&at, &own], vec![]);
-    let mut seen = b.op("Not", &[&later], vec![]);
+    let later = b.op(op::Greater, &[&at, &own], vec![]);
+    let mut seen = b.op(op::Not, &[&later], vec![]);
     let window = attr_i(node, "local_window_size").unwrap_or(-1);
     if window > 0 {
         let window = b.float(window as f32);
-        let first = b.op("Sub", &[&own, &window], vec![]);
-        let inside = b.op("Greater", &[&at, &first], vec![]);
-        seen = b.op("And", &[&seen, &inside], vec![]);
+        let first = b.op(op::Sub, &[&own, &window], vec![]);
+        let inside = b.op(op::Greater, &[&at, &first], vec![]);
+        seen = b.op(op::And, &[&seen, &inside], vec![]);
     }
     let mut terms = vec![term(b, &seen, MASKED)];
     terms.extend(input(10).map(str::to_owned));
@@ -437,19 +442,23 @@ fn cached(
     let shape: [usize; 4] = b.axes(&all)?;
     // t < before ? t : t + (length − before)
     let at = count(b, &[1, shape[2]], 0);
-    let own = b.op("Less", &[&at, before], vec![]);
+    let own = b.op(op::Less, &[&at, before], vec![]);
     let total = b.float(length as f32);
-    let gap = b.op("Sub", &[&total, before], vec![]);
-    let moved = b.op("Add", &[&at, &gap], vec![]);
+    let gap = b.op(op::Sub, &[&total, before], vec![]);
+    let moved = b.op(op::Add, &[&at, &gap], vec![]);
     let last = b.float(shape[2] as f32 - 1.0);
-    let moved = b.op("Min", &[&moved, &last], vec![]);
-    let index = b.op("Where", &[&own, &at, &moved], vec![]);
+    let moved = b.op(op::Min, &[&moved, &last], vec![]);
+    let index = b.op(op::Where, &[&own, &at, &moved], vec![]);
     let index = b.cast(&index, DataType::Int64);
     let index = b.reshape(&index, &[shape[0], 1, shape[2], 1]);
     let target: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
     let target = b.ints(&target);
-    let index = b.op("Expand", &[&index, &target], vec![]);
-    Ok(b.op("GatherElements", &[&all, &index], vec![int_attr("axis", 2)]))
+    let index = b.op(op::Expand, &[&index, &target], vec![]);
+    Ok(b.op(
+        op::GatherElements,
+        &[&all, &index],
+        vec![int_attr("axis", 2)],
+    ))
 }
 
 /// [B, N, T, D] → [B, N · times, T, D], every head `times` in a row.
@@ -460,6 +469,6 @@ fn repeat(b: &mut Build<'_, '_>, x: &str, times: usize) -> Result<String, Engine
     }
     let x = b.reshape(x, &[batch, heads, 1, rows, size]);
     let target = b.ints(&[batch, heads, times, rows, size].map(|n| n as i64));
-    let x = b.op("Expand", &[&x, &target], vec![]);
+    let x = b.op(op::Expand, &[&x, &target], vec![]);
     Ok(b.reshape(&x, &[batch, heads * times, rows, size]))
 }

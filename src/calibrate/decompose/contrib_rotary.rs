@@ -5,6 +5,7 @@ use super::contrib::named;
 use super::contrib_attention::split_heads;
 use super::{EngineError, Outcome};
 use crate::onnx::node::{attr_i, int_attr, ints_attr};
+use crate::onnx::op;
 use crate::onnx::proto::NodeProto;
 
 /// How to rotate.
@@ -32,7 +33,7 @@ pub(super) fn rotate(
     }
     let [at_rows, _] = b.axes(rotary.at)?;
     let mut table = |table: &str| {
-        let rows_of = b.op("Gather", &[table, rotary.at], vec![int_attr("axis", 0)]);
+        let rows_of = b.op(op::Gather, &[table, rotary.at], vec![int_attr("axis", 0)]);
         b.reshape(&rows_of, &[at_rows, 1, rows, half])
     };
     let (cos, sin) = (table(rotary.cos), table(rotary.sin));
@@ -47,22 +48,22 @@ pub(super) fn rotate(
     } else {
         (b.slice(x, 3, 0..half), b.slice(x, 3, half..2 * half))
     };
-    let mut product = |x: &str, factor: &str| b.op("Mul", &[x, factor], vec![]);
+    let mut product = |x: &str, factor: &str| b.op(op::Mul, &[x, factor], vec![]);
     let (fc, ss) = (product(&first, &cos), product(&second, &sin));
     let (sc, fs) = (product(&second, &cos), product(&first, &sin));
-    let first = b.op("Sub", &[&fc, &ss], vec![]);
-    let second = b.op("Add", &[&sc, &fs], vec![]);
+    let first = b.op(op::Sub, &[&fc, &ss], vec![]);
+    let second = b.op(op::Add, &[&sc, &fs], vec![]);
     let mut turned = if rotary.interleaved {
         let [first, second] =
             [first, second].map(|x| b.reshape(&x, &[batch, heads, rows, half, 1]));
-        let pairs = b.op("Concat", &[&first, &second], vec![int_attr("axis", 4)]);
+        let pairs = b.op(op::Concat, &[&first, &second], vec![int_attr("axis", 4)]);
         b.reshape(&pairs, &[batch, heads, rows, 2 * half])
     } else {
-        b.op("Concat", &[&first, &second], vec![int_attr("axis", 3)])
+        b.op(op::Concat, &[&first, &second], vec![int_attr("axis", 3)])
     };
     if 2 * half < size {
         let rest = b.slice(x, 3, 2 * half..size);
-        turned = b.op("Concat", &[&turned, &rest], vec![int_attr("axis", 3)]);
+        turned = b.op(op::Concat, &[&turned, &rest], vec![int_attr("axis", 3)]);
     }
     Ok(turned)
 }
@@ -102,7 +103,7 @@ pub(super) fn rotary_embedding(
     let at = if b.shape(at)?.len() == 1 {
         // The position of the first token.
         let next = b.positions(rows);
-        b.op("Add", &[&next, at], vec![])
+        b.op(op::Add, &[&next, at], vec![])
     } else {
         at.to_owned()
     };
@@ -115,16 +116,16 @@ pub(super) fn rotary_embedding(
     };
     let turned = rotate(b, &x4, &rotary)?;
     if shape.len() == 4 {
-        b.op_to("Identity", &[&turned], y, vec![]);
+        b.op_to(op::Identity, &[&turned], y, vec![]);
     } else {
         let joined = b.op(
-            "Transpose",
+            op::Transpose,
             &[&turned],
             vec![ints_attr("perm", &[0, 2, 1, 3])],
         );
         let shape: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
         let shape = b.ints(&shape);
-        b.op_to("Reshape", &[&joined, &shape], y, vec![]);
+        b.op_to(op::Reshape, &[&joined, &shape], y, vec![]);
     }
     Ok(Outcome::Replaced)
 }

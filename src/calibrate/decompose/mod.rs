@@ -10,7 +10,6 @@ mod build;
 mod contrib;
 mod contrib_attention;
 mod contrib_rotary;
-mod einsum;
 mod known;
 mod narrow;
 mod quantized;
@@ -25,6 +24,7 @@ use ndarray::ArrayD;
 use crate::calibrate::engine::EngineError;
 use crate::graph::Names;
 use crate::onnx::node::{make_node, tensor_attr};
+use crate::onnx::op;
 use crate::onnx::proto::{NodeProto, TensorProto};
 use crate::onnx::{DataType, tensor};
 
@@ -48,53 +48,60 @@ const MS: &str = "com.microsoft";
 
 /// Domain, operator, decomposition. The standard domain is `""`.
 const TABLE: &[(&str, &str, Rule)] = &[
-    ("", "Attention", attention::attention),
-    ("", "ConcatFromSequence", sequence::concat),
-    ("", "ConstantOfShape", simple::constant_of_shape),
-    ("", "CumSum", simple::cumsum),
-    ("", "DequantizeLinear", narrow::dequantize),
-    ("", "Dropout", simple::dropout),
-    ("", "Einsum", einsum::einsum),
-    ("", "GatherND", simple::nd_indices),
-    ("", "Identity", sequence::identity),
-    ("", "MatMul", simple::matmul),
-    ("", "QLinearMatMul", quantized::qlinear_matmul),
-    ("", "QuantizeLinear", narrow::quantize),
-    ("", "RandomNormal", simple::random),
-    ("", "RandomNormalLike", simple::random),
-    ("", "RandomUniform", simple::random),
-    ("", "RandomUniformLike", simple::random),
-    ("", "ReduceMax", simple::reduce_bool),
-    ("", "ReduceMin", simple::reduce_bool),
-    ("", "ScatterND", simple::nd_indices),
-    ("", "SequenceAt", sequence::at),
-    ("", "SequenceConstruct", sequence::construct),
-    ("", "SequenceEmpty", sequence::empty),
-    ("", "SequenceErase", sequence::erase),
-    ("", "SequenceInsert", sequence::insert),
-    ("", "SequenceLength", sequence::length),
-    ("", "SimplifiedLayerNormalization", contrib::simplified_norm),
-    ("", "Slice", simple::strided_slice),
-    ("", "SplitToSequence", sequence::split),
-    ("", "Swish", simple::swish),
-    ("", "TensorScatter", simple::tensor_scatter),
-    (MS, "Attention", contrib_attention::attention),
-    (MS, "BiasGelu", contrib::bias_gelu),
-    (MS, "EmbedLayerNormalization", contrib::embed_layer_norm),
-    (MS, "FastGelu", contrib::fast_gelu),
-    (MS, "FusedGemm", contrib::fused_gemm),
-    (MS, "FusedMatMul", contrib::fused_matmul),
-    (MS, "Gelu", contrib::bias_gelu),
-    (MS, "GroupQueryAttention", contrib_attention::group_query),
-    (MS, "MultiHeadAttention", contrib_attention::multi_head),
-    (MS, "QGemm", quantized::qgemm),
-    (MS, "QuickGelu", contrib::quick_gelu),
-    (MS, "RotaryEmbedding", contrib_rotary::rotary_embedding),
-    (MS, "SimplifiedLayerNormalization", contrib::simplified_norm),
-    (MS, "SkipLayerNormalization", contrib::skip_layer_norm),
+    ("", op::Attention, attention::attention),
+    ("", op::ConcatFromSequence, sequence::concat),
+    ("", op::ConstantOfShape, simple::constant_of_shape),
+    ("", op::CumSum, simple::cumsum),
+    ("", op::DequantizeLinear, narrow::dequantize),
+    ("", op::Dropout, simple::dropout),
+    ("", op::GatherND, simple::nd_indices),
+    ("", op::Identity, sequence::identity),
+    ("", op::MatMul, simple::matmul),
+    ("", op::QLinearMatMul, quantized::qlinear_matmul),
+    ("", op::QuantizeLinear, narrow::quantize),
+    ("", op::RandomNormal, simple::random),
+    ("", op::RandomNormalLike, simple::random),
+    ("", op::RandomUniform, simple::random),
+    ("", op::RandomUniformLike, simple::random),
+    ("", op::ReduceMax, simple::reduce_bool),
+    ("", op::ReduceMin, simple::reduce_bool),
+    ("", op::ScatterND, simple::nd_indices),
+    ("", op::SequenceAt, sequence::at),
+    ("", op::SequenceConstruct, sequence::construct),
+    ("", op::SequenceEmpty, sequence::empty),
+    ("", op::SequenceErase, sequence::erase),
+    ("", op::SequenceInsert, sequence::insert),
+    ("", op::SequenceLength, sequence::length),
+    (
+        "",
+        op::SimplifiedLayerNormalization,
+        contrib::simplified_norm,
+    ),
+    ("", op::Slice, simple::strided_slice),
+    ("", op::SplitToSequence, sequence::split),
+    ("", op::Swish, simple::swish),
+    ("", op::TensorScatter, simple::tensor_scatter),
+    (MS, op::Attention, contrib_attention::attention),
+    (MS, op::BiasGelu, contrib::bias_gelu),
+    (MS, op::EmbedLayerNormalization, contrib::embed_layer_norm),
+    (MS, op::FastGelu, contrib::fast_gelu),
+    (MS, op::FusedGemm, contrib::fused_gemm),
+    (MS, op::FusedMatMul, contrib::fused_matmul),
+    (MS, op::Gelu, contrib::bias_gelu),
+    (MS, op::GroupQueryAttention, contrib_attention::group_query),
+    (MS, op::MultiHeadAttention, contrib_attention::multi_head),
+    (MS, op::QGemm, quantized::qgemm),
+    (MS, op::QuickGelu, contrib::quick_gelu),
+    (MS, op::RotaryEmbedding, contrib_rotary::rotary_embedding),
     (
         MS,
-        "SkipSimplifiedLayerNormalization",
+        op::SimplifiedLayerNormalization,
+        contrib::simplified_norm,
+    ),
+    (MS, op::SkipLayerNormalization, contrib::skip_layer_norm),
+    (
+        MS,
+        op::SkipSimplifiedLayerNormalization,
         contrib::skip_rms_norm,
     ),
 ];
@@ -154,12 +161,12 @@ fn expand(
     match scope.learn(&node) {
         // Known sizes are given to the engine as constants: its own arithmetic of sizes is symbolic, and fails for some
         // of the forms that exporters write.
-        Some(values) if !node.output.is_empty() && node.op_type() != "Constant" => {
+        Some(values) if !node.output.is_empty() && node.op_type() != op::Constant => {
             for (output, (dtype, ints)) in node.output.iter().zip(values) {
                 let value = int_tensor(&ints, dtype);
-                let name = names.derive(&node_label(&node), "Constant");
+                let name = names.derive(&node_label(&node), op::Constant);
                 let value = vec![tensor_attr("value", value)];
-                done.push(make_node("Constant", &name, &[], &[output], value));
+                done.push(make_node(op::Constant, &name, &[], &[output], value));
             }
         }
         _ => done.push(node),

@@ -12,6 +12,7 @@ use super::Outcome;
 use super::build::Build;
 use crate::calibrate::engine::EngineError;
 use crate::onnx::node::{attr_i, int_attr, make_node, tensor_attr};
+use crate::onnx::op;
 use crate::onnx::proto::{NodeProto, TensorProto};
 use crate::onnx::{DataType, tensor};
 
@@ -29,7 +30,7 @@ pub(super) fn quantize(
         None => quantized(node, build),
         Some(x) => {
             let mut apart = node.clone();
-            apart.input[0] = build.op("Max", &[x, x], vec![]);
+            apart.input[0] = build.op(op::Max, &[x, x], vec![]);
             let narrow = quantized(&apart, build);
             Some(narrow.unwrap_or_else(|| vec![apart]))
         }
@@ -101,14 +102,14 @@ fn quantized(node: &NodeProto, build: &Build<'_, '_>) -> Option<Vec<NodeProto>> 
     wide.output[0] = format!("{y}/wide");
     let quantized = wide.output[0].clone();
     made.nodes.push(wide);
-    let float = made.op("Cast", &[&quantized], "float", to(DataType::Float));
+    let float = made.op(op::Cast, &[&quantized], "float", to(DataType::Float));
     let scalar = |v| tensor::from_f32("", &[], &[v], DataType::Float);
     let (low, high) = (
         made.constant("low", scalar(low)),
         made.constant("high", scalar(high)),
     );
-    let cut = made.op("Clip", &[&float, &low, &high], "cut", vec![]);
-    made.last("Cast", &[&cut], to(dtype));
+    let cut = made.op(op::Clip, &[&float, &low, &high], "cut", vec![]);
+    made.last(op::Cast, &[&cut], to(dtype));
     Some(made.nodes)
 }
 
@@ -131,21 +132,21 @@ fn dequantized_blocks(node: &NodeProto, build: &Build<'_, '_>) -> Option<Vec<Nod
         made.constant("blocks", ints(&blocks)),
         made.constant("shape", ints(&shape)),
     );
-    let float = made.op("Cast", &[q], "float", to(DataType::Float));
-    let mut value = made.op("Reshape", &[&float, &blocks], "in_blocks", vec![]);
+    let float = made.op(op::Cast, &[q], "float", to(DataType::Float));
+    let mut value = made.op(op::Reshape, &[&float, &blocks], "in_blocks", vec![]);
     if let Some(zero_point) = input(node, 2) {
         let float = made.op(
-            "Cast",
+            op::Cast,
             &[zero_point],
             "zero_point/float",
             to(DataType::Float),
         );
-        let zero = made.op("Unsqueeze", &[&float, &inner], "zero_points", vec![]);
-        value = made.op("Sub", &[&value, &zero], "centred", vec![]);
+        let zero = made.op(op::Unsqueeze, &[&float, &inner], "zero_points", vec![]);
+        value = made.op(op::Sub, &[&value, &zero], "centred", vec![]);
     }
-    let scale = made.op("Unsqueeze", &[scale, &inner], "scales", vec![]);
-    let value = made.op("Mul", &[&value, &scale], "scaled", vec![]);
-    made.last("Reshape", &[&value, &shape], vec![]);
+    let scale = made.op(op::Unsqueeze, &[scale, &inner], "scales", vec![]);
+    let value = made.op(op::Mul, &[&value, &scale], "scaled", vec![]);
+    made.last(op::Reshape, &[&value, &shape], vec![]);
     Some(made.nodes)
 }
 
@@ -183,7 +184,7 @@ impl<'n> Made<'n> {
     }
 
     fn constant(&mut self, what: &str, value: TensorProto) -> String {
-        self.op("Constant", &[], what, vec![tensor_attr("value", value)])
+        self.op(op::Constant, &[], what, vec![tensor_attr("value", value)])
     }
 
     /// The node that computes what the original computed.

@@ -10,6 +10,7 @@ use super::contrib::named;
 use super::{EngineError, Outcome};
 use crate::onnx::DataType;
 use crate::onnx::node::{attr_f, attr_i, float_attr, int_attr};
+use crate::onnx::op;
 use crate::onnx::proto::NodeProto;
 
 use Outcome::{Kept, Replaced};
@@ -24,31 +25,31 @@ pub(super) fn qgemm(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outcome, 
     };
     let trans_b = attr_i(node, "transB").unwrap_or(0);
     let alpha = attr_f(node, "alpha").unwrap_or(1.0);
-    let a = b.op("DequantizeLinear", &[qa, sa, za], vec![]);
+    let a = b.op(op::DequantizeLinear, &[qa, sa, za], vec![]);
     let axis = vec![int_attr("axis", 1 - trans_b)];
-    let w = b.op("DequantizeLinear", &[qb, sb, zb], axis);
+    let w = b.op(op::DequantizeLinear, &[qb, sb, zb], axis);
     let attributes = vec![
         int_attr("transA", attr_i(node, "transA").unwrap_or(0)),
         int_attr("transB", trans_b),
         float_attr("alpha", alpha),
     ];
-    let mut sum = b.op("Gemm", &[&a, &w], attributes);
+    let mut sum = b.op(op::Gemm, &[&a, &w], attributes);
     if let Some(c) = input(6) {
         let c = b.cast(c, DataType::Float);
         let alpha = b.float(alpha);
-        let scale = b.op("Mul", &[sa, sb], vec![]);
-        let scale = b.op("Mul", &[&scale, &alpha], vec![]);
-        let c = b.op("Mul", &[&c, &scale], vec![]);
-        sum = b.op("Add", &[&sum, &c], vec![]);
+        let scale = b.op(op::Mul, &[sa, sb], vec![]);
+        let scale = b.op(op::Mul, &[&scale, &alpha], vec![]);
+        let c = b.op(op::Mul, &[&c, &scale], vec![]);
+        sum = b.op(op::Add, &[&sum, &c], vec![]);
     }
     match (input(7), input(8)) {
         (Some(scale), Some(zero)) => {
-            b.op_to("QuantizeLinear", &[&sum, scale, zero], y, vec![]);
+            b.op_to(op::QuantizeLinear, &[&sum, scale, zero], y, vec![]);
         }
         (Some(_), None) => {
             return Err(b.refused("it has a scale for its output, but no zero point"));
         }
-        (None, _) => b.op_to("Identity", &[&sum], y, vec![]),
+        (None, _) => b.op_to(op::Identity, &[&sum], y, vec![]),
     }
     Ok(Replaced)
 }
@@ -69,10 +70,14 @@ pub(super) fn qlinear_matmul(
     if b.scope.shape(qa).is_none_or(|shape| shape.len() != 1) {
         return Ok(Kept);
     }
-    let a = b.op("DequantizeLinear", &[qa, sa, za], vec![]);
-    let w = b.op("DequantizeLinear", &[qb, sb, zb], vec![int_attr("axis", 1)]);
-    let product = b.op("MatMul", &[&a, &w], vec![]);
-    b.op_to("QuantizeLinear", &[&product, scale, zero], y, vec![]);
+    let a = b.op(op::DequantizeLinear, &[qa, sa, za], vec![]);
+    let w = b.op(
+        op::DequantizeLinear,
+        &[qb, sb, zb],
+        vec![int_attr("axis", 1)],
+    );
+    let product = b.op(op::MatMul, &[&a, &w], vec![]);
+    b.op_to(op::QuantizeLinear, &[&product, scale, zero], y, vec![]);
     Ok(Replaced)
 }
 

@@ -5,6 +5,7 @@ use super::build::Build;
 use super::scope::Fact;
 use super::{EngineError, Outcome};
 use crate::onnx::node::{attr_i, int_attr, make_node};
+use crate::onnx::op;
 use crate::onnx::proto::NodeProto;
 
 fn input(node: &NodeProto, slot: usize) -> Option<&str> {
@@ -84,13 +85,19 @@ pub(super) fn split(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outcome, 
     let mut parts: Vec<String> = lengths.iter().map(|_| b.fresh("part")).collect();
     let sizes = b.ints(&lengths);
     let outputs: Vec<&str> = parts.iter().map(String::as_str).collect();
-    let name = b.fresh("Split");
+    let name = b.fresh(op::Split);
     let axis_attr = vec![int_attr("axis", axis)];
-    b.push(make_node("Split", &name, &[x, &sizes], &outputs, axis_attr));
+    b.push(make_node(
+        op::Split,
+        &name,
+        &[x, &sizes],
+        &outputs,
+        axis_attr,
+    ));
     if input(node, 1).is_none() && attr_i(node, "keepdims").unwrap_or(1) == 0 {
         let axes = b.ints(&[axis]);
         for part in &mut parts {
-            *part = b.op("Squeeze", &[part, &axes], vec![]);
+            *part = b.op(op::Squeeze, &[part, &axes], vec![]);
         }
     }
     Ok(define(node, b, parts))
@@ -121,7 +128,7 @@ pub(super) fn at(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outcome, Eng
     let at = position(node, b, 1, tensors.len())?;
     let tensor = tensors.get(at).ok_or_else(|| b.refused("no such tensor"))?;
     if let Some(y) = node.output.first() {
-        b.op_to("Identity", &[tensor], y, vec![]);
+        b.op_to(op::Identity, &[tensor], y, vec![]);
     }
     Ok(Outcome::Replaced)
 }
@@ -131,7 +138,7 @@ pub(super) fn length(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outcome,
     let length = tensors(node, b)?.len() as i64;
     if let Some(y) = node.output.first() {
         let length = b.int(length);
-        b.op_to("Identity", &[&length], y, vec![]);
+        b.op_to(op::Identity, &[&length], y, vec![]);
     }
     Ok(Outcome::Replaced)
 }
@@ -167,12 +174,12 @@ pub(super) fn concat(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outcome,
     if attr_i(node, "new_axis").unwrap_or(0) != 0 {
         let axes = b.ints(&[axis]);
         for tensor in &mut tensors {
-            *tensor = b.op("Unsqueeze", &[tensor, &axes], vec![]);
+            *tensor = b.op(op::Unsqueeze, &[tensor, &axes], vec![]);
         }
     }
     if let Some(y) = node.output.first() {
         let all: Vec<&str> = tensors.iter().map(String::as_str).collect();
-        b.op_to("Concat", &all, y, vec![int_attr("axis", axis)]);
+        b.op_to(op::Concat, &all, y, vec![int_attr("axis", axis)]);
     }
     Ok(Outcome::Replaced)
 }

@@ -2,8 +2,9 @@
 
 use super::build::Build;
 use super::known::{Known, slices};
-use super::{EngineError, Outcome};
+use super::{EngineError, Outcome, node_label};
 use crate::onnx::node::{attr, attr_f, attr_i, attr_s, float_attr, int_attr, tensor_attr};
+use crate::onnx::op;
 use crate::onnx::proto::NodeProto;
 use crate::onnx::{DataType, tensor};
 
@@ -16,7 +17,7 @@ pub(super) fn dropout(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outcome
     let (Some(x), Some(y)) = (node.input.first(), node.output.first()) else {
         return Ok(Outcome::Kept);
     };
-    b.op_to("Identity", &[x], y, vec![]);
+    b.op_to(op::Identity, &[x], y, vec![]);
     Ok(Outcome::Replaced)
 }
 
@@ -42,8 +43,8 @@ pub(super) fn strided_slice(
         let indices = b.ints(&indices);
         let attributes = vec![int_attr("axis", *axis as i64)];
         match i + 1 == axes.len() {
-            true => b.op_to("Gather", &[&x, &indices], y, attributes),
-            false => x = b.op("Gather", &[&x, &indices], attributes),
+            true => b.op_to(op::Gather, &[&x, &indices], y, attributes),
+            false => x = b.op(op::Gather, &[&x, &indices], attributes),
         }
     }
     Ok(Outcome::Replaced)
@@ -65,12 +66,7 @@ pub(super) fn random(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outcome,
             .attribute
             .push(float_attr("seed", (hash % (1 << 24)) as f32));
     }
-    let suffix = if node.op_type().ends_with("Like") {
-        ".Like"
-    } else {
-        "."
-    };
-    seeded.name = Some(format!("{}{suffix}", node.name()));
+    seeded.name = Some(format!("{}.{}", node_label(node), node.op_type()));
     b.push(seeded);
     Ok(Outcome::Replaced)
 }
@@ -83,11 +79,11 @@ pub(super) fn cumsum(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outcome,
     };
     let to_float = vec![int_attr("to", DataType::Float as i64)];
     let mut cumsum = node.clone();
-    cumsum.input[0] = b.op("Cast", &[x], to_float);
+    cumsum.input[0] = b.op(op::Cast, &[x], to_float);
     let sum = b.fresh("sum");
     cumsum.output[0] = sum.clone();
     b.push(cumsum);
-    b.op_to("CastLike", &[&sum, x], y, vec![]);
+    b.op_to(op::CastLike, &[&sum, x], y, vec![]);
     Ok(Outcome::Replaced)
 }
 
@@ -121,23 +117,23 @@ pub(super) fn tensor_scatter(
     line[at] = -1;
     let positions: Vec<i64> = (0..new[at] as i64).collect();
     let (positions, line) = (b.ints(&positions), b.ints(&line));
-    let mut positions = b.op("Reshape", &[&positions, &line], vec![]);
+    let mut positions = b.op(op::Reshape, &[&positions, &line], vec![]);
     if let Some(start) = node.input.get(2).filter(|name| !name.is_empty()) {
         let mut rows = vec![1; new.len()];
         rows[0] = -1;
         let rows = b.ints(&rows);
-        let start = b.op("Reshape", &[start, &rows], vec![]);
-        positions = b.op("Add", &[&start, &positions], vec![]);
+        let start = b.op(op::Reshape, &[start, &rows], vec![]);
+        positions = b.op(op::Add, &[&start, &positions], vec![]);
     }
     if attr_s(node, "mode") == Some("circular") {
         let length = b.int(cache[at] as i64);
-        positions = b.op("Mod", &[&positions, &length], vec![]);
+        positions = b.op(op::Mod, &[&positions, &length], vec![]);
     }
     let shape: Vec<i64> = new.iter().map(|&n| n as i64).collect();
     let shape = b.ints(&shape);
-    let positions = b.op("Expand", &[&positions, &shape], vec![]);
+    let positions = b.op(op::Expand, &[&positions, &shape], vec![]);
     let along = vec![int_attr("axis", at as i64)];
-    b.op_to("ScatterElements", &[past, &positions, update], y, along);
+    b.op_to(op::ScatterElements, &[past, &positions, update], y, along);
     Ok(Outcome::Replaced)
 }
 
@@ -151,9 +147,9 @@ pub(super) fn swish(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outcome, 
         return Ok(Outcome::Kept);
     }
     let alpha = b.float(alpha);
-    let scaled = b.op("Mul", &[x, &alpha], vec![]);
-    let gate = b.op("Sigmoid", &[&scaled], vec![]);
-    b.op_to("Mul", &[x, &gate], y, vec![]);
+    let scaled = b.op(op::Mul, &[x, &alpha], vec![]);
+    let gate = b.op(op::Sigmoid, &[&scaled], vec![]);
+    b.op_to(op::Mul, &[x, &gate], y, vec![]);
     Ok(Outcome::Replaced)
 }
 
@@ -182,10 +178,10 @@ pub(super) fn matmul(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outcome,
     let (Some(a), Some(c), Some(y)) = (vector(0), vector(1), node.output.first()) else {
         return Ok(Outcome::Kept);
     };
-    let products = b.op("Mul", &[a, c], vec![]);
+    let products = b.op(op::Mul, &[a, c], vec![]);
     let axis = b.ints(&[0]);
     b.op_to(
-        "ReduceSum",
+        op::ReduceSum,
         &[&products, &axis],
         y,
         vec![int_attr("keepdims", 0)],
@@ -202,12 +198,12 @@ pub(super) fn reduce_bool(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Out
         return Ok(Outcome::Kept);
     }
     let mut reduce = node.clone();
-    reduce.input[0] = b.op("Cast", &[x], vec![int_attr("to", DataType::Int32 as i64)]);
+    reduce.input[0] = b.op(op::Cast, &[x], vec![int_attr("to", DataType::Int32 as i64)]);
     reduce.output[0] = b.fresh("int32");
     let found = reduce.output[0].clone();
     b.push(reduce);
     b.op_to(
-        "Cast",
+        op::Cast,
         &[&found],
         y,
         vec![int_attr("to", DataType::Bool as i64)],
@@ -238,10 +234,10 @@ pub(super) fn nd_indices(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outc
     let lengths: Vec<i64> = lengths.iter().map(|&n| n as i64).collect();
     let lengths = b.ints(&lengths);
     let zero = b.int(0);
-    let negative = b.op("Less", &[indices, &zero], vec![]);
-    let from_front = b.op("Add", &[indices, &lengths], vec![]);
+    let negative = b.op(op::Less, &[indices, &zero], vec![]);
+    let from_front = b.op(op::Add, &[indices, &lengths], vec![]);
     let mut copy = node.clone();
-    copy.input[1] = b.op("Where", &[&negative, &from_front, indices], vec![]);
+    copy.input[1] = b.op(op::Where, &[&negative, &from_front, indices], vec![]);
     b.push(copy);
     Ok(Outcome::Replaced)
 }

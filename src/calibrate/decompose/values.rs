@@ -7,6 +7,7 @@ use super::known::{Known, broadcast, permutation, slices, split_lengths};
 use super::scope::{MAX_ELEMENTS, Value};
 use crate::onnx::DataType;
 use crate::onnx::node::{attr_f, attr_i, attr_ints, attr_t};
+use crate::onnx::op;
 use crate::onnx::tensor;
 
 /// Floats are known only as far as they become sizes, as in Floor(n · ratio).
@@ -28,8 +29,8 @@ pub(super) fn outputs(
         return None;
     }
     let values = match (known.node.op_type(), shapes) {
-        ("Split", _) => split(known)?,
-        ("Shape" | "Size" | "Constant" | "Range", _) => vec![source(known)?],
+        (op::Split, _) => split(known)?,
+        (op::Shape | op::Size | op::Constant | op::Range, _) => vec![source(known)?],
         (_, [shape]) => vec![moved(known, shape).or_else(|| computed(known, dtype, shape))?],
         _ => return None,
     };
@@ -56,7 +57,7 @@ fn scalar<T>(value: T) -> ArrayD<T> {
 fn source(known: Known<'_>) -> Option<Value> {
     let node = known.node;
     match node.op_type() {
-        "Shape" => {
+        op::Shape => {
             let shape = known.shape(0)?;
             let rank = shape.len() as i64;
             let at = |name: &str, default: i64| {
@@ -66,11 +67,11 @@ fn source(known: Known<'_>) -> Option<Value> {
             let part = shape.get(at("start", 0)..at("end", rank)).unwrap_or(&[]);
             Some(line(part.iter().map(|&n| n as i64).collect()))
         }
-        "Size" => {
+        op::Size => {
             let count: usize = known.shape(0)?.iter().product();
             Some(Value::Ints(scalar(count as i64)))
         }
-        "Constant" => {
+        op::Constant => {
             if let Some(value) = attr_f(node, "value_float") {
                 return Some(Value::Floats(scalar(value)));
             }
@@ -123,14 +124,14 @@ fn selected(value: &Value, axis: usize, indices: &[usize]) -> Value {
 fn moved(known: Known<'_>, shape: &[usize]) -> Option<Value> {
     let node = known.node;
     match node.op_type() {
-        "Slice" => {
+        op::Slice => {
             let mut value = known.value(0)?.clone();
             for (axis, indices) in slices(known)? {
                 value = selected(&value, axis, &indices);
             }
             Some(value)
         }
-        "Gather" => {
+        op::Gather => {
             let value = known.value(0)?;
             let rank = value.shape().len() as i64;
             let axis = attr_i(node, "axis").unwrap_or(0);
@@ -144,7 +145,7 @@ fn moved(known: Known<'_>, shape: &[usize]) -> Option<Value> {
                 .collect();
             reshaped(&selected(value, axis, &indices?), shape)
         }
-        "Concat" => {
+        op::Concat => {
             let axis = attr_i(node, "axis")?;
             let axis = if axis < 0 {
                 axis + shape.len() as i64
@@ -164,21 +165,21 @@ fn moved(known: Known<'_>, shape: &[usize]) -> Option<Value> {
                 .collect();
             Some(Value::Ints(concatenate(axis, &ints?).ok()?))
         }
-        "Identity" | "Reshape" | "Squeeze" | "Unsqueeze" | "Flatten" => {
+        op::Identity | op::Reshape | op::Squeeze | op::Unsqueeze | op::Flatten => {
             reshaped(known.value(0)?, shape)
         }
-        "Transpose" => {
+        op::Transpose => {
             let perm = permutation(node, shape.len())?;
             Some(match known.value(0)? {
                 Value::Ints(a) => Value::Ints(a.clone().permuted_axes(perm)),
                 Value::Floats(a) => Value::Floats(a.clone().permuted_axes(perm)),
             })
         }
-        "Expand" => Some(match known.value(0)? {
+        op::Expand => Some(match known.value(0)? {
             Value::Ints(a) => Value::Ints(a.broadcast(shape)?.to_owned()),
             Value::Floats(a) => Value::Floats(a.broadcast(shape)?.to_owned()),
         }),
-        "Tile" => {
+        op::Tile => {
             let mut value = known.value(0)?.clone();
             for (axis, &n) in shape.iter().enumerate() {
                 let length = value.shape()[axis];
@@ -206,7 +207,7 @@ fn reshaped(value: &Value, shape: &[usize]) -> Option<Value> {
 fn computed(known: Known<'_>, dtype: DataType, shape: &[usize]) -> Option<Value> {
     let node = known.node;
     match node.op_type() {
-        "Cast" | "CastLike" => Some(match (known.value(0)?, dtype) {
+        op::Cast | op::CastLike => Some(match (known.value(0)?, dtype) {
             (Value::Ints(a), DataType::Bool) => Value::Ints(a.mapv(|v| i64::from(v != 0))),
             (Value::Ints(a), DataType::Float) => Value::Floats(a.mapv(|v| v as f32)),
             (Value::Ints(a), _) => Value::Ints(a.clone()),
@@ -220,7 +221,7 @@ fn computed(known: Known<'_>, dtype: DataType, shape: &[usize]) -> Option<Value>
                 Value::Ints(a.mapv(|v| v as i64))
             }
         }),
-        "ConstantOfShape" => match attr_t(node, "value") {
+        op::ConstantOfShape => match attr_t(node, "value") {
             None => Some(Value::Floats(ArrayD::zeros(shape))),
             Some(value) if dtype == DataType::Float => {
                 let value = *tensor::float_array(value).ok()?.first()?;
@@ -231,12 +232,12 @@ fn computed(known: Known<'_>, dtype: DataType, shape: &[usize]) -> Option<Value>
                 Some(Value::Ints(ArrayD::from_elem(shape, value)))
             }
         },
-        "Not" => {
+        op::Not => {
             let (a, _) = ints(known, 0)?;
             Some(Value::Ints(a.mapv(|v| 1 - v)))
         }
-        "Neg" | "Abs" | "Floor" | "Ceil" | "Sqrt" | "Reciprocal" => unary(known),
-        "Where" => {
+        op::Neg | op::Abs | op::Floor | op::Ceil | op::Sqrt | op::Reciprocal => unary(known),
+        op::Where => {
             let (condition, _) = ints(known, 0)?;
             let condition = condition.broadcast(shape)?.to_owned();
             let (a, _) = ints(known, 1)?;
@@ -248,7 +249,7 @@ fn computed(known: Known<'_>, dtype: DataType, shape: &[usize]) -> Option<Value>
                 ArrayD::from_shape_vec(shape, picked.collect()).ok()?,
             ))
         }
-        "ReduceProd" | "ReduceSum" | "ReduceMax" | "ReduceMin" => {
+        op::ReduceProd | op::ReduceSum | op::ReduceMax | op::ReduceMin => {
             // To one number; along an axis sizes are not reduced.
             let (a, _) = ints(known, 0)?;
             if shape.iter().product::<usize>() != 1 || a.is_empty() {
@@ -257,9 +258,9 @@ fn computed(known: Known<'_>, dtype: DataType, shape: &[usize]) -> Option<Value>
             let mut all = a.iter().copied();
             let first = all.next()?;
             let result = match node.op_type() {
-                "ReduceProd" => all.try_fold(first, i64::checked_mul)?,
-                "ReduceSum" => all.try_fold(first, i64::checked_add)?,
-                "ReduceMax" => all.fold(first, i64::max),
+                op::ReduceProd => all.try_fold(first, i64::checked_mul)?,
+                op::ReduceSum => all.try_fold(first, i64::checked_add)?,
+                op::ReduceMax => all.fold(first, i64::max),
                 _ => all.fold(first, i64::min),
             };
             Some(Value::Ints(ArrayD::from_elem(shape, result)))
@@ -283,17 +284,17 @@ fn unary(known: Known<'_>) -> Option<Value> {
     let op = known.node.op_type();
     match known.value(0)? {
         Value::Ints(a) => match op {
-            "Neg" => Some(Value::Ints(a.mapv(i64::wrapping_neg))),
-            "Abs" => Some(Value::Ints(a.mapv(i64::wrapping_abs))),
+            op::Neg => Some(Value::Ints(a.mapv(i64::wrapping_neg))),
+            op::Abs => Some(Value::Ints(a.mapv(i64::wrapping_abs))),
             _ => None,
         },
         Value::Floats(a) => Some(Value::Floats(a.mapv(match op {
-            "Neg" => |v: f32| -v,
-            "Abs" => f32::abs,
-            "Floor" => f32::floor,
-            "Ceil" => f32::ceil,
-            "Sqrt" => f32::sqrt,
-            "Reciprocal" => f32::recip,
+            op::Neg => |v: f32| -v,
+            op::Abs => f32::abs,
+            op::Floor => f32::floor,
+            op::Ceil => f32::ceil,
+            op::Sqrt => f32::sqrt,
+            op::Reciprocal => f32::recip,
             _ => return None,
         }))),
     }
@@ -318,11 +319,11 @@ fn binary(op: &str, a: &Value, b: &Value, known: Known<'_>) -> Option<Value> {
         }
         (Value::Floats(a), Value::Floats(b)) => {
             let f: fn(f32, f32) -> f32 = match op {
-                "Add" => |a, b| a + b,
-                "Sub" => |a, b| a - b,
-                "Mul" => |a, b| a * b,
-                "Div" => |a, b| a / b,
-                "Pow" => f32::powf,
+                op::Add => |a, b| a + b,
+                op::Sub => |a, b| a - b,
+                op::Mul => |a, b| a * b,
+                op::Div => |a, b| a / b,
+                op::Pow => f32::powf,
                 _ => return None,
             };
             let pairs = a.broadcast(shape.as_slice())?;
@@ -338,24 +339,24 @@ fn binary(op: &str, a: &Value, b: &Value, known: Known<'_>) -> Option<Value> {
 
 fn int_operation(op: &str, a: i64, b: i64, whole: bool) -> Option<i64> {
     Some(match op {
-        "Add" | "Sum" => a.checked_add(b)?,
-        "Sub" => a.checked_sub(b)?,
-        "Mul" => a.checked_mul(b)?,
-        "Div" => a.checked_div(b)?,
+        op::Add | op::Sum => a.checked_add(b)?,
+        op::Sub => a.checked_sub(b)?,
+        op::Mul => a.checked_mul(b)?,
+        op::Div => a.checked_div(b)?,
         // The sign of the divisor, or with fmod that of the dividend.
-        "Mod" if whole => a.checked_rem(b)?.checked_add(b)?.checked_rem(b)?,
-        "Mod" => a.checked_rem(b)?,
-        "Pow" => a.checked_pow(u32::try_from(b).ok()?)?,
-        "Max" => a.max(b),
-        "Min" => a.min(b),
-        "And" => i64::from(a != 0 && b != 0),
-        "Or" => i64::from(a != 0 || b != 0),
-        "Xor" => i64::from((a != 0) != (b != 0)),
-        "Equal" => i64::from(a == b),
-        "Less" => i64::from(a < b),
-        "LessOrEqual" => i64::from(a <= b),
-        "Greater" => i64::from(a > b),
-        "GreaterOrEqual" => i64::from(a >= b),
+        op::Mod if whole => a.checked_rem(b)?.checked_add(b)?.checked_rem(b)?,
+        op::Mod => a.checked_rem(b)?,
+        op::Pow => a.checked_pow(u32::try_from(b).ok()?)?,
+        op::Max => a.max(b),
+        op::Min => a.min(b),
+        op::And => i64::from(a != 0 && b != 0),
+        op::Or => i64::from(a != 0 || b != 0),
+        op::Xor => i64::from((a != 0) != (b != 0)),
+        op::Equal => i64::from(a == b),
+        op::Less => i64::from(a < b),
+        op::LessOrEqual => i64::from(a <= b),
+        op::Greater => i64::from(a > b),
+        op::GreaterOrEqual => i64::from(a >= b),
         _ => return None,
     })
 }

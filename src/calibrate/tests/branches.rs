@@ -9,6 +9,7 @@ use crate::calibrate::{
     Batch, EngineError, InputTensor, StatOptions, TractEngine, Values, outputs, shapes, statistics,
 };
 use crate::onnx::node::{graph_attr, make_node};
+use crate::onnx::op;
 use crate::onnx::proto::{FunctionProto, GraphProto, NodeProto, OperatorSetIdProto};
 use crate::onnx::{DataType, Model};
 use crate::progress::NoProgress;
@@ -32,7 +33,7 @@ fn choice(condition: &str, output: &str, then: &[NodeProto], otherwise: &[NodePr
             graph_attr("then_branch", branch(then)),
             graph_attr("else_branch", branch(otherwise)),
         ],
-        ..node("If", &[condition], &[output])
+        ..node(op::If, &[condition], &[output])
     }
 }
 
@@ -48,10 +49,10 @@ fn switched() -> Model {
             choice(
                 "flag",
                 "y",
-                &[node("Neg", &["x"], &["t"])],
-                &[node("Exp", &["x"], &["t"])],
+                &[node(op::Neg, &["x"], &["t"])],
+                &[node(op::Exp, &["x"], &["t"])],
             ),
-            node("Identity", &["y"], &["z"]),
+            node(op::Identity, &["y"], &["z"]),
         ],
         vec![],
         &["z"],
@@ -153,24 +154,24 @@ fn conditions_on_shapes_are_decided() {
     let check = |x: &str, y: &str| {
         let named = |n: &str| format!("{y}_{n}");
         vec![
-            node("Shape", &[x], &[&named("shape")]),
-            node("ReduceProd", &[&named("shape")], &[&named("size")]),
-            node("Cast", &[&named("size")], &[&named("flag")]),
+            node(op::Shape, &[x], &[&named("shape")]),
+            node(op::ReduceProd, &[&named("shape")], &[&named("size")]),
+            node(op::Cast, &[&named("size")], &[&named("flag")]),
             choice(
                 &named("flag"),
                 y,
-                &[node("Neg", &[x], &[&named("t")])],
-                &[node("Exp", &[x], &[&named("t")])],
+                &[node(op::Neg, &[x], &[&named("t")])],
+                &[node(op::Exp, &[x], &[&named("t")])],
             ),
         ]
     };
     let mut nodes = check("x", "y");
     nodes.extend(check("y", "z"));
-    for node in nodes.iter_mut().filter(|n| n.op_type() == "Cast") {
+    for node in nodes.iter_mut().filter(|n| n.op_type() == op::Cast) {
         let to = crate::onnx::node::int_attr("to", DataType::Bool as i64);
         node.attribute.push(to);
     }
-    for node in nodes.iter_mut().filter(|n| n.op_type() == "ReduceProd") {
+    for node in nodes.iter_mut().filter(|n| n.op_type() == op::ReduceProd) {
         node.attribute
             .push(crate::onnx::node::int_attr("keepdims", 0));
     }
@@ -196,8 +197,8 @@ fn functions_are_run_or_refused_with_the_reason() {
             input: vec!["u".to_owned()],
             output: vec!["v".to_owned()],
             node: vec![
-                node("Neg", &["u"], &["t"]),
-                node("ReduceMax", &["t"], &["v"]),
+                node(op::Neg, &["u"], &["t"]),
+                node(op::ReduceMax, &["t"], &["v"]),
             ],
             opset_import: vec![set("", opset)],
             ..FunctionProto::default()
@@ -220,7 +221,7 @@ fn functions_are_run_or_refused_with_the_reason() {
             }
             Err(EngineError::Refused { node, op, reason }) => {
                 assert!(!fits && node == "the call" && op == "f.F", "{reason}");
-                assert!(reason.contains("ReduceMax"), "{reason}");
+                assert!(reason.contains(op::ReduceMax), "{reason}");
             }
             Err(error) => panic!("{error}"),
         }

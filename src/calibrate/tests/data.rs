@@ -9,6 +9,7 @@ use std::path::Path;
 use super::*;
 use crate::calibrate::FillRule;
 use crate::onnx::node::make_node;
+use crate::onnx::op;
 use crate::onnx::tensor;
 
 /// A model of the BERT kind: three integer inputs, of which two can be filled.
@@ -20,7 +21,7 @@ fn bert() -> Model {
             info("attention_mask", DataType::Int64, &["batch", "sequence"]),
             info("token_type_ids", DataType::Int64, &["batch", "sequence"]),
         ],
-        vec![make_node("Identity", "n", &["input_ids"], &["y"], vec![])],
+        vec![make_node(op::Identity, "n", &["input_ids"], &["y"], vec![])],
         vec![],
         &["y"],
     )
@@ -30,7 +31,7 @@ fn float_model(dims: &[&str], dtype: DataType) -> Model {
     model(
         17,
         vec![info("x", dtype, dims)],
-        vec![make_node("Identity", "n", &["x"], &["y"], vec![])],
+        vec![make_node(op::Identity, "n", &["x"], &["y"], vec![])],
         vec![],
         &["y"],
     )
@@ -358,7 +359,7 @@ fn a_decoder_gets_positions_and_an_empty_past() {
             info("past_key_values.0.value", DataType::Float16, &past),
             info("use_cache_branch", DataType::Bool, &["1"]),
         ],
-        vec![make_node("Identity", "n", &["input_ids"], &["y"], vec![])],
+        vec![make_node(op::Identity, "n", &["input_ids"], &["y"], vec![])],
         vec![],
         &["y"],
     );

@@ -10,6 +10,7 @@ use crate::calibrate::{
     EngineError, OutputComparison, RowError, StatOptions, TractEngine, compare, outputs, statistics,
 };
 use crate::onnx::node::{float_attr, graph_attr, int_attr, make_node, tensor_attr};
+use crate::onnx::op;
 use crate::onnx::tensor;
 use crate::progress::NoProgress;
 
@@ -52,8 +53,8 @@ pub(super) fn embedding() -> Model {
         17,
         vec![info("ids", DataType::Int64, &["b", "s"])],
         vec![
-            make_node("Cast", "cast", &["ids"], &["i"], vec![int_attr("to", 6)]),
-            make_node("Gather", "gather", &["table", "i"], &["y"], vec![]),
+            make_node(op::Cast, "cast", &["ids"], &["i"], vec![int_attr("to", 6)]),
+            make_node(op::Gather, "gather", &["table", "i"], &["y"], vec![]),
         ],
         vec![tensor::from_f32(
             "table",
@@ -78,9 +79,9 @@ fn int64_cumsum_runs() {
         17,
         vec![info("ids", DataType::Int64, &["b", "s"])],
         vec![
-            make_node("CumSum", "sum", &["ids", "axis"], &["c"], vec![]),
-            make_node("Sub", "sub", &["c", "one"], &["d"], vec![]),
-            make_node("Gather", "gather", &["table", "d"], &["y"], vec![]),
+            make_node(op::CumSum, "sum", &["ids", "axis"], &["c"], vec![]),
+            make_node(op::Sub, "sub", &["c", "one"], &["d"], vec![]),
+            make_node(op::Gather, "gather", &["table", "d"], &["y"], vec![]),
         ],
         vec![
             tensor::from_i64("axis", &[], &[1]),
@@ -102,16 +103,16 @@ fn attention_with_a_boolean_mask() {
     let causal = tensor::from_f32("visible", &[2, 2], &[1., 0., 1., 1.], DataType::Float);
     let bool_type = vec![int_attr("to", DataType::Bool as i64)];
     let nodes = vec![
-        make_node("Cast", "cast", &["visible"], &["m"], bool_type),
-        make_node("Identity", "pass", &["m"], &["mask"], vec![]),
+        make_node(op::Cast, "cast", &["visible"], &["m"], bool_type),
+        make_node(op::Identity, "pass", &["m"], &["mask"], vec![]),
         make_node(
-            "Attention",
+            op::Attention,
             "masked",
             &["x", "x", "x", "mask"],
             &["y"],
             vec![],
         ),
-        make_node("Attention", "free", &["x", "x", "x"], &["z"], vec![]),
+        make_node(op::Attention, "free", &["x", "x", "x"], &["z"], vec![]),
     ];
     let x = info("x", DataType::Float, &["b", "1", "2", "4"]);
     let model = model(23, vec![x], nodes, vec![causal], &["y", "z"]);
@@ -130,7 +131,7 @@ fn dropout_in_training_mode_is_the_identity() {
         17,
         vec![info("x", DataType::Float, &["b", "2"])],
         vec![make_node(
-            "Dropout",
+            op::Dropout,
             "drop",
             &["x", "ratio", "training"],
             &["d", "mask"],
@@ -152,7 +153,7 @@ fn dropout_in_training_mode_is_the_identity() {
     assert_eq!(y["d"], x);
 
     let graph = with_dropout.graph_mut();
-    let cast = make_node("Cast", "cast", &["mask"], &["m"], vec![int_attr("to", 1)]);
+    let cast = make_node(op::Cast, "cast", &["mask"], &["m"], vec![int_attr("to", 1)]);
     graph.node.push(cast);
     graph.output.push(info("m", DataType::Float, &[]));
     insta::assert_snapshot!(error(run(&with_dropout, f32_batch("x", x, 0))), @"calibration cannot run node drop (Dropout): its mask output is used");
@@ -160,7 +161,7 @@ fn dropout_in_training_mode_is_the_identity() {
 
 #[test]
 fn operators_of_another_domain_are_refused_by_name() {
-    let mut attention = make_node("Attention", "att", &["x", "w"], &["a"], vec![]);
+    let mut attention = make_node(op::Attention, "att", &["x", "w"], &["a"], vec![]);
     attention.domain = Some("org.example".into());
     let mut second = attention.clone();
     second.output = vec!["a2".into()];
@@ -179,7 +180,7 @@ fn operators_of_another_domain_are_refused_by_name() {
             attention,
             second,
             make_node(
-                "If",
+                op::If,
                 "if",
                 &["c"],
                 &["y"],
@@ -207,24 +208,24 @@ fn float16_models_run_in_float32() {
         17,
         vec![info("x", DataType::Float16, &["b", "2"])],
         vec![
-            make_node("MatMul", "mm", &["x", "w"], &["h"], vec![]),
+            make_node(op::MatMul, "mm", &["x", "w"], &["h"], vec![]),
             make_node(
-                "Constant",
+                op::Constant,
                 "k",
                 &[],
                 &["two"],
                 vec![tensor_attr("value", half("", &[], &[2.]))],
             ),
-            make_node("Mul", "mul", &["h", "two"], &["m"], vec![]),
+            make_node(op::Mul, "mul", &["h", "two"], &["m"], vec![]),
             make_node(
-                "Cast",
+                op::Cast,
                 "down",
                 &["m"],
                 &["d"],
                 vec![int_attr("to", DataType::Double as i64)],
             ),
             make_node(
-                "Cast",
+                op::Cast,
                 "up",
                 &["d"],
                 &["y"],
@@ -252,13 +253,13 @@ fn subgraphs_read_constants_of_the_main_graph() {
             info("use_cache_branch", DataType::Bool, &["1"]),
         ],
         vec![make_node(
-            "If",
+            op::If,
             "if",
             &["use_cache_branch"],
             &["y"],
             vec![
-                graph_attr("then_branch", branch("Add")),
-                graph_attr("else_branch", branch("Mul")),
+                graph_attr("then_branch", branch(op::Add)),
+                graph_attr("else_branch", branch(op::Mul)),
             ],
         )],
         vec![tensor::from_f32("w", &[2], &[10., 100.], DataType::Float)],
@@ -277,17 +278,23 @@ pub(super) fn qdq(opset: i64, zero: TensorProto) -> Model {
         opset,
         vec![info("x", DataType::Float, &["b", "3"])],
         vec![
-            make_node("QuantizeLinear", "q", &["x", "s", "z"], &["xq"], vec![]),
-            make_node("DequantizeLinear", "dq", &["xq", "s", "z"], &["xd"], vec![]),
+            make_node(op::QuantizeLinear, "q", &["x", "s", "z"], &["xq"], vec![]),
             make_node(
-                "DequantizeLinear",
+                op::DequantizeLinear,
+                "dq",
+                &["xq", "s", "z"],
+                &["xd"],
+                vec![],
+            ),
+            make_node(
+                op::DequantizeLinear,
                 "wdq",
                 &["w", "ws", "wz"],
                 &["wd"],
                 vec![int_attr("axis", 1)],
             ),
-            make_node("MatMul", "mm", &["xd", "wd"], &["m"], vec![]),
-            make_node("Add", "add", &["m", "bias"], &["y"], vec![]),
+            make_node(op::MatMul, "mm", &["xd", "wd"], &["m"], vec![]),
+            make_node(op::Add, "add", &["m", "bias"], &["y"], vec![]),
         ],
         vec![
             tensor::from_f32("s", &[], &[0.5], DataType::Float),
@@ -361,8 +368,8 @@ pub(super) fn shifted(bias: f32) -> Model {
         17,
         vec![info("x", DataType::Float, &["b", "s", "2"])],
         vec![
-            make_node("Add", "add", &["x", "bias"], &["y"], vec![]),
-            make_node("Shape", "shape", &["x"], &["n"], vec![]),
+            make_node(op::Add, "add", &["x", "bias"], &["y"], vec![]),
+            make_node(op::Shape, "shape", &["x"], &["n"], vec![]),
         ],
         vec![tensor::from_f32("bias", &[], &[bias], DataType::Float)],
         &["y", "n"],
@@ -497,7 +504,7 @@ fn an_empty_past_runs() {
             ),
         ],
         vec![make_node(
-            "Concat",
+            op::Concat,
             "cat",
             &["past_key_values.0.key", "x"],
             &["present"],
@@ -534,7 +541,7 @@ fn models_with_different_outputs_cannot_be_compared() {
     let infinite = shifted(f32::INFINITY);
     insta::assert_snapshot!(compared(&infinite), @"output y is inf at row 0, where the other model gives -0.26");
     let mut flat = shifted(0.);
-    flat.graph_mut().node[0] = make_node("Flatten", "f", &["x"], &["y"], vec![]);
+    flat.graph_mut().node[0] = make_node(op::Flatten, "f", &["x"], &["y"], vec![]);
     insta::assert_snapshot!(compared(&flat), @"output y has shape [1, 2, 2] in one model and [1, 4] in the other");
 }
 
@@ -545,13 +552,13 @@ fn layer_norm_and_gelu_of_new_opsets_run() {
         vec![info("x", DataType::Float, &["b", "2"])],
         vec![
             make_node(
-                "LayerNormalization",
+                op::LayerNormalization,
                 "ln",
                 &["x", "g", "b0"],
                 &["n"],
                 vec![float_attr("epsilon", 0.0), int_attr("axis", -1)],
             ),
-            make_node("Gelu", "gelu", &["n"], &["y"], vec![]),
+            make_node(op::Gelu, "gelu", &["n"], &["y"], vec![]),
         ],
         vec![
             tensor::from_f32("g", &[2], &[1., 1.], DataType::Float),

@@ -12,6 +12,7 @@ use crate::calibrate::{
     Engine, EngineError, Plan, Shapes, TractEngine, Wanted, compare_with, outputs,
 };
 use crate::onnx::node::{ints_attr, make_node};
+use crate::onnx::op;
 use crate::onnx::tensor;
 use crate::progress::NoProgress;
 
@@ -88,7 +89,13 @@ fn a_shared_weight_is_dequantized_once_and_under_every_name() {
         (node.name, node.output) = (Some(name.into()), vec![name.into()]);
         node.input[2] = zero.into();
         graph.node.push(node);
-        let y = make_node("MatMul", "", &["xd", name], &[&format!("y_{name}")], vec![]);
+        let y = make_node(
+            op::MatMul,
+            "",
+            &["xd", name],
+            &[&format!("y_{name}")],
+            vec![],
+        );
         graph.node.push(y);
     }
     for name in ["again", "y_again", "y_other", "m"] {
@@ -103,13 +110,13 @@ fn a_shared_weight_is_dequantized_once_and_under_every_name() {
     assert_eq!(
         kinds,
         [
-            "DequantizeLinear",
-            "MatMul",
-            "Add",
-            "Identity",
-            "MatMul",
-            "DequantizeLinear",
-            "MatMul"
+            op::DequantizeLinear,
+            op::MatMul,
+            op::Add,
+            op::Identity,
+            op::MatMul,
+            op::DequantizeLinear,
+            op::MatMul
         ]
     );
     assert_eq!(nodes[first + 4].input[1], "wd");
@@ -158,14 +165,14 @@ fn random_numbers_are_the_same_in_every_run() {
             vec![
                 draw("r"),
                 draw("r2"),
-                make_node("Add", "add", &["x", "r"], &["y"], vec![]),
-                make_node("Sub", "sub", &["r", "r2"], &["d"], vec![]),
+                make_node(op::Add, "add", &["x", "r"], &["y"], vec![]),
+                make_node(op::Sub, "sub", &["r", "r2"], &["d"], vec![]),
             ],
             vec![],
             &["y", "d"],
         )
     };
-    let ops = ["RandomUniform", "RandomNormal"].map(|op| (op.to_owned(), format!("{op}Like")));
+    let ops = [op::RandomUniform, op::RandomNormal].map(|op| (op.to_owned(), format!("{op}Like")));
     for (plain, like) in ops {
         for (op, inputs) in [(plain, &[][..]), (like, &["x"][..])] {
             let model = noisy(&op, inputs);

@@ -7,6 +7,7 @@ use ndarray::{Array2, Array3, Axis, Ix3, array};
 use super::*;
 use crate::calibrate::{ChannelStats, EngineError, StatOptions, TractEngine, statistics};
 use crate::onnx::node::make_node;
+use crate::onnx::op;
 use crate::onnx::tensor;
 use crate::progress::{NoProgress, Progress};
 
@@ -20,8 +21,8 @@ fn linear() -> Model {
         17,
         vec![info("x", DataType::Float, &["b", "s", "5"])],
         vec![
-            make_node("MatMul", "mm", &["x", "w"], &["h"], vec![]),
-            make_node("Relu", "relu", &["h"], &["y"], vec![]),
+            make_node(op::MatMul, "mm", &["x", "w"], &["h"], vec![]),
+            make_node(op::Relu, "relu", &["h"], &["y"], vec![]),
         ],
         vec![tensor::from_f32("w", &[C, N], &w, DataType::Float)],
         &["y"],
@@ -279,8 +280,8 @@ fn channels_on_the_first_axis() {
         17,
         vec![info("x", DataType::Float, &["b", "5"])],
         vec![
-            make_node("Transpose", "t", &["x"], &["xt"], vec![]),
-            make_node("Relu", "relu", &["xt"], &["y"], vec![]),
+            make_node(op::Transpose, "t", &["x"], &["xt"], vec![]),
+            make_node(op::Relu, "relu", &["xt"], &["y"], vec![]),
         ],
         vec![],
         &["y"],

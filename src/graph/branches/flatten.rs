@@ -9,6 +9,7 @@ use crate::graph::inline::label;
 use crate::graph::is_random;
 use crate::graph::view::{captured_names, is_standard_domain};
 use crate::onnx::node::{attr_g, int_attr, make_node, string_attr};
+use crate::onnx::op;
 use crate::onnx::proto::attribute_proto::AttributeType;
 use crate::onnx::proto::tensor_shape_proto::dimension::Value::DimValue;
 use crate::onnx::proto::{
@@ -55,7 +56,7 @@ pub fn flatten(model: &mut Model) {
 }
 
 fn is_if(node: &NodeProto) -> bool {
-    node.op_type() == "If" && is_standard_domain(node)
+    node.op_type() == op::If && is_standard_domain(node)
 }
 
 /// Whether an input is one boolean.
@@ -103,7 +104,7 @@ impl Flat {
 
     /// Remembers what the outputs of a node depend on.
     fn note(&mut self, node: &NodeProto) {
-        let of_shape = is_standard_domain(node) && matches!(node.op_type(), "Shape" | "Size");
+        let of_shape = is_standard_domain(node) && matches!(node.op_type(), op::Shape | op::Size);
         let mut read: Vec<String> = Vec::new();
         if !of_shape {
             read.extend(node.input.iter().cloned());

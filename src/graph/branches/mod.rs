@@ -19,6 +19,7 @@ mod unflatten;
 
 use crate::onnx::Model;
 use crate::onnx::node::{attr, attr_i, make_node};
+use crate::onnx::op;
 use crate::onnx::proto::NodeProto;
 
 pub use flatten::flatten;
@@ -29,12 +30,12 @@ const DOMAIN: &str = "onnx-osplus";
 
 /// Whether a node begins a branch.
 fn is_marker(node: &NodeProto) -> bool {
-    node.domain() == DOMAIN && node.op_type() != "If"
+    node.domain() == DOMAIN && node.op_type() != op::If
 }
 
 /// Whether a node ends the second branch, and is the If.
 fn is_end(node: &NodeProto) -> bool {
-    node.domain() == DOMAIN && node.op_type() == "If"
+    node.domain() == DOMAIN && node.op_type() == op::If
 }
 
 /// 0 or 1: which of the two branches a marker begins, in the order of the If's attributes.
@@ -144,7 +145,13 @@ pub fn take(model: &mut Model, then: bool) -> Vec<String> {
             for (from, to) in outputs.iter().zip(&node.output) {
                 if !to.is_empty() {
                     let name = format!("{}/{to}", node.name());
-                    kept.push(make_node("Identity", &name, &[from.name()], &[to], vec![]));
+                    kept.push(make_node(
+                        op::Identity,
+                        &name,
+                        &[from.name()],
+                        &[to],
+                        vec![],
+                    ));
                 }
             }
         } else {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::label;
 use crate::graph::Names;
 use crate::onnx::node::make_node;
+use crate::onnx::op;
 use crate::onnx::proto::{
     AttributeProto, FunctionProto, GraphProto, NodeProto, StringStringEntryProto, ValueInfoProto,
 };
@@ -106,7 +107,7 @@ pub(super) fn instantiate(function: &FunctionProto, call: &NodeProto, names: &mu
     for (formal, actual) in copies {
         let name = instance.names.derive(&instance.base, formal);
         nodes.push(make_node(
-            "Identity",
+            op::Identity,
             &name,
             &[&scope[formal]],
             &[actual],

@@ -12,6 +12,7 @@ use crate::graph::Names;
 use crate::onnx::node::{
     attr, attr_f, attr_floats, attr_i, attr_ints, attr_s, int_attr, make_node, string_attr,
 };
+use crate::onnx::op;
 use crate::onnx::proto::{AttributeProto, NodeProto, TensorProto};
 use crate::onnx::{DataType, tensor};
 
@@ -295,7 +296,7 @@ pub(super) fn resize_inputs(r: &mut Rewrite) -> Result<(), String> {
 
 /// Scatter is called ScatterElements from version 11 on.
 pub(super) fn scatter(r: &mut Rewrite) -> Result<(), String> {
-    r.edit.node.op_type = Some("ScatterElements".to_owned());
+    r.edit.node.op_type = Some(op::ScatterElements.to_owned());
     Ok(())
 }
 
@@ -343,19 +344,19 @@ pub(super) fn softmax(r: &mut Rewrite) -> Result<(), String> {
     );
     let [shape, flat, result] = ["shape", "flat", "result"].map(|s| r.derive(s));
     let [shape_node, flatten_node, reshape_node] =
-        ["Shape", "Flatten", "Reshape"].map(|s| r.derive(s));
+        [op::Shape, op::Flatten, op::Reshape].map(|s| r.derive(s));
     r.edit
         .before
-        .push(make_node("Shape", &shape_node, &[&x], &[&shape], vec![]));
+        .push(make_node(op::Shape, &shape_node, &[&x], &[&shape], vec![]));
     r.edit.before.push(make_node(
-        "Flatten",
+        op::Flatten,
         &flatten_node,
         &[&x],
         &[&flat],
         vec![int_attr("axis", axis)],
     ));
     r.edit.after.push(make_node(
-        "Reshape",
+        op::Reshape,
         &reshape_node,
         &[&result, &shape],
         &[&y],
@@ -428,7 +429,7 @@ pub(super) fn upsample(r: &mut Rewrite) -> Result<(), String> {
         Some("linear") => None,
         Some(other) => return Err(format!("unknown mode `{other}`")),
     };
-    r.edit.node.op_type = Some("Resize".to_owned());
+    r.edit.node.op_type = Some(op::Resize.to_owned());
     let scales = r.input(1).to_owned();
     write_resize(r, &scales, nearest);
     Ok(())

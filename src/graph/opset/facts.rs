@@ -10,6 +10,7 @@ use std::collections::{HashMap, HashSet};
 use crate::graph::view::is_standard_domain;
 use crate::onnx::DataType;
 use crate::onnx::node::{attr_i, attr_ints, attr_t};
+use crate::onnx::op;
 use crate::onnx::proto::{GraphProto, NodeProto, TensorProto, ValueInfoProto, type_proto};
 
 /// Constants with more elements than this are weights: nothing here looks inside them.
@@ -133,7 +134,7 @@ impl Facts {
         };
         let mut length = None;
         let found = match node.op_type() {
-            "Constant" => {
+            op::Constant => {
                 let Some(tensor) = attr_t(node, "value") else {
                     return;
                 };
@@ -143,13 +144,13 @@ impl Facts {
                 self.add_constant(output, &tensor.clone());
                 return;
             }
-            "ConstantOfShape" => self.lengths.get(input(0)).copied(),
-            "Range" => Some(1),
-            "Shape" => {
+            op::ConstantOfShape => self.lengths.get(input(0)).copied(),
+            op::Range => Some(1),
+            op::Shape => {
                 length = rank(0);
                 Some(1)
             }
-            "Reshape" => {
+            op::Reshape => {
                 let found = self.lengths.get(input(1)).copied();
                 length = self
                     .lengths
@@ -158,23 +159,23 @@ impl Facts {
                     .filter(|_| found == Some(1));
                 found
             }
-            "Expand" => {
+            op::Expand => {
                 let target = self.lengths.get(input(1)).copied();
                 rank(0).zip(target).map(|(a, b)| a.max(b))
             }
-            "Flatten" | "Gemm" => Some(2),
-            "Transpose" => attr_ints(node, "perm").map(<[i64]>::len).or(rank(0)),
-            "MatMul" => match (rank(0), rank(1)) {
+            op::Flatten | op::Gemm => Some(2),
+            op::Transpose => attr_ints(node, "perm").map(<[i64]>::len).or(rank(0)),
+            op::MatMul => match (rank(0), rank(1)) {
                 (Some(a), Some(b)) if a >= 2 && b >= 2 => Some(a.max(b)),
                 _ => None,
             },
-            "Unsqueeze" => {
+            op::Unsqueeze => {
                 let found = rank(0).zip(axes()).map(|(r, n)| r + n);
                 length = (found == Some(1)).then_some(1);
                 found
             }
-            "Squeeze" => rank(0).zip(axes()).and_then(|(r, n)| r.checked_sub(n)),
-            "Gather" => {
+            op::Squeeze => rank(0).zip(axes()).and_then(|(r, n)| r.checked_sub(n)),
+            op::Gather => {
                 let found = rank(0)
                     .zip(rank(1))
                     .and_then(|(r, q)| (r + q).checked_sub(1));
@@ -185,7 +186,7 @@ impl Facts {
                 };
                 found
             }
-            "Concat" => {
+            op::Concat => {
                 let parts: Option<Vec<usize>> = node
                     .input
                     .iter()
@@ -194,21 +195,44 @@ impl Facts {
                 length = parts.map(|p| p.iter().sum());
                 node.input.iter().find_map(|n| self.rank(n))
             }
-            "ReduceL1" | "ReduceL2" | "ReduceLogSum" | "ReduceLogSumExp" | "ReduceMax"
-            | "ReduceMean" | "ReduceMin" | "ReduceProd" | "ReduceSum" | "ReduceSumSquare" => {
-                match (attr_i(node, "keepdims").unwrap_or(1), axes()) {
-                    (0, Some(n)) => rank(0).and_then(|r| r.checked_sub(n)),
-                    (0, None) => None,
-                    _ => rank(0),
-                }
-            }
-            "Cast" | "Identity" => {
+            op::ReduceL1
+            | op::ReduceL2
+            | op::ReduceLogSum
+            | op::ReduceLogSumExp
+            | op::ReduceMax
+            | op::ReduceMean
+            | op::ReduceMin
+            | op::ReduceProd
+            | op::ReduceSum
+            | op::ReduceSumSquare => match (attr_i(node, "keepdims").unwrap_or(1), axes()) {
+                (0, Some(n)) => rank(0).and_then(|r| r.checked_sub(n)),
+                (0, None) => None,
+                _ => rank(0),
+            },
+            op::Cast | op::Identity => {
                 length = self.lengths.get(input(0)).copied();
                 rank(0)
             }
-            "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Mod" | "Max" | "Min" | "Sum" | "Mean"
-            | "And" | "Or" | "Xor" | "Equal" | "Greater" | "Less" | "GreaterOrEqual"
-            | "LessOrEqual" | "Where" | "PRelu" => {
+            op::Add
+            | op::Sub
+            | op::Mul
+            | op::Div
+            | op::Pow
+            | op::Mod
+            | op::Max
+            | op::Min
+            | op::Sum
+            | op::Mean
+            | op::And
+            | op::Or
+            | op::Xor
+            | op::Equal
+            | op::Greater
+            | op::Less
+            | op::GreaterOrEqual
+            | op::LessOrEqual
+            | op::Where
+            | op::PRelu => {
                 // Vectors broadcast with one of more than one element have its length, whatever the others are.
                 let longest = node
                     .input
@@ -218,12 +242,12 @@ impl Facts {
                 length = longest.filter(|&n| n > 1 && broadcast() == Some(1));
                 broadcast()
             }
-            "Split" => rank(0),
+            op::Split => rank(0),
             op if keeps_rank(op) => rank(0),
             _ => None,
         };
         if let Some(found) = found {
-            let outputs = if node.op_type() == "Split" {
+            let outputs = if node.op_type() == op::Split {
                 &node.output[..]
             } else {
                 &node.output[..1]
@@ -234,23 +258,23 @@ impl Facts {
         }
         self.lengths.extend(length.map(|n| (output.clone(), n)));
         // A permutation tells the rank of what it permutes too.
-        if let ("Transpose", Some(perm)) = (node.op_type(), attr_ints(node, "perm")) {
+        if let (op::Transpose, Some(perm)) = (node.op_type(), attr_ints(node, "perm")) {
             self.ranks.entry(input(0).to_owned()).or_insert(perm.len());
         }
         match node.op_type() {
-            "Cast" => self.types.extend(
+            op::Cast => self.types.extend(
                 attr_i(node, "to")
                     .and_then(|t| i32::try_from(t).ok())
                     .map(|t| (output.clone(), t)),
             ),
-            "ConstantOfShape" => {
+            op::ConstantOfShape => {
                 let dtype = match attr_t(node, "value") {
                     Some(value) => value.data_type,
                     None => Some(DataType::Float as i32),
                 };
                 self.types.extend(dtype.map(|t| (output.clone(), t)));
             }
-            "Shape" | "Size" | "ArgMax" | "ArgMin" | "NonZero" => {
+            op::Shape | op::Size | op::ArgMax | op::ArgMin | op::NonZero => {
                 self.types.insert(output.clone(), DataType::Int64 as i32);
             }
             _ => {}
@@ -261,8 +285,8 @@ impl Facts {
     fn tie_types(&mut self, node: &NodeProto) {
         let tied: Vec<&String> = match node.op_type() {
             op if all_of_one_type(op) => node.input.iter().chain(&node.output).collect(),
-            "Where" => node.input.iter().skip(1).chain(&node.output).collect(),
-            "Split" => node.input.iter().take(1).chain(&node.output).collect(),
+            op::Where => node.input.iter().skip(1).chain(&node.output).collect(),
+            op::Split => node.input.iter().take(1).chain(&node.output).collect(),
             op if keeps_type(op) => node
                 .input
                 .iter()
@@ -284,56 +308,56 @@ impl Facts {
 fn keeps_rank(op: &str) -> bool {
     matches!(
         op,
-        "Abs"
-            | "AveragePool"
-            | "BatchNormalization"
-            | "Ceil"
-            | "Celu"
-            | "Clip"
-            | "Conv"
-            | "ConvTranspose"
-            | "CumSum"
-            | "DequantizeLinear"
-            | "Dropout"
-            | "Elu"
-            | "Erf"
-            | "Exp"
-            | "Floor"
-            | "GatherElements"
-            | "GlobalAveragePool"
-            | "GlobalMaxPool"
-            | "HardSigmoid"
-            | "Hardmax"
-            | "InstanceNormalization"
-            | "IsNaN"
-            | "LayerNormalization"
-            | "LeakyRelu"
-            | "Log"
-            | "LogSoftmax"
-            | "MaxPool"
-            | "Neg"
-            | "Not"
-            | "Pad"
-            | "QuantizeLinear"
-            | "Reciprocal"
-            | "Relu"
-            | "Resize"
-            | "Round"
-            | "Scatter"
-            | "ScatterElements"
-            | "ScatterND"
-            | "Selu"
-            | "Sigmoid"
-            | "Sign"
-            | "SimplifiedLayerNormalization"
-            | "Slice"
-            | "Softmax"
-            | "Softplus"
-            | "Softsign"
-            | "Sqrt"
-            | "Tanh"
-            | "Tile"
-            | "Upsample"
+        op::Abs
+            | op::AveragePool
+            | op::BatchNormalization
+            | op::Ceil
+            | op::Celu
+            | op::Clip
+            | op::Conv
+            | op::ConvTranspose
+            | op::CumSum
+            | op::DequantizeLinear
+            | op::Dropout
+            | op::Elu
+            | op::Erf
+            | op::Exp
+            | op::Floor
+            | op::GatherElements
+            | op::GlobalAveragePool
+            | op::GlobalMaxPool
+            | op::HardSigmoid
+            | op::Hardmax
+            | op::InstanceNormalization
+            | op::IsNaN
+            | op::LayerNormalization
+            | op::LeakyRelu
+            | op::Log
+            | op::LogSoftmax
+            | op::MaxPool
+            | op::Neg
+            | op::Not
+            | op::Pad
+            | op::QuantizeLinear
+            | op::Reciprocal
+            | op::Relu
+            | op::Resize
+            | op::Round
+            | op::Scatter
+            | op::ScatterElements
+            | op::ScatterND
+            | op::Selu
+            | op::Sigmoid
+            | op::Sign
+            | op::SimplifiedLayerNormalization
+            | op::Slice
+            | op::Softmax
+            | op::Softplus
+            | op::Softsign
+            | op::Sqrt
+            | op::Tanh
+            | op::Tile
+            | op::Upsample
     )
 }
 
@@ -341,43 +365,43 @@ fn keeps_rank(op: &str) -> bool {
 fn all_of_one_type(op: &str) -> bool {
     matches!(
         op,
-        "Add"
-            | "BatchNormalization"
-            | "Concat"
-            | "Conv"
-            | "ConvTranspose"
-            | "Div"
-            | "Einsum"
-            | "Gemm"
-            | "InstanceNormalization"
-            | "MatMul"
-            | "Max"
-            | "Mean"
-            | "Min"
-            | "Mul"
-            | "PRelu"
-            | "Sub"
-            | "Sum"
+        op::Add
+            | op::BatchNormalization
+            | op::Concat
+            | op::Conv
+            | op::ConvTranspose
+            | op::Div
+            | op::Einsum
+            | op::Gemm
+            | op::InstanceNormalization
+            | op::MatMul
+            | op::Max
+            | op::Mean
+            | op::Min
+            | op::Mul
+            | op::PRelu
+            | op::Sub
+            | op::Sum
     )
 }
 
 /// Operators whose first output has the element type of the first input.
 fn keeps_type(op: &str) -> bool {
-    let other_output = ["IsNaN", "Not", "QuantizeLinear", "DequantizeLinear"];
+    let other_output = [op::IsNaN, op::Not, op::QuantizeLinear, op::DequantizeLinear];
     let also = [
-        "DepthToSpace",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "GatherND",
-        "Identity",
-        "Pow",
-        "Reshape",
-        "SpaceToDepth",
-        "Squeeze",
-        "TopK",
-        "Transpose",
-        "Unsqueeze",
+        op::DepthToSpace,
+        op::Expand,
+        op::Flatten,
+        op::Gather,
+        op::GatherND,
+        op::Identity,
+        op::Pow,
+        op::Reshape,
+        op::SpaceToDepth,
+        op::Squeeze,
+        op::TopK,
+        op::Transpose,
+        op::Unsqueeze,
     ];
     (keeps_rank(op) && !other_output.contains(&op))
         || also.contains(&op)

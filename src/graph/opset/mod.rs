@@ -23,6 +23,7 @@ use super::patch::{Patch, PatchError, apply, set_opset};
 use super::view::{NodeId, is_standard_domain};
 use crate::onnx::Model;
 use crate::onnx::node::{make_node, subgraphs, tensor_attr};
+use crate::onnx::op;
 use crate::onnx::proto::{FunctionProto, GraphProto, NodeProto, OperatorSetIdProto, TensorProto};
 use convert::Rewrite;
 use facts::Facts;
@@ -424,7 +425,7 @@ impl Scope {
 fn constant_node(mut tensor: TensorProto) -> NodeProto {
     let name = tensor.name.take().unwrap_or_default();
     make_node(
-        "Constant",
+        op::Constant,
         &name,
         &[],
         &[&name],

@@ -3,6 +3,7 @@ use insta::assert_snapshot;
 use super::*;
 use crate::onnx::DataType;
 use crate::onnx::node::{float_attr, floats_attr, graph_attr, int_attr, ints_attr, string_attr};
+use crate::onnx::op;
 use crate::onnx::proto::attribute_proto::AttributeType;
 use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension};
 use crate::onnx::proto::{
@@ -132,7 +133,7 @@ fn refused(mut model: Model) -> String {
 
 #[test]
 fn a_new_model_is_left_alone() {
-    let mut new = single(13, "Softmax", vec![]);
+    let mut new = single(13, op::Softmax, vec![]);
     let before = new.clone();
     let report = raise(&mut new, 13).unwrap();
     assert_eq!((report.from, report.to), (13, 13));
@@ -141,7 +142,7 @@ fn a_new_model_is_left_alone() {
 
 #[test]
 fn a_compatible_node_keeps_everything() {
-    let mut relu = make_node("Relu", "node", &["x"], &["y"], vec![]);
+    let mut relu = make_node(op::Relu, "node", &["x"], &["y"], vec![]);
     relu.doc_string = Some("kept".to_owned());
     let mut old = model(7, vec![relu.clone()]);
     let report = raise(&mut old, 13).unwrap();
@@ -152,7 +153,7 @@ fn a_compatible_node_keeps_everything() {
 #[test]
 fn lists_become_inputs_and_the_rest_of_the_node_stays() {
     let mut node = make_node(
-        "Squeeze",
+        op::Squeeze,
         "node",
         &["x"],
         &["y"],
@@ -204,7 +205,7 @@ fn scalars_take_the_type_of_their_input() {
     [node] y = Clip<>(x, , node_max)
     ");
     let pad = || vec![ints_attr("pads", &[0, 1]), float_attr("value", 0.5)];
-    let mut half = single(10, "Pad", pad());
+    let mut half = single(10, op::Pad, pad());
     half.graph_mut().input[0] = info("x", DataType::Float16, &[2]);
     assert_snapshot!(raised(half), @r"
     node_pads: INT64[2] [0, 1]
@@ -215,9 +216,15 @@ fn scalars_take_the_type_of_their_input() {
     let mut untyped = model(
         10,
         vec![
-            make_node("Clip", "node", &["x"], &["a"], vec![float_attr("min", 0.0)]),
-            make_node("Reshape", "reshape", &["a", "s"], &["b"], vec![]),
-            make_node("Add", "add", &["b", "c"], &["y"], vec![]),
+            make_node(
+                op::Clip,
+                "node",
+                &["x"],
+                &["a"],
+                vec![float_attr("min", 0.0)],
+            ),
+            make_node(op::Reshape, "reshape", &["a", "s"], &["b"], vec![]),
+            make_node(op::Add, "add", &["b", "c"], &["y"], vec![]),
         ],
     );
     untyped.graph_mut().input[0] = named("x");
@@ -240,13 +247,13 @@ fn softmax_keeps_its_form_only_on_the_last_axis() {
     [node] node_result = LogSoftmax<axis=-1>(node_flat)
     [node_Reshape] y = Reshape<>(node_result, node_shape)
     ");
-    let mut unknown = single(11, "Hardmax", vec![int_attr("axis", -1)]);
+    let mut unknown = single(11, op::Hardmax, vec![int_attr("axis", -1)]);
     unknown.graph_mut().input[0] = named("x");
     assert_snapshot!(raised(unknown), @"[node] y = Hardmax<axis=-1>(x)");
-    let mut unknown = single(11, "Hardmax", vec![int_attr("axis", 2)]);
+    let mut unknown = single(11, op::Hardmax, vec![int_attr("axis", 2)]);
     unknown.graph_mut().input[0] = named("x");
     assert!(raised(unknown).contains("Flatten<axis=2>"));
-    let outside = refused(single(11, "Softmax", vec![int_attr("axis", 3)]));
+    let outside = refused(single(11, op::Softmax, vec![int_attr("axis", 3)]));
     assert!(
         outside.contains("its axis is 3 and the rank of its input 3"),
         "{outside}"
@@ -260,32 +267,32 @@ fn ranks_are_found_through_computed_shapes() {
     let mut old = model(
         11,
         vec![
-            make_node("Shape", "a", &["x"], &["dims"], vec![]),
-            make_node("Constant", "b", &[], &["first"], vec![vector(&[0])]),
-            make_node("Gather", "c", &["dims", "first"], &["batch"], vec![]),
-            make_node("Constant", "d", &[], &["rest"], vec![vector(&[-1, 3, 4])]),
+            make_node(op::Shape, "a", &["x"], &["dims"], vec![]),
+            make_node(op::Constant, "b", &[], &["first"], vec![vector(&[0])]),
+            make_node(op::Gather, "c", &["dims", "first"], &["batch"], vec![]),
+            make_node(op::Constant, "d", &[], &["rest"], vec![vector(&[-1, 3, 4])]),
             make_node(
-                "Concat",
+                op::Concat,
                 "e",
                 &["batch", "rest"],
                 &["wanted"],
                 vec![int_attr("axis", 0)],
             ),
-            make_node("Constant", "f", &[], &["flat"], vec![vector(&[-1])]),
-            make_node("Reshape", "g", &["wanted", "flat"], &["again"], vec![]),
-            make_node("Shape", "h", &["again"], &["length"], vec![]),
-            make_node("ConstantOfShape", "i", &["length"], &["ones"], vec![]),
-            make_node("Equal", "j", &["again", "flat"], &["open"], vec![]),
+            make_node(op::Constant, "f", &[], &["flat"], vec![vector(&[-1])]),
+            make_node(op::Reshape, "g", &["wanted", "flat"], &["again"], vec![]),
+            make_node(op::Shape, "h", &["again"], &["length"], vec![]),
+            make_node(op::ConstantOfShape, "i", &["length"], &["ones"], vec![]),
+            make_node(op::Equal, "j", &["again", "flat"], &["open"], vec![]),
             make_node(
-                "Where",
+                op::Where,
                 "k",
                 &["open", "ones", "again"],
                 &["target"],
                 vec![],
             ),
-            make_node("Expand", "l", &["s", "target"], &["mask"], vec![]),
+            make_node(op::Expand, "l", &["s", "target"], &["mask"], vec![]),
             make_node(
-                "Softmax",
+                op::Softmax,
                 "node",
                 &["mask"],
                 &["y"],
@@ -301,7 +308,7 @@ fn ranks_are_found_through_computed_shapes() {
 
 fn resize(scales: &[f32], mode: &str) -> Model {
     let node = make_node(
-        "Resize",
+        op::Resize,
         "node",
         &["x", "s"],
         &["y"],
@@ -333,7 +340,11 @@ fn resize_rounds_as_it_did() {
         .push(info("s", DataType::Float, &[3]));
     assert!(refused(default).contains("the scales `s`, which are not constant"));
 
-    let upsample = single(7, "Upsample", vec![floats_attr("scales", &[1.0, 2.0, 2.0])]);
+    let upsample = single(
+        7,
+        op::Upsample,
+        vec![floats_attr("scales", &[1.0, 2.0, 2.0])],
+    );
     assert_snapshot!(raised(upsample), @r"
     node_scales: FLOAT[3] [1.0, 2.0, 2.0]
     [node] y = Resize<coordinate_transformation_mode=asymmetric, nearest_mode=floor>(x, , node_scales)
@@ -347,41 +358,41 @@ fn what_cannot_be_exact_is_refused_by_name() {
     assert_snapshot!(refused(single(6, "Relu", vec![])), @"the model uses opset 6, and 7 is the oldest that can be raised: export the model again with opset 13 or later");
     for (old, reason) in [
         (
-            single(8, "Erf", vec![]),
+            single(8, op::Erf, vec![]),
             "ONNX has no operator `Erf` in opset 8",
         ),
         (
-            single(7, "BatchNormalization", vec![int_attr("spatial", 0)]),
+            single(7, op::BatchNormalization, vec![int_attr("spatial", 0)]),
             "`spatial = 0`",
         ),
         (
             single(
                 9,
-                "ConvTranspose",
+                op::ConvTranspose,
                 vec![string_attr("auto_pad", "SAME_UPPER")],
             ),
             "automatic padding",
         ),
         (
-            single(9, "ConvTranspose", vec![ints_attr("output_shape", &[4])]),
+            single(9, op::ConvTranspose, vec![ints_attr("output_shape", &[4])]),
             "automatic padding",
         ),
         (
-            single(9, "Slice", vec![ints_attr("starts", &[0])]),
+            single(9, op::Slice, vec![ints_attr("starts", &[0])]),
             "required attribute `ends` is missing",
         ),
         (
-            single(9, "Squeeze", vec![ints_attr("axes", &[])]),
+            single(9, op::Squeeze, vec![ints_attr("axes", &[])]),
             "an empty list",
         ),
         (
-            single(9, "Unsqueeze", vec![int_attr("axes", 0)]),
+            single(9, op::Unsqueeze, vec![int_attr("axes", 0)]),
             "attribute `axes` has another type",
         ),
         (
             single(
                 11,
-                "Resize",
+                op::Resize,
                 vec![string_attr(
                     "coordinate_transformation_mode",
                     "tf_half_pixel_for_nn",
@@ -393,19 +404,19 @@ fn what_cannot_be_exact_is_refused_by_name() {
         let message = refused(old);
         assert!(message.contains(reason), "{message}");
     }
-    let mut integers = single(9, "Erf", vec![]);
+    let mut integers = single(9, op::Erf, vec![]);
     integers.graph_mut().input[0] = info("x", DataType::Int32, &[2]);
     assert!(refused(integers).contains("it takes INT32"));
-    let mut training = single(12, "Relu", vec![]);
+    let mut training = single(12, op::Relu, vec![]);
     training.proto.training_info = vec![Default::default()];
     assert!(refused(training).starts_with("the model carries training graphs"));
-    let target = raise(&mut single(12, "Relu", vec![]), 14).unwrap_err();
+    let target = raise(&mut single(12, op::Relu, vec![]), 14).unwrap_err();
     assert_eq!(target, OpsetError::Target { minimum: 14 });
 }
 
 #[test]
 fn a_dropout_mask_must_be_unread() {
-    let dropout = make_node("Dropout", "node", &["x"], &["y", "mask"], vec![]);
+    let dropout = make_node(op::Dropout, "node", &["x"], &["y", "mask"], vec![]);
     let mut old = model(9, vec![dropout]);
     old.graph_mut().value_info = vec![info("mask", DataType::Float, &[2, 3, 4])];
     let mut read = old.clone();
@@ -422,7 +433,7 @@ fn a_dropout_mask_must_be_unread() {
 fn old_ir_versions_do_not_turn_weights_into_defaults() {
     let mut old = model(
         7,
-        vec![make_node("Add", "node", &["x", "w"], &["y"], vec![])],
+        vec![make_node(op::Add, "node", &["x", "w"], &["y"], vec![])],
     );
     old.proto.ir_version = Some(3);
     old.graph_mut().initializer = vec![from_f32("w", &[1], &[1.0], DataType::Float)];
@@ -448,14 +459,14 @@ fn subgraphs_are_raised_too_and_new_names_are_free() {
     };
     let choose = |op: &str| {
         let attributes = vec![
-            graph_attr("then_branch", branch("then", "Unsqueeze")),
+            graph_attr("then_branch", branch("then", op::Unsqueeze)),
             graph_attr("else_branch", branch("else", op)),
         ];
         let mut m = model(
             11,
             vec![
-                make_node("Identity", "", &["x"], &["inner_axes"], vec![]),
-                make_node("If", "choose", &["c"], &["y"], attributes),
+                make_node(op::Identity, "", &["x"], &["inner_axes"], vec![]),
+                make_node(op::If, "choose", &["c"], &["y"], attributes),
             ],
         );
         m.graph_mut().input.push(info("c", DataType::Bool, &[]));
@@ -499,7 +510,7 @@ fn with_function(model_opset: i64, opset: i64, node: NodeProto) -> Model {
 #[test]
 fn functions_have_a_version_of_their_own() {
     let node = make_node(
-        "Squeeze",
+        op::Squeeze,
         "inner",
         &["a"],
         &["b"],
@@ -519,7 +530,7 @@ fn functions_have_a_version_of_their_own() {
 
     let mut parameter = int_attr("axis", 0);
     (parameter.i, parameter.ref_attr_name) = (None, Some("axis".to_owned()));
-    let node = make_node("Softmax", "inner", &["a"], &["b"], vec![parameter]);
+    let node = make_node(op::Softmax, "inner", &["a"], &["b"], vec![parameter]);
     let message = refused(with_function(17, 11, node));
     assert!(
         message.starts_with("node `inner` in function `Local`: Softmax"),
@@ -530,15 +541,15 @@ fn functions_have_a_version_of_their_own() {
         "{message}"
     );
 
-    let node = make_node("Relu", "inner", &["a"], &["b"], vec![]);
+    let node = make_node(op::Relu, "inner", &["a"], &["b"], vec![]);
     assert!(refused(with_function(17, 6, node)).starts_with("function `Local` uses opset 6"));
 }
 
 #[test]
 fn other_domains_and_fused_norms_of_the_runtime_pass() {
-    let mut foreign = make_node("Gelu", "node", &["x"], &["g"], vec![]);
+    let mut foreign = make_node(op::Gelu, "node", &["x"], &["g"], vec![]);
     foreign.domain = Some("com.microsoft".to_owned());
-    let norm = make_node("LayerNormalization", "norm", &["g", "w"], &["y"], vec![]);
+    let norm = make_node(op::LayerNormalization, "norm", &["g", "w"], &["y"], vec![]);
     let mut old = model(11, vec![foreign.clone(), norm.clone()]);
     old.graph_mut().initializer = vec![from_f32("w", &[4], &[1.0; 4], DataType::Float)];
     raise(&mut old, 13).unwrap();

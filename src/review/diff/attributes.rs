@@ -6,6 +6,7 @@ use super::initializers::same_tensor;
 use super::rest::field_changes;
 use super::scope::{label, op};
 use super::trace::Trace;
+use crate::onnx::op;
 use crate::onnx::proto::{AttributeProto, GraphProto};
 
 impl<'m> Comparer<'m, '_> {
@@ -38,7 +39,7 @@ impl<'m> Comparer<'m, '_> {
                 && !same_tensor(p, q)
             {
                 // The value of a Constant node is the node.
-                let constant = op(b) == "Constant";
+                let constant = op(b) == op::Constant;
                 let title = vec![name(if constant { label(b) } else { x.name() })];
                 let change = Change::new(Sign::Changed, Kind::Constant, label(b), title);
                 let whole = |_| Trace::default();

@@ -9,6 +9,7 @@ use super::matching::Matching;
 use super::rest::{field_changes, value_infos, with_default};
 use super::scope::{Scope, family, label, op};
 use super::trace::{Trace, trace};
+use crate::onnx::op;
 use crate::onnx::proto::{AttributeProto, GraphProto, NodeProto, TensorProto};
 
 /// One place in the merged order of both graphs.
@@ -400,13 +401,13 @@ fn padded<'a>(
 /// Where an operator of the MatMul family has its weight.
 fn weight_slot(node: &NodeProto) -> usize {
     match node.op_type() {
-        "QLinearMatMul" | "QLinearConv" | "QGemm" => 3,
+        op::QLinearMatMul | op::QLinearConv | op::QGemm => 3,
         _ => 1,
     }
 }
 
 fn is_product(node: &NodeProto) -> bool {
-    ["MatMul", "Conv"].contains(&family(node.op_type()))
+    [op::MatMul, op::Conv].contains(&family(node.op_type()))
 }
 
 /// Scale and zero point of a weight that the operator itself takes as integers. MatMulInteger leaves the scale to a Mul
@@ -420,11 +421,11 @@ fn by_operator<'m>(scope: &Scope<'m>, node: &NodeProto, float: &str) -> Option<D
         names.map(|(_, t)| *t)
     };
     let (scale, zero_point, axis) = match node.op_type() {
-        "QLinearMatMul" | "QGemm" => (input(4), input(5), -1),
-        "QLinearConv" => (input(4), input(5), 0),
-        "MatMulInteger" => (named(), input(3), -1),
-        "DynamicQuantizeMatMul" => (input(2), input(3), -1),
-        "MatMulIntegerToFloat" => (input(3), input(5), -1),
+        op::QLinearMatMul | op::QGemm => (input(4), input(5), -1),
+        op::QLinearConv => (input(4), input(5), 0),
+        op::MatMulInteger => (named(), input(3), -1),
+        op::DynamicQuantizeMatMul => (input(2), input(3), -1),
+        op::MatMulIntegerToFloat => (input(3), input(5), -1),
         _ => return None,
     };
     scale.map(|scale| Dequantize {

@@ -6,6 +6,7 @@ use super::constant::range;
 use super::scope::{Scope, label, op};
 use super::trace::affine_input;
 use crate::onnx::node;
+use crate::onnx::op;
 use crate::onnx::proto::TensorProto;
 
 /// One of the two models, as seen from the nodes it has alone.
@@ -72,14 +73,14 @@ impl Side<'_, '_> {
 
     /// `Q/DQ u8 scale=0.0312 zp=112 on VALUE → READERS`.
     fn pair(&self, i: usize) -> Option<(Change, Vec<usize>)> {
-        if !self.lone(i, "QuantizeLinear") {
+        if !self.lone(i, op::QuantizeLinear) {
             return None;
         }
         let q = self.own.node(i);
         let output = q.output.first()?;
         let readers = self.own.readers(output).iter().map(|r| r.0);
         let mut nodes: Vec<usize> = readers
-            .filter(|&r| self.lone(r, "DequantizeLinear"))
+            .filter(|&r| self.lone(r, op::DequantizeLinear))
             .collect();
         if nodes.is_empty() {
             return None;
@@ -123,7 +124,7 @@ impl Side<'_, '_> {
         let mut parts = Vec::new();
         for (k, &node) in nodes.iter().take(4).enumerate() {
             parts.push(word(if k == 0 { "  → " } else { ", " }));
-            if self.lone(node, "QuantizeLinear") {
+            if self.lone(node, op::QuantizeLinear) {
                 parts.push(word("Q/DQ"));
                 continue;
             }

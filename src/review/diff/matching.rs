@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::scope::{Scope, family, op};
 use crate::onnx::node;
+use crate::onnx::op;
 use crate::onnx::proto::{AttributeProto, NodeProto, TensorProto};
 use crate::onnx::text::{bytes, digest};
 use prost::Message;
@@ -302,9 +303,9 @@ fn open_readers<'m>(
             }
             let node = scope.node(reader);
             let through = [
-                "QuantizeLinear",
-                "DequantizeLinear",
-                "DynamicQuantizeLinear",
+                op::QuantizeLinear,
+                op::DequantizeLinear,
+                op::DynamicQuantizeLinear,
             ];
             if through.contains(&node.op_type()) {
                 values.extend(node.output.first().map(String::as_str));

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use crate::onnx::node;
+use crate::onnx::op;
 use crate::onnx::proto::{GraphProto, NodeProto, TensorProto};
 
 /// An index over one graph; constants of enclosing graphs are known, too.
@@ -39,7 +40,7 @@ impl<'m> Scope<'m> {
             for inner in node::subgraphs(op) {
                 scope.captures(inner, i);
             }
-            if op.op_type() == "Constant"
+            if op.op_type() == op::Constant
                 && let (Some(output), Some(value)) = (op.output.first(), node::attr_t(op, "value"))
             {
                 scope.constants.insert(output, value);
@@ -98,20 +99,20 @@ pub(super) fn op(node: &NodeProto) -> String {
 /// Operators that compute a product under another name, with or without quantization, count as one.
 pub(super) fn family(op: &str) -> &str {
     match op {
-        "MatMul"
-        | "Gemm"
-        | "MatMulInteger"
-        | "QLinearMatMul"
-        | "QGemm"
-        | "FusedMatMul"
-        | "FusedGemm"
-        | "MatMulIntegerToFloat"
-        | "DynamicQuantizeMatMul"
-        | "MatMulNBits"
-        | "MatMulBnb4" => "MatMul",
-        "Conv" | "ConvInteger" | "QLinearConv" => "Conv",
-        "Add" | "QLinearAdd" => "Add",
-        "Mul" | "QLinearMul" => "Mul",
+        op::MatMul
+        | op::Gemm
+        | op::MatMulInteger
+        | op::QLinearMatMul
+        | op::QGemm
+        | op::FusedMatMul
+        | op::FusedGemm
+        | op::MatMulIntegerToFloat
+        | op::DynamicQuantizeMatMul
+        | op::MatMulNBits
+        | op::MatMulBnb4 => op::MatMul,
+        op::Conv | op::ConvInteger | op::QLinearConv => op::Conv,
+        op::Add | op::QLinearAdd => op::Add,
+        op::Mul | op::QLinearMul => op::Mul,
         other => other,
     }
 }

@@ -1,5 +1,6 @@
 //! The first paragraph: what a reviewer wants to know before the details.
 
+use crate::onnx::op;
 use std::collections::BTreeMap;
 
 use super::change::{Kind, Sign};
@@ -209,7 +210,7 @@ fn shape_of(change: &super::Change) -> String {
     let line = words.concat();
     let ops = line.split(", ").filter_map(|part| part.split(' ').next());
     let ops: Vec<&str> = ops
-        .filter(|op| ["Mul", "Add", "Sub", "Div"].contains(op))
+        .filter(|op| [op::Mul, op::Add, op::Sub, op::Div].contains(op))
         .collect();
     match ops.is_empty() {
         true => change.op.clone(),

@@ -3,6 +3,7 @@
 use super::constant::Dequantize;
 use super::scope::Scope;
 use crate::onnx::node;
+use crate::onnx::op;
 
 /// Where a value comes from.
 #[derive(Clone, Debug, Default)]
@@ -46,20 +47,20 @@ pub(super) fn trace<'m>(scope: &Scope<'m>, matched: &[Option<usize>], value: &'m
             .extend(others.map(|(_, v)| v.as_str()).filter(|v| !v.is_empty()));
         let factor = |slot: usize| op.input.get(slot).and_then(|v| scope.constant(v));
         let scale = match op.op_type() {
-            "DequantizeLinear" => factor(1),
-            "Mul" => factor(1 - slot),
+            op::DequantizeLinear => factor(1),
+            op::Mul => factor(1 - slot),
             _ => None,
         };
         match (op.op_type(), scale) {
             (_, Some(scale)) if found.quantized.is_none() => {
-                let linear = op.op_type() == "DequantizeLinear";
+                let linear = op.op_type() == op::DequantizeLinear;
                 found.quantized = Some(Dequantize {
                     scale,
                     zero_point: factor(2).filter(|_| linear),
                     axis: node::attr_i(op, "axis").unwrap_or(if linear { 1 } else { -1 }),
                 });
             }
-            ("Cast" | "Identity", _) => {}
+            (op::Cast | op::Identity, _) => {}
             _ => found.moved = true,
         }
         found.nodes.push(i);
@@ -72,15 +73,15 @@ pub(super) fn trace<'m>(scope: &Scope<'m>, matched: &[Option<usize>], value: &'m
 pub(super) fn data_input(scope: &Scope, i: usize) -> Option<usize> {
     let op = scope.node(i);
     match op.op_type() {
-        "QuantizeLinear"
-        | "DequantizeLinear"
-        | "DynamicQuantizeLinear"
-        | "Cast"
-        | "Identity"
-        | "Transpose"
-        | "Reshape"
-        | "Clip" => (!op.input.is_empty()).then_some(0),
-        "Mul" | "Add" | "Sub" | "Div" => affine_input(scope, i),
+        op::QuantizeLinear
+        | op::DequantizeLinear
+        | op::DynamicQuantizeLinear
+        | op::Cast
+        | op::Identity
+        | op::Transpose
+        | op::Reshape
+        | op::Clip => (!op.input.is_empty()).then_some(0),
+        op::Mul | op::Add | op::Sub | op::Div => affine_input(scope, i),
         _ => None,
     }
 }
@@ -94,8 +95,8 @@ pub(super) fn affine_input(scope: &Scope, i: usize) -> Option<usize> {
             .is_some_and(|v| scope.constant(v).is_some())
     };
     match (op.op_type(), constant(0), constant(1)) {
-        ("Mul" | "Add" | "Sub" | "Div", false, true) => Some(0),
-        ("Mul" | "Add", true, false) => Some(1),
+        (op::Mul | op::Add | op::Sub | op::Div, false, true) => Some(0),
+        (op::Mul | op::Add, true, false) => Some(1),
         _ => None,
     }
 }

@@ -19,6 +19,7 @@ use super::account::sink_of;
 use super::quantized::quantized_linears;
 use crate::calibrate::{ChannelStats, model_inputs};
 use crate::graph::View;
+use crate::onnx::op;
 use crate::onnx::proto::{TensorProto, type_proto};
 use crate::onnx::{DataType, Model};
 use crate::recognise::{LinearForm, Recognised};
@@ -63,8 +64,8 @@ pub fn anatomy(subject: &Subject) -> Anatomy {
     let linears = found.linears.iter().map(|l| LinearFacts {
         name: l.name.clone(),
         op: match l.form {
-            LinearForm::MatMul => "MatMul",
-            LinearForm::Gemm { .. } => "Gemm",
+            LinearForm::MatMul => op::MatMul,
+            LinearForm::Gemm { .. } => op::Gemm,
         },
         k: l.k,
         n: l.n,
@@ -72,9 +73,9 @@ pub fn anatomy(subject: &Subject) -> Anatomy {
         dtype: l.dtype.as_str_name().to_owned(),
     });
     let quantized = Quantized {
-        quantize_linear: count("QuantizeLinear"),
-        dequantize_linear: count("DequantizeLinear"),
-        dynamic_quantize_linear: count("DynamicQuantizeLinear"),
+        quantize_linear: count(op::QuantizeLinear),
+        dequantize_linear: count(op::DequantizeLinear),
+        dynamic_quantize_linear: count(op::DynamicQuantizeLinear),
         linears: quantized_linears(&view),
     };
     let names = found.linears.iter().map(|l| l.name.as_str());
@@ -195,8 +196,8 @@ fn architecture<'n>(
     let mut heads = Vec::new();
     let mut attentions = 0;
     for (_, node) in view.nodes() {
-        let is_operator = node.op_type().contains("Attention");
-        if !is_operator && node.op_type() != "Softmax" {
+        let is_operator = node.op_type().contains(op::Attention);
+        if !is_operator && node.op_type() != op::Softmax {
             continue;
         }
         attentions += 1;

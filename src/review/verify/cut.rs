@@ -14,6 +14,7 @@ use crate::calibrate::{Batch, InputTensor, Values};
 use crate::graph::{NodeId, Source, ValueId, View};
 use crate::onnx::Model;
 use crate::onnx::node::{float_value, subgraphs};
+use crate::onnx::op;
 use crate::onnx::proto::{GraphProto, ModelProto, ValueInfoProto};
 
 /// More nodes than any Linear has around it, with a decomposed norm before and another after it.
@@ -21,26 +22,26 @@ const MOST_NODES: usize = 200;
 
 /// Operators that multiply two values, so that a part with two of them is more than one Linear.
 const PRODUCTS: [&str; 20] = [
-    "Attention",
-    "Conv",
-    "ConvInteger",
-    "DynamicQuantizeMatMul",
-    "Einsum",
-    "FusedGemm",
-    "FusedMatMul",
-    "Gemm",
-    "GroupQueryAttention",
-    "MatMul",
-    "MatMulInteger",
-    "MatMulIntegerToFloat",
-    "MatMulNBits",
-    "MultiHeadAttention",
-    "QAttention",
-    "QGemm",
-    "QLinearConv",
-    "QLinearMatMul",
-    "QOrderedMatMul",
-    "RotaryEmbedding",
+    op::Attention,
+    op::Conv,
+    op::ConvInteger,
+    op::DynamicQuantizeMatMul,
+    op::Einsum,
+    op::FusedGemm,
+    op::FusedMatMul,
+    op::Gemm,
+    op::GroupQueryAttention,
+    op::MatMul,
+    op::MatMulInteger,
+    op::MatMulIntegerToFloat,
+    op::MatMulNBits,
+    op::MultiHeadAttention,
+    op::QAttention,
+    op::QGemm,
+    op::QLinearConv,
+    op::QLinearMatMul,
+    op::QOrderedMatMul,
+    op::RotaryEmbedding,
 ];
 
 /// What computes one value.

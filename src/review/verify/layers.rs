@@ -19,6 +19,7 @@ use super::{Energy, LayerError};
 use crate::calibrate::{Batch, Captured, Engine, EngineError, Keep, Kept, Values, Wanted, shapes};
 use crate::graph::{Source, ValueId, View};
 use crate::onnx::Model;
+use crate::onnx::op;
 use crate::progress::Progress;
 use crate::recognise::{Linear, recognise};
 use crate::review::quantized::quantized_linears;
@@ -82,7 +83,7 @@ fn pair(f: &View, q: &View, linear: &Linear) -> Pair {
     let of_node = || {
         let same = |(_, n): &(_, &crate::onnx::proto::NodeProto)| n.name() == linear.name;
         let (node, _) = q.nodes().find(same)?;
-        let multiplies = matches!(q.op(node), "MatMul" | "Gemm");
+        let multiplies = matches!(q.op(node), op::MatMul | op::Gemm);
         let value = q.output(node, 0).filter(|_| multiplies)?;
         Some((product.to_owned(), q.name(value).to_owned()))
     };
@@ -126,7 +127,7 @@ impl Shared {
     ) -> Result<Shared, EngineError> {
         let computed = |view: &View, name: &str| {
             let node = view.value(name).and_then(|v| view.producer(v));
-            node.filter(|(node, _)| !matches!(view.op(*node), "Constant" | "Shape" | "Size"))
+            node.filter(|(node, _)| !matches!(view.op(*node), op::Constant | op::Shape | op::Size))
                 .is_some()
         };
         let both: BTreeSet<(String, String)> = f

@@ -2,6 +2,7 @@
 
 use crate::graph::branches::flatten;
 use crate::graph::{self, Names, View, inline, opset};
+use crate::onnx::op;
 use crate::onnx::{Model, tensor};
 use crate::rewrite;
 
@@ -46,14 +47,14 @@ pub(super) fn without_activation_rounding(model: &Model) -> Option<Model> {
     for (node, proto) in view.nodes() {
         let pair = || {
             let (quantize, _) = view.producer(view.input(node, 0)?)?;
-            if view.node(quantize).op_type() != "QuantizeLinear" {
+            if view.node(quantize).op_type() != op::QuantizeLinear {
                 return None;
             }
             let before = view.input(quantize, 0)?;
             let (is_computed, after) = (!view.is_constant(before), view.output(node, 0)?);
             is_computed.then(|| (view.name(after).to_owned(), view.name(before).to_owned()))
         };
-        if proto.op_type() == "DequantizeLinear"
+        if proto.op_type() == op::DequantizeLinear
             && let Some((after, before)) = pair()
         {
             renamed.insert(after, before);

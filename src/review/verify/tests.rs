@@ -4,6 +4,7 @@ use super::cut::cut;
 use super::prepare::{vectors_differ, without_activation_rounding};
 use crate::graph::View;
 use crate::onnx::node::make_node;
+use crate::onnx::op;
 use crate::onnx::proto::{
     GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto,
 };
@@ -47,12 +48,12 @@ fn model(node: Vec<NodeProto>, initializer: Vec<TensorProto>) -> Model {
 fn quantized_linear() -> Model {
     model(
         vec![
-            op("Relu", &["in"], "x"),
-            op("QuantizeLinear", &["x", "s", "z"], "q"),
-            op("DequantizeLinear", &["q", "s", "z"], "d"),
-            op("DequantizeLinear", &["w", "ws"], "dw"),
-            op("MatMul", &["d", "dw"], "p"),
-            op("Add", &["p", "b"], "y"),
+            op(op::Relu, &["in"], "x"),
+            op(op::QuantizeLinear, &["x", "s", "z"], "q"),
+            op(op::DequantizeLinear, &["q", "s", "z"], "d"),
+            op(op::DequantizeLinear, &["w", "ws"], "dw"),
+            op(op::MatMul, &["d", "dw"], "p"),
+            op(op::Add, &["p", "b"], "y"),
         ],
         vec![
             floats("s", &[]),
@@ -88,9 +89,9 @@ fn a_linear_is_cut_out_up_to_the_values_of_both_models() {
 fn what_is_no_single_linear_is_not_cut_out() {
     let two = model(
         vec![
-            op("MatMul", &["in", "w"], "x"),
-            op("Relu", &["x"], "r"),
-            op("MatMul", &["r", "w"], "y"),
+            op(op::MatMul, &["in", "w"], "x"),
+            op(op::Relu, &["x"], "r"),
+            op(op::MatMul, &["r", "w"], "y"),
         ],
         vec![floats("w", &[2, 2])],
     );

@@ -15,6 +15,7 @@ use super::{WeightNames, Writer};
 use crate::graph::{Patch, Use, ValueId};
 use crate::onnx::DataType;
 use crate::onnx::node::{int_attr, make_node};
+use crate::onnx::op;
 use crate::recognise::Linear;
 use crate::rewrite::RewriteError;
 use crate::rewrite::linear::NewConstant;
@@ -47,18 +48,23 @@ impl Writer<'_, '_> {
             let mut readers = Vec::new();
             for reader in self.view.uses(value) {
                 match *reader {
-                    Use::Node { node, .. } if self.view.op(node) == "Shape" => {}
+                    Use::Node { node, .. } if self.view.op(node) == op::Shape => {}
                     Use::Node { node, input } => readers.push((node, input)),
                     _ => return false,
                 }
             }
-            let cuts = |op| matches!(op, "Split" | "Slice" | "Gather");
+            let cuts = |op| matches!(op, op::Split | op::Slice | op::Gather);
             match readers[..] {
-                [(node, 0)] if self.view.op(node) == "Split" => return true,
+                [(node, 0)] if self.view.op(node) == op::Split => return true,
                 [(node, _)] => match (self.view.op(node), self.view.output(node, 0)) {
                     (
-                        "Add" | "Cast" | "Identity" | "Reshape" | "Squeeze" | "Transpose"
-                        | "Unsqueeze",
+                        op::Add
+                        | op::Cast
+                        | op::Identity
+                        | op::Reshape
+                        | op::Squeeze
+                        | op::Transpose
+                        | op::Unsqueeze,
                         Some(next),
                     ) => {
                         value = next;
@@ -88,9 +94,9 @@ impl Writer<'_, '_> {
         let mut value = output.to_owned();
         if linear.dtype != DataType::Float {
             let wide = self.names.derive(output, "float32");
-            let cast = self.names.derive(output, "Cast");
+            let cast = self.names.derive(output, op::Cast);
             let to = vec![int_attr("to", linear.dtype as i64)];
-            after.push(make_node("Cast", &cast, &[&wide], &[&value], to));
+            after.push(make_node(op::Cast, &cast, &[&wide], &[&value], to));
             value = wide;
         }
         if !weight.behind.is_empty() {
@@ -102,9 +108,9 @@ impl Writer<'_, '_> {
             };
             patch.add_initializer(new.into_tensor(&factors)?);
             let unscaled = self.names.derive(output, "unscaled");
-            let mul = self.names.derive(&linear.name, "Mul");
+            let mul = self.names.derive(&linear.name, op::Mul);
             let inputs = [unscaled.as_str(), &factors];
-            after.push(make_node("Mul", &mul, &inputs, &[&value], vec![]));
+            after.push(make_node(op::Mul, &mul, &inputs, &[&value], vec![]));
             value = unscaled;
         }
         for node in after.into_iter().rev() {

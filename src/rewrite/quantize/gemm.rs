@@ -5,6 +5,7 @@ use ndarray::Array1;
 use super::{Activation, WeightNames, Writer};
 use crate::graph::{NodeId, Patch, ValueId};
 use crate::onnx::node::{float_attr, int_attr, make_node};
+use crate::onnx::op;
 use crate::onnx::proto::NodeProto;
 use crate::onnx::{DataType, tensor};
 use crate::recognise::{Linear, LinearForm};
@@ -63,7 +64,7 @@ impl Writer<'_, '_> {
                 patch.replace(linear.node, node);
                 let bias = self.float_bias(linear, patch)?;
                 let add = self.names.derive(&linear.name, "bias");
-                let add = make_node("Add", &add, &[&product, &bias], &[&output], vec![]);
+                let add = make_node(op::Add, &add, &[&product, &bias], &[&output], vec![]);
                 patch.insert_after(linear.node, add);
             }
         }
@@ -84,7 +85,7 @@ impl Writer<'_, '_> {
             return Ok(());
         };
         let mut node = self.view.node(linear.node).clone();
-        node.op_type = Some("Gemm".to_owned());
+        node.op_type = Some(op::Gemm.to_owned());
         node.input = vec![x.to_owned(), w.to_owned()];
         let sum = self.view.output(bias.node, 0);
         let stopped = sum.is_some_and(|value| self.stops_gemm(value, activation));
@@ -124,7 +125,7 @@ impl Writer<'_, '_> {
         node.output[0] = self.names.derive(&output, "product");
         let add = self.names.derive(&linear.name, "no_bias");
         let inputs = [node.output[0].as_str(), &zeros];
-        let add = make_node("Add", &add, &inputs, &[&output], vec![]);
+        let add = make_node(op::Add, &add, &inputs, &[&output], vec![]);
         patch.insert_after(linear.node, add);
         Ok(())
     }
@@ -132,9 +133,9 @@ impl Writer<'_, '_> {
     /// `value` as float32, by a Cast before `linear`.
     fn widen(&mut self, linear: &Linear, value: &str, patch: &mut Patch) -> String {
         let wide = self.names.derive(value, "float32");
-        let cast = self.names.derive(value, "Cast");
+        let cast = self.names.derive(value, op::Cast);
         let to = vec![int_attr("to", DataType::Float as i64)];
-        let cast = make_node("Cast", &cast, &[value], &[&wide], to);
+        let cast = make_node(op::Cast, &cast, &[value], &[&wide], to);
         patch.insert_before(linear.node, cast);
         wide
     }
@@ -212,7 +213,7 @@ impl Writer<'_, '_> {
             derive("quantized"),
             derive("scale"),
             derive("dequantized"),
-            derive("DequantizeLinear"),
+            derive(op::DequantizeLinear),
         );
         let dims: &[usize] = if weight.per_channel {
             &[scales.len()]
@@ -229,7 +230,7 @@ impl Writer<'_, '_> {
         let inputs = [quantized.as_str(), &scale];
         patch.insert_before(
             anchor,
-            make_node("DequantizeLinear", &node, &inputs, &[&output], attributes),
+            make_node(op::DequantizeLinear, &node, &inputs, &[&output], attributes),
         );
         Ok(output)
     }

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use super::{Activation, InputNames, QuantizePlan, WeightNames, Writer, write};
 use crate::graph::{Names, Patch, View};
 use crate::onnx::node::{int_attr, make_node};
+use crate::onnx::op;
 use crate::onnx::proto::NodeProto;
 use crate::onnx::{DataType, tensor};
 use crate::recognise::{Linear, LinearForm, Recognised};
@@ -89,7 +90,7 @@ impl Writer<'_, '_> {
         let output = self.output_name(linear.node);
         let mut derive = |suffix: &str| self.names.derive(&output, suffix);
         let (scale, zero_point) = (derive("scale"), derive("zero_point"));
-        let (quantized, dequantize) = (derive("quantized"), derive("DequantizeLinear"));
+        let (quantized, dequantize) = (derive("quantized"), derive(op::DequantizeLinear));
         let dequantized = match (&grid.factors, linear.dtype) {
             (None, DataType::Float) => output.clone(),
             _ => derive("dequantized"),
@@ -120,7 +121,7 @@ impl Writer<'_, '_> {
             _ => weight.zero_point.clone(),
         };
         let mut node = self.view.node(linear.node).clone();
-        node.op_type = Some("QLinearMatMul".to_owned());
+        node.op_type = Some(op::QLinearMatMul.to_owned());
         node.attribute.clear();
         node.input = vec![
             x.quantized.clone(),
@@ -137,7 +138,7 @@ impl Writer<'_, '_> {
 
         let inputs = [quantized.as_str(), &scale, &zero_point];
         let node = make_node(
-            "DequantizeLinear",
+            op::DequantizeLinear,
             &dequantize,
             &inputs,
             &[&dequantized],
@@ -146,13 +147,13 @@ impl Writer<'_, '_> {
         patch.insert_after(linear.node, node);
         let mut value = dequantized;
         if let Some(factors) = &grid.factors {
-            let (name, mul) = (derive("factors"), derive("Mul"));
+            let (name, mul) = (derive("factors"), derive(op::Mul));
             patch.add_initializer(float(&name, &[factors.len()], factors));
             let product = match linear.dtype {
                 DataType::Float => output.clone(),
                 _ => derive("float32"),
             };
-            let node = make_node("Mul", &mul, &[&value, &name], &[&product], vec![]);
+            let node = make_node(op::Mul, &mul, &[&value, &name], &[&product], vec![]);
             patch.insert_after(linear.node, node);
             value = product;
         }
@@ -176,7 +177,7 @@ impl Writer<'_, '_> {
         let of_gemm = matches!(linear.form, LinearForm::Gemm { .. });
         let computed = node.input.get(2).filter(|c| of_gemm && !c.is_empty());
         let computed = computed.filter(|_| linear.bias.is_none()).cloned();
-        node.op_type = Some("QGemm".to_owned());
+        node.op_type = Some(op::QGemm.to_owned());
         node.domain = Some(MICROSOFT.0.to_owned());
         // alpha is in the quantized weight, beta in the bias.
         let transposes = |name: Option<&str>| matches!(name, Some("transA" | "transB"));
@@ -236,22 +237,22 @@ impl Writer<'_, '_> {
             patch.add_initializer(new.into_tensor(&factor)?);
             let (scaled, mul) = (
                 self.names.derive(&c, "scaled"),
-                self.names.derive(&c, "Mul"),
+                self.names.derive(&c, op::Mul),
             );
-            let node = make_node("Mul", &mul, &[&c, &factor], &[&scaled], vec![]);
+            let node = make_node(op::Mul, &mul, &[&c, &factor], &[&scaled], vec![]);
             patch.insert_before(linear.node, node);
             c = scaled;
         }
         let add = self.names.derive(&linear.name, "bias");
-        let node = make_node("Add", &add, &[product, &c], &[output], vec![]);
+        let node = make_node(op::Add, &add, &[product, &c], &[output], vec![]);
         patch.insert_after(linear.node, node);
         Ok(())
     }
 
     /// The Cast of `wide`, in float32, to `output`, in the type of the file.
     fn cast_of(&mut self, linear: &Linear, wide: &str, output: &str) -> NodeProto {
-        let cast = self.names.derive(output, "Cast");
+        let cast = self.names.derive(output, op::Cast);
         let to = int_attr("to", linear.dtype as i64);
-        make_node("Cast", &cast, &[wide], &[output], vec![to])
+        make_node(op::Cast, &cast, &[wide], &[output], vec![to])
     }
 }

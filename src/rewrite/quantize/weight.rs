@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::Writer;
 use crate::graph::{Patch, ValueId};
 use crate::onnx::node::{int_attr, make_node};
+use crate::onnx::op;
 use crate::onnx::proto::{AttributeProto, NodeProto, TensorProto};
 use crate::onnx::{DataType, tensor};
 use crate::recognise::{Linear, LinearForm};
@@ -134,10 +135,10 @@ impl Writer<'_, '_> {
             patch.add_initializer(tensor::from_i4(&weight.quantized, &shape, &q));
             let (wide, cast) = (
                 self.names.derive(name, "int8"),
-                self.names.derive(name, "Cast"),
+                self.names.derive(name, op::Cast),
             );
             let to = vec![int_attr("to", DataType::Int8 as i64)];
-            let cast = make_node("Cast", &cast, &[&weight.quantized], &[&wide], to);
+            let cast = make_node(op::Cast, &cast, &[&weight.quantized], &[&wide], to);
             patch.insert_before(linear.node, cast);
             weight.quantized = wide;
         } else {
@@ -169,11 +170,11 @@ impl Writer<'_, '_> {
         weight: &WeightNames,
         transposed: bool,
     ) -> NodeProto {
-        let node = self.names.derive(name, "QuantizeLinear");
+        let node = self.names.derive(name, op::QuantizeLinear);
         let inputs = [float, &weight.scale, &weight.zero_point];
         let outputs = [weight.quantized.as_str()];
         make_node(
-            "QuantizeLinear",
+            op::QuantizeLinear,
             &node,
             &inputs,
             &outputs,
@@ -188,11 +189,11 @@ impl Writer<'_, '_> {
     ) -> (String, NodeProto) {
         let name = self.view.name(linear.weight);
         let output = self.names.derive(name, "dequantized");
-        let node = self.names.derive(name, "DequantizeLinear");
+        let node = self.names.derive(name, op::DequantizeLinear);
         let transposed = matches!(linear.form, LinearForm::Gemm { trans_b: true, .. });
         let attributes = weight.axis(transposed);
         let inputs = [weight.quantized.as_str(), &weight.scale, &weight.zero_point];
-        let node = make_node("DequantizeLinear", &node, &inputs, &[&output], attributes);
+        let node = make_node(op::DequantizeLinear, &node, &inputs, &[&output], attributes);
         (output, node)
     }
 }

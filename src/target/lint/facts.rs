@@ -9,16 +9,17 @@ use std::collections::BTreeMap;
 
 use crate::graph::{Constant, NodeId, ValueId, View};
 use crate::onnx::node::{attr, attr_f, attr_i, attr_t};
+use crate::onnx::op;
 use crate::onnx::{DataType, tensor};
 
 /// Operators that hand their first input on in another shape or order.
 const LAYOUT: [&str; 6] = [
-    "Flatten",
-    "Identity",
-    "Reshape",
-    "Squeeze",
-    "Transpose",
-    "Unsqueeze",
+    op::Flatten,
+    op::Identity,
+    op::Reshape,
+    op::Squeeze,
+    op::Transpose,
+    op::Unsqueeze,
 ];
 
 /// A QuantizeLinear or DequantizeLinear, of ONNX or of com.microsoft.
@@ -168,8 +169,8 @@ fn is_quant(view: &View, id: NodeId) -> Option<bool> {
         return None;
     }
     match node.op_type() {
-        "QuantizeLinear" => Some(true),
-        "DequantizeLinear" => Some(false),
+        op::QuantizeLinear => Some(true),
+        op::DequantizeLinear => Some(false),
         _ => None,
     }
 }
@@ -247,7 +248,7 @@ fn constant_shape(view: &View, value: ValueId) -> Option<Vec<usize>> {
     let (node, _) = view.producer(value)?;
     let input = || view.input(node, 0);
     match view.op(node) {
-        "Constant" => match attr_t(view.node(node), "value") {
+        op::Constant => match attr_t(view.node(node), "value") {
             Some(stored) => tensor::shape(stored).ok(),
             None => view.constant(value).map(|c| match c {
                 Constant::Float { array, .. } => array.shape().to_vec(),
@@ -255,7 +256,7 @@ fn constant_shape(view: &View, value: ValueId) -> Option<Vec<usize>> {
             }),
         },
         // A weight that is stored narrower.
-        "Cast" | "Identity" => constant_shape(view, input()?),
+        op::Cast | op::Identity => constant_shape(view, input()?),
         _ if view.is_constant(value) => view.constant(value).map(|c| match c {
             Constant::Float { array, .. } => array.shape().to_vec(),
             Constant::Int(array) => array.shape().to_vec(),
@@ -276,7 +277,7 @@ pub(super) fn elem_type(view: &View, mut value: ValueId) -> Option<DataType> {
         let (node, _) = view.producer(value)?;
         let proto = view.node(node);
         match view.op(node) {
-            "Constant" => {
+            op::Constant => {
                 let int = attr(proto, "value_int").or(attr(proto, "value_ints"));
                 return match attr_t(proto, "value") {
                     Some(stored) => tensor::dtype(stored),
@@ -284,7 +285,7 @@ pub(super) fn elem_type(view: &View, mut value: ValueId) -> Option<DataType> {
                     None => None,
                 };
             }
-            "Cast" => {
+            op::Cast => {
                 let to = i32::try_from(attr_i(proto, "to")?).ok()?;
                 return DataType::try_from(to).ok();
             }
@@ -296,8 +297,8 @@ pub(super) fn elem_type(view: &View, mut value: ValueId) -> Option<DataType> {
 
 fn product(view: &View, id: NodeId, quants: &BTreeMap<NodeId, Quant>) -> Option<Product> {
     let gemm = match view.op(id) {
-        "MatMul" => false,
-        "Gemm" => true,
+        op::MatMul => false,
+        op::Gemm => true,
         _ => return None,
     };
     let node = view.node(id);

@@ -8,6 +8,7 @@ use super::scope::Scope;
 use super::{Cost, Hits, Rule, Subject};
 use crate::graph::{NodeId, Use, ValueId, View};
 use crate::onnx::DataType;
+use crate::onnx::op;
 use crate::target::MIN_OPSET;
 
 const MEASURED: &str = "ONNX Runtime 1.31.1, measured; \
@@ -241,10 +242,10 @@ fn residual(scope: &Scope, hits: &mut Hits) {
             let operator = view.node(*node).op_type();
             matches!(
                 operator,
-                "Add" | "SkipLayerNormalization" | "SkipSimplifiedLayerNormalization"
+                op::Add | op::SkipLayerNormalization | op::SkipSimplifiedLayerNormalization
             )
         };
-        let multiplies = readers().any(|node| matches!(view.op(node), "MatMul" | "Gemm"));
+        let multiplies = readers().any(|node| matches!(view.op(node), op::MatMul | op::Gemm));
         if let Some(add) = readers().find(adds).filter(|_| multiplies) {
             let name = view.node_name(quant.node);
             hits.at(
@@ -269,11 +270,12 @@ fn gelu(scope: &Scope, hits: &mut Hits) {
     for quant in scope.facts.quants.iter().filter(|q| !q.quantizes) {
         let source = quant.source.and_then(|s| scope.facts.quant(s));
         let data = source.and_then(|q| q.data);
-        let biased = data.is_some_and(|d| view.producer_is(d, "Add").is_some());
-        let scaled =
-            || readers(view.output(quant.node, 0)).filter(|&n| matches!(view.op(n), "Div" | "Mul"));
+        let biased = data.is_some_and(|d| view.producer_is(d, op::Add).is_some());
+        let scaled = || {
+            readers(view.output(quant.node, 0)).filter(|&n| matches!(view.op(n), op::Div | op::Mul))
+        };
         let mut erf = scaled().flat_map(|n| readers(view.output(n, 0)));
-        if biased && erf.any(|n| view.op(n) == "Erf") {
+        if biased && erf.any(|n| view.op(n) == op::Erf) {
             hits.at(
                 quant.node,
                 "a decomposed GELU reads it, which is fused with its bias only in float",
@@ -310,7 +312,7 @@ fn input_types<const N: usize>(
 fn int8_operator(scope: &Scope, hits: &mut Hits) {
     for (id, node) in scope.nodes() {
         let slot = match (node.domain(), node.op_type()) {
-            ("" | "ai.onnx", "QLinearMatMul") | ("com.microsoft", "QGemm") => 2,
+            ("" | "ai.onnx", op::QLinearMatMul) | ("com.microsoft", op::QGemm) => 2,
             _ => continue,
         };
         if input_types(&scope.view, id, [slot]) == [Some(DataType::Int8)] {
@@ -330,7 +332,7 @@ fn qlinear_types(scope: &Scope, hits: &mut Hits) {
         [Int8, Int8, Int8],
     ];
     for (id, _) in scope.nodes() {
-        if scope.view.op(id) != "QLinearMatMul" {
+        if scope.view.op(id) != op::QLinearMatMul {
             continue;
         }
         if let [Some(a), Some(b), Some(y)] = input_types(&scope.view, id, [2, 5, 7])
@@ -347,7 +349,7 @@ fn qlinear_rows(scope: &Scope, hits: &mut Hits) {
     for (id, _) in scope.nodes() {
         let shape = || view.shape(view.input(id, 1)?);
         let count = || shape()?.into_iter().product::<Option<usize>>();
-        if view.op(id) == "QLinearMatMul"
+        if view.op(id) == op::QLinearMatMul
             && let Some(n) = count().filter(|&n| n > 1)
         {
             hits.at(id, format!("its activation has {n} scales"));

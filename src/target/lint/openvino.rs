@@ -6,6 +6,7 @@ use super::scope::Scope;
 use super::tensorrt::trains;
 use super::{Cost, Hits, Rule, Subject};
 use crate::onnx::DataType;
+use crate::onnx::op;
 
 const MEASURED: &str = "OpenVINO 2026.4.1 (CPU), measured in the executed graph";
 
@@ -116,7 +117,7 @@ fn qlinear(scope: &Scope, hits: &mut Hits) {
         for (slot, what) in [(1, "activation"), (4, "weight")] {
             let shape = || view.shape(view.input(id, slot)?);
             let count = || shape()?.into_iter().product::<Option<usize>>();
-            if view.op(id) == "QLinearMatMul"
+            if view.op(id) == op::QLinearMatMul
                 && let Some(n) = count().filter(|&n| n > 1)
             {
                 hits.at(id, format!("its {what} has {n} scales"));
@@ -207,8 +208,8 @@ fn one_side(scope: &Scope, hits: &mut Hits) {
 fn dynamic(scope: &Scope, hits: &mut Hits) {
     for (id, node) in scope.nodes() {
         let dynamic = match node.domain() {
-            "" | "ai.onnx" => node.op_type() == "MatMulInteger",
-            "com.microsoft" => node.op_type() == "DynamicQuantizeMatMul",
+            "" | "ai.onnx" => node.op_type() == op::MatMulInteger,
+            "com.microsoft" => node.op_type() == op::DynamicQuantizeMatMul,
             _ => false,
         };
         if dynamic {

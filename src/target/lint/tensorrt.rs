@@ -11,6 +11,7 @@ use super::operators::TENSORRT_MICROSOFT;
 use super::scope::Scope;
 use super::{Cost, Hits, Rule, Subject};
 use crate::onnx::DataType;
+use crate::onnx::op;
 
 const PARSER: &str = "TensorRT-RTX 1.7.1 parser, measured; \
      docs.nvidia.com/deeplearning/tensorrt, Working with Quantized Types";
@@ -242,18 +243,18 @@ fn computes_integers(domain: &str, operator: &str) -> bool {
             operator.starts_with("QLinear")
                 || matches!(
                     operator,
-                    "MatMulInteger" | "ConvInteger" | "DynamicQuantizeLinear"
+                    op::MatMulInteger | op::ConvInteger | op::DynamicQuantizeLinear
                 )
         }
         "com.microsoft" => {
             let known = TENSORRT_MICROSOFT.contains(&operator);
             let integer = [
                 "QLinear",
-                "QGemm",
-                "QAttention",
+                op::QGemm,
+                op::QAttention,
                 "QEmbed",
                 "QOrdered",
-                "QMoE",
+                op::QMoE,
             ];
             let prefix = integer.iter().any(|p| operator.starts_with(p));
             !known && (prefix || operator.contains("Quantize") || operator.contains("Integer"))

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::onnx::node::{graph_attr, int_attr, make_node};
+use crate::onnx::op;
 use crate::onnx::proto::{
     FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, ValueInfoProto,
 };
@@ -27,22 +28,22 @@ fn ids_are_unique_and_every_rule_says_everything() {
 /// x → Q → DQ → MatMul with a weight of int8: `zero` is the zero point of x.
 fn product() -> Vec<NodeProto> {
     vec![
-        make_node("QuantizeLinear", "q", &["x", "s", "z"], &["x_q"], vec![]),
+        make_node(op::QuantizeLinear, "q", &["x", "s", "z"], &["x_q"], vec![]),
         make_node(
-            "DequantizeLinear",
+            op::DequantizeLinear,
             "dq",
             &["x_q", "s", "z"],
             &["x_dq"],
             vec![],
         ),
         make_node(
-            "DequantizeLinear",
+            op::DequantizeLinear,
             "w_dq",
             &["w", "ws"],
             &["w_f"],
             vec![int_attr("axis", 1)],
         ),
-        make_node("MatMul", "product", &["x_dq", "w_f"], &["y"], vec![]),
+        make_node(op::MatMul, "product", &["x_dq", "w_f"], &["y"], vec![]),
     ]
 }
 
@@ -106,7 +107,7 @@ fn a_branch_is_looked_at_with_the_constants_around_it() {
         ..GraphProto::default()
     };
     let other = GraphProto {
-        node: vec![make_node("Identity", "same", &["x"], &["y2"], vec![])],
+        node: vec![make_node(op::Identity, "same", &["x"], &["y2"], vec![])],
         output: vec![info("y2")],
         ..GraphProto::default()
     };
@@ -116,8 +117,8 @@ fn a_branch_is_looked_at_with_the_constants_around_it() {
     ];
     let graph = GraphProto {
         node: vec![
-            make_node("Det", "outside", &["x"], &["d"], vec![]),
-            make_node("If", "if", &["c"], &["out"], branches),
+            make_node(op::Det, "outside", &["x"], &["d"], vec![]),
+            make_node(op::If, "if", &["c"], &["out"], branches),
         ],
         initializer: constants(),
         input: vec![info("x"), info("c")],

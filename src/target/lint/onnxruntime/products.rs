@@ -5,6 +5,7 @@ use super::super::scope::Scope;
 use super::super::{Cost, Hits};
 use crate::graph::{NodeId, Use, ValueId, View};
 use crate::onnx::DataType;
+use crate::onnx::op;
 
 /// Both factors of a MatMul or Gemm, and which of them are quantized.
 pub(super) fn one_side(scope: &Scope, hits: &mut Hits) {
@@ -161,7 +162,7 @@ pub(super) fn shared(scope: &Scope, hits: &mut Hits) {
         if x.dtype != Some(DataType::Int8) {
             continue;
         }
-        for (node, what) in [(source, "QuantizeLinear"), (x.node, "DequantizeLinear")] {
+        for (node, what) in [(source, op::QuantizeLinear), (x.node, op::DequantizeLinear)] {
             let count = readers(node);
             if count > 1 {
                 let name = scope.view.node_name(node);
@@ -203,7 +204,7 @@ fn rank(view: &View, product: &Product, scope: &Scope) -> Option<usize> {
 fn added_constant(view: &View, value: ValueId) -> Option<(NodeId, ValueId)> {
     let (add, slot) = view.only_reader(value)?;
     let other = view.input(add, 1 - slot.min(1))?;
-    (view.op(add) == "Add" && view.is_constant(other)).then_some((add, other))
+    (view.op(add) == op::Add && view.is_constant(other)).then_some((add, other))
 }
 
 pub(super) fn bias(scope: &Scope, hits: &mut Hits) {

@@ -6,6 +6,7 @@ use super::super::scope::Scope;
 use super::computes_integers;
 use crate::graph::{NodeId, Source, ValueId, View};
 use crate::onnx::node::attr_i;
+use crate::onnx::op;
 use crate::onnx::proto::type_proto;
 use crate::onnx::{DataType, tensor};
 
@@ -31,7 +32,7 @@ pub(super) fn operator(scope: &Scope, hits: &mut Hits) {
 /// Whether a Dropout of the graph trains, as far as the file says.
 pub(in super::super) fn trains(scope: &Scope, id: NodeId) -> Option<&'static str> {
     let view = &scope.view;
-    if view.op(id) != "Dropout" {
+    if view.op(id) != op::Dropout {
         return None;
     }
     match view.input(id, 2) {
@@ -59,7 +60,7 @@ pub(super) fn dropout(scope: &Scope, hits: &mut Hits) {
 }
 
 /// Operators whose further outputs the parser refuses, read or not.
-const ONE_OUTPUT: [&str; 3] = ["BatchNormalization", "LayerNormalization", "MaxPool"];
+const ONE_OUTPUT: [&str; 3] = [op::BatchNormalization, op::LayerNormalization, op::MaxPool];
 
 pub(super) fn outputs(scope: &Scope, hits: &mut Hits) {
     for (id, node) in scope.nodes() {
@@ -80,8 +81,8 @@ fn computed_axes(view: &View, id: NodeId) -> Option<ValueId> {
     loop {
         let (producer, _) = view.producer(value)?;
         match view.op(producer) {
-            "Constant" => return None,
-            "Identity" | "Cast" => value = view.input(producer, 0)?,
+            op::Constant => return None,
+            op::Identity | op::Cast => value = view.input(producer, 0)?,
             _ => return Some(axes),
         }
     }
@@ -89,7 +90,8 @@ fn computed_axes(view: &View, id: NodeId) -> Option<ValueId> {
 
 pub(super) fn attention(scope: &Scope, hits: &mut Hits) {
     for (id, node) in scope.nodes() {
-        let microsoft = (node.domain(), node.op_type()) == ("com.microsoft", "MultiHeadAttention");
+        let microsoft =
+            (node.domain(), node.op_type()) == ("com.microsoft", op::MultiHeadAttention);
         if microsoft && scope.view.input(id, 4).is_some() {
             hits.at(id, "it has a key_padding_mask");
         }
@@ -140,7 +142,7 @@ pub(super) fn constant(scope: &Scope, hits: &mut Hits) {
     }
     for (id, node) in scope
         .nodes()
-        .filter(|&(id, _)| scope.view.op(id) == "Constant")
+        .filter(|&(id, _)| scope.view.op(id) == op::Constant)
     {
         let odd = ["sparse_value", "value_string", "value_strings"];
         if let Some(kind) = node.attribute.iter().find(|a| odd.contains(&a.name())) {
