@@ -9,8 +9,8 @@ use std::sync::{Mutex, PoisonError};
 use bytes::Bytes;
 use tract_onnx::tract_hir::internal::*;
 
-use crate::calibrate::array::Values;
-use crate::calibrate::engine::EngineError;
+use crate::calibrate::data::array::Values;
+use crate::calibrate::engine::plan::EngineError;
 use crate::onnx::proto::TensorProto;
 use crate::onnx::{DataType, tensor};
 
@@ -19,7 +19,7 @@ type Key = (usize, usize, Option<i32>, Vec<i64>);
 
 /// Tensors of constants that a plan uses as they are.
 #[derive(Default)]
-pub(super) struct Tables {
+pub(in crate::calibrate) struct Tables {
     /// With the bytes they were made from: while these are held, nothing else can lie where they do.
     known: Mutex<BTreeMap<Key, (Bytes, Arc<Tensor>)>>,
 }
@@ -112,7 +112,7 @@ fn constant_tensor(constant: &TensorProto) -> Result<Tensor, EngineError> {
 }
 
 /// A batch's values as a tensor.
-pub(super) fn values_tensor(values: Values) -> Tensor {
+pub(in crate::calibrate) fn values_tensor(values: Values) -> Tensor {
     match values {
         Values::F32(a) => a.into_tensor(),
         Values::I8(a) => a.into_tensor(),
@@ -128,7 +128,7 @@ pub(super) fn values_tensor(values: Values) -> Tensor {
 }
 
 /// The name of an element type as users of NumPy write it.
-pub(super) fn datum_name(datum: DatumType) -> String {
+pub(in crate::calibrate) fn datum_name(datum: DatumType) -> String {
     // Integers that may be sizes are symbolic in tract.
     if datum == TDim::datum_type() {
         return "int64".into();

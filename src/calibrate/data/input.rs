@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use ndarray::{Array2, ArrayD, IxDyn};
 
-use crate::calibrate::array::{BadElement, BadValue, FileArray, Values, type_name};
-use crate::calibrate::error::{CalibError, place};
-use crate::calibrate::fill::FillRule;
+use crate::calibrate::data::array::{BadElement, BadValue, FileArray, Values, type_name};
+use crate::calibrate::data::error::{CalibError, place};
+use crate::calibrate::data::fill::FillRule;
 use crate::onnx::proto::tensor_proto::DataType;
 
 /// The shape of every input, by name.
@@ -56,7 +56,7 @@ impl Batch {
     }
 
     /// Whether one plan serves this batch and `other`.
-    pub(super) fn runs_like(&self, other: &Batch) -> bool {
+    pub(in crate::calibrate) fn runs_like(&self, other: &Batch) -> bool {
         self.shapes() == other.shapes() && self.switches() == other.switches()
     }
 
@@ -90,7 +90,7 @@ enum Source {
 
 /// An array with the place it came from.
 #[derive(Debug)]
-pub(super) struct NamedArray {
+pub(in crate::calibrate) struct NamedArray {
     pub file: PathBuf,
     /// Its name inside the file, if the file holds several.
     pub array: Option<String>,
@@ -165,7 +165,7 @@ impl InputTensor {
     }
 
     /// Rows `rows` of `array`, or all of it.
-    pub(super) fn from_file(
+    pub(in crate::calibrate) fn from_file(
         array: Arc<NamedArray>,
         rows: Option<Vec<usize>>,
         dtype: DataType,
@@ -182,7 +182,11 @@ impl InputTensor {
     }
 
     /// A filled input.
-    pub(super) fn filled(rule: FillRule, shape: Vec<usize>, dtype: DataType) -> InputTensor {
+    pub(in crate::calibrate) fn filled(
+        rule: FillRule,
+        shape: Vec<usize>,
+        dtype: DataType,
+    ) -> InputTensor {
         InputTensor {
             dtype,
             shape,
@@ -213,7 +217,7 @@ impl InputTensor {
     }
 
     /// `[B, S]`, true where the input is not zero; `None` unless it has exactly two axes.
-    pub(super) fn as_mask(&self) -> Option<Array2<bool>> {
+    pub(in crate::calibrate) fn as_mask(&self) -> Option<Array2<bool>> {
         let &[b, s] = self.shape.as_slice() else {
             return None;
         };

@@ -7,9 +7,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::calibrate::array::Values;
-use crate::calibrate::engine::{Engine, EngineError, Wanted};
-use crate::calibrate::input::Batch;
+use crate::calibrate::data::array::Values;
+use crate::calibrate::data::input::Batch;
+use crate::calibrate::engine::plan::{Engine, EngineError, Wanted};
 use crate::graph::branches::{first_condition, flatten, take};
 use crate::graph::{inline, opset};
 use crate::onnx::node::{int_attr, make_node, subgraphs};
@@ -19,7 +19,7 @@ use crate::onnx::{DataType, Model};
 
 /// A model as it runs on one batch.
 #[derive(Default)]
-pub(super) struct Resolved {
+pub(in crate::calibrate) struct Resolved {
     /// `None` if it is the model itself.
     pub model: Option<Model>,
     /// Values of the branches that do not run.
@@ -27,7 +27,7 @@ pub(super) struct Resolved {
 }
 
 /// Resolves `model` for batches of the shapes and switches of `like`.
-pub(super) fn resolve(
+pub(in crate::calibrate) fn resolve(
     engine: &dyn Engine,
     model: &Model,
     like: &Batch,

@@ -13,11 +13,11 @@ use std::sync::{Arc, Mutex};
 
 use ndarray::{Array2, ArrayViewD};
 
-use crate::calibrate::capture::{Keep, Kept};
-use crate::calibrate::engine::{Engine, EngineError, TapSink, Wanted};
-use crate::calibrate::input::Batch;
-use crate::calibrate::parallel::{groups, in_parallel, pool};
-use crate::calibrate::tokens::TokenContext;
+use crate::calibrate::data::input::Batch;
+use crate::calibrate::data::tokens::TokenContext;
+use crate::calibrate::engine::plan::{Engine, EngineError, TapSink, Wanted};
+use crate::calibrate::measure::capture::{Keep, Kept};
+use crate::calibrate::measure::parallel::{groups, in_parallel, pool};
 use crate::onnx::Model;
 use crate::progress::Progress;
 

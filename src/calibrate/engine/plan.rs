@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use ndarray::{ArrayD, ArrayViewD};
 
-use crate::calibrate::error::CalibError;
-use crate::calibrate::input::{Batch, Shapes};
+use crate::calibrate::data::error::CalibError;
+use crate::calibrate::data::input::{Batch, Shapes};
 use crate::onnx::Model;
 
 /// What a plan must compute.

@@ -1,6 +1,6 @@
 //! Ranges of values whose tokens are on any axis: the operands of attention's products.
 //!
-//! The statistics of [`super::statistics()`] are per channel, of values with their channels last. Kᵀ has its tokens
+//! The statistics of [`crate::calibrate::statistics()`] are per channel, of values with their channels last. Kᵀ has its tokens
 //! there, as many as the sequence is long, and what is wanted of Q, K and V is one range: the smallest and the largest
 //! element over all tokens that are no padding.
 
@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ndarray::{Array2, ArrayViewD};
 
-use crate::calibrate::engine::{Engine, EngineError, TapSink, Wanted};
-use crate::calibrate::input::Batch;
-use crate::calibrate::parallel::{groups, in_parallel, pool};
+use crate::calibrate::data::input::Batch;
+use crate::calibrate::engine::plan::{Engine, EngineError, TapSink, Wanted};
+use crate::calibrate::measure::parallel::{groups, in_parallel, pool};
 use crate::onnx::Model;
 use crate::progress::Progress;
 

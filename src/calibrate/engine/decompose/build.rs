@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::node_label;
 use super::scope::Scope;
-use crate::calibrate::engine::EngineError;
+use crate::calibrate::engine::plan::EngineError;
 use crate::graph::Names;
 use crate::onnx::node::{int_attr, make_node, tensor_attr};
 use crate::onnx::op;

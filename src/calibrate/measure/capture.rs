@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ndarray::{ArrayD, ArrayViewD};
 
-use crate::calibrate::engine::{Engine, EngineError, Plan, TapSink, Wanted};
-use crate::calibrate::input::Batch;
-use crate::calibrate::tokens::{Place, TokenContext};
+use crate::calibrate::data::input::Batch;
+use crate::calibrate::data::tokens::{Place, TokenContext};
+use crate::calibrate::engine::plan::{Engine, EngineError, Plan, TapSink, Wanted};
 use crate::onnx::Model;
 
 /// One value of one run, with the place of each of its vectors.
@@ -23,7 +23,7 @@ pub struct Captured {
 /// Values of one run by their names.
 pub type Kept = BTreeMap<String, Captured>;
 
-/// What [`statistics`](super::statistics()) keeps whole besides.
+/// What [`statistics`](crate::calibrate::statistics()) keeps whole besides.
 #[derive(Debug, Clone, Copy)]
 pub struct Keep<'a> {
     /// A few sequences. Where it has the shapes of other batches, their plan runs it.
@@ -47,7 +47,11 @@ impl Keep<'_> {
     }
 
     /// Runs the batch with a plan of its shapes that taps `taps`, the values among them.
-    pub(super) fn run(&self, plan: &dyn Plan, taps: &[String]) -> Result<Kept, EngineError> {
+    pub(in crate::calibrate) fn run(
+        &self,
+        plan: &dyn Plan,
+        taps: &[String],
+    ) -> Result<Kept, EngineError> {
         let sink = Arc::new(KeepSink {
             context: TokenContext::new(self.batch),
             wanted: taps.iter().map(|t| self.values.contains(t)).collect(),

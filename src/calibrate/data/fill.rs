@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::calibrate::signature::{Dim, ModelInput};
+use crate::calibrate::data::signature::{Dim, ModelInput};
 
 /// A model input that was filled in because no file gives it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,14 +47,14 @@ impl std::fmt::Display for FillRule {
 }
 
 /// The inputs that are attention masks, in the order of their use for padding.
-pub(super) const MASKS: [&str; 3] = [
+pub(in crate::calibrate) const MASKS: [&str; 3] = [
     "attention_mask",
     "encoder_attention_mask",
     "decoder_attention_mask",
 ];
 
 /// The rule for an input of this name; `None` if it must be given.
-pub(super) fn rule(name: &str) -> Option<FillRule> {
+pub(in crate::calibrate) fn rule(name: &str) -> Option<FillRule> {
     if MASKS.contains(&name) {
         return Some(FillRule::Ones);
     }
@@ -80,7 +80,7 @@ pub(super) fn rule(name: &str) -> Option<FillRule> {
 
 /// The sizes that the given arrays of one batch determine.
 #[derive(Debug, Clone)]
-pub(super) struct Sizes {
+pub(in crate::calibrate) struct Sizes {
     /// Rows of the batch.
     pub batch: usize,
     /// Sizes by the model's axis names.

@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex};
 use tract_onnx::tract_hir::infer::*;
 use tract_onnx::tract_hir::internal::*;
 
-use crate::calibrate::engine::{EngineError, TapSink};
+use crate::calibrate::engine::plan::{EngineError, TapSink};
 
 /// Installed for the time of one run.
-pub(super) struct TapContext {
+pub(in crate::calibrate) struct TapContext {
     pub sink: Arc<dyn TapSink>,
     /// The sink's error, which tract's own error type cannot carry.
     pub error: Arc<Mutex<Option<EngineError>>>,
@@ -19,7 +19,7 @@ pub(super) struct TapContext {
 
 /// Shows value number `index` to the sink.
 #[derive(Debug, Clone, Hash, PartialEq, Eq)]
-pub(super) struct Tap {
+pub(in crate::calibrate) struct Tap {
     pub index: usize,
 }
 

@@ -9,7 +9,7 @@ use crate::onnx::node::attr_i;
 use crate::onnx::op;
 
 /// Writes the head size into the last axis of every input that an attention operator of ONNX Runtime reads as its past.
-pub(super) fn state_head_sizes(view: &View, inputs: &mut [ModelInput]) {
+pub(in crate::calibrate) fn state_head_sizes(view: &View, inputs: &mut [ModelInput]) {
     for input in inputs {
         let Some(value) = view.value(&input.name) else {
             continue;

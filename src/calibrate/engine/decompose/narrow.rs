@@ -10,7 +10,7 @@
 
 use super::Outcome;
 use super::build::Build;
-use crate::calibrate::engine::EngineError;
+use crate::calibrate::engine::plan::EngineError;
 use crate::onnx::node::{attr_i, int_attr, make_node, tensor_attr};
 use crate::onnx::op;
 use crate::onnx::proto::{NodeProto, TensorProto};

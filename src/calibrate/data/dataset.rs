@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::calibrate::array::{Element, FileArray, type_name};
-use crate::calibrate::error::CalibError;
-use crate::calibrate::fill::{FillRule, Filled, MASKS, Sizes, rule};
-use crate::calibrate::input::{Batch, InputTensor, NamedArray};
-use crate::calibrate::signature::{Dim, ModelInput, list, model_inputs};
-use crate::calibrate::sources::read_tables;
+use crate::calibrate::data::array::{Element, FileArray, type_name};
+use crate::calibrate::data::error::CalibError;
+use crate::calibrate::data::fill::{FillRule, Filled, MASKS, Sizes, rule};
+use crate::calibrate::data::input::{Batch, InputTensor, NamedArray};
+use crate::calibrate::data::signature::{Dim, ModelInput, list, model_inputs};
+use crate::calibrate::data::sources::read_tables;
 use crate::onnx::{Digest, Model};
 
 /// Of every `HOLD_OUT` rows the last is held out for verification.
@@ -484,7 +484,7 @@ fn check_shape(input: &ModelInput, array: &NamedArray, batched: bool) -> Result<
 }
 
 /// The extension of `path` in lower case.
-pub(super) fn extension(path: &Path) -> String {
+pub(in crate::calibrate) fn extension(path: &Path) -> String {
     path.extension()
         .map(|e| e.to_string_lossy().to_lowercase())
         .unwrap_or_default()

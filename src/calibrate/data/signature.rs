@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use crate::calibrate::array::type_name;
-use crate::calibrate::cache::state_head_sizes;
-use crate::calibrate::error::CalibError;
+use crate::calibrate::data::array::type_name;
+use crate::calibrate::data::cache::state_head_sizes;
+use crate::calibrate::data::error::CalibError;
 use crate::graph::View;
 use crate::onnx::Model;
 use crate::onnx::proto::tensor_proto::DataType;
@@ -95,7 +95,7 @@ fn model_input(info: &ValueInfoProto) -> Result<ModelInput, CalibError> {
     };
     let dtype = DataType::try_from(tensor.elem_type())
         .ok()
-        .filter(|dtype| crate::calibrate::array::Element::from_onnx(*dtype).is_some())
+        .filter(|dtype| crate::calibrate::data::array::Element::from_onnx(*dtype).is_some())
         .ok_or_else(|| {
             let name = DataType::try_from(tensor.elem_type()).map(|d| d.as_str_name());
             fail(&format!("element type {}", name.unwrap_or("unknown")))
@@ -119,7 +119,7 @@ fn model_input(info: &ValueInfoProto) -> Result<ModelInput, CalibError> {
 }
 
 /// All inputs, one per line, for error messages.
-pub(super) fn list(inputs: &[ModelInput]) -> String {
+pub(in crate::calibrate) fn list(inputs: &[ModelInput]) -> String {
     let mut text = "the model's inputs are:".to_owned();
     for input in inputs {
         text.push_str(&format!("\n  {input}"));

@@ -21,7 +21,7 @@ mod values;
 
 use ndarray::ArrayD;
 
-use crate::calibrate::engine::EngineError;
+use crate::calibrate::engine::plan::EngineError;
 use crate::graph::Names;
 use crate::onnx::node::{make_node, tensor_attr};
 use crate::onnx::op;
@@ -29,7 +29,7 @@ use crate::onnx::proto::{NodeProto, TensorProto};
 use crate::onnx::{DataType, tensor};
 
 use build::Build;
-pub(super) use scope::Scope;
+pub(in crate::calibrate) use scope::Scope;
 
 /// What a decomposition did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,11 +7,11 @@
 
 use ndarray::Array2;
 
-use crate::calibrate::input::Batch;
+use crate::calibrate::data::input::Batch;
 
 /// What is needed of a batch to place its vectors.
 #[derive(Debug, Clone)]
-pub(super) struct TokenContext {
+pub(in crate::calibrate) struct TokenContext {
     pub rows: Vec<u64>,
     masks: Vec<Array2<bool>>,
     /// Sequence length of a batch without a mask, from its first input `[B, S]`.
@@ -20,7 +20,7 @@ pub(super) struct TokenContext {
 
 /// The place of one vector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
+pub(in crate::calibrate) struct Place {
     /// Index into the batch's rows; `None` if the vector belongs to no single row.
     pub row: Option<usize>,
     /// Number of the vector within its row.

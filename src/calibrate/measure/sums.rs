@@ -4,16 +4,16 @@ use std::collections::BTreeMap;
 
 use ndarray::ArrayD;
 
-use crate::calibrate::compare::{OutputComparison, RowError};
-use crate::calibrate::engine::EngineError;
-use crate::calibrate::input::Batch;
-use crate::calibrate::tokens::TokenContext;
+use crate::calibrate::data::input::Batch;
+use crate::calibrate::data::tokens::TokenContext;
+use crate::calibrate::engine::plan::EngineError;
+use crate::calibrate::measure::compare::{OutputComparison, RowError};
 
 /// Sums per row.
-pub(super) type RowSums = BTreeMap<u64, Sums>;
+pub(in crate::calibrate) type RowSums = BTreeMap<u64, Sums>;
 
 /// The comparison over all rows.
-pub(super) fn finish(rows: &RowSums, name: &str) -> OutputComparison {
+pub(in crate::calibrate) fn finish(rows: &RowSums, name: &str) -> OutputComparison {
     let mut total = Sums::default();
     rows.values().for_each(|sums| total.add(sums));
     let row = |(&row, sums): (&u64, &Sums)| RowError {
@@ -29,7 +29,7 @@ pub(super) fn finish(rows: &RowSums, name: &str) -> OutputComparison {
 
 /// What is added up over tokens.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Sums {
+pub(in crate::calibrate) struct Sums {
     reference: f64,
     other: f64,
     product: f64,
@@ -61,7 +61,7 @@ impl Default for Sums {
 }
 
 impl Sums {
-    pub(super) fn add(&mut self, more: &Sums) {
+    pub(in crate::calibrate) fn add(&mut self, more: &Sums) {
         self.reference += more.reference;
         self.other += more.other;
         self.product += more.product;
@@ -118,7 +118,7 @@ impl Sums {
 }
 
 /// Compares the outputs of one batch. Elements that are the same infinity or NaN in both are left out.
-pub(super) fn compare_batch(
+pub(in crate::calibrate) fn compare_batch(
     batch: &Batch,
     reference: &BTreeMap<String, ArrayD<f32>>,
     other: &BTreeMap<String, ArrayD<f32>>,

@@ -4,18 +4,18 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::calibrate::array::FileArray;
-use crate::calibrate::dataset::{CalibSource, extension};
-use crate::calibrate::error::CalibError;
-use crate::calibrate::files::{read_npy, read_npz, read_pb};
-use crate::calibrate::fill::rule;
-use crate::calibrate::input::NamedArray;
-use crate::calibrate::signature::{ModelInput, list};
+use crate::calibrate::data::array::FileArray;
+use crate::calibrate::data::dataset::{CalibSource, extension};
+use crate::calibrate::data::error::CalibError;
+use crate::calibrate::data::files::{read_npy, read_npz, read_pb};
+use crate::calibrate::data::fill::rule;
+use crate::calibrate::data::input::NamedArray;
+use crate::calibrate::data::signature::{ModelInput, list};
 
 type Arrays = BTreeMap<String, Arc<NamedArray>>;
 
 /// Reads all sources, in order. Named sources combine into one table until a name repeats, which starts the next.
-pub(super) fn read_tables(
+pub(in crate::calibrate) fn read_tables(
     inputs: &[ModelInput],
     sources: &[CalibSource],
 ) -> Result<Vec<Arrays>, CalibError> {

@@ -12,9 +12,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::calibrate::decompose::{Scope, decompose, is_standard, node_label};
-use crate::calibrate::engine::EngineError;
-use crate::calibrate::input::Shapes;
+use crate::calibrate::data::input::Shapes;
+use crate::calibrate::engine::decompose::{Scope, decompose, is_standard, node_label};
+use crate::calibrate::engine::plan::EngineError;
 use crate::graph::Names;
 use crate::onnx::node::attr_t;
 use crate::onnx::op;
@@ -26,7 +26,7 @@ use crate::onnx::proto::{
 use crate::onnx::{DataType, Model, tensor};
 
 /// A model prepared for the engine, without its constants.
-pub(super) struct Copy<'m> {
+pub(in crate::calibrate) struct Copy<'m> {
     /// The graph; every value in `constants` is used in it but defined nowhere.
     pub proto: ModelProto,
     /// The constants of the main graph, from initializers and `Constant` nodes.
@@ -37,7 +37,7 @@ pub(super) struct Copy<'m> {
 
 /// An integer input that selects rows of a constant: `table[input]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct IndexLimit {
+pub(in crate::calibrate) struct IndexLimit {
     pub input: String,
     pub table: String,
     pub node: String,
@@ -46,7 +46,7 @@ pub(super) struct IndexLimit {
 }
 
 /// Makes the copy of `model` for inputs of the given `shapes`.
-pub(super) fn calibration_copy<'m>(
+pub(in crate::calibrate) fn calibration_copy<'m>(
     model: &'m Model,
     shapes: &Shapes,
 ) -> Result<Copy<'m>, EngineError> {

@@ -16,10 +16,10 @@ use std::sync::Arc;
 
 use ndarray::ArrayD;
 
-use crate::calibrate::engine::{Engine, EngineError, Plan, Wanted};
-use crate::calibrate::input::Batch;
-use crate::calibrate::parallel::{groups, in_parallel, pool};
-use crate::calibrate::sums::{RowSums, compare_batch, finish};
+use crate::calibrate::data::input::Batch;
+use crate::calibrate::engine::plan::{Engine, EngineError, Plan, Wanted};
+use crate::calibrate::measure::parallel::{groups, in_parallel, pool};
+use crate::calibrate::measure::sums::{RowSums, compare_batch, finish};
 use crate::onnx::Model;
 use crate::progress::Progress;
 
@@ -214,7 +214,7 @@ pub fn compare_few(
 
 /// [`compare_with`] with at most `budget` bytes of reference outputs beyond those of one batch per thread, on the first
 /// `most` batches of every shape.
-pub(super) fn compare_within(
+pub(in crate::calibrate) fn compare_within(
     (budget, most): (usize, usize),
     engine: &dyn Engine,
     reference: &mut Reference<'_>,
