@@ -3,6 +3,8 @@
 mod broadcast;
 pub(super) mod copy;
 mod decompose;
+pub(super) mod error;
+mod node;
 pub(super) mod plan;
 mod resolve;
 mod rounding;

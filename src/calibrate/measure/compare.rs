@@ -17,9 +17,10 @@ use std::sync::Arc;
 use ndarray::ArrayD;
 
 use crate::calibrate::data::input::Batch;
-use crate::calibrate::engine::plan::{Engine, EngineError, Plan, Wanted};
+use crate::calibrate::engine::error::EngineError;
+use crate::calibrate::engine::plan::{Engine, Plan, Wanted};
 use crate::calibrate::measure::parallel::{groups, in_parallel, pool};
-use crate::calibrate::measure::sums::{RowSums, compare_batch, finish};
+use crate::calibrate::measure::sums::{OutputComparison, RowSums, compare_batch, finish};
 use crate::onnx::Model;
 use crate::progress::Progress;
 
@@ -36,41 +37,6 @@ pub struct Outputs {
     pub batches: Vec<BTreeMap<String, ArrayD<f32>>>,
     /// Graph outputs that are not float.
     pub skipped: Vec<String>,
-}
-
-/// What one row adds to the sums of an output.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct RowError {
-    /// The row's number in the data; of the batch's first row for what belongs to no single row.
-    pub row: u64,
-    /// Σ r²
-    pub reference: f64,
-    /// Σ (r − o)²
-    pub error: f64,
-}
-
-/// How one output of a model differs from that of the reference.
-#[derive(Debug, Clone, PartialEq)]
-pub struct OutputComparison {
-    /// The output's name.
-    pub name: String,
-    /// Signal to error ratio in dB; infinite if there is no difference.
-    pub sqnr_db: f64,
-    /// Cosine of the angle between the two outputs as vectors; 1 if both are zero.
-    pub cosine: f64,
-    /// Largest difference of two elements.
-    pub max_abs_error: f64,
-    /// `max_abs_error` relative to the range of the reference's output; 0 if there is no difference.
-    pub max_relative_error: f64,
-    /// Smallest and largest element of the reference's output.
-    pub range: (f64, f64),
-    /// Elements compared.
-    pub elements: u64,
-    /// Of an output `[…, C]` of two or more axes with C ≥ 2: the vectors compared, and how many have their largest element
-    /// (the first of equals) at the same place in both models. `(0, 0)` for every other output.
-    pub top1: (u64, u64),
-    /// The rows compared, ascending.
-    pub rows: Vec<RowError>,
 }
 
 /// Runs `batches` and returns every float output of the graph.

@@ -5,4 +5,4 @@ pub(super) mod compare;
 mod parallel;
 pub(super) mod ranges;
 pub(super) mod statistics;
-mod sums;
+pub(super) mod sums;

@@ -3,10 +3,10 @@
 use rayon::prelude::*;
 
 use crate::calibrate::data::input::Batch;
-use crate::calibrate::engine::plan::EngineError;
+use crate::calibrate::engine::error::EngineError;
 
 /// A thread pool of this many threads; 0 for one per core.
-pub(in crate::calibrate) fn pool(threads: usize) -> Result<rayon::ThreadPool, EngineError> {
+pub(super) fn pool(threads: usize) -> Result<rayon::ThreadPool, EngineError> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build()
@@ -18,7 +18,7 @@ pub(in crate::calibrate) fn pool(threads: usize) -> Result<rayon::ThreadPool, En
 
 /// Batches of equal shapes and switches, in the order of their first member. Groups are run one after the other, so that
 /// only one plan, which holds a copy of the weights, is alive.
-pub(in crate::calibrate) fn groups(batches: &[Batch]) -> Vec<Vec<&Batch>> {
+pub(super) fn groups(batches: &[Batch]) -> Vec<Vec<&Batch>> {
     let mut groups: Vec<Vec<&Batch>> = Vec::new();
     for batch in batches {
         match groups.iter_mut().find(|group| group[0].runs_like(batch)) {
@@ -30,7 +30,7 @@ pub(in crate::calibrate) fn groups(batches: &[Batch]) -> Vec<Vec<&Batch>> {
 }
 
 /// Runs `work` on every batch and its index; results are in the order of the batches, and so is the error that is reported.
-pub(in crate::calibrate) fn in_parallel<T: Send>(
+pub(super) fn in_parallel<T: Send>(
     pool: &rayon::ThreadPool,
     batches: &[&Batch],
     work: impl Fn(usize, &Batch) -> Result<T, EngineError> + Sync,

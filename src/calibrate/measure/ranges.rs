@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ndarray::{Array2, ArrayViewD};
 
 use crate::calibrate::data::input::Batch;
-use crate::calibrate::engine::plan::{Engine, EngineError, TapSink, Wanted};
+use crate::calibrate::engine::error::EngineError;
+use crate::calibrate::engine::plan::{Engine, TapSink, Wanted};
 use crate::calibrate::measure::parallel::{groups, in_parallel, pool};
 use crate::onnx::Model;
 use crate::progress::Progress;

@@ -15,7 +15,8 @@ use ndarray::{Array2, ArrayViewD};
 
 use crate::calibrate::data::input::Batch;
 use crate::calibrate::data::tokens::TokenContext;
-use crate::calibrate::engine::plan::{Engine, EngineError, TapSink, Wanted};
+use crate::calibrate::engine::error::EngineError;
+use crate::calibrate::engine::plan::{Engine, TapSink, Wanted};
 use crate::calibrate::measure::capture::{Keep, Kept};
 use crate::calibrate::measure::parallel::{groups, in_parallel, pool};
 use crate::onnx::Model;
