@@ -13,7 +13,7 @@ mod data;
 mod engine;
 mod measure;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use data::array::{Values, type_name};
 pub use data::dataset::{Dataset, Split};
@@ -27,6 +27,7 @@ pub use engine::plan::{Engine, Plan, TapSink, Wanted};
 pub use engine::tract_engine::TractEngine;
 pub use measure::capture::{Captured, Keep, Kept};
 pub use measure::compare::{Outputs, Reference, compare, compare_few, compare_with, outputs};
+pub use measure::parallel::with_threads;
 pub use measure::ranges::{Ranged, ranges};
 pub use measure::statistics::{
     ChannelStats, FoldStats, StatOptions, Statistics, shapes, statistics, statistics_and,
