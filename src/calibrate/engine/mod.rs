@@ -10,4 +10,5 @@ mod resolve;
 mod rounding;
 mod tap;
 pub(super) mod tract_engine;
+mod tract_plan;
 mod tract_tensor;
