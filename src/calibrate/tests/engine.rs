@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ndarray::array;
 
 use super::*;
-use crate::calibrate::compare::{Reference, compare_few, compare_with, compare_within};
+use crate::calibrate::measure::compare::{Reference, compare_few, compare_with, compare_within};
 use crate::calibrate::{
     EngineError, OutputComparison, RowError, StatOptions, TractEngine, compare, outputs, statistics,
 };

@@ -6,8 +6,8 @@ use ndarray::array;
 
 use super::engine::{embedding, ids_batch, qdq, shifted};
 use super::*;
-use crate::calibrate::compare::Reference;
-use crate::calibrate::copy::calibration_copy;
+use crate::calibrate::engine::copy::calibration_copy;
+use crate::calibrate::measure::compare::Reference;
 use crate::calibrate::{
     Engine, EngineError, Plan, Shapes, TractEngine, Wanted, compare_with, outputs,
 };

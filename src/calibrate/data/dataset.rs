@@ -1,0 +1,475 @@
+//! Calibration data as a whole: from the paths a user names to batches.
+//!
+//! Sources become *tables*: one array per given model input, all with equally many rows (axis 0). Every table is checked
+//! against the model when it is opened — names, element types, shapes, every value — so a run does not fail half way.
+//! [`Dataset::split`] then cuts the tables into [`Batch`]es.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::calibrate::data::array::{Element, FileArray, type_name};
+use crate::calibrate::data::error::CalibError;
+use crate::calibrate::data::fill::{FillRule, Filled, MASKS, Sizes, rule};
+use crate::calibrate::data::input::{Batch, InputTensor, NamedArray};
+use crate::calibrate::data::signature::{Dim, ModelInput, list, model_inputs};
+use crate::calibrate::data::sources::{CalibSource, read_tables};
+use crate::onnx::{Digest, Model};
+
+/// Of every `HOLD_OUT` rows the last is held out for verification.
+const HOLD_OUT: usize = 8;
+
+/// Tokens, about, that are run at a time: the values between two operators then fit the caches of a core. Much longer
+/// batches take a quarter more time, most of it for pages of memory that are mapped and cleared again and again.
+pub(crate) const TOKENS: usize = 512;
+
+/// Arrays that belong together, one per given input.
+#[derive(Debug)]
+struct Table {
+    /// The arrays, and whether axis 0 is the batch axis.
+    arrays: BTreeMap<String, (Arc<NamedArray>, bool)>,
+    rows: usize,
+    first_row: u64,
+}
+
+impl Table {
+    /// Whether a row, by its number over all tables, is in this one.
+    fn holds(&self, row: &u64) -> bool {
+        (self.first_row..self.first_row + self.rows as u64).contains(row)
+    }
+
+    /// The length of its sequences: of the longest of the inputs `[batch, length]`, if there are any.
+    fn length(&self) -> Option<usize> {
+        let arrays = self.arrays.values().filter(|(_, batched)| *batched);
+        let lengths = arrays.filter_map(|(array, _)| match array.data.shape[..] {
+            [_, length] => Some(length.max(1)),
+            _ => None,
+        });
+        lengths.max()
+    }
+}
+
+/// Checked calibration data.
+#[derive(Debug)]
+pub struct Dataset {
+    inputs: Vec<ModelInput>,
+    tables: Vec<Table>,
+    batch: usize,
+    fixed_batch: Option<usize>,
+    filled: Vec<Filled>,
+    notes: Vec<String>,
+}
+
+/// Batches for computing statistics and batches for judging the result.
+#[derive(Debug, Clone)]
+pub struct Split {
+    /// Rows for the statistics.
+    pub calibration: Vec<Batch>,
+    /// Rows for verification.
+    pub held_out: Vec<Batch>,
+    /// False if there are too few rows to hold any out: then both lists hold all rows.
+    pub held_out_used: bool,
+}
+
+impl Dataset {
+    /// Opens and checks all `sources` for `model`. At most `batch` rows are run at a time, of long sequences fewer, unless
+    /// the model fixes its batch size.
+    ///
+    /// # Errors
+    /// Every way in which the data does not suit the model, naming file, array, what was expected and what was found.
+    pub fn open(
+        model: &Model,
+        sources: &[CalibSource],
+        batch: usize,
+    ) -> Result<Dataset, CalibError> {
+        let inputs = model_inputs(model)?;
+        let mut dataset = Dataset {
+            fixed_batch: None,
+            tables: vec![],
+            batch: batch.max(1),
+            filled: vec![],
+            notes: vec![],
+            inputs,
+        };
+        let mut first_row = 0;
+        for arrays in read_tables(&dataset.inputs, sources)? {
+            let table = dataset.table(arrays, first_row)?;
+            first_row += table.rows as u64;
+            dataset.tables.push(table);
+        }
+        if dataset.tables.is_empty() {
+            return Err(CalibError::NoSource);
+        }
+        dataset.report_masks();
+        Ok(dataset)
+    }
+
+    /// Two rows of zeros for every input that no rule fills, of 8 tokens where the model does not say how many (224 × 224
+    /// pixels, 3 of them a colour, for inputs of four axes): enough to learn shapes from, and for nothing else.
+    ///
+    /// # Errors
+    /// An input whose number of axes is not stated, or that cannot be filled.
+    pub fn synthetic(model: &Model) -> Result<Dataset, CalibError> {
+        let inputs = model_inputs(model)?;
+        let file = PathBuf::from("(zeros)");
+        let mut arrays = BTreeMap::new();
+        for input in inputs.iter().filter(|input| rule(&input.name).is_none()) {
+            let size = |(axis, dim): (usize, &Dim), rank: usize| match (dim, axis, rank) {
+                (Dim::Fixed(n), _, _) => *n,
+                (_, 0, _) => 2,
+                (_, 1, 4) => 3,
+                (_, _, 4) => 224,
+                _ => 8,
+            };
+            let shape = input.shape.as_ref().map(|dims| {
+                let sizes = dims.iter().enumerate().map(|dim| size(dim, dims.len()));
+                sizes.collect::<Vec<usize>>()
+            });
+            let element = Element::from_onnx(input.dtype);
+            let zeros = shape.zip(element).and_then(|(shape, element)| {
+                let bytes = shape
+                    .iter()
+                    .product::<usize>()
+                    .checked_mul(element.size())?;
+                FileArray::new(element, shape, vec![0; bytes].into())
+            });
+            let data = zeros.ok_or_else(|| CalibError::Missing {
+                file: file.clone(),
+                missing: input.name.clone(),
+                inputs: list(&inputs),
+            })?;
+            let array = NamedArray {
+                file: file.clone(),
+                array: None,
+                input: input.name.clone(),
+                data,
+            };
+            arrays.insert(input.name.clone(), Arc::new(array));
+        }
+        let mut dataset = Dataset {
+            fixed_batch: None,
+            tables: vec![],
+            batch: 2,
+            filled: vec![],
+            notes: vec![],
+            inputs,
+        };
+        let table = dataset.table(arrays, 0)?;
+        dataset.tables.push(table);
+        Ok(dataset)
+    }
+
+    /// Rows in all.
+    pub fn rows(&self) -> usize {
+        self.tables.iter().map(|table| table.rows).sum()
+    }
+
+    /// SHA-256 of what the model is fed with: names, types, shapes and elements of every array, in the order of the files.
+    /// The same data in other files, or compressed, has the same digest.
+    pub fn digest(&self) -> String {
+        let mut digest = Digest::default();
+        for table in &self.tables {
+            for (name, (array, _)) in &table.arrays {
+                let FileArray { element, shape, .. } = &array.data;
+                digest.update(format!("{name}\0{element}\0{shape:?}\0").as_bytes());
+                digest.update(array.data.bytes());
+            }
+        }
+        digest.text()
+    }
+
+    /// The inputs that were filled in because no file gives them, in graph order.
+    pub fn filled(&self) -> &[Filled] {
+        &self.filled
+    }
+
+    /// Remarks a user should see, e.g. that a mask of unusual shape excludes no padding.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Cuts the data into batches; every 8th row (every 8th group of rows where the model fixes the batch size) is held
+    /// out for verification if there are at least 8.
+    pub fn split(&self) -> Split {
+        let unit = self.fixed_batch.unwrap_or(1);
+        let units = self.rows() / unit;
+        let held_out_used = units >= HOLD_OUT;
+        let mut split = Split {
+            calibration: vec![],
+            held_out: vec![],
+            held_out_used,
+        };
+        for table in &self.tables {
+            let held = |row: &usize| {
+                let number = (table.first_row as usize + row) / unit;
+                held_out_used && number % HOLD_OUT == HOLD_OUT - 1
+            };
+            let (held, kept): (Vec<usize>, Vec<usize>) = (0..table.rows).partition(held);
+            self.batches(table, &kept, &mut split.calibration);
+            self.batches(table, &held, &mut split.held_out);
+        }
+        if !held_out_used {
+            split.held_out = split.calibration.clone();
+        }
+        split
+    }
+
+    /// All rows, in their order.
+    pub fn all(&self) -> Vec<Batch> {
+        let mut batches = Vec::new();
+        for table in &self.tables {
+            let rows: Vec<usize> = (0..table.rows).collect();
+            self.batches(table, &rows, &mut batches);
+        }
+        batches
+    }
+
+    /// The first rows of the first table, whole, as one batch of about `tokens` tokens; at least one unit of rows.
+    pub fn few(&self, tokens: usize) -> Option<Batch> {
+        self.sequences(tokens)
+            .or_else(|| self.all().into_iter().next())
+    }
+
+    /// Small batches to learn shapes from, one for every setting of the switches: two rows, so that the batch is an
+    /// axis like any other, or as many as the model fixes.
+    pub fn small_batches(&self) -> Vec<Batch> {
+        let mut small: Vec<Batch> = Vec::new();
+        for table in &self.tables {
+            let rows: Vec<usize> = (0..self.fixed_batch.unwrap_or(table.rows.min(2))).collect();
+            let batch = self.batch(table, &rows);
+            if !small.iter().any(|b| b.switches() == batch.switches()) {
+                small.push(batch);
+            }
+        }
+        small
+    }
+
+    /// The first calibration rows of the first table, whole, as one batch of about `tokens` tokens: for what is kept of a
+    /// few sequences. At least two rows; `None` if there is only one.
+    pub fn sequences(&self, tokens: usize) -> Option<Batch> {
+        let calibration = self.split().calibration;
+        let first = calibration.first()?;
+        let in_table = |t: &&Table| first.rows.iter().all(|row| t.holds(row));
+        let table = self.tables.iter().find(in_table)?;
+        // Images and sounds do not tell how many tokens they make.
+        let length = table.length().unwrap_or(tokens / 4);
+        let count = self.fixed_batch.unwrap_or((tokens / length).max(2));
+        let rows = calibration.iter().flat_map(|b| b.rows.iter());
+        let rows = rows.filter(|row| table.holds(row)).take(count);
+        let rows: Vec<usize> = rows.map(|r| (r - table.first_row) as usize).collect();
+        (rows.len() > 1).then(|| self.batch(table, &rows))
+    }
+
+    fn batches(&self, table: &Table, rows: &[usize], out: &mut Vec<Batch>) {
+        let most = table.length().map_or(self.batch, |n| TOKENS / n);
+        let size = most.clamp(1, self.batch);
+        for rows in rows.chunks(self.fixed_batch.unwrap_or(size)) {
+            out.push(self.batch(table, rows));
+        }
+    }
+
+    fn batch(&self, table: &Table, rows: &[usize]) -> Batch {
+        let sizes = self.sizes(table, rows.len());
+        let mut inputs = BTreeMap::new();
+        for input in &self.inputs {
+            let tensor = match table.arrays.get(&input.name) {
+                Some((array, batched)) => InputTensor::from_file(
+                    array.clone(),
+                    batched.then(|| rows.to_vec()),
+                    input.dtype,
+                ),
+                None => {
+                    // `table` refused every table whose missing inputs have no rule or no known shape.
+                    let Some((rule, shape)) = fill(&sizes, input) else {
+                        continue;
+                    };
+                    InputTensor::filled(rule, shape, input.dtype)
+                }
+            };
+            inputs.insert(input.name.clone(), tensor);
+        }
+        let mut masks = MASKS
+            .iter()
+            .filter_map(|name| inputs.get(*name)?.as_mask())
+            .filter(|mask| mask.nrows() == rows.len());
+        let mask = masks.next();
+        let further_masks = masks.collect();
+        Batch {
+            rows: rows.iter().map(|r| table.first_row + *r as u64).collect(),
+            inputs,
+            mask,
+            further_masks,
+        }
+    }
+
+    fn sizes(&self, table: &Table, rows: usize) -> Sizes {
+        let given = table
+            .arrays
+            .iter()
+            .map(|(name, (array, batched))| {
+                let mut shape = array.data.shape.clone();
+                if let (true, Some(first)) = (batched, shape.first_mut()) {
+                    *first = rows;
+                }
+                (name.clone(), shape)
+            })
+            .collect();
+        Sizes::new(&self.inputs, given, rows)
+    }
+
+    /// Checks one table against the model.
+    fn table(
+        &mut self,
+        arrays: BTreeMap<String, Arc<NamedArray>>,
+        first_row: u64,
+    ) -> Result<Table, CalibError> {
+        let mut rows: Option<(&NamedArray, usize)> = None;
+        let mut checked = BTreeMap::new();
+        let given: Vec<&ModelInput> = self
+            .inputs
+            .iter()
+            .filter(|input| arrays.contains_key(&input.name))
+            .collect();
+        let free = given.iter().any(|input| batch_dim(input).is_none());
+        let fixed = if free {
+            None
+        } else {
+            given.iter().find_map(|input| batch_dim(input))
+        };
+        for input in &given {
+            let array = &arrays[&input.name];
+            // An input of fixed size beside others whose batch size is free is one value for the whole run.
+            let batched = !array.data.shape.is_empty()
+                && match batch_dim(input) {
+                    None => true,
+                    Some(n) => !free && Some(n) == fixed,
+                };
+            check_shape(input, array, batched)?;
+            array.check(input.dtype)?;
+            if batched {
+                let found = array.data.shape[0];
+                match rows {
+                    None => rows = Some((array, found)),
+                    Some((first, n)) if n != found => {
+                        return Err(CalibError::Rows {
+                            first: first.input.clone(),
+                            first_rows: n,
+                            second: input.name.clone(),
+                            second_rows: found,
+                        });
+                    }
+                    Some(_) => {}
+                }
+            }
+            checked.insert(input.name.clone(), (array.clone(), batched));
+        }
+        // Every table comes from at least one array; without a batch axis it is a single run.
+        let Some(any) = arrays.values().next() else {
+            return Err(CalibError::NoSource);
+        };
+        let rows = rows.map_or(1, |(_, n)| n);
+        if rows == 0 {
+            return Err(CalibError::Source {
+                file: any.file.clone(),
+                problem: format!("has no rows for input {}", any.input),
+            });
+        }
+        if let Some(batch) = fixed {
+            if !rows.is_multiple_of(batch) {
+                return Err(CalibError::FixedBatch {
+                    file: any.file.clone(),
+                    rows,
+                    batch,
+                });
+            }
+            self.fixed_batch = Some(batch);
+        }
+        let table = Table {
+            arrays: checked,
+            rows,
+            first_row,
+        };
+        let sizes = self.sizes(&table, fixed.unwrap_or(1));
+        for input in &self.inputs {
+            if table.arrays.contains_key(&input.name) {
+                continue;
+            }
+            let Some((rule, _)) = fill(&sizes, input) else {
+                return Err(CalibError::Missing {
+                    file: any.file.clone(),
+                    missing: input.name.clone(),
+                    inputs: list(&self.inputs),
+                });
+            };
+            let filled = Filled {
+                input: input.name.clone(),
+                rule,
+            };
+            if !self.filled.contains(&filled) {
+                self.filled.push(filled);
+            }
+        }
+        Ok(table)
+    }
+
+    /// Says which masks cannot be used to tell padding.
+    fn report_masks(&mut self) {
+        for name in MASKS {
+            let rank = self.tables.iter().find_map(|table| {
+                let (array, _) = table.arrays.get(name)?;
+                let rank = array.data.shape.len();
+                (rank != 2).then_some(rank)
+            });
+            if let Some(rank) = rank {
+                self.notes.push(format!(
+                    "{name} has {rank} axes; only a mask [batch, sequence] tells padding, so every position counts"
+                ));
+            }
+        }
+    }
+}
+
+/// The fixed size of an input's batch axis.
+fn batch_dim(input: &ModelInput) -> Option<usize> {
+    match input.shape.as_ref()?.first() {
+        Some(Dim::Fixed(n)) => Some(*n),
+        // A scalar belongs to no batch; any fixed size says so.
+        None => Some(1),
+        _ => None,
+    }
+}
+
+fn fill(sizes: &Sizes, input: &ModelInput) -> Option<(FillRule, Vec<usize>)> {
+    let rule = match rule(&input.name)? {
+        FillRule::False if sizes.has_past() => FillRule::True,
+        rule => rule,
+    };
+    Some((rule, sizes.shape(input, rule)?))
+}
+
+/// Compares an array's shape with what the model declares; the batch axis may differ.
+fn check_shape(input: &ModelInput, array: &NamedArray, batched: bool) -> Result<(), CalibError> {
+    let Some(dims) = &input.shape else {
+        return Ok(());
+    };
+    let found = &array.data.shape;
+    let fits = dims.len() == found.len()
+        && dims.iter().zip(found).enumerate().all(|(axis, (dim, n))| {
+            (axis == 0 && batched) || !matches!(dim, Dim::Fixed(m) if m != n)
+        });
+    if fits {
+        return Ok(());
+    }
+    let hint = if dims.len() == found.len() + 1 {
+        "; axis 0 must be the batch"
+    } else {
+        ""
+    };
+    Err(CalibError::Mismatch {
+        place: array.place(),
+        input: input.name.clone(),
+        expected: format!("{} {}", type_name(input.dtype), input.shape_text()),
+        found: format!("{} {:?}", array.data.element, found),
+        hint: hint.into(),
+    })
+}

@@ -1,0 +1,212 @@
+//! Reads calibration files: `.npy`, `.npz` and ONNX test data (`input_0.pb`).
+//!
+//! A `.npy` file is memory-mapped, so a large one costs address space and not memory. The arrays of a `.npz` are unpacked:
+//! small ones into memory, large ones into an unnamed temporary file that is mapped in turn.
+
+use std::fs::File;
+use std::io::{Cursor, Read, Seek, Write};
+use std::path::Path;
+
+use bytes::Bytes;
+use ndarray_npy::npy::header::Header;
+use prost::Message;
+
+use crate::calibrate::data::array::{Element, FileArray};
+use crate::calibrate::data::error::{CalibError, place};
+use crate::onnx::proto::{TensorProto, tensor_proto};
+
+/// Arrays of a `.npz` above this many bytes are unpacked to a temporary file instead of memory.
+const UNPACK_IN_MEMORY: u64 = 32 << 20;
+
+/// Maps `path` into memory.
+fn map(path: &Path) -> Result<Bytes, CalibError> {
+    let read = |source| CalibError::Read {
+        file: path.to_owned(),
+        source,
+    };
+    let file = File::open(path).map_err(read)?;
+    map_file(&file).map_err(read)
+}
+
+fn map_file(file: &File) -> std::io::Result<Bytes> {
+    if file.metadata()?.len() == 0 {
+        return Ok(Bytes::new());
+    }
+    // SAFETY: the map is read-only and its bytes are checked on every read, so a file that another process changes
+    // meanwhile gives wrong numbers or an error, as any other way of reading it would.
+    let map = unsafe { memmap2::Mmap::map(file)? };
+    Ok(Bytes::from_owner(map))
+}
+
+/// Reads one `.npy` file.
+pub(super) fn read_npy(path: &Path) -> Result<FileArray, CalibError> {
+    parse_npy(map(path)?).map_err(|problem| CalibError::Format {
+        place: place(path, None),
+        problem,
+    })
+}
+
+/// Reads every array of a `.npz` file, sorted by name.
+pub(super) fn read_npz(path: &Path) -> Result<Vec<(String, FileArray)>, CalibError> {
+    let format = |array: Option<&str>, problem: String| CalibError::Format {
+        place: place(path, array),
+        problem,
+    };
+    let bytes = map(path)?;
+    let mut zip =
+        zip::ZipArchive::new(Cursor::new(&bytes)).map_err(|e| format(None, e.to_string()))?;
+    let mut arrays = Vec::new();
+    for i in 0..zip.len() {
+        let mut entry = zip.by_index(i).map_err(|e| format(None, e.to_string()))?;
+        let full_name = entry.name().to_owned();
+        let Some(name) = full_name.strip_suffix(".npy").map(str::to_owned) else {
+            return Err(format(
+                Some(&full_name),
+                "is not an array (its name does not end in .npy)".into(),
+            ));
+        };
+        let size = entry.size();
+        let data = unpack(&mut entry, size).map_err(|e| format(Some(&name), e.to_string()))?;
+        let array = parse_npy(data).map_err(|problem| format(Some(&name), problem))?;
+        arrays.push((name, array));
+    }
+    arrays.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(arrays)
+}
+
+/// Decompresses one array into memory, or into a mapped temporary file if it is large.
+fn unpack(entry: &mut impl Read, size: u64) -> std::io::Result<Bytes> {
+    if size <= UNPACK_IN_MEMORY {
+        let mut data = Vec::new();
+        // One byte more than promised is enough to notice that the archive's size field lies.
+        entry.take(UNPACK_IN_MEMORY + 1).read_to_end(&mut data)?;
+        return Ok(data.into());
+    }
+    let mut file = tempfile::tempfile()?;
+    std::io::copy(entry, &mut file)?;
+    file.flush()?;
+    file.rewind()?;
+    map_file(&file)
+}
+
+/// Reads one tensor of ONNX test data; also returns the tensor's own name, which may be empty.
+pub(super) fn read_pb(path: &Path) -> Result<(String, FileArray), CalibError> {
+    let format = |problem: String| CalibError::Format {
+        place: place(path, None),
+        problem,
+    };
+    let tensor = TensorProto::decode(map(path)?)
+        .map_err(|e| format(format!("is not an ONNX tensor: {e}")))?;
+    let array = tensor_array(&tensor).map_err(format)?;
+    Ok((tensor.name().to_owned(), array))
+}
+
+fn tensor_array(tensor: &TensorProto) -> Result<FileArray, String> {
+    let dtype = tensor_proto::DataType::try_from(tensor.data_type())
+        .map_err(|_| format!("has unknown element type {}", tensor.data_type()))?;
+    let element = Element::from_onnx(dtype).ok_or_else(|| {
+        format!(
+            "has element type {}, which no input takes",
+            dtype.as_str_name()
+        )
+    })?;
+    if !tensor.external_data.is_empty() {
+        return Err("keeps its data in another file, which test data may not".into());
+    }
+    let shape = tensor
+        .dims
+        .iter()
+        .map(|d| usize::try_from(*d).map_err(|_| format!("has the negative size {d}")))
+        .collect::<Result<Vec<_>, _>>()?;
+    let data: Bytes = match &tensor.raw_data {
+        Some(raw) => raw.clone(),
+        None => {
+            let size = element.size();
+            let mut data = Vec::new();
+            // ONNX keeps narrow integers, booleans and 16-bit floats in int32_data; the low bytes are the value.
+            for v in &tensor.int32_data {
+                data.extend_from_slice(&v.to_le_bytes()[..size.min(4)]);
+            }
+            for v in &tensor.int64_data {
+                data.extend_from_slice(&v.to_le_bytes());
+            }
+            for v in &tensor.uint64_data {
+                data.extend_from_slice(&v.to_le_bytes()[..size]);
+            }
+            for v in &tensor.float_data {
+                data.extend_from_slice(&v.to_le_bytes());
+            }
+            for v in &tensor.double_data {
+                data.extend_from_slice(&v.to_le_bytes());
+            }
+            data.into()
+        }
+    };
+    let found = data.len();
+    FileArray::new(element, shape.clone(), data)
+        .ok_or_else(|| format!("holds {found} bytes, which does not fit {element} {shape:?}"))
+}
+
+/// Interprets the bytes of a `.npy` file.
+fn parse_npy(data: Bytes) -> Result<FileArray, String> {
+    let mut cursor = Cursor::new(&data);
+    let header =
+        Header::from_reader(&mut cursor).map_err(|e| format!("is not a .npy array: {e}"))?;
+    let start = cursor.position() as usize;
+    let descr = header
+        .type_descriptor
+        .as_string()
+        .ok_or("has a structured element type; plain numbers are needed")?;
+    let (element, big_endian) = Element::from_numpy(descr).ok_or_else(|| {
+        format!(
+            "has element type {descr:?}; integers, booleans and floats of 16 to 64 bits can be read"
+        )
+    })?;
+    let count = header
+        .shape
+        .iter()
+        .try_fold(element.size(), |n, d| n.checked_mul(*d))
+        .ok_or("is larger than this computer can address")?;
+    let available = data.len() - start;
+    if available < count {
+        return Err(format!(
+            "is cut short: {element} {:?} needs {count} bytes, {available} are there",
+            header.shape
+        ));
+    }
+    let mut body = data.slice(start..start + count);
+    if big_endian && element.size() > 1 {
+        let mut swapped = body.to_vec();
+        for chunk in swapped.chunks_exact_mut(element.size()) {
+            chunk.reverse();
+        }
+        body = swapped.into();
+    }
+    if header.layout.is_fortran() && header.shape.len() > 1 {
+        body = row_major(&body, &header.shape, element.size()).into();
+    }
+    FileArray::new(element, header.shape, body).ok_or_else(|| "has a wrong length".into())
+}
+
+/// Copies a column-major array of `size`-byte elements into row-major order.
+fn row_major(data: &[u8], shape: &[usize], size: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(data.len());
+    let mut index = vec![0usize; shape.len()];
+    for _ in 0..data.len() / size {
+        let mut at = 0;
+        let mut stride = 1;
+        for (i, n) in index.iter().zip(shape) {
+            at += i * stride;
+            stride *= n;
+        }
+        out.extend_from_slice(&data[at * size..][..size]);
+        for axis in (0..shape.len()).rev() {
+            index[axis] += 1;
+            if index[axis] < shape[axis] {
+                break;
+            }
+            index[axis] = 0;
+        }
+    }
+    out
+}

@@ -1,0 +1,269 @@
+//! What one run of the model is fed with.
+//!
+//! A [`Batch`] names its inputs without holding their data: an [`InputTensor`] knows its shape and where its rows lie,
+//! and [`InputTensor::values`] reads them when the batch is run, so a list of batches costs next to no memory.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ndarray::{Array2, ArrayD, IxDyn};
+
+use crate::calibrate::data::array::{BadElement, BadValue, FileArray, Values, type_name};
+use crate::calibrate::data::error::{CalibError, place};
+use crate::calibrate::data::fill::FillRule;
+use crate::onnx::proto::tensor_proto::DataType;
+
+/// The shape of every input, by name.
+pub type Shapes = BTreeMap<String, Vec<usize>>;
+
+/// The inputs that are one boolean, by name.
+pub type Switches = BTreeMap<String, bool>;
+
+/// One run of the model: its inputs, the rows they are, and which positions are real tokens.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// Every input of the model, by name.
+    pub inputs: BTreeMap<String, InputTensor>,
+    /// The number of every row over all files, in the order of axis 0.
+    pub rows: Vec<u64>,
+    /// `[B, S]`, true at real tokens, false at padding; `None` if the model has no two-dimensional mask.
+    pub mask: Option<Array2<bool>>,
+    /// Masks of further sequences (an encoder–decoder model has two), tried where `mask` does not fit.
+    pub further_masks: Vec<Array2<bool>>,
+}
+
+impl Batch {
+    /// A batch without padding, for data that is already in memory.
+    pub fn new(inputs: BTreeMap<String, InputTensor>, rows: Vec<u64>) -> Batch {
+        Batch {
+            inputs,
+            rows,
+            mask: None,
+            further_masks: vec![],
+        }
+    }
+
+    /// The inputs that are one boolean: they may decide which branch of the model runs.
+    pub fn switches(&self) -> Switches {
+        let one = |t: &&InputTensor| t.dtype == DataType::Bool && t.shape.iter().all(|n| *n == 1);
+        let value =
+            |(name, tensor): (&String, &InputTensor)| match Some(tensor).filter(one)?.values() {
+                Ok(Values::Bool(array)) => Some((name.clone(), *array.first()?)),
+                _ => None,
+            };
+        self.inputs.iter().filter_map(value).collect()
+    }
+
+    /// Whether one plan serves this batch and `other`.
+    pub(in crate::calibrate) fn runs_like(&self, other: &Batch) -> bool {
+        self.shapes() == other.shapes() && self.switches() == other.switches()
+    }
+
+    /// The shape of every input: batches with equal shapes (and [`Batch::switches`]) share one plan.
+    pub fn shapes(&self) -> Shapes {
+        self.inputs
+            .iter()
+            .map(|(name, tensor)| (name.clone(), tensor.shape.clone()))
+            .collect()
+    }
+}
+
+/// The data of one input of one batch.
+#[derive(Debug, Clone)]
+pub struct InputTensor {
+    dtype: DataType,
+    shape: Vec<usize>,
+    source: Source,
+}
+
+#[derive(Debug, Clone)]
+enum Source {
+    Memory(Arc<Values>),
+    File {
+        array: Arc<NamedArray>,
+        /// Rows on axis 0; `None` for the whole array.
+        rows: Option<Vec<usize>>,
+    },
+    Fill(FillRule),
+}
+
+/// An array with the place it came from.
+#[derive(Debug)]
+pub(super) struct NamedArray {
+    pub file: PathBuf,
+    /// Its name inside the file, if the file holds several.
+    pub array: Option<String>,
+    /// The model input it feeds.
+    pub input: String,
+    pub data: FileArray,
+}
+
+impl NamedArray {
+    /// Checks that every value suits an input of type `dtype`.
+    pub fn check(&self, dtype: DataType) -> Result<(), CalibError> {
+        self.data.check(dtype).map_err(|bad| self.error(dtype, bad))
+    }
+
+    fn error(&self, dtype: DataType, bad: BadValue) -> CalibError {
+        let place = self.place();
+        let input = self.input.clone();
+        let expected = type_name(dtype);
+        match bad.why {
+            BadElement::NotFinite(value) => CalibError::NotFinite {
+                place,
+                index: bad.index,
+                value,
+            },
+            BadElement::Inexact(value) => CalibError::Inexact {
+                place,
+                input,
+                expected,
+                value: format!("{value} at index {:?}", bad.index),
+                hint: if dtype == DataType::Float {
+                    "; convert with array.astype('float32') if rounding is fine"
+                } else {
+                    ""
+                },
+            },
+            BadElement::Kind => CalibError::Mismatch {
+                place,
+                input,
+                found: self.data.element.to_string(),
+                hint: format!("; convert with array.astype('{expected}')"),
+                expected,
+            },
+        }
+    }
+
+    /// The file and, if it holds several, the array in it.
+    pub fn place(&self) -> String {
+        place(&self.file, self.array.as_deref())
+    }
+}
+
+impl InputTensor {
+    /// An input whose values are in memory.
+    pub fn from_values(values: Values) -> InputTensor {
+        let (dtype, shape) = match &values {
+            Values::F32(a) => (DataType::Float, a.shape()),
+            Values::I8(a) => (DataType::Int8, a.shape()),
+            Values::I16(a) => (DataType::Int16, a.shape()),
+            Values::I32(a) => (DataType::Int32, a.shape()),
+            Values::I64(a) => (DataType::Int64, a.shape()),
+            Values::U8(a) => (DataType::Uint8, a.shape()),
+            Values::U16(a) => (DataType::Uint16, a.shape()),
+            Values::U32(a) => (DataType::Uint32, a.shape()),
+            Values::U64(a) => (DataType::Uint64, a.shape()),
+            Values::Bool(a) => (DataType::Bool, a.shape()),
+        };
+        InputTensor {
+            dtype,
+            shape: shape.to_vec(),
+            source: Source::Memory(Arc::new(values)),
+        }
+    }
+
+    /// Rows `rows` of `array`, or all of it.
+    pub(super) fn from_file(
+        array: Arc<NamedArray>,
+        rows: Option<Vec<usize>>,
+        dtype: DataType,
+    ) -> InputTensor {
+        let mut shape = array.data.shape.clone();
+        if let (Some(rows), Some(first)) = (&rows, shape.first_mut()) {
+            *first = rows.len();
+        }
+        InputTensor {
+            dtype,
+            shape,
+            source: Source::File { array, rows },
+        }
+    }
+
+    /// A filled input.
+    pub(super) fn filled(rule: FillRule, shape: Vec<usize>, dtype: DataType) -> InputTensor {
+        InputTensor {
+            dtype,
+            shape,
+            source: Source::Fill(rule),
+        }
+    }
+
+    /// The model's element type for this input.
+    pub fn dtype(&self) -> DataType {
+        self.dtype
+    }
+
+    /// Sizes of the axes.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Reads the values, converted to the engine's type.
+    pub fn values(&self) -> Result<Values, CalibError> {
+        match &self.source {
+            Source::Memory(values) => Ok((**values).clone()),
+            Source::File { array, rows } => array
+                .data
+                .read(self.dtype, rows.as_deref())
+                .map_err(|bad| array.error(self.dtype, bad)),
+            Source::Fill(rule) => Ok(fill_values(*rule, &self.shape, self.dtype)),
+        }
+    }
+
+    /// `[B, S]`, true where the input is not zero; `None` unless it has exactly two axes.
+    pub(super) fn as_mask(&self) -> Option<Array2<bool>> {
+        let &[b, s] = self.shape.as_slice() else {
+            return None;
+        };
+        match &self.source {
+            Source::Fill(rule) => Some(Array2::from_elem((b, s), *rule == FillRule::Ones)),
+            Source::File { array, rows } => {
+                let mut mask = Vec::with_capacity(b * s);
+                match rows {
+                    Some(rows) => rows
+                        .iter()
+                        .for_each(|row| mask.extend(array.data.nonzero(*row))),
+                    None => (0..b).for_each(|row| mask.extend(array.data.nonzero(row))),
+                }
+                Array2::from_shape_vec((b, s), mask).ok()
+            }
+            // Batches made in memory state their mask themselves.
+            Source::Memory(_) => None,
+        }
+    }
+}
+
+fn fill_values(rule: FillRule, shape: &[usize], dtype: DataType) -> Values {
+    let last = shape.last().copied().unwrap_or(1).max(1);
+    let at = |i: usize| -> usize {
+        match rule {
+            FillRule::Ones | FillRule::True => 1,
+            FillRule::Zeros | FillRule::EmptyPast | FillRule::False => 0,
+            FillRule::Positions => i % last,
+        }
+    };
+    macro_rules! array {
+        ($variant:ident, $convert:expr) => {{
+            let mut i = 0;
+            Values::$variant(ArrayD::from_shape_simple_fn(IxDyn(shape), || {
+                i += 1;
+                #[allow(clippy::redundant_closure_call)]
+                $convert(at(i - 1))
+            }))
+        }};
+    }
+    match dtype {
+        DataType::Bool => array!(Bool, |v: usize| v != 0),
+        DataType::Int8 => array!(I8, |v| v as i8),
+        DataType::Int16 => array!(I16, |v| v as i16),
+        DataType::Int32 => array!(I32, |v| v as i32),
+        DataType::Int64 => array!(I64, |v| v as i64),
+        DataType::Uint8 => array!(U8, |v| v as u8),
+        DataType::Uint16 => array!(U16, |v| v as u16),
+        DataType::Uint32 => array!(U32, |v| v as u32),
+        DataType::Uint64 => array!(U64, |v| v as u64),
+        _ => array!(F32, |v| v as f32),
+    }
+}

@@ -1,0 +1,12 @@
+//! From what a user names to checked batches: files, arrays, the inputs a model wants, and those it can do without.
+
+pub(super) mod array;
+mod cache;
+pub(super) mod dataset;
+pub(super) mod error;
+mod files;
+pub(super) mod fill;
+pub(super) mod input;
+pub(super) mod signature;
+pub(super) mod sources;
+pub(super) mod tokens;

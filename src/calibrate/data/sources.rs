@@ -1,0 +1,200 @@
+//! From the paths a user names to tables of arrays: which file feeds which input.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::calibrate::data::array::FileArray;
+use crate::calibrate::data::error::CalibError;
+use crate::calibrate::data::files::{read_npy, read_npz, read_pb};
+use crate::calibrate::data::fill::rule;
+use crate::calibrate::data::input::NamedArray;
+use crate::calibrate::data::signature::{ModelInput, list};
+
+/// A path with calibration data, possibly for one named input.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CalibSource {
+    /// The model input that the file feeds; `None` where the arrays are named, or the model has one such input.
+    pub name: Option<String>,
+    /// A `.npy` or `.npz` file, a folder of such files, or a folder of ONNX test data.
+    pub path: PathBuf,
+}
+
+type Arrays = BTreeMap<String, Arc<NamedArray>>;
+
+/// Reads all sources, in order. Named sources combine into one table until a name repeats, which starts the next.
+pub(super) fn read_tables(
+    inputs: &[ModelInput],
+    sources: &[CalibSource],
+) -> Result<Vec<Arrays>, CalibError> {
+    let mut tables: Vec<Arrays> = Vec::new();
+    // Index of the table that named sources are being added to.
+    let mut open: Option<usize> = None;
+    for source in sources {
+        let Some(name) = &source.name else {
+            read_unnamed(inputs, &source.path, &mut tables)?;
+            continue;
+        };
+        if !inputs.iter().any(|input| input.name == *name) {
+            return Err(unknown(inputs, &source.path, name));
+        }
+        if extension(&source.path) != "npy" || source.path.is_dir() {
+            return Err(CalibError::Source {
+                file: source.path.clone(),
+                problem: format!("data for one input ({name}) is a .npy file"),
+            });
+        }
+        let array = named(name, &source.path, None, read_npy(&source.path)?);
+        let table = match open.filter(|i| !tables[*i].contains_key(name)) {
+            Some(i) => i,
+            None => {
+                tables.push(Arrays::new());
+                tables.len() - 1
+            }
+        };
+        open = Some(table);
+        tables[table].insert(name.clone(), array);
+    }
+    Ok(tables)
+}
+
+fn named(input: &str, file: &Path, array: Option<&str>, data: FileArray) -> Arc<NamedArray> {
+    Arc::new(NamedArray {
+        file: file.to_owned(),
+        array: array.map(str::to_owned),
+        input: input.to_owned(),
+        data,
+    })
+}
+
+fn unknown(inputs: &[ModelInput], file: &Path, name: &str) -> CalibError {
+    CalibError::UnknownInput {
+        file: file.to_owned(),
+        name: name.to_owned(),
+        inputs: list(inputs),
+    }
+}
+
+fn read_unnamed(
+    inputs: &[ModelInput],
+    path: &Path,
+    tables: &mut Vec<Arrays>,
+) -> Result<(), CalibError> {
+    if !path.is_dir() {
+        tables.push(read_file(inputs, path)?);
+        return Ok(());
+    }
+    let before = tables.len();
+    if is_test_data(path)? {
+        tables.push(read_test_data(inputs, path)?);
+        return Ok(());
+    }
+    for entry in entries(path)? {
+        if entry.is_dir() {
+            if is_test_data(&entry)? {
+                tables.push(read_test_data(inputs, &entry)?);
+            }
+        } else if matches!(extension(&entry).as_str(), "npy" | "npz") {
+            tables.push(read_file(inputs, &entry)?);
+        }
+    }
+    if tables.len() == before {
+        return Err(CalibError::Source {
+            file: path.to_owned(),
+            problem: "holds no .npy or .npz file and no ONNX test data (input_0.pb)".into(),
+        });
+    }
+    Ok(())
+}
+
+/// The entries of a folder, sorted by name.
+fn entries(path: &Path) -> Result<Vec<PathBuf>, CalibError> {
+    let read = |source| CalibError::Read {
+        file: path.to_owned(),
+        source,
+    };
+    let mut entries = std::fs::read_dir(path)
+        .map_err(read)?
+        .map(|entry| entry.map(|e| e.path()).map_err(read))
+        .collect::<Result<Vec<_>, _>>()?;
+    entries.sort();
+    Ok(entries)
+}
+
+fn read_file(inputs: &[ModelInput], path: &Path) -> Result<Arrays, CalibError> {
+    match extension(path).as_str() {
+        "npy" => {
+            let needed: Vec<_> = inputs.iter().filter(|i| rule(&i.name).is_none()).collect();
+            let [input] = needed.as_slice() else {
+                return Err(CalibError::Ambiguous {
+                    file: path.to_owned(),
+                    count: needed.len(),
+                    inputs: list(inputs),
+                });
+            };
+            let array = named(&input.name, path, None, read_npy(path)?);
+            Ok(Arrays::from([(input.name.clone(), array)]))
+        }
+        "npz" => {
+            let mut arrays = Arrays::new();
+            for (name, data) in read_npz(path)? {
+                if !inputs.iter().any(|input| input.name == name) {
+                    return Err(unknown(inputs, path, &name));
+                }
+                let array = named(&name, path, Some(&name), data);
+                arrays.insert(name, array);
+            }
+            if arrays.is_empty() {
+                return Err(CalibError::Source {
+                    file: path.to_owned(),
+                    problem: "holds no array".into(),
+                });
+            }
+            Ok(arrays)
+        }
+        _ => Err(CalibError::Source {
+            file: path.to_owned(),
+            problem: if path.exists() {
+                "calibration data is a .npy or .npz file, or a folder of them".into()
+            } else {
+                "there is no such file or folder".into()
+            },
+        }),
+    }
+}
+
+/// True for a folder such as `test_data_set_0`, which holds `input_0.pb`.
+fn is_test_data(path: &Path) -> Result<bool, CalibError> {
+    Ok(path.join("input_0.pb").is_file())
+}
+
+/// Reads `input_0.pb`, `input_1.pb`, … for the model's inputs in graph order.
+fn read_test_data(inputs: &[ModelInput], path: &Path) -> Result<Arrays, CalibError> {
+    let mut arrays = Arrays::new();
+    for i in 0.. {
+        let file = path.join(format!("input_{i}.pb"));
+        if !file.is_file() {
+            break;
+        }
+        let (name, data) = read_pb(&file)?;
+        // The tensor's own name decides if it is an input's; otherwise the file's number is the input's position.
+        let input = inputs
+            .iter()
+            .find(|input| input.name == name)
+            .or_else(|| inputs.get(i))
+            .ok_or_else(|| CalibError::Source {
+                file: file.clone(),
+                problem: format!("the model has only {} inputs", inputs.len()),
+            })?;
+        let array = named(&input.name, &file, None, data);
+        arrays.insert(input.name.clone(), array);
+    }
+    Ok(arrays)
+}
+
+/// The extension of `path` in lower case.
+fn extension(path: &Path) -> String {
+    path.extension()
+        .map(|e| e.to_string_lossy().to_lowercase())
+        .unwrap_or_default()
+}

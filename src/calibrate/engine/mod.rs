@@ -1,0 +1,14 @@
+//! Running a model on a batch: the engine trait, and tract behind it.
+
+mod broadcast;
+pub(super) mod copy;
+mod decompose;
+pub(super) mod error;
+mod node;
+pub(super) mod plan;
+mod resolve;
+mod rounding;
+mod tap;
+pub(super) mod tract_engine;
+mod tract_plan;
+mod tract_tensor;

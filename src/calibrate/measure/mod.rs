@@ -1,0 +1,8 @@
+//! What is measured while a model runs: statistics and ranges of values inside it, and how two models' outputs differ.
+
+pub(super) mod capture;
+pub(super) mod compare;
+pub(super) mod parallel;
+pub(super) mod ranges;
+pub(super) mod statistics;
+pub(super) mod sums;

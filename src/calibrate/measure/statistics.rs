@@ -1,0 +1,480 @@
+//! Per-channel statistics of values inside the model.
+//!
+//! ```text
+//! batches ─ grouped by shape ─▶ one plan per group ─ runs in parallel ─▶ tap ─ per batch ─▶ Accumulator per value
+//! ```
+//!
+//! Everything that is kept is independent of the order in which batches finish: minimum and maximum commute, and the
+//! token sample is the set of tokens with the smallest priorities, where the priority of a token is a hash of the seed,
+//! its row and its position (bottom-k sampling). So results are the same for any number of threads.
+
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::sync::{Arc, Mutex};
+
+use ndarray::{Array2, ArrayViewD};
+
+use crate::calibrate::data::input::Batch;
+use crate::calibrate::data::tokens::TokenContext;
+use crate::calibrate::engine::error::EngineError;
+use crate::calibrate::engine::plan::{Engine, TapSink, Wanted};
+use crate::calibrate::measure::capture::{Keep, Kept};
+use crate::calibrate::measure::parallel::{groups, in_parallel, with_threads};
+use crate::onnx::Model;
+use crate::progress::Progress;
+
+/// How statistics are taken.
+#[derive(Debug, Clone)]
+pub struct StatOptions {
+    /// Most tokens kept per value and fold.
+    pub sample_tokens: usize,
+    /// Seed of the choice of tokens.
+    pub seed: u64,
+    /// Batches run at the same time; 0 for one per core.
+    pub threads: usize,
+    /// Those of the values whose channels are on the first of two axes, `[C, tokens]` (the input of a Gemm with transA).
+    pub channels_first: BTreeSet<String>,
+    /// Those of the values of which no tokens are kept, only the extremes.
+    pub extremes_only: BTreeSet<String>,
+}
+
+/// Statistics of one value `x: [tokens, C]` (last axis C); padding never enters.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ChannelStats {
+    /// Number of axes of the value at run time.
+    pub rank: usize,
+    /// Two halves of the tokens: rows of even number, rows of odd number. If there is only one row, or the value belongs
+    /// to no row: even positions, odd positions. If one half has no tokens, both hold all of them.
+    pub folds: [FoldStats; 2],
+}
+
+/// Statistics of one half of the tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FoldStats {
+    /// Smallest value per channel, over all tokens: `[C]`.
+    pub min: Vec<f32>,
+    /// Largest value per channel, over all tokens: `[C]`.
+    pub max: Vec<f32>,
+    /// Tokens seen.
+    pub tokens: u64,
+    /// A random choice of the tokens in the order of row and position: `[T, C]`, T ≤ [`StatOptions::sample_tokens`].
+    pub sample: Array2<f32>,
+}
+
+/// Runs `batches` and returns the statistics of `values`, which are names of float values of the model's main graph.
+/// Those in a branch that no batch takes are left out.
+///
+/// # Errors
+/// What [`Engine::plan`] and [`crate::calibrate::Plan::run`] refuse; NaN or infinity in a value; a value of which every
+/// token is padding.
+pub fn statistics(
+    engine: &dyn Engine,
+    model: &Model,
+    batches: &[Batch],
+    values: &[String],
+    options: &StatOptions,
+    progress: &dyn Progress,
+) -> Result<BTreeMap<String, ChannelStats>, EngineError> {
+    let (stats, _) = statistics_and(engine, model, batches, values, options, None, progress)?;
+    Ok(stats)
+}
+
+/// Statistics of values by their names.
+pub type Statistics = BTreeMap<String, ChannelStats>;
+
+/// [`statistics`] and, from the same plan if it can be, some values whole.
+///
+/// # Errors
+/// Those of [`statistics`], for the values of `keep` too.
+pub fn statistics_and(
+    engine: &dyn Engine,
+    model: &Model,
+    batches: &[Batch],
+    values: &[String],
+    options: &StatOptions,
+    keep: Option<Keep<'_>>,
+    progress: &dyn Progress,
+) -> Result<(Statistics, Kept), EngineError> {
+    let names: Vec<String> = values
+        .iter()
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .cloned()
+        .collect();
+    if names.is_empty() {
+        return Ok(Default::default());
+    }
+    let mut keep = keep.filter(|keep| !keep.values.is_empty());
+    let kept_too = keep.iter().flat_map(|keep| keep.values);
+    let kept_too = kept_too.filter(|value| !names.contains(value));
+    let taps: Vec<String> = names.iter().chain(kept_too).cloned().collect();
+    let rows: BTreeSet<u64> = batches
+        .iter()
+        .flat_map(|b| b.rows.iter().copied())
+        .collect();
+    let collector = Arc::new(Collector::new(&names, options, rows.len() <= 1));
+    let wanted = Wanted {
+        taps: &taps,
+        outputs: false,
+    };
+    let mut kept = Kept::new();
+    progress.begin("calibration", rows.len() as u64);
+    let run_group = |group: Vec<&Batch>| -> Result<(), EngineError> {
+        let plan = engine.plan(model, group[0], &wanted)?;
+        let run = |_, batch: &Batch| {
+            let sink = BatchSink {
+                collector: collector.clone(),
+                context: TokenContext::new(batch),
+            };
+            plan.run(batch, Some(Arc::new(sink)))?;
+            progress.advance(batch.rows.len() as u64);
+            Ok(())
+        };
+        in_parallel(&group, run).map(|_: Vec<()>| ())?;
+        if let Some(same) = keep.take_if(|keep| keep.batch.runs_like(group[0])) {
+            kept = same.run(plan.as_ref(), &taps)?;
+        }
+        Ok(())
+    };
+    let result = with_threads(options.threads, || {
+        groups(batches).into_iter().try_for_each(run_group)
+    });
+    progress.end();
+    result??;
+    if let Some(keep) = keep {
+        kept = keep.capture(engine, model)?;
+    }
+    let finish = |(i, name): (usize, String)| {
+        let mut accumulator = lock(&collector.values[i]);
+        let all = std::mem::replace(&mut *accumulator, Accumulator::new("", false, 0));
+        all.seen.then(|| Ok((name, all.finish()?)))
+    };
+    let stats: Result<_, EngineError> = names.into_iter().enumerate().filter_map(finish).collect();
+    Ok((stats?, kept))
+}
+
+/// The shapes of `values` (names of values of the main graph) when `batch` is run; those that are not float, or in a
+/// branch that does not run, are left out.
+///
+/// # Errors
+/// What [`Engine::plan`] and [`crate::calibrate::Plan::run`] refuse.
+pub fn shapes(
+    engine: &dyn Engine,
+    model: &Model,
+    batch: &Batch,
+    values: &[String],
+) -> Result<BTreeMap<String, Vec<usize>>, EngineError> {
+    let mut values = values.to_vec();
+    loop {
+        if values.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        match engine.shapes(model, batch, &values) {
+            Err(EngineError::NotFloat { name, .. }) if values.contains(&name) => {
+                values.retain(|v| *v != name);
+            }
+            Ok(None) => break,
+            shapes => return Ok(shapes?.unwrap_or_default()),
+        }
+    }
+    let wanted = Wanted {
+        taps: &values,
+        outputs: false,
+    };
+    let plan = engine.plan(model, batch, &wanted)?;
+    let sink = Arc::new(ShapeSink {
+        shapes: Mutex::new(vec![None; values.len()]),
+    });
+    plan.run(batch, Some(sink.clone()))?;
+    let shapes = std::mem::take(&mut *sink.shapes.lock().unwrap_or_else(|p| p.into_inner()));
+    let seen = |(value, shape): (String, Option<_>)| Some((value, shape?));
+    Ok(values.into_iter().zip(shapes).filter_map(seen).collect())
+}
+
+struct ShapeSink {
+    shapes: Mutex<Vec<Option<Vec<usize>>>>,
+}
+
+impl TapSink for ShapeSink {
+    fn take(&self, tap: usize, value: ArrayViewD<'_, f32>) -> Result<(), EngineError> {
+        let mut shapes = self
+            .shapes
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        shapes[tap] = Some(value.shape().to_vec());
+        Ok(())
+    }
+}
+
+/// The accumulators of all values, filled from several threads.
+struct Collector {
+    values: Vec<Mutex<Accumulator>>,
+    seed: u64,
+    /// Folds by position, because all tokens are of one row.
+    by_position: bool,
+}
+
+impl Collector {
+    fn new(names: &[String], options: &StatOptions, by_position: bool) -> Collector {
+        let accumulator = |name: &String| {
+            let channels_first = options.channels_first.contains(name);
+            let sample_tokens = match options.extremes_only.contains(name) {
+                true => 0,
+                false => options.sample_tokens,
+            };
+            Mutex::new(Accumulator::new(name, channels_first, sample_tokens))
+        };
+        Collector {
+            values: names.iter().map(accumulator).collect(),
+            seed: options.seed,
+            by_position,
+        }
+    }
+}
+
+/// Reduces the tapped values of one batch.
+struct BatchSink {
+    collector: Arc<Collector>,
+    context: TokenContext,
+}
+
+/// Locks; a panic of another thread while it held the lock has already made the run fail.
+fn lock(mutex: &Mutex<Accumulator>) -> std::sync::MutexGuard<'_, Accumulator> {
+    mutex
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+impl TapSink for BatchSink {
+    fn take(&self, tap: usize, value: ArrayViewD<'_, f32>) -> Result<(), EngineError> {
+        let collector = &*self.collector;
+        if tap >= collector.values.len() {
+            return Ok(());
+        }
+        let rank = value.ndim();
+        let (name, channels_first) = {
+            let accumulator = lock(&collector.values[tap]);
+            (accumulator.name.clone(), accumulator.channels_first)
+        };
+        let value = if channels_first {
+            value.reversed_axes()
+        } else {
+            value
+        };
+        let channels = value.shape().last().copied().unwrap_or(1);
+        let places = self.context.places(value.shape());
+        let standard = value.as_standard_layout();
+        // `as_standard_layout` makes the memory contiguous.
+        let Some(data) = standard.as_slice() else {
+            return Ok(());
+        };
+        let mut extremes = [Extremes::new(channels), Extremes::new(channels)];
+        let mut candidates = Vec::new();
+        for (place, x) in places.iter().zip(data.chunks_exact(channels.max(1))) {
+            if !place.keep {
+                continue;
+            }
+            let row = self.context.row(place.row);
+            let parity = if collector.by_position || place.row.is_none() {
+                place.position
+            } else {
+                row
+            };
+            let fold = (parity % 2) as usize;
+            if !extremes[fold].add(x) {
+                let found = x.iter().enumerate().find(|(_, v)| !v.is_finite());
+                let (channel, value) = found.map_or((0, f32::NAN), |(c, v)| (c, *v));
+                return Err(EngineError::NotFinite {
+                    name,
+                    row,
+                    position: place.position,
+                    channel,
+                    value,
+                });
+            }
+            let key = Key {
+                priority: priority(collector.seed, row, place.position),
+                row,
+                position: place.position,
+            };
+            candidates.push((fold, key, x));
+        }
+        let mut accumulator = lock(&collector.values[tap]);
+        (accumulator.rank, accumulator.seen) = (rank, true);
+        accumulator.merge(extremes, &candidates)
+    }
+}
+
+/// Minimum, maximum and count of the tokens of one batch.
+struct Extremes {
+    min: Vec<f32>,
+    max: Vec<f32>,
+    tokens: u64,
+}
+
+impl Extremes {
+    fn new(channels: usize) -> Extremes {
+        Extremes {
+            min: vec![f32::INFINITY; channels],
+            max: vec![f32::NEG_INFINITY; channels],
+            tokens: 0,
+        }
+    }
+
+    /// Adds one vector `x: [C]`; false if it is not finite.
+    fn add(&mut self, x: &[f32]) -> bool {
+        const EXPONENT: u32 = 0x7f80_0000;
+        let mut special = false;
+        for ((x, min), max) in x.iter().zip(&mut self.min).zip(&mut self.max) {
+            *min = if *x < *min { *x } else { *min };
+            *max = if *x > *max { *x } else { *max };
+            // All exponent bits are set in NaN and infinity; a loop without a branch vectorizes.
+            special |= x.to_bits() & EXPONENT == EXPONENT;
+        }
+        self.tokens += 1;
+        !special
+    }
+}
+
+/// A token's place in the order of sampling. Rows and positions make it unique.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    priority: u64,
+    row: u64,
+    position: u64,
+}
+
+/// The priority of a token: two rounds of splitmix64 (Steele, Lea and Flood 2014) over seed, row and position.
+fn priority(seed: u64, row: u64, position: u64) -> u64 {
+    fn mix(state: u64) -> u64 {
+        let mut z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+    mix(mix(seed ^ mix(row)) ^ position)
+}
+
+/// What is known of one value so far.
+struct Accumulator {
+    name: String,
+    channels_first: bool,
+    /// Most tokens kept per fold.
+    sample_tokens: usize,
+    /// Whether it was computed at all.
+    seen: bool,
+    rank: usize,
+    folds: [Fold; 2],
+}
+
+struct Fold {
+    extremes: Extremes,
+    /// The tokens of the smallest keys, largest on top, each with its slot in `vectors`.
+    heap: BinaryHeap<(Key, usize)>,
+    /// `[slots, C]`.
+    vectors: Vec<f32>,
+}
+
+impl Accumulator {
+    fn new(name: &str, channels_first: bool, sample_tokens: usize) -> Accumulator {
+        let fold = || Fold {
+            extremes: Extremes::new(0),
+            heap: BinaryHeap::new(),
+            vectors: vec![],
+        };
+        Accumulator {
+            name: name.to_owned(),
+            channels_first,
+            sample_tokens,
+            seen: false,
+            rank: 0,
+            folds: [fold(), fold()],
+        }
+    }
+
+    fn merge(
+        &mut self,
+        extremes: [Extremes; 2],
+        candidates: &[(usize, Key, &[f32])],
+    ) -> Result<(), EngineError> {
+        for (fold, new) in self.folds.iter_mut().zip(extremes) {
+            let old = &mut fold.extremes;
+            if old.min.is_empty() {
+                *old = new;
+                continue;
+            }
+            if old.min.len() != new.min.len() {
+                return Err(EngineError::Channels {
+                    name: self.name.clone(),
+                    expected: old.min.len(),
+                    found: new.min.len(),
+                });
+            }
+            for (old, new) in old.min.iter_mut().zip(&new.min) {
+                *old = old.min(*new);
+            }
+            for (old, new) in old.max.iter_mut().zip(&new.max) {
+                *old = old.max(*new);
+            }
+            old.tokens += new.tokens;
+        }
+        for (fold, key, x) in candidates {
+            self.folds[*fold].offer(*key, x, self.sample_tokens);
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<ChannelStats, EngineError> {
+        let folds = self.folds.map(Fold::finish);
+        let folds = match folds {
+            [a, b] if a.tokens == 0 && b.tokens == 0 => {
+                return Err(EngineError::NoTokens { name: self.name });
+            }
+            [a, b] if b.tokens == 0 => [a.clone(), a],
+            [a, b] if a.tokens == 0 => [b.clone(), b],
+            folds => folds,
+        };
+        Ok(ChannelStats {
+            rank: self.rank,
+            folds,
+        })
+    }
+}
+
+impl Fold {
+    /// Keeps `x` if its key is among the `limit` smallest.
+    fn offer(&mut self, key: Key, x: &[f32], limit: usize) {
+        if self.heap.len() < limit {
+            self.heap.push((key, self.heap.len()));
+            self.vectors.extend_from_slice(x);
+            return;
+        }
+        let Some(mut largest) = self.heap.peek_mut() else {
+            return;
+        };
+        if key < largest.0 {
+            let slot = largest.1;
+            *largest = (key, slot);
+            self.vectors[slot * x.len()..][..x.len()].copy_from_slice(x);
+        }
+    }
+
+    fn finish(self) -> FoldStats {
+        let channels = self.extremes.min.len();
+        let mut tokens: Vec<(Key, usize)> = self.heap.into_vec();
+        tokens.sort_by_key(|(key, _)| (key.row, key.position));
+        let mut sample = Vec::with_capacity(tokens.len() * channels);
+        for (_, slot) in &tokens {
+            sample.extend_from_slice(&self.vectors[slot * channels..][..channels]);
+        }
+        // −0 and 0 are equal, so which of them is "the minimum" depends on the order; adding 0 makes both 0.
+        let positive_zero = |values: Vec<f32>| values.into_iter().map(|v| v + 0.0).collect();
+        FoldStats {
+            min: positive_zero(self.extremes.min),
+            max: positive_zero(self.extremes.max),
+            tokens: self.extremes.tokens,
+            sample: Array2::from_shape_vec((tokens.len(), channels), sample)
+                // Every slot holds `channels` values.
+                .expect("one vector per token"),
+        }
+    }
+}

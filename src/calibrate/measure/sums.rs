@@ -1,0 +1,224 @@
+//! What is added up over the tokens of two models' outputs, row by row, so that any choice of rows can be judged later.
+
+use std::collections::BTreeMap;
+
+use ndarray::ArrayD;
+
+use crate::calibrate::data::input::Batch;
+use crate::calibrate::data::tokens::TokenContext;
+use crate::calibrate::engine::error::EngineError;
+
+/// What one row adds to the sums of an output.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RowError {
+    /// The row's number in the data; of the batch's first row for what belongs to no single row.
+    pub row: u64,
+    /// Σ r²
+    pub reference: f64,
+    /// Σ (r − o)²
+    pub error: f64,
+}
+
+/// How one output of a model differs from that of the reference.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OutputComparison {
+    /// The output's name.
+    pub name: String,
+    /// Signal to error ratio in dB; infinite if there is no difference.
+    pub sqnr_db: f64,
+    /// Cosine of the angle between the two outputs as vectors; 1 if both are zero.
+    pub cosine: f64,
+    /// Largest difference of two elements.
+    pub max_abs_error: f64,
+    /// `max_abs_error` relative to the range of the reference's output; 0 if there is no difference.
+    pub max_relative_error: f64,
+    /// Smallest and largest element of the reference's output.
+    pub range: (f64, f64),
+    /// Elements compared.
+    pub elements: u64,
+    /// Of an output `[…, C]` of two or more axes with C ≥ 2: the vectors compared, and how many have their largest element
+    /// (the first of equals) at the same place in both models. `(0, 0)` for every other output.
+    pub top1: (u64, u64),
+    /// The rows compared, ascending.
+    pub rows: Vec<RowError>,
+}
+
+/// Sums per row.
+pub(super) type RowSums = BTreeMap<u64, Sums>;
+
+/// The comparison over all rows.
+pub(super) fn finish(rows: &RowSums, name: &str) -> OutputComparison {
+    let mut total = Sums::default();
+    rows.values().for_each(|sums| total.add(sums));
+    let row = |(&row, sums): (&u64, &Sums)| RowError {
+        row,
+        reference: sums.reference,
+        error: sums.error,
+    };
+    OutputComparison {
+        rows: rows.iter().map(row).collect(),
+        ..total.finish(name)
+    }
+}
+
+/// What is added up over tokens.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sums {
+    reference: f64,
+    other: f64,
+    product: f64,
+    error: f64,
+    max_error: f64,
+    min: f64,
+    max: f64,
+    elements: u64,
+    /// Vectors compared, and those with the same largest element.
+    vectors: u64,
+    agreeing: u64,
+}
+
+impl Default for Sums {
+    fn default() -> Sums {
+        Sums {
+            reference: 0.0,
+            other: 0.0,
+            product: 0.0,
+            error: 0.0,
+            max_error: 0.0,
+            min: f64::INFINITY,
+            max: f64::NEG_INFINITY,
+            elements: 0,
+            vectors: 0,
+            agreeing: 0,
+        }
+    }
+}
+
+impl Sums {
+    pub(super) fn add(&mut self, more: &Sums) {
+        self.reference += more.reference;
+        self.other += more.other;
+        self.product += more.product;
+        self.error += more.error;
+        self.max_error = self.max_error.max(more.max_error);
+        self.min = self.min.min(more.min);
+        self.max = self.max.max(more.max);
+        self.elements += more.elements;
+        self.vectors += more.vectors;
+        self.agreeing += more.agreeing;
+    }
+
+    fn element(&mut self, r: f64, o: f64) {
+        let e = r - o;
+        self.reference += r * r;
+        self.other += o * o;
+        self.product += r * o;
+        self.error += e * e;
+        self.max_error = self.max_error.max(e.abs());
+        self.min = self.min.min(r);
+        self.max = self.max.max(r);
+        self.elements += 1;
+    }
+
+    fn finish(&self, name: &str) -> OutputComparison {
+        let norm = (self.reference * self.other).sqrt();
+        let range = self.max - self.min;
+        OutputComparison {
+            name: name.to_owned(),
+            sqnr_db: if self.error == 0.0 {
+                f64::INFINITY
+            } else {
+                10.0 * (self.reference / self.error).log10()
+            },
+            cosine: if self.error == 0.0 {
+                1.0
+            } else if norm == 0.0 {
+                0.0
+            } else {
+                self.product / norm
+            },
+            max_abs_error: self.max_error,
+            max_relative_error: if self.max_error == 0.0 {
+                0.0
+            } else {
+                self.max_error / range
+            },
+            range: (self.min, self.max),
+            elements: self.elements,
+            top1: (self.vectors, self.agreeing),
+            rows: Vec::new(),
+        }
+    }
+}
+
+/// Compares the outputs of one batch. Elements that are the same infinity or NaN in both are left out.
+pub(super) fn compare_batch(
+    batch: &Batch,
+    reference: &BTreeMap<String, ArrayD<f32>>,
+    other: &BTreeMap<String, ArrayD<f32>>,
+) -> Result<BTreeMap<String, RowSums>, EngineError> {
+    let context = TokenContext::new(batch);
+    let missing = other.keys().find(|name| !reference.contains_key(*name));
+    if let Some(name) = missing {
+        return Err(EngineError::OutputMissing { name: name.clone() });
+    }
+    let mut result = BTreeMap::new();
+    for (name, r) in reference {
+        let o = other
+            .get(name)
+            .ok_or_else(|| EngineError::OutputMissing { name: name.clone() })?;
+        if r.shape() != o.shape() {
+            return Err(EngineError::OutputShape {
+                name: name.clone(),
+                reference: r.shape().to_vec(),
+                other: o.shape().to_vec(),
+            });
+        }
+        let channels = r.shape().last().copied().unwrap_or(1).max(1);
+        let places = context.places(r.shape());
+        let reference_rank = r.ndim();
+        let (r, o) = (r.as_standard_layout(), o.as_standard_layout());
+        // Standard layout makes both contiguous.
+        let (Some(r), Some(o)) = (r.as_slice(), o.as_slice()) else {
+            continue;
+        };
+        let vectors = r.chunks_exact(channels).zip(o.chunks_exact(channels));
+        let mut rows = RowSums::new();
+        for (place, (r, o)) in places.iter().zip(vectors) {
+            if !place.keep {
+                continue;
+            }
+            let sums = rows.entry(context.row(place.row)).or_default();
+            if reference_rank > 1 && channels > 1 {
+                sums.vectors += 1;
+                sums.agreeing += u64::from(largest(r) == largest(o));
+            }
+            for (r, o) in r.iter().zip(o) {
+                if r.is_finite() && o.is_finite() {
+                    sums.element(f64::from(*r), f64::from(*o));
+                } else if r != o && !(r.is_nan() && o.is_nan()) {
+                    return Err(EngineError::OutputNotFinite {
+                        name: name.clone(),
+                        row: context.row(place.row),
+                        value: *o,
+                        reference: *r,
+                    });
+                }
+            }
+        }
+        result.insert(name.clone(), rows);
+    }
+    Ok(result)
+}
+
+/// The place of the largest element, the first of equals; NaN is none.
+fn largest(vector: &[f32]) -> Option<usize> {
+    let mut best: Option<(usize, f32)> = None;
+    for (i, &v) in vector.iter().enumerate() {
+        let larger = best.is_none_or(|(_, most)| v > most);
+        if larger && !v.is_nan() {
+            best = Some((i, v));
+        }
+    }
+    best.map(|(i, _)| i)
+}
