@@ -28,24 +28,24 @@ pub(super) struct Facts {
 
 impl Facts {
     /// The rank of a value.
-    pub fn rank(&self, name: &str) -> Option<usize> {
+    pub(super) fn rank(&self, name: &str) -> Option<usize> {
         self.ranks.get(name).copied()
     }
 
     /// The element type of a value.
-    pub fn dtype(&self, name: &str) -> Option<DataType> {
+    pub(super) fn dtype(&self, name: &str) -> Option<DataType> {
         DataType::try_from(*self.types.get(name)?)
             .ok()
             .filter(|&t| t != DataType::Undefined)
     }
 
     /// The tensor behind a small constant.
-    pub fn constant(&self, name: &str) -> Option<&TensorProto> {
+    pub(super) fn constant(&self, name: &str) -> Option<&TensorProto> {
         self.constants.get(name)
     }
 
     /// Adds what `graph` says. `overridable`: an initializer that is listed as an input is only a default (IR 4).
-    pub fn add_graph(&mut self, graph: &GraphProto, overridable: bool) {
+    pub(super) fn add_graph(&mut self, graph: &GraphProto, overridable: bool) {
         for info in graph
             .input
             .iter()
@@ -72,7 +72,7 @@ impl Facts {
     }
 
     /// Adds what a list of nodes, in order of execution, implies.
-    pub fn add_nodes(&mut self, nodes: &[NodeProto]) {
+    pub(super) fn add_nodes(&mut self, nodes: &[NodeProto]) {
         for node in nodes.iter().filter(|n| is_standard_domain(n)) {
             self.follow(node);
         }

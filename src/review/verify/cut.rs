@@ -124,7 +124,7 @@ pub(super) fn cut(
 impl Cut {
     /// The cut as a model, and the batch that feeds it: `values` by name, and the graph inputs of `batch`. `None` if one is
     /// missing.
-    pub fn model(
+    pub(super) fn model(
         &self,
         view: &View,
         batch: &Batch,
