@@ -1,6 +1,7 @@
 //! What a run can be asked for.
 
 use regex::Regex;
+use serde::{Deserialize, Serialize};
 
 use crate::review::Settings;
 use crate::rewrite::WeightStorage;
@@ -8,7 +9,7 @@ use crate::solve::{ActivationSpec, Method, WeightSpec};
 use crate::target::{Profile, Target};
 
 /// What is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Format {
     /// QuantizeLinear and DequantizeLinear around integer weights.
     Qdq,

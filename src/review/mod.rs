@@ -9,7 +9,7 @@ mod quantized;
 mod report;
 mod verify;
 
-pub use account::{linear_report, output_reports, site_report};
+pub use account::{SiteDecision, linear_report, output_reports, site_report};
 pub use html::html;
 pub use inspect::{
     ANATOMY_SCHEMA, Anatomy, Architecture, BlockFacts, ChannelFacts, LinearFacts, ModelFacts,

@@ -17,12 +17,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
 use crate::graph::{NodeId, Source, Use, ValueId, View};
 use crate::onnx::node::subgraphs;
 use crate::onnx::op;
 use crate::onnx::proto::TensorProto;
 use crate::onnx::tensor;
-use crate::recognise::{Linear, Recognised};
+use crate::recognise::{Linear, LinearId, Recognised};
 
 /// More nodes than any attention is exported to, with its mask and rotary embedding.
 const MOST_NODES: usize = 500;
@@ -32,7 +34,7 @@ const LARGE_TABLE: i64 = 1 << 16;
 const MOST_ELEMENTS: i64 = 1 << 24;
 
 /// What kind of block a response belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ResponseKind {
     /// softmax(Q Kᵀ) V, or one operator that computes attention.
     Attention,
@@ -75,7 +77,7 @@ pub struct Response {
 /// # Errors
 /// Why there is none: a Linear reaches no other Linear, what lies between is neither attention nor a gated FFN, or it
 /// cannot be cut out.
-pub fn response(view: &View, found: &Recognised, linears: &[usize]) -> Result<Response, String> {
+pub fn response(view: &View, found: &Recognised, linears: &[LinearId]) -> Result<Response, String> {
     let linears: Vec<&Linear> = linears.iter().map(|&l| &found.linears[l]).collect();
     if linears.iter().any(|l| !l.channels_last()) {
         return Err("its channels are not on the last axis".to_owned());

@@ -38,6 +38,7 @@ pub use response::Response;
 pub use search::{Recipe, solve_block, solve_site, solve_site_with};
 
 use ndarray::ArrayView2;
+use serde::{Deserialize, Serialize};
 
 /// How shift and scale are found.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -92,7 +93,7 @@ pub struct SolveSettings {
 }
 
 /// One point of the threshold search.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct CurvePoint {
     /// Threshold t in units of x after the shift.
     pub threshold: f32,
@@ -102,7 +103,7 @@ pub struct CurvePoint {
 }
 
 /// The migration and quantization range chosen for a site.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Solution {
     /// Shift z, `[C]`; `None` = no shift.
     pub shift: Option<Vec<f32>>,

@@ -22,7 +22,7 @@ use crate::graph::View;
 use crate::onnx::op;
 use crate::onnx::proto::{TensorProto, type_proto};
 use crate::onnx::{DataType, Model};
-use crate::recognise::{LinearForm, Recognised};
+use crate::recognise::{LinearForm, LinearId, Recognised};
 use crate::site::Site;
 use crate::solve::{ActivationSpec, Fold, WeightSpec, damage};
 pub use facts::{
@@ -285,7 +285,7 @@ fn site_facts(subject: &Subject, view: &View, site: &Site) -> SiteFacts {
         crate::site::Sink::Explicit(reason) => Some(reason.clone()),
         _ => reason,
     };
-    let linears: BTreeSet<usize> = site.linears.iter().copied().collect();
+    let linears: BTreeSet<LinearId> = site.linears.iter().copied().collect();
     SiteFacts {
         value: value.to_owned(),
         kind,

@@ -6,22 +6,8 @@
 
 use std::ops::Range;
 
-use crate::calibrate::OutputComparison;
-
 /// Candidate models measured at most.
 pub const BUDGET: usize = 8;
-
-/// Ratios beyond ± this many dB count as this much: an error of a thousandth of the signal is no difference that
-/// quantization to 8 bits is judged by, and a value that migration restores exactly in real numbers has float rounding.
-const LIMIT_DB: f64 = 60.0;
-
-/// Differences below this are none if there are too few rows to tell how much they vary.
-pub const CLEAR_DB: f64 = 0.3;
-
-/// A gain of more than this, and of so many standard errors, is there on other rows too. With four rows and no gain, one
-/// case in a hundred looks like that.
-const SURE_DB: f64 = 0.5;
-const SURE_ERRORS: f64 = 4.0;
 
 /// One measured subset.
 pub struct Trial<M> {
@@ -182,75 +168,9 @@ pub fn choose<M>(
         })
 }
 
-/// SQNR in dB, within ± [`LIMIT_DB`], of all rows but one.
-fn sqnr(output: &OutputComparison, without: Option<u64>) -> f64 {
-    let rows = output.rows.iter().filter(|r| Some(r.row) != without);
-    let (reference, error) = rows.fold((0.0, 0.0), |(reference, error), r| {
-        (reference + r.reference, error + r.error)
-    });
-    if error == 0.0 {
-        return LIMIT_DB;
-    }
-    (10.0 * (reference / error).log10()).clamp(-LIMIT_DB, LIMIT_DB)
-}
-
-/// The mean SQNR of the outputs, in dB.
-pub fn mean_sqnr(outputs: &[OutputComparison]) -> f64 {
-    outputs.iter().map(|o| sqnr(o, None)).sum::<f64>() / outputs.len().max(1) as f64
-}
-
-/// How far `ours` is above `plain`: the mean over the outputs of the gain in SQNR in dB, a loss counted twice. Outputs are
-/// in the same order; 0 if there are none.
-pub fn score(ours: &[OutputComparison], plain: &[OutputComparison], without: Option<u64>) -> f64 {
-    let gains = ours.iter().zip(plain).map(|(ours, plain)| {
-        let gain = sqnr(ours, without) - sqnr(plain, without);
-        gain.min(2.0 * gain)
-    });
-    gains.sum::<f64>() / ours.len().max(1) as f64
-}
-
-/// The standard error of [`score`]`(a) − score(b)` over the rows, by the jackknife: with d₋ᵢ the difference without row i,
-/// `√((n − 1)/n · Σ (d₋ᵢ − mean)²)`. With less than two rows [`CLEAR_DB`].
-pub fn spread(a: &[OutputComparison], b: &[OutputComparison], plain: &[OutputComparison]) -> f64 {
-    let mut rows: Vec<u64> = a.iter().flat_map(|o| &o.rows).map(|r| r.row).collect();
-    rows.sort_unstable();
-    rows.dedup();
-    let n = rows.len() as f64;
-    if n < 2.0 {
-        return CLEAR_DB;
-    }
-    let difference = |row: &u64| score(a, plain, Some(*row)) - score(b, plain, Some(*row));
-    let differences: Vec<f64> = rows.iter().map(difference).collect();
-    let mean = differences.iter().sum::<f64>() / n;
-    let squares: f64 = differences.iter().map(|d| (d - mean).powi(2)).sum();
-    ((n - 1.0) / n * squares).sqrt()
-}
-
-/// Whether `ours` is below plain over all outputs, or in one of them by more than one standard error and 0.1 dB.
-pub fn is_below(ours: &[OutputComparison], plain: &[OutputComparison]) -> bool {
-    let below = |(ours, plain): (&OutputComparison, &OutputComparison)| {
-        let loss = sqnr(plain, None) - sqnr(ours, None);
-        let (ours, plain) = (std::slice::from_ref(ours), std::slice::from_ref(plain));
-        // A loss counts twice in the score, and so does its standard error.
-        loss > 0.1 && loss > spread(ours, plain, plain) / 2.0
-    };
-    score(ours, plain, None) < 0.0 || ours.iter().zip(plain).any(below)
-}
-
-/// Whether more rows would not change the verdict that `ours` is above plain: it is over all outputs by [`SURE_DB`] and in
-/// none of them below by what [`SURE_ERRORS`] standard errors could hide.
-pub fn is_clearly_above(ours: &[OutputComparison], plain: &[OutputComparison]) -> bool {
-    let sure = |(ours, plain): (&OutputComparison, &OutputComparison)| {
-        let (ours, plain) = (std::slice::from_ref(ours), std::slice::from_ref(plain));
-        score(ours, plain, None) >= SURE_ERRORS * spread(ours, plain, plain)
-    };
-    score(ours, plain, None) >= SURE_DB && ours.iter().zip(plain).all(sure)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::calibrate::RowError;
     use proptest::prelude::*;
     use std::convert::Infallible;
 
@@ -320,87 +240,6 @@ mod tests {
     }
 
     /// One output; reference energy 10⁴ per row, and an error of so many dB below it in each row.
-    fn output(db: &[f64]) -> OutputComparison {
-        let row = |(row, db): (usize, &f64)| RowError {
-            row: row as u64,
-            reference: 1e4,
-            error: 1e4 * 10f64.powf(-db / 10.0),
-        };
-        OutputComparison {
-            name: String::new(),
-            sqnr_db: 0.0,
-            cosine: 0.0,
-            max_abs_error: 0.0,
-            max_relative_error: 0.0,
-            range: (0.0, 0.0),
-            elements: 0,
-            top1: (0, 0),
-            rows: db.iter().enumerate().map(row).collect(),
-        }
-    }
-
-    #[test]
-    fn losses_count_twice_and_exact_outputs_have_a_limit() {
-        let plain = [output(&[30., 30.]), output(&[f64::INFINITY, 140.])];
-        // +4 dB in one output; the other is exact but for float rounding.
-        let ours = [output(&[34., 34.]), output(&[120., 120.])];
-        assert!((score(&ours, &plain, None) - 2.0).abs() < 1e-9);
-        assert!(!is_below(&ours, &plain));
-        // −1 dB counts as −2; nothing is above.
-        let worse = [output(&[29., 29.]), output(&[120., 120.])];
-        assert!((score(&worse, &plain, None) + 1.0).abs() < 1e-9);
-        assert!(is_below(&worse, &plain));
-        assert_eq!(score(&[], &[], None), 0.0);
-        assert!(!is_below(&[], &[]));
-    }
-
-    #[test]
-    fn a_loss_in_one_output_counts_if_the_rows_agree() {
-        let plain = [output(&[30.; 4]), output(&[30.; 4])];
-        let agree = [output(&[40.; 4]), output(&[29.; 4])];
-        assert!(score(&agree, &plain, None) > 0.0 && is_below(&agree, &plain));
-        let differ = [output(&[40.; 4]), output(&[33., 33., 25., 33.])];
-        assert!(score(&differ, &plain, None) > 0.0 && !is_below(&differ, &plain));
-    }
-
-    #[test]
-    fn what_is_clear_on_few_rows() {
-        let plain = [output(&[30.; 4]), output(&[f64::INFINITY; 4])];
-        let exact = || output(&[f64::INFINITY; 4]);
-        assert!(is_clearly_above(
-            &[output(&[34., 35., 33., 34.]), exact()],
-            &plain
-        ));
-        // Above, but not by much; above, but rows differ; one output above, the other below.
-        assert!(!is_clearly_above(&[output(&[30.4; 4]), exact()], &plain));
-        assert!(!is_clearly_above(
-            &[output(&[40., 29., 36., 28.]), exact()],
-            &plain
-        ));
-        assert!(!is_clearly_above(
-            &[output(&[40.; 4]), output(&[50.; 4])],
-            &plain
-        ));
-        assert!(!is_clearly_above(&[], &[]));
-    }
-
-    #[test]
-    fn spread_is_the_jackknife() {
-        let plain = [output(&[30., 30., 30.])];
-        assert_eq!(spread(&[output(&[35.; 3])], &plain, &plain), 0.0);
-        assert_eq!(
-            spread(&[output(&[35.])], &[output(&[30.])], &[output(&[30.])]),
-            CLEAR_DB
-        );
-        // Without row 0, 1, 2: gains of 3, 3 and 6 dB in the limit of equal errors; by hand from the sums.
-        let ours = [output(&[36., 36., 30.])];
-        let sums = |e: [f64; 2]| 10.0 * (2.0 / (e[0] + e[1])).log10();
-        let small = 10f64.powf(-0.6);
-        let d = [sums([small, 1.]), sums([small, 1.]), sums([small, small])];
-        let mean = d.iter().sum::<f64>() / 3.0;
-        let expected = (d.iter().map(|d| (d - mean).powi(2)).sum::<f64>() * 2.0 / 3.0).sqrt();
-        assert!((spread(&ours, &plain, &plain) - expected).abs() < 1e-9);
-    }
 
     proptest! {
         /// Any effects, with any interaction between neighbours: what is taken is never below plain, never worse than

@@ -5,11 +5,11 @@
 
 use std::collections::BTreeSet;
 
-use super::Run;
-use crate::Error;
+use super::Changes;
+use crate::error::Error;
+use crate::graph::branches::FlatModel;
 use crate::graph::inline::RefusedCall;
-use crate::graph::{NodeId, ValueId, View, inline};
-use crate::onnx::Model;
+use crate::graph::{self, NodeId, ValueId, View};
 use crate::onnx::node::subgraphs;
 use crate::onnx::op;
 use crate::onnx::proto::NodeProto;
@@ -31,42 +31,42 @@ const BLOCKS: [&str; 6] = [
 /// More steps than any decomposition of a norm has.
 const NORM_STEPS: usize = 16;
 
-impl Run<'_> {
-    /// Replaces the calls that Linears and norms are inside of. Returns whether one had to be left alone.
-    pub fn inline(&mut self, model: &mut Model) -> Result<bool, Error> {
-        if model.proto.functions.is_empty() {
-            return Ok(false);
-        }
-        let mut trial = model.clone();
-        let all = inline(&mut trial, &|_| true).map_err(RewriteError::from)?;
-        let view = View::new(&trial);
-        let found = recognise(&view);
-        let mut wanted: BTreeSet<&[usize]> = BTreeSet::new();
-        for name in needed(&view, &found) {
-            // Everything that the innermost call is inside of goes with it.
-            let path = all.origin.get(&name).map_or(&[][..], Vec::as_slice);
-            wanted.extend((1..=path.len()).map(|n| &path[..n]));
-        }
-        let done = inline(model, &|path| wanted.contains(path)).map_err(RewriteError::from)?;
-        let report = done.calls.into_iter().map(|call| InlinedReport {
-            node: call.node,
-            function: call.function,
-        });
-        self.report.inlined.extend(report);
-        let hides_block = |r: &RefusedCall| BLOCKS.iter().any(|op| r.operators.contains(*op));
-        let misses = all.refused.into_iter().filter(hides_block);
-        let misses: Vec<NearMissReport> = misses
-            .map(|call| NearMissReport {
-                name: call.node,
-                kind: format!("call of {}", call.function),
-                reason: call.reason,
-            })
-            .collect();
-        let hidden = !misses.is_empty();
-        // A second attempt, after raising the functions, replaces what the first had to say.
-        self.report.near_misses = misses;
-        Ok(hidden)
+/// Replaces the calls that Linears and norms are inside of. Returns whether one had to be left alone.
+pub(super) fn inline(model: &mut FlatModel, changes: &mut Changes) -> Result<bool, Error> {
+    if model.as_model().proto.functions.is_empty() {
+        return Ok(false);
     }
+    let mut trial = model.as_model().clone();
+    let all = graph::inline(&mut trial, &|_| true).map_err(RewriteError::from)?;
+    let view = View::new(&trial);
+    let found = recognise(&view);
+    let mut wanted: BTreeSet<&[usize]> = BTreeSet::new();
+    for name in needed(&view, &found) {
+        // Everything that the innermost call is inside of goes with it.
+        let path = all.origin.get(&name).map_or(&[][..], Vec::as_slice);
+        wanted.extend((1..=path.len()).map(|n| &path[..n]));
+    }
+    let done = model
+        .edit(|m| graph::inline(m, &|path| wanted.contains(path)))
+        .map_err(RewriteError::from)?;
+    let report = done.calls.into_iter().map(|call| InlinedReport {
+        node: call.node,
+        function: call.function,
+    });
+    changes.inlined.extend(report);
+    let hides_block = |r: &RefusedCall| BLOCKS.iter().any(|op| r.operators.contains(*op));
+    let misses = all.refused.into_iter().filter(hides_block);
+    let misses: Vec<NearMissReport> = misses
+        .map(|call| NearMissReport {
+            name: call.node,
+            kind: format!("call of {}", call.function),
+            reason: call.reason,
+        })
+        .collect();
+    let hidden = !misses.is_empty();
+    // A second attempt, after raising the functions, replaces what the first had to say.
+    changes.closed = misses;
+    Ok(hidden)
 }
 
 /// If nodes that are not in the flat form although a weight is multiplied in one of their branches.

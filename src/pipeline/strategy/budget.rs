@@ -1,26 +1,16 @@
-//! Which Linears to leave in float, by numbers alone; [`super::keep_float`] makes and measures the models.
+//! Which Linears to leave in float, by numbers alone; [`super::keep_float`] asks the judge.
 //!
 //! Errors of different Linears add up at the outputs, nearly: each one's part is measured with that Linear alone
 //! quantized, and a choice is predicted by the sum of what is left.
 
-use crate::KeepFloat;
-
-/// A Linear that could be left in float.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Candidate {
-    /// Its number.
-    pub linear: usize,
-    /// Error energy at the outputs over the energy of the outputs, with this Linear alone quantized.
-    pub error: f64,
-    /// Multiplications per run.
-    pub work: f64,
-}
+use super::super::judge::Sensitivity;
+use crate::options::KeepFloat;
 
 /// The candidates in the order in which they should be left in float: most error for the least work first, but those
 /// with less than the mean error only after all others, however little they cost.
-pub fn order(candidates: &[Candidate]) -> Vec<Candidate> {
+pub fn order(candidates: &[Sensitivity]) -> Vec<Sensitivity> {
     let mean = total(candidates, |c| c.error) / candidates.len().max(1) as f64;
-    let gain = |c: &Candidate| c.error / c.work.max(1.0);
+    let gain = |c: &Sensitivity| c.error / c.work.max(1.0);
     let mut order = candidates.to_vec();
     order.sort_by(|a, b| {
         let (small_a, small_b) = (a.error < mean, b.error < mean);
@@ -34,13 +24,13 @@ pub fn order(candidates: &[Candidate]) -> Vec<Candidate> {
 }
 
 /// Those of `order` that a budget has room for: what does not fit is passed over, not the end.
-pub fn within(order: &[Candidate], budget: KeepFloat) -> Vec<Candidate> {
+pub fn within(order: &[Sensitivity], budget: KeepFloat) -> Vec<Sensitivity> {
     match budget {
         KeepFloat::Linears(n) => order.iter().take(n).cloned().collect(),
         KeepFloat::Work(part) => {
             let room = part * total(order, |c| c.work);
             let mut used = 0.0;
-            let fits = |c: &&Candidate| {
+            let fits = |c: &&Sensitivity| {
                 let fits = used + c.work <= room;
                 used += if fits { c.work } else { 0.0 };
                 fits
@@ -51,7 +41,7 @@ pub fn within(order: &[Candidate], budget: KeepFloat) -> Vec<Candidate> {
 }
 
 /// How many of `chosen`, from the first on, are needed to raise the SQNR by `gain_db`, if errors add up: at least 1.
-pub fn predict(chosen: &[Candidate], all: f64, gain_db: f64) -> usize {
+pub fn predict(chosen: &[Sensitivity], all: f64, gain_db: f64) -> usize {
     let allowed = all * 10f64.powf(-gain_db / 10.0);
     let mut left = all;
     let enough = chosen.iter().position(|c| {
@@ -90,7 +80,7 @@ pub fn smallest<E>(
 }
 
 /// The sum of one figure.
-pub fn total(candidates: &[Candidate], figure: impl Fn(&Candidate) -> f64) -> f64 {
+pub fn total(candidates: &[Sensitivity], figure: impl Fn(&Sensitivity) -> f64) -> f64 {
     candidates.iter().map(figure).sum()
 }
 
@@ -100,17 +90,18 @@ mod tests {
     use proptest::prelude::*;
     use std::convert::Infallible;
 
-    fn candidates(list: &[(f64, f64)]) -> Vec<Candidate> {
-        let candidate = |(linear, &(error, work)): (usize, &(f64, f64))| Candidate {
-            linear,
+    fn candidates(list: &[(f64, f64)]) -> Vec<Sensitivity> {
+        let candidate = |(linear, &(error, work)): (usize, &(f64, f64))| Sensitivity {
+            linear: linear.into(),
+            name: String::new(),
             error,
             work,
         };
         list.iter().enumerate().map(candidate).collect()
     }
 
-    fn numbers(chosen: &[Candidate]) -> Vec<usize> {
-        chosen.iter().map(|c| c.linear).collect()
+    fn numbers(chosen: &[Sensitivity]) -> Vec<usize> {
+        chosen.iter().map(|c| c.linear.index()).collect()
     }
 
     #[test]

@@ -2,13 +2,12 @@
 //!
 //! Running models is most of what a run of the tool costs, and of thousand rows a dozen show that migration has gained
 //! 5 dB. So original, result and plain min-max are compared on few rows first, and only if those leave a doubt on all
-//! ([`super::subset::is_clearly_above`]). Who asks for a figure, with `--min-sqnr` or `--keep-float`, gets it of all.
+//! ([`super::super::verdict::is_clearly_above`]). Who asks for a figure, with `--min-sqnr` or `--keep-float`, gets it of all.
 
 use std::collections::BTreeSet;
 
-use super::Run;
-use crate::Options;
-use crate::calibrate::{Batch, Split, Switches};
+use crate::calibrate::{Batch, Dataset, Split, Switches};
+use crate::options::Options;
 use crate::solve::Method;
 
 /// The least to judge by; fewer rows do not tell how much they vary.
@@ -18,20 +17,43 @@ const TOKENS: usize = 512;
 /// Tokens of a row that does not tell how many it has, as an image.
 const TOKENS_OF_A_ROW: usize = 128;
 
-impl Run<'_> {
-    /// Judges by all held-out rows from here on; false if it did already.
-    pub(super) fn ask_all_rows(&mut self) -> bool {
-        let rest = std::mem::take(&mut self.in_reserve);
-        self.reference.extend(&rest);
-        let judging = &mut self.report.settings.held_out_rows;
-        *judging += row_count(&rest);
-        self.report.verified_on = verified_on(*judging, 0);
-        !rest.is_empty()
+/// Tokens, about, on which the responses of blocks are computed.
+const RESPONSE_TOKENS: usize = 512;
+
+/// The data of a run, by what it is for.
+pub(crate) struct Rows {
+    /// Two rows, for shapes.
+    pub small: Vec<Batch>,
+    /// Rows that set ranges.
+    pub calibration: Vec<Batch>,
+    /// A few of those, whole sequences, on which blocks are run.
+    pub sequences: Option<Batch>,
+    /// Rows that judge the result.
+    pub judging: Vec<Batch>,
+    /// Rows that judge in case of doubt.
+    pub reserve: Vec<Batch>,
+    /// False if there are too few rows to hold any out: then those that judge are those that set ranges.
+    pub held_out: bool,
+}
+
+impl Rows {
+    /// The rows of a run.
+    pub fn of(data: &Dataset, options: &Options) -> Rows {
+        let split = data.split();
+        let (judging, reserve) = judging(&split, options);
+        Rows {
+            small: data.small_batches(),
+            sequences: data.sequences(RESPONSE_TOKENS),
+            held_out: split.held_out_used,
+            calibration: split.calibration,
+            judging,
+            reserve,
+        }
     }
 }
 
 /// The held-out batches that judge first, and those in reserve.
-pub(super) fn judging(split: &Split, options: &Options) -> (Vec<Batch>, Vec<Batch>) {
+fn judging(split: &Split, options: &Options) -> (Vec<Batch>, Vec<Batch>) {
     let asks = options.keep_float.is_some() || options.min_sqnr_db.is_some();
     let compares = options.format.quantizes() && options.method != Method::None;
     if asks || !compares || !split.held_out_used {
@@ -61,7 +83,7 @@ fn enough(batches: &[Batch]) -> BTreeSet<usize> {
 }
 
 /// The first batch of every setting of the switches.
-pub(super) fn first_of_setting(batches: &[Batch]) -> BTreeSet<usize> {
+pub(in crate::pipeline) fn first_of_setting(batches: &[Batch]) -> BTreeSet<usize> {
     let mut settings: Vec<Switches> = Vec::new();
     let new = |(i, batch): (usize, &Batch)| {
         let setting = batch.switches();
@@ -88,7 +110,7 @@ fn tokens(batch: &Batch) -> usize {
 }
 
 /// What the rows are that judge, of which so many are in reserve.
-pub(super) fn verified_on(judging: usize, in_reserve: usize) -> String {
+pub(in crate::pipeline) fn verified_on(judging: usize, in_reserve: usize) -> String {
     match in_reserve {
         0 => format!("{judging} rows held out of calibration"),
         rest => format!(
@@ -98,12 +120,12 @@ pub(super) fn verified_on(judging: usize, in_reserve: usize) -> String {
     }
 }
 
-pub(super) fn row_count(batches: &[Batch]) -> usize {
+pub(in crate::pipeline) fn row_count(batches: &[Batch]) -> usize {
     batches.iter().map(|b| b.rows.len()).sum()
 }
 
 /// `n` of the numbers below `of`, evenly spaced, with the first and the last; all if there are fewer.
-pub(super) fn spread(of: usize, n: usize) -> impl Iterator<Item = usize> {
+pub(in crate::pipeline) fn spread(of: usize, n: usize) -> impl Iterator<Item = usize> {
     let n = n.min(of);
     (0..n).map(move |i| i * (of - 1) / (n - 1).max(1))
 }

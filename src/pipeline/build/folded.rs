@@ -4,36 +4,57 @@
 //! rounded by up to 5·10⁻⁴, which would hide any mistake of the folding. So the folding is checked with its constants
 //! in float32, and what rounding them does is measured separately, against a limit of that type.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::Error;
-use crate::graph::{self, Patch};
+use super::Source;
+use super::super::plan::{Plan, SitePlan};
+use super::super::sites::SiteRow;
+use crate::error::Error;
+use crate::graph::Names;
+use crate::graph::branches::FlatModel;
 use crate::onnx::proto::TensorProto;
 use crate::onnx::{DataType, Model, tensor};
-use crate::rewrite::{Precision, RewriteError};
+use crate::recognise::LinearId;
+use crate::rewrite::{self, Affine, Precision, RewriteError};
+use crate::site::Site;
 
 /// A migrated model.
 pub(crate) struct Folded {
     /// In the types of the file.
-    pub model: Model,
+    pub model: FlatModel,
     /// The coarsest type that a migrated constant was rounded to, and the same model with those constants in float32;
     /// `None` if that is what they are in already.
-    pub unrounded: Option<(DataType, Model)>,
+    pub unrounded: Option<(DataType, FlatModel)>,
 }
 
 impl Folded {
-    /// `model` after the patches that `migrate` makes.
+    /// The prepared model with every shift and scale of the plan folded. Weights of Linears that are `replaced` by
+    /// integers later need no type of the file.
+    ///
+    /// # Errors
+    /// A constant that cannot be read, or does not fit its type after migration.
     pub fn new(
-        model: &Model,
-        migrate: impl Fn(Precision) -> Result<Vec<Patch>, RewriteError>,
+        source: Source,
+        plan: &Plan,
+        replaced: &BTreeSet<LinearId>,
     ) -> Result<Folded, Error> {
-        let fold = |precision| -> Result<Model, Error> {
+        let prepared = &source.calibrated.prepared;
+        let model = &prepared.model;
+        let view = model.view();
+        let rows = prepared.sites.iter().map(|(_, row)| row);
+        let migrations: Vec<(&Site, Affine)> =
+            rows.zip(&plan.sites).filter_map(migration).collect();
+        let fold = |precision| -> Result<FlatModel, Error> {
+            let mut names = Names::new(model.as_model());
+            let (found, names) = (&prepared.found, &mut names);
+            let patches =
+                rewrite::migrate_in(precision, replaced, &view, found, &migrations, names)?;
             let mut folded = model.clone();
-            graph::apply(&mut folded, migrate(precision)?).map_err(RewriteError::from)?;
+            folded.apply(patches).map_err(RewriteError::from)?;
             Ok(folded)
         };
         let folded = fold(Precision::OfFile)?;
-        let unrounded = match rounded_to(model, &folded) {
+        let unrounded = match rounded_to(model.as_model(), folded.as_model()) {
             Some(dtype) => Some((dtype, fold(Precision::Float32)?)),
             None => None,
         };
@@ -42,6 +63,16 @@ impl Folded {
             unrounded,
         })
     }
+}
+
+/// What is folded at a site, if anything is.
+fn migration<'a>((row, plan): (&'a SiteRow, &Option<SitePlan>)) -> Option<(&'a Site, Affine)> {
+    let transform = &plan.as_ref()?.transform;
+    let affine = Affine {
+        shift: transform.shift.clone(),
+        scale: transform.scale.clone(),
+    };
+    (row.site.has_sink() && !affine.is_identity()).then_some((&row.site, affine))
 }
 
 /// The coarsest type among the constants that are not as they were.
