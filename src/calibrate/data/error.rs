@@ -85,7 +85,7 @@ pub enum CalibError {
 }
 
 /// "FILE" or "FILE: array NAME", the subject of a message.
-pub(in crate::calibrate) fn place(file: &Path, array: Option<&str>) -> String {
+pub(super) fn place(file: &Path, array: Option<&str>) -> String {
     match array {
         Some(name) => format!("{}: array {name}", file.display()),
         None => file.display().to_string(),

@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ndarray::ArrayD;
 
-use super::{is_standard, shapes, values};
+use super::{shapes, values};
+use crate::calibrate::engine::node::is_standard;
 use crate::onnx::node::subgraphs;
 use crate::onnx::proto::{GraphProto, NodeProto, TensorProto, ValueInfoProto, type_proto};
 use crate::onnx::{DataType, tensor};

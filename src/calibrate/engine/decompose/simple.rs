@@ -1,8 +1,9 @@
 //! Operators that become one or two others.
 
-use super::build::Build;
+use super::build::{Build, Outcome};
 use super::known::{Known, slices};
-use super::{EngineError, Outcome, node_label};
+use crate::calibrate::engine::error::EngineError;
+use crate::calibrate::engine::node::node_label;
 use crate::onnx::node::{attr, attr_f, attr_i, attr_s, float_attr, int_attr, tensor_attr};
 use crate::onnx::op;
 use crate::onnx::proto::NodeProto;
