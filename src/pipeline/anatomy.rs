@@ -72,7 +72,8 @@ fn dissect(
     let mut attention_shapes = BTreeMap::new();
     for batch in small.iter().filter(|_| !softmaxes.is_empty()) {
         // Only the number of heads is lost without them.
-        attention_shapes.extend(shapes(engine, seen.model.as_model(), batch, &softmaxes).unwrap_or_default());
+        attention_shapes
+            .extend(shapes(engine, seen.model.as_model(), batch, &softmaxes).unwrap_or_default());
     }
     let statistics = match data.filter(|_| ran) {
         Some(data) => measured(&seen, data, engine, options, progress)?,

@@ -2,9 +2,9 @@
 
 use super::Job;
 use super::calibrate::Calibrated;
+use super::judge::Measured;
 use super::judge::held_out::JudgedOn;
 use super::judge::rows::{Rows, row_count};
-use super::judge::Measured;
 use super::plan::{AttentionPlan, Dropped, Guard, Precision, SitePlan};
 use super::sites::SiteRow;
 use super::verdict::losses;
@@ -57,7 +57,12 @@ impl Account<'_> {
             outputs: output_reports(&self.written.outputs, self.plain),
             verified_on: self.judged_on.rows.clone(),
             decision: self.decision(),
-            dropped_sites: plan.sites.iter().flatten().filter(|s| was_dropped(s)).count(),
+            dropped_sites: plan
+                .sites
+                .iter()
+                .flatten()
+                .filter(|s| was_dropped(s))
+                .count(),
             kept_float: self.written.account.kept_float.clone(),
             filled_inputs: self
                 .data

@@ -116,9 +116,8 @@ pub fn prefers_safe(
     plain: &[OutputComparison],
 ) -> bool {
     let largest = |gaps: &mut dyn Iterator<Item = f64>| gaps.fold(0.0, f64::max);
-    let below = |(high, low): (&OutputComparison, &OutputComparison)| {
-        sqnr(high, None) - sqnr(low, None)
-    };
+    let below =
+        |(high, low): (&OutputComparison, &OutputComparison)| sqnr(high, None) - sqnr(low, None);
     let lost = largest(&mut plain.iter().zip(best).map(below));
     let given_up = largest(&mut best.iter().zip(safe).map(below));
     if given_up <= lost {
@@ -131,11 +130,25 @@ pub fn prefers_safe(
     worst(safe) > worst(best)
 }
 
+/// Whether `new` must not be written in place of `before`: an output is clearly below plain, and `before` or plain avoids that
+/// ([`prefers_safe`]).
+pub fn breaks_promise(
+    new: &[OutputComparison],
+    before: &[OutputComparison],
+    plain: &[OutputComparison],
+) -> bool {
+    let avoids = |other: &[OutputComparison]| {
+        losses(other, plain).is_empty() && prefers_safe(other, new, plain)
+    };
+    !losses(new, plain).is_empty() && (avoids(before) || avoids(plain))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::calibrate::RowError;
 
+    /// One output; reference energy 10⁴ per row, and an error of so many dB below it in each row.
     fn output(db: &[f64]) -> OutputComparison {
         let row = |(row, db): (usize, &f64)| RowError {
             row: row as u64,
@@ -144,7 +157,7 @@ mod tests {
         };
         OutputComparison {
             name: String::new(),
-            sqnr_db: 0.0,
+            sqnr_db: db.iter().sum::<f64>() / db.len() as f64,
             cosine: 0.0,
             max_abs_error: 0.0,
             max_relative_error: 0.0,
@@ -231,7 +244,11 @@ mod tests {
         // Plain keeps the second output and ruins the first.
         assert!(!prefers_safe(&plain, &outputs([39.0, 38.5]), &plain));
         // A part of the decisions keeps both.
-        assert!(prefers_safe(&outputs([38.0, 42.0]), &outputs([39.0, 38.5]), &plain));
+        assert!(prefers_safe(
+            &outputs([38.0, 42.0]),
+            &outputs([39.0, 38.5]),
+            &plain
+        ));
         // The first gains less than the second loses.
         assert!(prefers_safe(&plain, &outputs([13.0, 38.5]), &plain));
         // Neither will do: the worst output of plain is at 11 dB, that of the other at 9.

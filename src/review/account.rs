@@ -76,7 +76,9 @@ pub fn site_report(decision: SiteDecision) -> SiteReport {
         discarded,
         ..
     } = decision;
-    let ranges = decision.statistics.map(|stats| channel_ranges(stats, solution));
+    let ranges = decision
+        .statistics
+        .map(|stats| channel_ranges(stats, solution));
     let (channels_per_line, channels) = ranges.unwrap_or_default();
     let curve = solution.curve.iter().map(|point| CurveReport {
         threshold: point.threshold,

@@ -6,9 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Source;
 use super::super::plan::{Plan, SitePlan};
 use super::super::sites::SiteRow;
+use super::Source;
 use crate::error::Error;
 use crate::graph::Names;
 use crate::graph::branches::FlatModel;

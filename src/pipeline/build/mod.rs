@@ -49,11 +49,7 @@ pub(crate) fn build(source: Source, plan: Plan) -> Result<Candidate, Error> {
 ///
 /// # Errors
 /// Those of [`build`].
-pub(crate) fn build_from(
-    source: Source,
-    folded: Folded,
-    plan: Plan,
-) -> Result<Candidate, Error> {
+pub(crate) fn build_from(source: Source, folded: Folded, plan: Plan) -> Result<Candidate, Error> {
     let mut model = folded.model;
     if plan.format.quantizes() {
         let refinement = Refinement::of(source, &model, &plan);

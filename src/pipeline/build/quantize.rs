@@ -28,8 +28,7 @@ pub(super) fn quantize(
     let corrections: Vec<_> = corrections.cloned().collect();
     if !corrections.is_empty() {
         let mut names = Names::new(model.as_model());
-        let patches =
-            rewrite::correct_biases(&model.view(), &found, &corrections, &mut names)?;
+        let patches = rewrite::correct_biases(&model.view(), &found, &corrections, &mut names)?;
         model.apply(patches).map_err(RewriteError::from)?;
         // The biases may be other constants now.
         found = recognised(&model, source.calibrated);

@@ -144,8 +144,7 @@ impl Refine<'_> {
             };
             let (low, high) = plan.range;
             let params = self.source.options.activation().params(low, high);
-            let means =
-                [0, 1].map(|i| means(&stats.folds[i].sample, &plan.transform, &params));
+            let means = [0, 1].map(|i| means(&stats.folds[i].sample, &plan.transform, &params));
             let linears = row.linears.iter();
             let with_bias = linears.filter(|&&l| self.found.linears[l].bias.is_some());
             jobs.extend(with_bias.map(|&l| (l, means.clone())));

@@ -3,8 +3,8 @@
 use super::super::Job;
 use super::super::build::{Folded, rounding_error};
 use super::super::plan::Plan;
-use super::held_out::{Checked, HeldOut};
 use super::Judge;
+use super::held_out::{Checked, HeldOut};
 use crate::calibrate::{OutputComparison, compare_few};
 use crate::error::Error;
 use crate::graph::branches::FlatModel;
@@ -82,10 +82,7 @@ impl HeldOut<'_> {
     }
 
     /// [`HeldOut::compare`] on few of the rows.
-    fn compare_few(
-        &mut self,
-        models: &[&FlatModel],
-    ) -> Result<Vec<Vec<OutputComparison>>, Error> {
+    fn compare_few(&mut self, models: &[&FlatModel]) -> Result<Vec<Vec<OutputComparison>>, Error> {
         let models: Vec<Model> = models.iter().map(|m| m.unflatten()).collect();
         let models: Vec<&Model> = models.iter().collect();
         let Job {
@@ -95,7 +92,13 @@ impl HeldOut<'_> {
             ..
         } = *self.job;
         let reference = &mut self.reference;
-        Ok(compare_few(engine, reference, &models, options.threads, progress)?)
+        Ok(compare_few(
+            engine,
+            reference,
+            &models,
+            options.threads,
+            progress,
+        )?)
     }
 }
 

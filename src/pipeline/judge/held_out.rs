@@ -124,12 +124,15 @@ impl Judge for HeldOut<'_> {
         let candidates = plans.into_iter().map(|plan| self.candidate(plan));
         let candidates: Vec<Candidate> = candidates.collect::<Result<_, _>>()?;
         // A plan in float has been run by its check already.
-        let checked = self.checked.as_mut().and_then(|checked| match &candidates[..] {
-            [only] if !only.plan.format.quantizes() && checked.plan.folds_like(&only.plan) => {
-                checked.outputs.clone()
-            }
-            _ => None,
-        });
+        let checked = self
+            .checked
+            .as_mut()
+            .and_then(|checked| match &candidates[..] {
+                [only] if !only.plan.format.quantizes() && checked.plan.folds_like(&only.plan) => {
+                    checked.outputs.clone()
+                }
+                _ => None,
+            });
         let compared = match checked {
             Some(outputs) => vec![outputs],
             None => {

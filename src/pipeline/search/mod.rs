@@ -36,7 +36,9 @@ impl Plan {
         for group in prepared.sites.groups() {
             let joint = solutions[group.leader].clone();
             for &i in &group.members {
-                let own = joint.as_ref().zip(prepared.sites.row(i).statistics.as_ref());
+                let own = joint
+                    .as_ref()
+                    .zip(prepared.sites.row(i).statistics.as_ref());
                 solutions[i] = own.map(|(joint, stats)| of_member(joint, stats));
             }
         }
@@ -90,11 +92,7 @@ fn solve_joint(
 }
 
 /// The solution of a site if nothing can be folded: a range for the value as it is.
-pub(super) fn solve_unmigrated(
-    job: &Job,
-    calibrated: &Calibrated,
-    id: SiteId,
-) -> Option<Solution> {
+pub(super) fn solve_unmigrated(job: &Job, calibrated: &Calibrated, id: SiteId) -> Option<Solution> {
     let row = calibrated.prepared.sites.row(id);
     let plain = Site {
         sink: Sink::None(String::new()),

@@ -11,7 +11,6 @@ use crate::graph::View;
 use crate::recognise::{Linear, LinearId, Recognised};
 use crate::site::Site;
 
-pub(crate) use shared::SilentBranch;
 pub(super) use shared::{of_member, tied};
 
 oxc_index::define_index_type! {
@@ -88,6 +87,41 @@ impl SiteTable {
             rows: sites.into_iter().zip(names).map(row).collect(),
             groups: IndexVec::new(),
         }
+    }
+
+    /// A table of sites and of groups of them, each with its leader.
+    #[cfg(test)]
+    pub fn of_rows(sites: Vec<Site>, groups: &[(SiteId, Vec<SiteId>)]) -> SiteTable {
+        let row = |(i, site): (usize, Site)| SiteRow {
+            name: format!("value {i}"),
+            linears: site.linears.clone(),
+            site,
+            statistics: None,
+            group: None,
+        };
+        let mut table = SiteTable {
+            rows: sites.into_iter().enumerate().map(row).collect(),
+            groups: IndexVec::new(),
+        };
+        for (leader, members) in groups {
+            let fold = || crate::calibrate::FoldStats {
+                min: Vec::new(),
+                max: Vec::new(),
+                tokens: 0,
+                sample: ndarray::Array2::zeros((0, 0)),
+            };
+            let group = table.groups.push(Group {
+                members: members.clone(),
+                leader: *leader,
+                statistics: ChannelStats {
+                    rank: 3,
+                    folds: [fold(), fold()],
+                },
+            });
+            let members = members.iter();
+            members.for_each(|&m| table.rows[m].group = Some(group));
+        }
+        table
     }
 
     /// One row.

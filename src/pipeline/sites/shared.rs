@@ -35,7 +35,6 @@ pub(crate) struct SilentBranch {
 
 /// What the search for shared weights looks at.
 struct Shared<'v, 'm> {
-    view: &'v View<'m>,
     found: &'v Recognised,
     /// Per node the branch it is in.
     branches: &'v [Option<String>],
@@ -58,7 +57,6 @@ impl SiteTable {
         };
         let missing: Vec<SiteId> = self.iter().filter(unknown).map(|(id, _)| id).collect();
         let shared = Shared {
-            view,
             found,
             branches: &branches,
             roots: Roots::of(view, &branches),
@@ -68,9 +66,7 @@ impl SiteTable {
             if let Some(group) = self.join(members, &shared) {
                 let members = group.members.clone();
                 let id = self.groups.push(group);
-                members
-                    .iter()
-                    .for_each(|&m| self.rows[m].group = Some(id));
+                members.iter().for_each(|&m| self.rows[m].group = Some(id));
             }
         }
         match branches.iter().all(Option::is_none) {

@@ -21,11 +21,11 @@ use crate::site::Sink;
 /// Sites that are decided together, and whose decision is not plain min-max.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Unit {
-    kind: usize,
-    gain: f64,
+    pub kind: usize,
+    pub gain: f64,
     pub sites: Vec<SiteId>,
     /// The numbers of the graph outputs that depend on them.
-    reaches: BTreeSet<usize>,
+    pub reaches: BTreeSet<usize>,
 }
 
 type Outputs = Vec<OutputComparison>;
@@ -107,7 +107,10 @@ fn trials(
     };
     let mut trials = Vec::new();
     // What reaches nothing but the outputs that lose can go without touching the others.
-    let lost: BTreeSet<usize> = losses(&ours.outputs, plain).iter().map(|l| l.output).collect();
+    let lost: BTreeSet<usize> = losses(&ours.outputs, plain)
+        .iter()
+        .map(|l| l.output)
+        .collect();
     let harmless = |unit: &Unit| !unit.reaches.is_empty() && unit.reaches.is_subset(&lost);
     let kept: Vec<bool> = units.iter().map(|unit| !harmless(unit)).collect();
     if kept.contains(&true) && kept.contains(&false) {
@@ -144,8 +147,7 @@ fn take(
         n => format!(" (together with {} other sites)", n - 1),
     };
     let (with, without_it) = (mean_sqnr(&ours.outputs), mean_sqnr(&measured));
-    let reason =
-        format!("dropped after validation: {with:.2} dB -> {without_it:.2} dB{others}");
+    let reason = format!("dropped after validation: {with:.2} dB -> {without_it:.2} dB{others}");
     let plan = without(&ours.plan, units, &kept, Dropped::Validation(reason));
     if let Err(error) = judge.float_check(&plan) {
         let (Error::FloatCheck { .. } | Error::Rounding { .. }) = error else {
@@ -207,10 +209,7 @@ pub(crate) fn units(
 
 /// Sites of one leader as one unit, in the order of kind (the one that costs or assumes most first) and then of gain, lowest
 /// first.
-fn grouped(
-    decisions: impl Iterator<Item = Unit>,
-    leader: impl Fn(SiteId) -> SiteId,
-) -> Vec<Unit> {
+fn grouped(decisions: impl Iterator<Item = Unit>, leader: impl Fn(SiteId) -> SiteId) -> Vec<Unit> {
     let mut units: std::collections::BTreeMap<SiteId, Unit> = Default::default();
     for decision in decisions {
         for &site in &decision.sites {

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use super::super::judge::{Judge, Measured, Sensitivity, measure};
 use super::super::plan::{Dropped, Plan, Precision};
 use super::super::sites::SiteTable;
-use super::super::verdict::{mean_sqnr, score};
+use super::super::verdict::{breaks_promise, mean_sqnr, score};
 use super::budget::{order, predict, smallest, total, within};
 use super::drop::Unit;
 use crate::calibrate::OutputComparison;
@@ -56,9 +56,13 @@ pub(crate) fn keep_float(
             linears: sensitivity.len(),
         });
     }
-    // Nothing is left in float for nothing.
+    // Nothing is left in float for nothing, nor for the loss of an output.
+    let plain = judge.plain().map(|plain| plain.outputs.clone());
+    let plain = plain.unwrap_or_default();
     let better = |(_, m): &(usize, Measured)| {
-        wish.min_sqnr_db.is_some() || score(&m.outputs, &written.outputs, None) > 0.0
+        wish.min_sqnr_db.is_some()
+            || (score(&m.outputs, &written.outputs, None) > 0.0
+                && !breaks_promise(&m.outputs, &written.outputs, &plain))
     };
     let best = best.filter(better);
     let kept = best.as_ref().map_or(&[][..], |(n, _)| &chosen[..*n]);
@@ -137,11 +141,7 @@ fn search(
 }
 
 /// The plan with some Linears in float; what is decided for their sites alone is dropped.
-fn in_float(
-    plan: &Plan,
-    kept: &[Sensitivity],
-    (sites, units): (&SiteTable, &[Unit]),
-) -> Plan {
+fn in_float(plan: &Plan, kept: &[Sensitivity], (sites, units): (&SiteTable, &[Unit])) -> Plan {
     let mut plan = plan.clone();
     let kept: BTreeSet<LinearId> = kept.iter().map(|c| c.linear).collect();
     for &linear in &kept {

@@ -20,8 +20,8 @@ mod tests;
 mod wider;
 
 pub(crate) use attention::quantize_attention;
-pub(crate) use drop::{Unit, drop_what_hurts, units};
-pub(crate) use exact::{Unmigrated, make_exact};
+pub(crate) use drop::{drop_what_hurts, units};
+pub(crate) use exact::make_exact;
 pub(crate) use keep_float::{Wish, keep_float};
 pub(crate) use open::{conclude, open};
 pub(crate) use qoperator::compare_with_qdq;

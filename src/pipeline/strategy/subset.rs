@@ -239,8 +239,6 @@ mod tests {
         assert_eq!(choose(&[(5, f64::NAN), (0, 0.0)], 100.0), Some(1));
     }
 
-    /// One output; reference energy 10⁴ per row, and an error of so many dB below it in each row.
-
     proptest! {
         /// Any effects, with any interaction between neighbours: what is taken is never below plain, never worse than
         /// all units or none, and what was measured is what the trial says.
