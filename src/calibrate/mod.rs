@@ -5,7 +5,7 @@
 //!                                           └▶ outputs ─▶ compare: SQNR, cosine, largest error
 //! ```
 //!
-//! [`Dataset`] turns what a user names on the command line into checked [`Batch`]es. [`statistics()`] runs them and
+//! [`Dataset`] turns the files a user names into checked [`Batch`]es. [`statistics()`] runs them and
 //! reduces the values it is asked for while the model runs; [`compare()`] runs several models on the same batches.
 //! [`Engine`] is the only door to an inference engine, and [`TractEngine`] the only code that knows tract.
 

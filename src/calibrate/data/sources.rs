@@ -14,7 +14,7 @@ use crate::calibrate::data::signature::{ModelInput, list};
 /// A path with calibration data, possibly for one named input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CalibSource {
-    /// The model input that the file feeds (`NAME=FILE.npy`).
+    /// The model input that the file feeds; `None` where the arrays are named, or the model has one such input.
     pub name: Option<String>,
     /// A `.npy` or `.npz` file, a folder of such files, or a folder of ONNX test data.
     pub path: PathBuf,
@@ -41,7 +41,7 @@ pub(super) fn read_tables(
         if extension(&source.path) != "npy" || source.path.is_dir() {
             return Err(CalibError::Source {
                 file: source.path.clone(),
-                problem: format!("{name}= takes a .npy file"),
+                problem: format!("data for one input ({name}) is a .npy file"),
             });
         }
         let array = named(name, &source.path, None, read_npy(&source.path)?);
