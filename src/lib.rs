@@ -30,7 +30,7 @@ pub mod solve;
 pub mod target;
 
 pub use error::Error;
-pub use options::{AttentionMode, Format, KeepFloat, Options};
+pub use options::{AttentionMode, Format, KeepFloat, Options, OptionsError};
 
 use calibrate::{Dataset, Engine};
 use graph::branches::unflatten;

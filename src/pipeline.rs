@@ -101,7 +101,7 @@ impl<'a> Run<'a> {
                     0
                 },
                 opset: original.opset(),
-                ..options.settings()
+                ..Settings::from(options)
             },
             verified_on: if split.held_out_used {
                 portion::verified_on(held_out_rows, row_count(&in_reserve))
@@ -150,23 +150,10 @@ impl<'a> Run<'a> {
     /// A copy of the model (weights shared) at an operator set that has per-axis DequantizeLinear, with every Linear
     /// and norm in the main graph: not in a function, nor (in the flat form of the graph) in the branch of an If.
     pub fn raise_opset(&mut self) -> Result<Model, Error> {
+        self.options.validate()?;
         let target = self.options.profile();
-        if self.options.reduce_range && !target.saturates {
-            return Err(Error::NothingSaturates {
-                target: target.name,
-            });
-        }
         graph::check(self.original)?;
         let mut model = self.clean(self.original.clone())?;
-        let profile = self.options.profile();
-        if let (Format::QOperator, Some(reason)) = (self.options.format, profile.no_qoperator) {
-            let (format, target) = (self.options.format.name(), profile.name);
-            return Err(Error::FormatRefused {
-                format,
-                target,
-                reason,
-            });
-        }
         flatten(&mut model);
         let hidden = self.inline(&mut model)?;
         let raised = opset::raise(&mut model, MIN_OPSET)?;

@@ -21,6 +21,7 @@ use thiserror::Error;
 
 /// Why a model could not be loaded.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum LoadError {
     /// The model file could not be opened or mapped.
     #[error("cannot read {path}: {source}")]
@@ -89,6 +90,7 @@ pub enum LoadError {
 
 /// What is wrong with a tensor's external data.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum ExternalDataError {
     /// The entry `location` is missing or empty.
     #[error("no `location` is given")]

@@ -52,6 +52,7 @@ pub struct SaveSummary {
 
 /// Why a model could not be saved. No half-written file is left behind in any of these cases.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum SaveError {
     /// The target is there already.
     #[error("{path} exists already; overwriting it must be asked for")]

@@ -20,6 +20,7 @@ pub(crate) fn anatomy(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Anatomy, Error> {
+    options.validate()?;
     let mut notes = Vec::new();
     let synthetic = match data {
         Some(_) => None,

@@ -31,7 +31,7 @@ impl Run<'_> {
     /// deploy.
     pub fn lint(&mut self, result: &Model) -> Result<(), Error> {
         let target = self.options.target;
-        let key = |f: &Finding| (f.rule, f.node.clone());
+        let key = |f: &Finding| (f.rule.clone(), f.node.clone());
         let before: BTreeSet<_> = lint(self.original, target).iter().map(key).collect();
         let findings = lint(result, target);
         let ours = |f: &&Finding| f.subject == Subject::Quantization && !before.contains(&key(f));
@@ -39,7 +39,7 @@ impl Run<'_> {
         if let Some(f) = fatal.filter(|_| self.options.format != Format::Float) {
             return Err(Error::Lint {
                 target: target.profile().name,
-                rule: f.rule,
+                rule: f.rule.clone(),
                 node: f.node.clone(),
                 message: f.message.clone(),
             });

@@ -172,7 +172,7 @@ impl Run<'_> {
         });
         let outputs: Vec<String> = outputs.collect();
         self.report.notes.push(format!(
-            "--format qoperator quantizes the outputs of Linears too, so it is usually less accurate than --format qdq: {}",
+            "format qoperator quantizes the outputs of Linears too, so it is usually less accurate than format qdq: {}",
             outputs.join("; ")
         ));
         Ok(())

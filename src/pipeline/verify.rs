@@ -57,7 +57,7 @@ impl Run<'_> {
                 limit: FLOAT_LIMIT,
             });
         }
-        self.report.float_check = FloatCheck {
+        let mut check = FloatCheck {
             max_relative_error: error,
             ..FloatCheck::default()
         };
@@ -73,12 +73,13 @@ impl Run<'_> {
                     limit,
                 });
             }
-            self.report.float_check.rounded = Some(RoundedCheck {
-                dtype,
+            check.rounded = Some(RoundedCheck {
+                dtype: dtype.to_owned(),
                 max_relative_error: error,
                 limit,
             });
         }
+        self.report.float_check = Some(check);
         self.report.outputs = output_reports(&in_file, None);
         self.finish_step("float check");
         Ok(())
