@@ -13,6 +13,8 @@
 //! pairs them up, [`calibrate`] runs the model on real data, [`solve`] finds shift and scale, [`rewrite`] folds them
 //! into the constants and quantizes by the rules of a [`target`], [`review`] checks the result and says what was done.
 //!
+//! [`Quantizer`] is the shortest way to use it; `examples/quantize.rs` shows the whole job of a program.
+//!
 //! The library never prints, reads the environment or exits.
 
 pub mod calibrate;
@@ -22,6 +24,7 @@ pub mod onnx;
 mod options;
 mod pipeline;
 pub mod progress;
+mod quantizer;
 pub mod recognise;
 pub mod review;
 pub mod rewrite;
@@ -31,6 +34,9 @@ pub mod target;
 
 pub use error::Error;
 pub use options::{AttentionMode, Format, KeepFloat, Options, OptionsError};
+pub use quantizer::{CalibratedQuantizer, Quantized, Quantizer};
+/// The type of [`Options::include`] and [`Options::exclude`].
+pub use regex::Regex;
 
 use calibrate::{Dataset, Engine};
 use graph::branches::unflatten;
@@ -54,6 +60,20 @@ pub struct Inspection {
 
 /// Only the first steps of [`run`]: nothing is calibrated or changed. Two rows of `data` give the shapes.
 ///
+/// ```
+/// use onnx_osplus::calibrate::{Dataset, TractEngine};
+/// use onnx_osplus::progress::NoProgress;
+/// use onnx_osplus::{Options, inspect, onnx};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let model = onnx::load("models/tiny/model.onnx")?;
+/// let data = Dataset::synthetic(&model)?;
+/// let seen = inspect(&model, &data, &TractEngine, &Options::default(), &NoProgress)?;
+/// assert!(seen.sites.iter().all(|site| site.has_sink()));
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # Errors
 /// No Linear to quantize, an operator set that the target cannot have, whatever the engine cannot run.
 pub fn inspect(
@@ -72,6 +92,19 @@ pub fn inspect(
 
 /// What is seen in a model: its architecture, sites with their sinks, near misses, what is quantized already; with `data`,
 /// which channels stick out and what plain quantization would do, too. Without data, zeros of the stated shapes are run.
+///
+/// ```
+/// use onnx_osplus::calibrate::TractEngine;
+/// use onnx_osplus::progress::NoProgress;
+/// use onnx_osplus::{Options, anatomy, onnx};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let model = onnx::load("models/tiny/model.onnx")?;
+/// let seen = anatomy(&model, None, &TractEngine, &Options::default(), &NoProgress)?;
+/// assert_eq!(seen.architecture.norms["LayerNormalization"], 5);
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// # Errors
 /// Whatever the engine refuses when it runs `data`. A model that cannot be run at all is inspected as far as the graph

@@ -333,3 +333,40 @@ fn below_plain(out: &mut String, report: &Report) -> std::fmt::Result {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use onnx_osplus::review::{BelowPlain, FloatCheck};
+
+    fn text(report: &Report) -> String {
+        summary(report, (0, 0), false)
+    }
+
+    #[test]
+    fn a_check_that_was_not_run_is_not_a_difference_of_zero() {
+        let mut report = Report::default();
+        assert!(text(&report).contains("float      check not needed, nothing was changed\n"));
+        report.float_check = Some(FloatCheck::default());
+        assert!(text(&report).contains("migrated model within 0.0e0 of each output's range"));
+    }
+
+    #[test]
+    fn every_output_below_plain_is_a_warning() {
+        let mut report = Report::default();
+        assert!(!text(&report).contains("warning"));
+        for (name, plain) in [("y1", Some(42.636)), ("y2", None)] {
+            let mut lost = BelowPlain::default();
+            lost.output = name.to_owned();
+            (lost.sqnr_db, lost.plain_sqnr_db) = (38.75, plain);
+            report.below_plain.push(lost);
+        }
+        let text = text(&report);
+        let warnings: Vec<&str> = text.lines().filter(|l| l.starts_with("warning")).collect();
+        assert_eq!(warnings.len(), 2, "{text}");
+        assert!(
+            warnings[0].contains("output y1 ") && warnings[0].contains("38.75 dB, plain 42.64 dB")
+        );
+        assert!(warnings[1].contains("output y2 ") && warnings[1].ends_with("plain exact"));
+    }
+}

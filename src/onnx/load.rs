@@ -178,9 +178,18 @@ pub enum ExternalDataError {
 /// The files must not be changed while the model is in use: the model is a view of them. Replacing a file by renaming
 /// another over it, as [`save`](super::save()) does, is harmless.
 ///
+/// ```
+/// use onnx_osplus::onnx::{self, LoadError};
+///
+/// let model = onnx::load("models/tiny/model.onnx")?;
+/// assert_eq!((model.opset(), model.graph().node.len()), (17, 81));
+/// # Ok::<(), LoadError>(())
+/// ```
+///
 /// # Errors
 /// See [`LoadError`]. Integer tensors are checked when they are used, float tensors here.
-pub fn load(path: &Path) -> Result<Model, LoadError> {
+pub fn load(path: impl AsRef<Path>) -> Result<Model, LoadError> {
+    let path = path.as_ref();
     let read = |source| LoadError::Read {
         path: path.to_owned(),
         source,

@@ -215,6 +215,27 @@ pub enum VerifyError {
 
 /// Compares `quantized` with `float` on `rows`.
 ///
+/// ```
+/// use onnx_osplus::calibrate::{Dataset, TractEngine};
+/// use onnx_osplus::onnx;
+/// use onnx_osplus::progress::NoProgress;
+/// use onnx_osplus::review::{VerifyOptions, VerifyRows, verify};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let float = onnx::load("models/tiny/model.onnx")?;
+/// // In place of the work of a quantizer: the same model.
+/// let other = float.clone();
+/// let data = Dataset::synthetic(&float)?;
+/// let (all, few) = (data.all(), data.few(512));
+/// let rows = VerifyRows { all: &all, few: few.as_ref() };
+/// let options = VerifyOptions::default();
+/// let found = verify(&float, &other, &rows, &TractEngine, &options, &NoProgress)?;
+/// assert!(found.below(100.0).is_empty());
+/// assert_eq!(found.outputs[0].sqnr_db, None, "no difference at all");
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # Errors
 /// Inputs or outputs of the float model that the other does not have; whatever the engine refuses. That Linears cannot
 /// be compared is no error: each says why.

@@ -75,13 +75,14 @@ impl fmt::Display for Cost {
 }
 
 /// What a rule is about; it decides whose mistake a finding in our own output is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Subject {
     /// QuantizeLinear, DequantizeLinear and the products between them.
     Quantization,
     /// Operators, types and modes that the runtime does not have.
+    #[default]
     Graph,
 }
 
@@ -122,6 +123,7 @@ pub struct Finding {
     /// [`Rule::source`].
     pub source: String,
     /// [`Rule::subject`].
+    #[serde(default)]
     pub subject: Subject,
 }
 
@@ -184,6 +186,16 @@ pub fn rules(target: Target) -> Vec<&'static Rule> {
 ///
 /// Calls of model-local functions are opened first, as the runtimes do; one that cannot be is looked at as an operator
 /// like any other. What cannot be known from the file (a shape, a scale that the caller gives) is no finding.
+///
+/// ```
+/// use onnx_osplus::onnx::{self, LoadError};
+/// use onnx_osplus::target::{Target, lint::lint};
+///
+/// let model = onnx::load("models/tiny/model.onnx")?;
+/// let fatal = lint(&model, Target::Portable).into_iter().find(|f| f.cost.is_fatal());
+/// assert_eq!(fatal, None);
+/// # Ok::<(), LoadError>(())
+/// ```
 pub fn lint(model: &Model, target: Target) -> Vec<Finding> {
     let mut findings = Vec::new();
     let graphs = scopes(model);
