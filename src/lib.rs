@@ -13,6 +13,8 @@
 //! pairs them up, [`calibrate`] runs the model on real data, [`solve`] finds shift and scale, [`rewrite`] folds them
 //! into the constants and quantizes by the rules of a [`target`], [`review`] checks the result and says what was done.
 //!
+//! [`Quantizer`] is the shortest way to use it; `examples/quantize.rs` shows the whole job of a program.
+//!
 //! The library never prints, reads the environment or exits.
 
 pub mod calibrate;
@@ -22,6 +24,7 @@ pub mod onnx;
 mod options;
 mod pipeline;
 pub mod progress;
+mod quantizer;
 pub mod recognise;
 pub mod review;
 pub mod rewrite;
@@ -30,5 +33,8 @@ pub mod solve;
 pub mod target;
 
 pub use error::Error;
-pub use options::{AttentionMode, Format, KeepFloat, Options};
+pub use options::{AttentionMode, Format, KeepFloat, Options, OptionsError};
 pub use pipeline::{Inspection, anatomy, inspect, run};
+pub use quantizer::{CalibratedQuantizer, Quantized, Quantizer};
+/// The type of [`Options::include`] and [`Options::exclude`].
+pub use regex::Regex;

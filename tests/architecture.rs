@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use regex::Regex;
 
 /// Modules that put the others together.
-const FREE: [&str; 4] = ["error", "options", "pipeline", "lib"];
+const FREE: [&str; 4] = ["error", "pipeline", "quantizer", "lib"];
 /// The trait that every step reports its progress to.
 const FOR_ALL: &str = "progress";
 /// The command line: a program of its own that uses the library.

@@ -21,7 +21,10 @@ fn architecture(name: &str) -> Model {
 }
 
 fn plain(diff: &Diff) -> String {
-    diff.text(Style::default())
+    diff.text(Style {
+        ask_for_all: Some("--full"),
+        ..Style::default()
+    })
 }
 
 /// Every committed model.
@@ -372,6 +375,7 @@ fn summaries_of_committed_pairs() {
         format!(
             "{a}\n{b}\n{}",
             found.text(Style {
+                ask_for_all: Some("--full"),
                 width: Some(100),
                 ..Style::default()
             })

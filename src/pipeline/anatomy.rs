@@ -20,6 +20,19 @@ use crate::site::find_sites;
 /// What is seen in a model: its architecture, sites with their sinks, near misses, what is quantized already; with `data`,
 /// which channels stick out and what plain quantization would do, too. Without data, zeros of the stated shapes are run.
 ///
+/// ```
+/// use onnx_osplus::calibrate::TractEngine;
+/// use onnx_osplus::progress::NoProgress;
+/// use onnx_osplus::{Options, anatomy, onnx};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let model = onnx::load("models/tiny/model.onnx")?;
+/// let seen = anatomy(&model, None, &TractEngine, &Options::default(), &NoProgress)?;
+/// assert_eq!(seen.architecture.norms["LayerNormalization"], 5);
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # Errors
 /// Whatever the engine refuses when it runs `data`. A model that cannot be run at all is inspected as far as the graph
 /// tells, and a note says so.
@@ -42,6 +55,7 @@ fn dissect(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Anatomy, Error> {
+    options.validate()?;
     let mut notes = Vec::new();
     let synthetic = match data {
         Some(_) => None,

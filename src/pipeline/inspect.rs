@@ -29,6 +29,20 @@ pub struct Inspection {
 
 /// Only the first steps of [`super::run`]: nothing is calibrated or changed. Two rows of `data` give the shapes.
 ///
+/// ```
+/// use onnx_osplus::calibrate::{Dataset, TractEngine};
+/// use onnx_osplus::progress::NoProgress;
+/// use onnx_osplus::{Options, inspect, onnx};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let model = onnx::load("models/tiny/model.onnx")?;
+/// let data = Dataset::synthetic(&model)?;
+/// let seen = inspect(&model, &data, &TractEngine, &Options::default(), &NoProgress)?;
+/// assert!(seen.sites.iter().all(|site| site.has_sink()));
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # Errors
 /// No Linear to quantize, an operator set that the target cannot have, whatever the engine cannot run.
 pub fn inspect(

@@ -15,7 +15,7 @@ use crate::target::lint::{self, Finding, Subject};
 /// deploy.
 pub(super) fn lint(job: &Job, result: &Model) -> Result<Vec<Finding>, Error> {
     let target = job.options.target;
-    let key = |f: &Finding| (f.rule, f.node.clone());
+    let key = |f: &Finding| (f.rule.clone(), f.node.clone());
     let before = lint::lint(job.original, target);
     let before: BTreeSet<_> = before.iter().map(key).collect();
     let findings = lint::lint(result, target);
@@ -24,7 +24,7 @@ pub(super) fn lint(job: &Job, result: &Model) -> Result<Vec<Finding>, Error> {
     if let Some(f) = fatal.filter(|_| job.options.format != Format::Float) {
         return Err(Error::Lint {
             target: target.profile().name,
-            rule: f.rule,
+            rule: f.rule.clone(),
             node: f.node.clone(),
             message: f.message.clone(),
         });

@@ -7,12 +7,12 @@ use super::judge::held_out::JudgedOn;
 use super::judge::rows::{Rows, row_count};
 use super::plan::{AttentionPlan, Dropped, Guard, Precision, SitePlan};
 use super::sites::SiteRow;
-use super::verdict::losses;
+use super::verdict::{Loss, losses};
 use crate::calibrate::{Dataset, OutputComparison};
 use crate::options::Format;
 use crate::review::{
-    AttentionReport, Decision, FloatCheck, REPORT_SCHEMA, Report, Settings, SiteDecision,
-    linear_report, output_reports, site_report,
+    AttentionReport, BelowPlain, Decision, FloatCheck, REPORT_SCHEMA, Report, Settings,
+    SiteDecision, linear_report, output_reports, site_report,
 };
 use crate::solve::Method;
 use crate::target::lint::Finding;
@@ -53,7 +53,8 @@ impl Account<'_> {
                 .cloned()
                 .chain(misses.map(Into::into))
                 .collect(),
-            float_check: self.float_check.clone().unwrap_or_default(),
+            float_check: self.float_check.clone(),
+            below_plain: self.below_plain(),
             outputs: output_reports(&self.written.outputs, self.plain),
             verified_on: self.judged_on.rows.clone(),
             decision: self.decision(),
@@ -85,7 +86,7 @@ impl Account<'_> {
             held_out_rows: self.judged_on.held_out_rows,
             opset: prepared.model.as_model().opset(),
             opset_raised_from: prepared.changes.raised_from,
-            ..self.job.options.settings()
+            ..Settings::from(self.job.options)
         }
     }
 
@@ -138,16 +139,32 @@ impl Account<'_> {
         }
     }
 
+    /// The outputs that end clearly below plain, although no plan was found that keeps them.
+    fn below_plain(&self) -> Vec<BelowPlain> {
+        let lost = losses(&self.written.outputs, self.plain.unwrap_or_default());
+        let entry = |loss: &Loss| BelowPlain {
+            output: self.written.outputs[loss.output].name.clone(),
+            sqnr_db: loss.sqnr_db,
+            // Exact by plain quantization.
+            plain_sqnr_db: Some(loss.plain_sqnr_db).filter(|db| db.is_finite()),
+        };
+        lost.iter().map(entry).collect()
+    }
+
     fn notes(&self) -> Vec<String> {
         let before = self.data.notes().iter();
         let notes = before.chain(&self.calibrated.prepared.changes.notes);
         let notes = notes.chain(&self.calibrated.notes);
         let mut notes: Vec<String> = notes.chain(&self.written.plan.notes).cloned().collect();
-        for loss in losses(&self.written.outputs, self.plain.unwrap_or_default()) {
+        for lost in self.below_plain() {
+            let plain = match lost.plain_sqnr_db {
+                Some(db) => format!("the {db:.2} dB"),
+                None => "the exact result".to_owned(),
+            };
             notes.push(format!(
-                "output `{}` has {:.2} dB, less than the {:.2} dB of plain min-max quantization: no plan was found that \
-                 keeps it without taking more from another",
-                self.written.outputs[loss.output].name, loss.sqnr_db, loss.plain_sqnr_db
+                "output `{}` has {:.2} dB, less than {plain} of plain min-max quantization: no plan was found that keeps \
+                 it without taking more from another",
+                lost.output, lost.sqnr_db
             ));
         }
         notes

@@ -33,7 +33,7 @@ pub fn output_reports(
 /// One Linear; `quantizes` is false if the format keeps every Linear in float.
 pub fn linear_report(linear: &Linear, skipped: Option<String>, quantizes: bool) -> LinearReport {
     let quantized = skipped.is_none() && quantizes;
-    let reason = skipped.unwrap_or_else(|| "--format float quantizes nothing".to_owned());
+    let reason = skipped.unwrap_or_else(|| "format float quantizes nothing".to_owned());
     LinearReport {
         name: linear.name.clone(),
         k: linear.k,

@@ -42,6 +42,7 @@ use serde::{Deserialize, Serialize};
 
 /// How shift and scale are found.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub enum Method {
     /// Outlier Suppression+: shift and threshold by search, validated on tokens that did not set the ranges.
     OsPlus,

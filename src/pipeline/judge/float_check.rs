@@ -115,7 +115,7 @@ fn check_rounding(dtype: DataType, in_file: &[OutputComparison]) -> Result<Round
         });
     }
     Ok(RoundedCheck {
-        dtype: name,
+        dtype: name.to_owned(),
         max_relative_error: error,
         limit,
     })

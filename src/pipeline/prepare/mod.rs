@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::graph::branches::FlatModel;
 use crate::graph::{self, Names, NodeId, Use, ValueId, View, opset};
 use crate::onnx::Model;
-use crate::options::{Format, Options};
+use crate::options::Format;
 use crate::recognise::{Linear, LinearId, Recognised, recognise};
 use crate::review::{InlinedReport, NearMissReport};
 use crate::rewrite;
@@ -61,7 +61,7 @@ impl Prepared {
     /// Options that do not go together; an operator set that cannot be raised; no Linear to quantize; NaN or infinity in a
     /// constant of one that is, or of the norm before it; what the engine refuses.
     pub fn new(job: &Job, small: &[Batch]) -> Result<Prepared, Error> {
-        check_options(job.options)?;
+        job.options.validate()?;
         graph::check(job.original)?;
         let mut changes = Changes::default();
         let model = clean(job, &mut changes)?;
@@ -142,25 +142,6 @@ fn reachable(view: &View, nodes: impl Iterator<Item = NodeId>) -> BTreeSet<usize
         }
     }
     outputs
-}
-
-/// Refuses what the options cannot mean together.
-fn check_options(options: &Options) -> Result<(), Error> {
-    let profile = options.profile();
-    if options.reduce_range && !profile.saturates {
-        return Err(Error::NothingSaturates {
-            target: profile.name,
-        });
-    }
-    if let (Format::QOperator, Some(reason)) = (options.format, profile.no_qoperator) {
-        let (format, target) = (options.format.name(), profile.name);
-        return Err(Error::FormatRefused {
-            format,
-            target,
-            reason,
-        });
-    }
-    Ok(())
 }
 
 /// Removes what exporters leave behind and a runtime rejects, if that was asked for.

@@ -69,6 +69,19 @@ impl Diff {
 }
 
 /// Compares two models. The same models give the same result with any number of threads.
+///
+/// ```
+/// use onnx_osplus::onnx::{self, LoadError};
+/// use onnx_osplus::review::diff::{Style, diff};
+///
+/// let before = onnx::load("models/tiny/model.onnx")?;
+/// let mut after = before.clone();
+/// after.graph_mut().node[0].name = Some("renamed".to_owned());
+/// let found = diff(&before, &after);
+/// assert_eq!(found.changes().count(), 1);
+/// assert!(found.text(Style { full: true, ..Style::default() }).contains("renamed"));
+/// # Ok::<(), LoadError>(())
+/// ```
 pub fn diff(a: &Model, b: &Model) -> Diff {
     let functions = (bodies(a), bodies(b));
     let names = |model: &'_ Model| -> Vec<String> {

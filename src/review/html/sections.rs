@@ -78,14 +78,14 @@ fn summary(page: &mut String, report: &Report) {
             format!("{:.1} MB before", mb(files.input_bytes)),
         );
     }
-    let error = report.float_check.max_relative_error;
-    if error > 0.0 {
-        let small = format!(
-            "of an output's range, {:.0e} allowed",
-            report.float_check.limit
-        );
-        card("float model after migration", format!("{error:.1e}"), small);
-    }
+    let (value, small) = match &report.float_check {
+        Some(check) => (
+            format!("{:.1e}", check.max_relative_error),
+            format!("of an output's range, {:.0e} allowed", check.limit),
+        ),
+        None => ("not run".to_owned(), "nothing was changed".to_owned()),
+    };
+    card("float model after migration", value, small);
     put!(page, "</dl>\n");
 }
 
@@ -113,6 +113,16 @@ fn outputs(page: &mut String, report: &Report) {
         );
     }
     put!(page, "</table></div>\n");
+    for lost in &report.below_plain {
+        put!(
+            page,
+            "<p class=\"gain bad\"><code>{}</code> ends clearly below plain min-max quantization, although no better plan \
+             was found: {:.2} dB, plain {}.</p>\n",
+            escape(&lost.output),
+            lost.sqnr_db,
+            db(lost.plain_sqnr_db, "exact")
+        );
+    }
 }
 
 /// Bars are as long as the error is large: the full width is the worst Linear's error amplitude.
@@ -325,10 +335,10 @@ fn lint(page: &mut String, report: &Report) {
             escape(&word(
                 serde_json::to_value(finding.cost).unwrap_or_default()
             )),
-            escape(finding.rule),
+            escape(&finding.rule),
             escape(&finding.node),
             escape(&finding.message),
-            escape(finding.mend)
+            escape(&finding.mend)
         );
     }
     put!(page, "</table></div>\n");
@@ -365,10 +375,7 @@ fn notes(page: &mut String, report: &Report) {
     let inlined = report.inlined.iter();
     let inlined =
         inlined.map(|call| format!("the call {} of {} was inlined", call.node, call.function));
-    let cleaned = report
-        .cleaned
-        .iter()
-        .map(|c| format!("removed by --clean: {c}"));
+    let cleaned = report.cleaned.iter().map(|c| format!("cleaned: {c}"));
     let all: Vec<String> = report
         .notes
         .iter()

@@ -250,8 +250,8 @@ fn fed(
         // Values that mean the same in both models are exact; those that do not are good to a fit.
         match cut(q, output, stops(true)).or_else(|_| cut(q, output, stops(false))) {
             Ok(cut) => {
-                let form = forms.iter().find(|form| cut.nodes.contains(&form.node));
-                pair.error.quantized = form.cloned();
+                let form = forms.iter().find(|(node, _)| cut.nodes.contains(node));
+                pair.error.quantized = form.map(|(_, form)| form.clone());
                 jobs.push((i, cut));
             }
             Err(reason) => pair.error.reason = Some(reason),
