@@ -26,21 +26,11 @@ fn main() -> ExitCode {
 /// instead of 300 MB, MiniLM-L6 345 MB instead of 390 MB, in the same time.
 fn return_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    {
-        use std::ffi::c_int;
-        unsafe extern "C" {
-            fn mallopt(parameter: c_int, value: c_int) -> c_int;
-        }
-        // From malloc.h.
-        const M_TRIM_THRESHOLD: c_int = -1;
-        const M_MMAP_THRESHOLD: c_int = -3;
-        const M_ARENA_MAX: c_int = -8;
-        // SAFETY: glibc's own function with its own constants, called before there is a second thread. What it refuses,
-        // it leaves as it was.
-        unsafe {
-            mallopt(M_ARENA_MAX, 1);
-            mallopt(M_MMAP_THRESHOLD, 4 << 20);
-            mallopt(M_TRIM_THRESHOLD, 32 << 20);
-        }
+    // SAFETY: glibc's own function with its own constants, called before there is a second thread. What it refuses, it
+    // leaves as it was.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 4 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 32 << 20);
     }
 }

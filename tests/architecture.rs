@@ -38,9 +38,9 @@ impl Source {
     }
 }
 
-/// Every Rust file under `src`.
-fn sources() -> Vec<Source> {
-    let mut folders = vec![root().join("src")];
+/// Every Rust file in the folder `top` and below it.
+fn rust_files(top: &str) -> Vec<PathBuf> {
+    let mut folders = vec![root().join(top)];
     let mut found = Vec::new();
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).unwrap() {
@@ -48,11 +48,17 @@ fn sources() -> Vec<Source> {
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|e| e == "rs") {
-                found.push(source(&path));
+                found.push(path);
             }
         }
     }
-    found.sort_by(|a, b| a.path.cmp(&b.path));
+    found.sort();
+    found
+}
+
+/// Every Rust file under `src`.
+fn sources() -> Vec<Source> {
+    let found: Vec<Source> = rust_files("src").iter().map(|path| source(path)).collect();
     assert!(found.len() > 40, "only {} files", found.len());
     found
 }
@@ -224,6 +230,36 @@ fn operators_are_named_by_constants() {
     let pattern = format!(r#""({})""#, names.join("|"));
     let found = offenders(&pattern, Source::is_test);
     assert_eq!(found, Vec::<String>::new());
+}
+
+/// A file that no `mod` names is not compiled, and its tests do not run; the compiler does not say so.
+#[test]
+fn every_file_is_a_module_of_the_one_above_it() {
+    let roots = ["lib.rs", "main.rs"];
+    let mut forgotten = Vec::new();
+    for top in ["src", "tests"] {
+        for file in rust_files(top) {
+            let folder = file.parent().unwrap();
+            let name = file.file_name().unwrap().to_str().unwrap();
+            let (above, module) = match name {
+                _ if folder == root().join(top) && roots.contains(&name) => continue,
+                "mod.rs" => (folder.parent().unwrap(), folder.file_name().unwrap()),
+                _ => (folder, file.file_stem().unwrap()),
+            };
+            let module = module.to_str().unwrap();
+            let named = Regex::new(&format!(r"(?m)^\s*(pub(\(\w+\))? )?mod {module};")).unwrap();
+            let parents = ["lib.rs", "main.rs", "mod.rs"].map(|parent| above.join(parent));
+            let beside = above.with_extension("rs");
+            let texts = parents
+                .iter()
+                .chain([&beside])
+                .filter_map(|parent| std::fs::read_to_string(parent).ok());
+            if !texts.into_iter().any(|text| named.is_match(&text)) {
+                forgotten.push(file);
+            }
+        }
+    }
+    assert_eq!(forgotten, Vec::<PathBuf>::new());
 }
 
 #[test]

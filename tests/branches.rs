@@ -1,8 +1,6 @@
 //! The flat form of If nodes from outside: there and back again, and one branch taken.
 
-mod common;
-
-use common::graphs::{info, model};
+use crate::common::graphs::{info, model};
 use onnx_osplus::graph::branches::{branch_of_nodes, first_condition, flatten, take, unflatten};
 use onnx_osplus::graph::{NodeId, Patch, View, apply, check};
 use onnx_osplus::onnx::node::{graph_attr, int_attr, make_node, subgraphs};

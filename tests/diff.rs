@@ -1,9 +1,8 @@
 //! `review::diff`: nothing for a model against itself, something for any edit, and what people read.
 
-mod common;
-
 use std::path::{Path, PathBuf};
 
+use crate::common;
 use bytes::Bytes;
 use onnx_osplus::onnx::node::{float_attr, int_attr, make_node, tensor_attr};
 use onnx_osplus::onnx::proto::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};

@@ -1,8 +1,6 @@
 //! What no input of the model reaches: runtimes compute it once, so its Linears stay in float.
 
-#[path = "recognise/text.rs"]
-mod text;
-
+use crate::recognise::text;
 use onnx_osplus::graph::View;
 
 #[test]

@@ -1,10 +1,9 @@
 //! The graph module from outside: the index, the constants, new names, patches.
 
-mod common;
-
 use std::collections::BTreeSet;
 
-use common::graphs::{FORMS, Size, info, model};
+use crate::common;
+use crate::common::graphs::{FORMS, Size, info, model};
 use ndarray::{ArrayD, IxDyn};
 use onnx_osplus::graph::{
     Constant, GraphError, Names, NodeId, Patch, PatchError, Source, Use, View, apply, check,

@@ -1,8 +1,6 @@
 //! Inlining of model-local functions from outside; tests/python/test_functions.py compares it with other tools.
 
-mod common;
-
-use common::graphs::{info, model};
+use crate::common::graphs::{info, model};
 use onnx_osplus::graph::check;
 use onnx_osplus::graph::inline::{RefusedCall, inline};
 use onnx_osplus::onnx::node::{int_attr, make_node};

@@ -7,8 +7,7 @@
 //! - the fields of IR version 11 and later (multi-device configurations), and opaque types, which are only in the ML
 //!   variant of the schema: it keeps them as unknown fields. That it sees them, and no others, is checked.
 
-mod common;
-
+use crate::common;
 use bytes::Bytes;
 use onnx_osplus::onnx::proto as ours;
 use onnx_osplus::onnx::{Model, SaveOptions, load, save};

@@ -1,8 +1,6 @@
 //! External data: found where it may be, refused where it may not.
 
-mod common;
-
-use common::with_initializer;
+use crate::common::with_initializer;
 use onnx_osplus::onnx::proto::*;
 use onnx_osplus::onnx::{DataType, load, tensor};
 use prost::Message;

@@ -1,7 +1,6 @@
 //! Broken and hostile files: an error that says what is wrong, never a panic, never a silent loss.
 
-mod common;
-
+use crate::common;
 use bytes::Bytes;
 use onnx_osplus::onnx::proto::*;
 use onnx_osplus::onnx::{DataType, Model, SaveOptions, load, save, tensor};

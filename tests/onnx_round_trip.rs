@@ -1,7 +1,6 @@
 //! What is loaded and saved unchanged is the same file.
 
-mod common;
-
+use crate::common;
 use onnx_osplus::onnx::proto::tensor_proto::DataLocation;
 use onnx_osplus::onnx::{DataType, Model, SaveOptions, load, save, tensor};
 use proptest::prelude::*;

@@ -1,11 +1,9 @@
 //! Linears as integer operators: snapshots of small graphs in every form, which tests/python/test_qoperator.py runs, and
 //! the same function as Q/DQ where nothing more is rounded.
 
-mod common;
-
 use std::collections::BTreeMap;
 
-use common::graphs::{FORMS, Size, form_named};
+use crate::common::graphs::{FORMS, Size, form_named};
 use ndarray::ArrayD;
 use onnx_osplus::calibrate::{Batch, InputTensor, TractEngine, Values, compare};
 use onnx_osplus::graph::{self, Names, View};

@@ -1,8 +1,6 @@
 //! A MatMul without bias before a Relu gets a zero bias: ONNX Runtime leaves it in float otherwise.
 
-#[path = "recognise/text.rs"]
-mod text;
-
+use crate::recognise::text;
 use onnx_osplus::graph::{Names, View, apply};
 use onnx_osplus::onnx::Model;
 use onnx_osplus::recognise::recognise;

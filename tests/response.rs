@@ -3,9 +3,7 @@
 //! A site whose block was cut out wrongly, or could not be run, falls back to its Linears' outputs, so the loss that
 //! the report names says that the cut gave what the whole model gives.
 
-#[path = "recognise/text.rs"]
-mod text;
-
+use crate::recognise::text;
 use ndarray::{Array2, Array3, ArrayView2};
 use ndarray_npy::write_npy;
 use onnx_osplus::calibrate::{CalibSource, Dataset, TractEngine};

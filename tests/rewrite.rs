@@ -1,11 +1,9 @@
 //! The rewriting as a whole, on small graphs in every form: snapshots of the text before and after, and the same
 //! function for random numbers.
 
-mod common;
-
 use std::collections::BTreeMap;
 
-use common::graphs::{FORMS, Form, Size, form_named};
+use crate::common::graphs::{FORMS, Form, Size, form_named};
 use ndarray::ArrayD;
 use onnx_osplus::calibrate::{Batch, InputTensor, TractEngine, Values, compare};
 use onnx_osplus::graph::{self, Names, View};

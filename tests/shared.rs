@@ -1,8 +1,6 @@
 //! Linears that share a weight: one decision, so that the weight stays one, and a range for each.
 
-#[path = "recognise/text.rs"]
-mod text;
-
+use crate::recognise::text;
 use ndarray::Array3;
 use ndarray_npy::write_npy;
 use onnx_osplus::calibrate::{CalibSource, Dataset, TractEngine};

@@ -1,8 +1,7 @@
 //! Which Linears and norms are found, what almost is one and why it is not, and who reads a site's value.
 
-mod common;
-
-use common::graphs::{Builder, Size, info, model};
+use crate::common;
+use crate::common::graphs::{Builder, Size, info, model};
 use onnx_osplus::graph::View;
 use onnx_osplus::onnx::node::{int_attr, ints_attr, make_node};
 use onnx_osplus::onnx::{DataType, Model, tensor};

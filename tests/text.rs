@@ -1,7 +1,6 @@
 //! Writes committed models as text for `tests/python/test_text.py`, which reads them back with ONNX's parser.
 
-mod common;
-
+use crate::common;
 use onnx_osplus::onnx::node::{make_node, string_attr};
 use onnx_osplus::onnx::proto::GraphProto;
 use onnx_osplus::onnx::{Model, TextOptions, load, text};

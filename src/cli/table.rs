@@ -12,31 +12,9 @@ pub fn width() -> Option<usize> {
     is_terminal.then(|| columns().unwrap_or(80).max(40))
 }
 
-#[cfg(target_os = "linux")]
 fn measured() -> Option<usize> {
-    use std::ffi::{c_int, c_ulong};
-    /// `struct winsize` of ioctl_tty(2).
-    #[repr(C)]
-    #[derive(Default)]
-    struct Size {
-        rows: u16,
-        columns: u16,
-        x: u16,
-        y: u16,
-    }
-    unsafe extern "C" {
-        fn ioctl(fd: c_int, request: c_ulong, ...) -> c_int;
-    }
-    const TIOCGWINSZ: c_ulong = 0x5413;
-    let mut size = Size::default();
-    // SAFETY: the request fills a `struct winsize` and nothing else; on failure it is left as it is, all zeros.
-    let result = unsafe { ioctl(1, TIOCGWINSZ, &mut size as *mut Size) };
-    (result == 0 && size.columns > 0).then_some(usize::from(size.columns))
-}
-
-#[cfg(not(target_os = "linux"))]
-fn measured() -> Option<usize> {
-    None
+    let (terminal_size::Width(columns), _) = terminal_size::terminal_size_of(std::io::stdout())?;
+    Some(usize::from(columns))
 }
 
 /// `name` in at most `room` characters: what is too long loses its middle.

@@ -415,5 +415,4 @@ fn gain_db(before: f64, after: f64) -> f64 {
 }
 
 #[cfg(test)]
-#[path = "tests.rs"]
 mod tests;

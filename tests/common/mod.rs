@@ -1,8 +1,6 @@
 //! Models for the tests. The random ones hold every message and field of the schema, every storage of a tensor, subgraphs in
 //! nodes, functions, training graphs. They are well formed as files; their graphs make no sense.
 
-#![allow(dead_code, reason = "every test file uses its own part of this one")]
-
 pub mod graphs;
 
 use bytes::Bytes;

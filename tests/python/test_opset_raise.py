@@ -49,7 +49,7 @@ def test_there_are_models():
 @pytest.mark.parametrize("original", ORIGINALS, ids=lambda p: p.stem)
 def test_raised_model_computes_the_same(original):
     raised = RAISED / original.name
-    assert raised.exists(), f"{raised} is missing: run `cargo test --test opset_raise` first"
+    assert raised.exists(), f"{raised} is missing: run `cargo test --test all opset_raise::` first"
     before, after = onnx.load(original), onnx.load(raised)
     assert before.opset_import[0].version < 13
     assert [o.version for o in after.opset_import if o.domain == ""] == [13]

@@ -14,7 +14,7 @@ TABLE = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "tmp" / "ops
 
 @pytest.fixture(scope="module")
 def table():
-    assert TABLE.exists(), f"{TABLE} is missing: run `cargo test --test opset_raise` first"
+    assert TABLE.exists(), f"{TABLE} is missing: run `cargo test --test all opset_raise::` first"
     return json.loads(TABLE.read_text())
 
 

@@ -272,7 +272,7 @@ def test_other_targets_refuse_with_the_reason(written, target, reason):
     assert reason in stderr and f"--target {target}" in stderr and "Traceback" not in stderr
 
 
-@pytest.mark.parametrize("path", sorted(SNAPSHOTS[0].parent.glob("qoperator__*.snap")), ids=lambda p: p.stem.removeprefix("qoperator__"))
+@pytest.mark.parametrize("path", sorted(SNAPSHOTS[0].parent.glob("all__qoperator__*.snap")), ids=lambda p: p.stem.removeprefix("all__qoperator__"))
 def test_snapshot_runs(path):
     parts = re.split(r"^# (?=before|quantized)", path.read_text().split("---\n", 2)[2], flags=re.MULTILINE)[1:]
     models = dict(part.split("\n", 1) for part in parts)

@@ -1,6 +1,6 @@
 """Compares proto/onnx.proto with the schema inside the pinned onnx package, field by field.
 
-`cargo test --test schema` writes our descriptor to target/tmp/onnx.fds; that must have been run before.
+`cargo test --test all schema::` writes our descriptor to target/tmp/onnx.fds; that must have been run before.
 """
 
 import os
@@ -18,7 +18,7 @@ PINNED = "1.20.1"
 def ours():
     path = TARGET / "tmp" / "onnx.fds"
     if not path.exists():
-        pytest.fail(f"{path} is missing; make it with: cargo test --test schema")
+        pytest.fail(f"{path} is missing; make it with: cargo test --test all schema::")
     descriptors = descriptor_pb2.FileDescriptorSet.FromString(path.read_bytes())
     assert [file.name for file in descriptors.file] == ["onnx.proto"]
     return descriptors.file[0]

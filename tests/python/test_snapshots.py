@@ -11,7 +11,7 @@ import pytest
 
 FOLDER = Path(__file__).resolve().parents[1] / "snapshots"
 # One model is no story; test_profiles.py runs models with float weights.
-SNAPSHOTS = sorted(p for p in FOLDER.glob("rewrite__*.snap") if not p.stem.endswith("float_weights"))
+SNAPSHOTS = sorted(p for p in FOLDER.glob("all__rewrite__*.snap") if not p.stem.endswith("float_weights"))
 
 
 def chapters(path):
@@ -35,7 +35,7 @@ def test_there_are_snapshots():
     assert len(SNAPSHOTS) >= 30
 
 
-@pytest.mark.parametrize("path", SNAPSHOTS, ids=lambda path: path.stem.removeprefix("rewrite__"))
+@pytest.mark.parametrize("path", SNAPSHOTS, ids=lambda path: path.stem.removeprefix("all__rewrite__"))
 def test_snapshot_runs(path):
     models = dict(chapters(path))
     targets = ["ort", "tensorrt", "openvino", "portable"]

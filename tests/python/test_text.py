@@ -1,6 +1,6 @@
 """Reads the text form of models back with ONNX's own parser, in full and short, the architectures of the table too.
 
-`cargo test --test text` writes the texts to target/tmp/text; that must have been run before.
+`cargo test --test all text::` writes the texts to target/tmp/text; that must have been run before.
 """
 
 import os
@@ -25,7 +25,7 @@ ARCHITECTURES = sorted((ROOT / "models/architectures").glob("*.onnx"))
 def read(model, kind):
     path = TEXTS / f"{str(model).replace(os.sep, '+')}.{kind}.txt"
     if not path.exists():
-        pytest.fail(f"{path} is missing; make it with: cargo test --test text")
+        pytest.fail(f"{path} is missing; make it with: cargo test --test all text::")
     return path.read_text()
 
 

@@ -7,8 +7,8 @@ use onnx_osplus::recognise::{Attention, Attentions, attentions};
 use onnx_osplus::rewrite::{AttentionParams, quantize_attention};
 use onnx_osplus::solve::ActivationSpec;
 
-use crate::form::run;
-use crate::text::model;
+use super::form::run;
+use super::text::model;
 
 /// Q: [2, 3, s, 4] and Kᵀ, V from Linears of x.
 const OPERANDS: &str = "in x[2, 3, s, 8]\n const wq[8, 4]\n const wk[8, 4]\n const wv[8, 4]\n const eighth[] = 0.125\n \

@@ -5,8 +5,8 @@ use onnx_osplus::graph::{Names, View, apply};
 use onnx_osplus::onnx::Model;
 use onnx_osplus::rewrite::take_apart;
 
-use crate::form::{found, run};
-use crate::text::model;
+use super::form::{found, run};
+use super::text::model;
 
 fn apart(model: &Model, wanted: impl Fn(&str) -> bool) -> (Model, Vec<String>) {
     let patches = take_apart(&View::new(model), &mut Names::new(model), wanted).unwrap();

@@ -5,8 +5,8 @@ use onnx_osplus::graph::View;
 use onnx_osplus::onnx::{DataType, Model};
 use onnx_osplus::recognise::{Linear, LinearForm};
 
-use crate::form::{check_fold, found, run};
-use crate::text::model;
+use super::form::{check_fold, found, run};
+use super::text::model;
 
 fn only(model: &Model, what: &str) -> Linear {
     let found = found(model);

@@ -2,9 +2,9 @@
 
 use onnx_osplus::recognise::NearMiss;
 
-use crate::form::found;
-use crate::norm::with_norm;
-use crate::text::model;
+use super::form::found;
+use super::norm::with_norm;
+use super::text::model;
 
 /// One near miss of `kind` at `node`, whose reason holds every one of `words`; no norm besides.
 fn norm(kind: &str, node: &str, words: &[&str], lines: &str) {

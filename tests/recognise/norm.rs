@@ -3,8 +3,8 @@
 use onnx_osplus::graph::View;
 use onnx_osplus::recognise::NormKind::{self, Layer, Rms};
 
-use crate::form::{check_fold, found};
-use crate::text::model;
+use super::form::{check_fold, found};
+use super::text::model;
 
 /// x, γ = g, β = b and what follows a norm: a Linear, and another reader of y.
 pub const AROUND: &str = "
@@ -99,7 +99,7 @@ fn fused_rms() {
         let found = found(&model);
         assert_eq!(found.norms.len(), 1, "{call}");
         assert_eq!((found.norms[0].kind, found.norms[0].beta), (Rms, None));
-        let (folded, sites) = crate::form::fold(&model);
+        let (folded, sites) = super::form::fold(&model);
         assert_eq!(sites, 1, "{call}");
         assert_ne!(folded, model);
     }

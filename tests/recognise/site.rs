@@ -4,8 +4,8 @@ use onnx_osplus::graph::View;
 use onnx_osplus::onnx::Model;
 use onnx_osplus::site::{Site, find_sites};
 
-use crate::form::{check_fold, found};
-use crate::text::model;
+use super::form::{check_fold, found};
+use super::text::model;
 
 fn sites(model: &Model) -> Vec<Site> {
     find_sites(&View::new(model), &found(model), &Default::default(), false)

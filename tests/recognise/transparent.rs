@@ -4,9 +4,9 @@ use onnx_osplus::graph::View;
 use onnx_osplus::onnx::node::{int_attr, make_node};
 use onnx_osplus::onnx::{DataType, Model};
 
-use crate::form::{check_fold, found, run};
-use crate::norm::with_norm;
-use crate::text::model;
+use super::form::{check_fold, found, run};
+use super::norm::with_norm;
+use super::text::model;
 
 /// Every model that comes of one transparent node at one node input that reads a computed value or the graph input.
 fn with_one_more(model: &Model) -> Vec<(String, Model)> {

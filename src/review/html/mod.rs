@@ -6,7 +6,7 @@
 mod plot;
 mod sections;
 
-use std::fmt::Write;
+use maud::{DOCTYPE, PreEscaped, html};
 
 use super::Report;
 
@@ -16,43 +16,29 @@ pub fn html(report: &Report) -> String {
         Some(files) => format!("{} → {}", files.input, files.output),
         None => "onnx-osplus".to_owned(),
     };
-    let mut page = String::new();
-    // Writing to a String cannot fail.
-    let _ = write!(
-        page,
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <meta name=\"color-scheme\" content=\"light dark\">\n\
-         <link rel=\"icon\" href=\"data:,\">\n\
-         <title>{0} – onnx-osplus</title>\n<style>\n{1}</style>\n</head>\n<body>\n\
-         <h1>{0}</h1>\n<p class=\"muted\">Outlier Suppression+ by onnx-osplus {2}, target {3}, format {4}</p>\n",
-        escape(&title),
-        include_str!("report.css"),
-        escape(&report.version),
-        escape(&report.settings.target),
-        escape(&report.settings.format),
-    );
-    for section in sections::ALL {
-        section(&mut page, report);
-    }
-    page.push_str("</body>\n</html>\n");
-    page
-}
-
-/// Text for the inside of an element or a quoted attribute.
-fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            c => out.push(c),
+    let settings = &report.settings;
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                link rel="icon" href="data:,";
+                title { (title) " – onnx-osplus" }
+                style { (PreEscaped(include_str!("report.css"))) }
+            }
+            body {
+                h1 { (title) }
+                p.muted {
+                    "Outlier Suppression+ by onnx-osplus " (report.version) ", target " (settings.target)
+                    ", format " (settings.format)
+                }
+                @for section in sections::ALL { (section(report)) "\n" }
+            }
         }
-    }
-    out
+    };
+    page.into_string()
 }
 
 /// A number with about three digits.

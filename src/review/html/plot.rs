@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
-use super::{escape, number};
+use maud::{Markup, html};
+
+use super::number;
 use crate::review::{ChannelRange, CurveReport};
 
 const WIDTH: f32 = 320.0;
@@ -12,7 +14,7 @@ const MARGIN: f32 = 6.0;
 const LABELS: f32 = 34.0;
 
 /// The range of every channel and zero, in the order of the channels, as one vertical line each, over an axis of its own.
-pub fn channels(ranges: &[(f32, f32)], class: &str, title: &str) -> String {
+pub fn channels(ranges: &[(f32, f32)], class: &str, title: &str) -> Markup {
     let low = ranges.iter().fold(0.0f32, |low, r| low.min(r.0));
     let high = ranges.iter().fold(0.0f32, |high, r| high.max(r.1));
     let span = (high - low).max(f32::MIN_POSITIVE);
@@ -29,21 +31,22 @@ pub fn channels(ranges: &[(f32, f32)], class: &str, title: &str) -> String {
     let zero = y(0.0);
     let width = (0.8 * step).clamp(0.5, 6.0);
     let label = |at: f32, v: f32| {
-        let (v, right) = (number(v), WIDTH - 2.0);
-        format!(r#"<text x="{right}" y="{at:.1}" text-anchor="end">{v}</text>"#)
+        html! {
+            text x=(WIDTH - 2.0) y=(format_args!("{at:.1}")) text-anchor="end" { (number(v)) }
+        }
     };
-    svg(
-        title,
-        &format!(
-            r#"<line class="axis" x1="0" x2="{WIDTH}" y1="{zero:.1}" y2="{zero:.1}"/><path class="{class}" stroke-width="{width:.2}" d="{path}"/>{}{}"#,
-            label(10.0, high),
-            label(HEIGHT - 3.0, low)
-        ),
-    )
+    let zero = format!("{zero:.1}");
+    let content = html! {
+        line.axis x1="0" x2=(WIDTH) y1=(zero) y2=(zero) {}
+        path class=(class) stroke-width=(format_args!("{width:.2}")) d=(path) {}
+        (label(10.0, high))
+        (label(HEIGHT - 3.0, low))
+    };
+    svg(title, &content)
 }
 
 /// Both halves of a site's plot: the ranges before and after.
-pub fn before_and_after(channels_of: &[ChannelRange]) -> (String, String) {
+pub fn before_and_after(channels_of: &[ChannelRange]) -> (Markup, Markup) {
     let before: Vec<_> = channels_of.iter().map(|c| c.before).collect();
     let after: Vec<_> = channels_of.iter().map(|c| c.after).collect();
     (
@@ -53,7 +56,7 @@ pub fn before_and_after(channels_of: &[ChannelRange]) -> (String, String) {
 }
 
 /// The loss over the thresholds, both in logarithmic scale, and the threshold chosen.
-pub fn curve(curve: &[CurveReport], chosen: Option<f32>) -> Option<String> {
+pub fn curve(curve: &[CurveReport], chosen: Option<f32>) -> Option<Markup> {
     let points: Vec<(f32, f32)> = curve
         .iter()
         .filter(|p| p.threshold > 0.0 && p.loss > 0.0)
@@ -80,30 +83,25 @@ pub fn curve(curve: &[CurveReport], chosen: Option<f32>) -> Option<String> {
         let off = |p: &&(f32, f32)| (p.0 - t.log10()).abs();
         points.iter().min_by(|a, b| off(a).total_cmp(&off(b)))
     });
-    let dot = nearest.map_or(String::new(), |p| {
-        let (x, y) = (x(p.0), y(p.1));
-        format!(r#"<circle class="chosen" cx="{x:.1}" cy="{y:.1}" r="3.5"/>"#)
-    });
-    let ends = format!(
-        r#"<text x="3" y="{0}">t = {1}</text><text x="{2}" y="{0}" text-anchor="end">{3}</text><text x="3" y="10">{4:.1} dB above the best</text>"#,
-        HEIGHT - 3.0,
-        number(10f32.powf(left)),
-        WIDTH - 3.0,
-        number(10f32.powf(right)),
-        high - low
-    );
-    let line = line.join(" ");
-    Some(svg(
-        "loss over the threshold",
-        &format!(r#"<polyline class="curve" points="{line}"/>{dot}{ends}"#),
-    ))
+    let content = html! {
+        polyline.curve points=(line.join(" ")) {}
+        @if let Some(p) = nearest {
+            circle.chosen cx=(format_args!("{:.1}", x(p.0))) cy=(format_args!("{:.1}", y(p.1))) r="3.5" {}
+        }
+        text x="3" y=(HEIGHT - 3.0) { "t = " (number(10f32.powf(left))) }
+        text x=(WIDTH - 3.0) y=(HEIGHT - 3.0) text-anchor="end" { (number(10f32.powf(right))) }
+        text x="3" y="10" { (format_args!("{:.1} dB above the best", high - low)) }
+    };
+    Some(svg("loss over the threshold", &content))
 }
 
-fn svg(title: &str, content: &str) -> String {
-    let title = escape(title);
-    format!(
-        r#"<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}"><title>{title}</title>{content}</svg>"#
-    )
+fn svg(title: &str, content: &Markup) -> Markup {
+    html! {
+        svg viewBox=(format_args!("0 0 {WIDTH} {HEIGHT}")) role="img" aria-label=(title) {
+            title { (title) }
+            (content)
+        }
+    }
 }
 
 #[cfg(test)]
@@ -112,7 +110,8 @@ mod tests {
 
     #[test]
     fn one_line_per_channel_within_the_picture() {
-        let svg = channels(&[(-1.0, 2.0), (0.5, 0.5), (-40.0, 3.0)], "before", "a < b");
+        let svg =
+            channels(&[(-1.0, 2.0), (0.5, 0.5), (-40.0, 3.0)], "before", "a < b").into_string();
         assert_eq!(svg.matches('M').count(), 3);
         assert!(svg.contains("a &lt; b") && svg.contains("-40") && svg.contains(">3<"));
         let path = svg
@@ -135,9 +134,10 @@ mod tests {
     #[test]
     fn a_curve_needs_two_points() {
         let point = |threshold, loss| CurveReport { threshold, loss };
-        assert_eq!(curve(&[point(1.0, 2.0)], None), None);
-        assert_eq!(curve(&[point(1.0, 0.0), point(2.0, 0.0)], None), None);
+        assert!(curve(&[point(1.0, 2.0)], None).is_none());
+        assert!(curve(&[point(1.0, 0.0), point(2.0, 0.0)], None).is_none());
         let svg = curve(&[point(1.0, 2.0), point(10.0, 1.0)], Some(9.0)).unwrap();
+        let svg = svg.into_string();
         assert!(svg.contains("<circle") && svg.contains("3.0 dB above"));
     }
 }

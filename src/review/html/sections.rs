@@ -1,12 +1,14 @@
-//! The sections of the page, in their order. Each writes nothing if the report has nothing for it.
+//! The sections of the page, in their order. Each is empty if the report has nothing for it.
 
-use std::fmt::Write;
+use std::fmt::Display;
 
-use super::{escape, number, plot};
-use crate::review::{Decision, Energy, Report, SiteReport};
+use maud::{Markup, html};
+
+use super::{number, plot};
+use crate::review::{Decision, Energy, LayerError, OutputReport, Report, SiteReport};
 
 /// Every section, in the order of the page.
-pub const ALL: [fn(&mut String, &Report); 11] = [
+pub const ALL: [fn(&Report) -> Markup; 11] = [
     summary,
     outputs,
     layers,
@@ -23,15 +25,52 @@ pub const ALL: [fn(&mut String, &Report); 11] = [
 /// Sites whose plots are shown at once; the others open on a click.
 const OPEN: usize = 6;
 
-/// Formats into the page, which cannot fail.
-macro_rules! put {
-    ($page:expr, $($format:tt)*) => {{ let _ = write!($page, $($format)*); }};
+/// A table that scrolls by itself if the page is narrow: its head and its rows.
+fn table(head: &Markup, rows: &Markup) -> Markup {
+    html! {
+        div.scroll { table { tr { (head) } (rows) } }
+    }
 }
 
-fn summary(page: &mut String, report: &Report) {
+fn card(name: &str, value: impl Display, small: impl Display) -> Markup {
+    html! {
+        div { dt { (name) } dd { (maud::display(value)) small { (maud::display(small)) } } }
+    }
+}
+
+fn summary(report: &Report) -> Markup {
     let quantized = report.linears.iter().filter(|l| l.reason.is_none()).count();
     let folded = report.sites.iter().filter(|s| s.sink.is_some()).count();
-    let decision = match report.decision {
+    let db = |o: &OutputReport| o.sqnr_db.unwrap_or(f64::INFINITY);
+    let outputs = report.outputs.values();
+    let worst = outputs.min_by(|a, b| db(a).total_cmp(&db(b)));
+    let mb = |bytes: u64| bytes as f64 / 1e6;
+    html! {
+        p { (decision(report.decision)) }
+        dl.cards {
+            @if let Some(output) = worst {
+                @let plain = output.plain_sqnr_db.map(|db| format!("plain min-max {db:.2} dB"));
+                (card("output SQNR (worst output)", decibels(output.sqnr_db, "exact"), plain.unwrap_or_default()))
+            }
+            (card("Linears quantized", quantized, format_args!("{} found", report.linears.len())))
+            (card("sites migrated", folded, format_args!("{} found", report.sites.len())))
+            @if let Some(files) = &report.files {
+                @let before = format!("{:.1} MB before", mb(files.input_bytes));
+                (card("size", format_args!("{:.1} MB", mb(files.output_bytes)), before))
+            }
+            @match &report.float_check {
+                Some(check) => {
+                    @let allowed = format!("of an output's range, {:.0e} allowed", check.limit);
+                    (card("float model after migration", format_args!("{:.1e}", check.max_relative_error), allowed))
+                }
+                None => (card("float model after migration", "not run", "nothing was changed"))
+            }
+        }
+    }
+}
+
+fn decision(decision: Decision) -> &'static str {
+    match decision {
         Decision::Migrated => {
             "Outlier channels were migrated into constants; the result was better than plain min-max quantization on data that set none of its ranges."
         }
@@ -45,306 +84,262 @@ fn summary(page: &mut String, report: &Report) {
             "Plain min-max quantization was better than migration on held-out data, so that was written."
         }
         Decision::PlainAskedFor => "Migration without validation, or none, was asked for.",
-    };
-    put!(page, "<p>{decision}</p>\n<dl class=\"cards\">\n");
-    let mut card = |name: &str, value: String, small: String| {
-        put!(
-            page,
-            "<div><dt>{name}</dt><dd>{value}<small>{small}</small></dd></div>\n"
-        );
-    };
-    let worst = report.outputs.values().min_by(|a, b| {
-        let db = |o: &crate::review::OutputReport| o.sqnr_db.unwrap_or(f64::INFINITY);
-        db(a).total_cmp(&db(b))
-    });
-    if let Some(output) = worst {
-        let value = output
-            .sqnr_db
-            .map_or("exact".to_owned(), |db| format!("{db:.2} dB"));
-        let plain = output.plain_sqnr_db;
-        let small = plain.map_or(String::new(), |db| format!("plain min-max {db:.2} dB"));
-        card("output SQNR (worst output)", value, small);
     }
-    let of = format!("{} found", report.linears.len());
-    card("Linears quantized", quantized.to_string(), of);
-    let of = format!("{} found", report.sites.len());
-    card("sites migrated", folded.to_string(), of);
-    if let Some(files) = &report.files {
-        let mb = |bytes: u64| bytes as f64 / 1e6;
-        let value = format!("{:.1} MB", mb(files.output_bytes));
-        card(
-            "size",
-            value,
-            format!("{:.1} MB before", mb(files.input_bytes)),
-        );
-    }
-    let (value, small) = match &report.float_check {
-        Some(check) => (
-            format!("{:.1e}", check.max_relative_error),
-            format!("of an output's range, {:.0e} allowed", check.limit),
-        ),
-        None => ("not run".to_owned(), "nothing was changed".to_owned()),
-    };
-    card("float model after migration", value, small);
-    put!(page, "</dl>\n");
 }
 
-fn outputs(page: &mut String, report: &Report) {
+fn decibels(db: Option<f64>, none: &str) -> String {
+    db.map_or(none.to_owned(), |db| format!("{db:.2} dB"))
+}
+
+fn outputs(report: &Report) -> Markup {
     if report.outputs.is_empty() {
-        return;
+        return Markup::default();
     }
-    put!(
-        page,
-        "<h2>Outputs</h2>\n<p class=\"muted\">Against the original, on {}. SQNR = 10 log₁₀(Σ r² / Σ (r − o)²).</p>\n\
-         <div class=\"scroll\"><table><tr><th>output</th><th class=\"number\">SQNR</th>\
-         <th class=\"number\">plain min-max</th><th class=\"number\">cosine</th></tr>\n",
-        escape(&report.verified_on)
-    );
-    let db = |db: Option<f64>, none: &str| db.map_or(none.to_owned(), |db| format!("{db:.2} dB"));
-    for (name, output) in &report.outputs {
-        put!(
-            page,
-            "<tr><td class=\"name\">{}</td><td class=\"number\">{}</td><td class=\"number\">{}</td>\
-             <td class=\"number\">{:.6}</td></tr>\n",
-            escape(name),
-            db(output.sqnr_db, "exact"),
-            db(output.plain_sqnr_db, "–"),
-            output.cosine
-        );
-    }
-    put!(page, "</table></div>\n");
-    for lost in &report.below_plain {
-        put!(
-            page,
-            "<p class=\"gain bad\"><code>{}</code> ends clearly below plain min-max quantization, although no better plan \
-             was found: {:.2} dB, plain {}.</p>\n",
-            escape(&lost.output),
-            lost.sqnr_db,
-            db(lost.plain_sqnr_db, "exact")
-        );
+    let head = html! {
+        th { "output" } th.number { "SQNR" } th.number { "plain min-max" } th.number { "cosine" }
+    };
+    let rows = html! {
+        @for (name, output) in &report.outputs {
+            tr {
+                td.name { (name) }
+                td.number { (decibels(output.sqnr_db, "exact")) }
+                td.number { (decibels(output.plain_sqnr_db, "–")) }
+                td.number { (format_args!("{:.6}", output.cosine)) }
+            }
+        }
+    };
+    html! {
+        h2 { "Outputs" }
+        p.muted {
+            "Against the original, on " (report.verified_on) ". SQNR = 10 log₁₀(Σ r² / Σ (r − o)²)."
+        }
+        (table(&head, &rows))
+        @for lost in &report.below_plain {
+            p.gain.bad {
+                code { (lost.output) }
+                " ends clearly below plain min-max quantization, although no better plan was found: "
+                (decibels(Some(lost.sqnr_db), "")) ", plain " (decibels(lost.plain_sqnr_db, "exact")) "."
+            }
+        }
     }
 }
 
 /// Bars are as long as the error is large: the full width is the worst Linear's error amplitude.
-fn layers(page: &mut String, report: &Report) {
+fn layers(report: &Report) -> Markup {
     let amplitude = |e: &Option<Energy>| match e {
         Some(e) if e.signal > 0.0 => (e.error / e.signal).sqrt(),
         _ => 0.0,
     };
-    let both = |l: &crate::review::LayerError| amplitude(&l.fed).max(amplitude(&l.accumulated));
+    let both = |l: &LayerError| amplitude(&l.fed).max(amplitude(&l.accumulated));
     let largest = report.layers.iter().map(both).fold(0.0, f64::max);
     if largest == 0.0 {
-        return;
+        return Markup::default();
     }
-    put!(
-        page,
-        "<h2>Error per Linear</h2>\n<p class=\"muted\">Error over signal at the output of every Linear, in graph order. \
-         Upper bar and first number: its own error, with inputs of the float model. Lower bar and second number: with all \
-         errors before it. SQNR in dB.</p>\n"
-    );
-    for layer in &report.layers {
-        let width = |e: &Option<Energy>| 100.0 * amplitude(e) / largest;
-        let db = |e: &Option<Energy>| {
-            let db = e.as_ref().map(Energy::sqnr_db).filter(|db| db.is_finite());
-            db.map_or("–".to_owned(), |db| format!("{db:.0}"))
-        };
-        put!(
-            page,
-            "<div class=\"bar\"><span class=\"name\">{}</span><span class=\"track\">\
-             <i class=\"first\" style=\"width:{:.1}%\"></i><i class=\"second\" style=\"width:{:.1}%\"></i></span>\
-             <span class=\"number\">{} / {}</span></div>\n",
-            escape(&layer.name),
-            width(&layer.fed),
-            width(&layer.accumulated),
-            db(&layer.fed),
-            db(&layer.accumulated)
-        );
+    let width = |e: &Option<Energy>| format!("width:{:.1}%", 100.0 * amplitude(e) / largest);
+    let db = |e: &Option<Energy>| {
+        let db = e.as_ref().map(Energy::sqnr_db).filter(|db| db.is_finite());
+        db.map_or("–".to_owned(), |db| format!("{db:.0}"))
+    };
+    html! {
+        h2 { "Error per Linear" }
+        p.muted {
+            "Error over signal at the output of every Linear, in graph order. Upper bar and first number: its own error, "
+            "with inputs of the float model. Lower bar and second number: with all errors before it. SQNR in dB."
+        }
+        @for layer in &report.layers {
+            div.bar {
+                span.name { (layer.name) }
+                span.track {
+                    i.first style=(width(&layer.fed)) {}
+                    i.second style=(width(&layer.accumulated)) {}
+                }
+                span.number { (db(&layer.fed)) " / " (db(&layer.accumulated)) }
+            }
+        }
     }
 }
 
-fn sites(page: &mut String, report: &Report) {
+fn sites(report: &Report) -> Markup {
     if report.sites.is_empty() {
-        return;
+        return Markup::default();
     }
-    put!(
-        page,
-        "<h2>Sites</h2>\n<p class=\"muted\">Values that Linears read, widest range first: the range of every channel on \
-         calibration data, before and after its shift and scale. The gain is that of this site's quantization error, on \
-         calibration tokens that did not set the ranges.</p>\n"
-    );
     let width = |s: &SiteReport| s.range_before.1 - s.range_before.0;
     let mut sites: Vec<&SiteReport> = report.sites.iter().collect();
     sites.sort_by(|a, b| width(b).total_cmp(&width(a)));
-    for (i, site) in sites.into_iter().enumerate() {
-        self::site(page, site, i < OPEN && site.sink.is_some());
-    }
-}
-
-fn site(page: &mut String, site: &SiteReport, open: bool) {
-    let gain = match site.validated_gain_db {
-        db if db > 0.0 => format!("<span class=\"gain good\">+{db:.1} dB</span>"),
-        db if db < 0.0 => format!("<span class=\"gain bad\">{db:.1} dB</span>"),
-        _ => "<span class=\"gain muted\">unchanged</span>".to_owned(),
-    };
-    put!(
-        page,
-        "<details{}><summary>{gain}<span class=\"name\">{}</span></summary>\n",
-        if open { " open" } else { "" },
-        escape(&site.value)
-    );
-    let sink = match (&site.sink, &site.reason) {
-        (Some(sink), _) => format!("folded into <code>{}</code>", escape(sink)),
-        (None, Some(reason)) => format!("not migrated: {}", escape(reason)),
-        (None, None) => "not migrated".to_owned(),
-    };
-    let linears: Vec<String> = site
-        .linears
-        .iter()
-        .map(|l| format!("<code>{}</code>", escape(l)))
-        .collect();
-    let ((a, b), (c, d)) = (site.range_before, site.range_after);
-    put!(
-        page,
-        "<p>{sink}; range {}…{} → {}…{}; loss measured at: {}</p>\n<p class=\"muted\">read by {}</p>\n",
-        number(a),
-        number(b),
-        number(c),
-        number(d),
-        escape(&site.loss),
-        linears.join(", ")
-    );
-    let mut figures = String::new();
-    if !site.channels.is_empty() {
-        let (before, after) = plot::before_and_after(&site.channels);
-        let per = match site.channels_per_line {
-            1 => "one line per channel".to_owned(),
-            n => format!("one line per {n} channels"),
-        };
-        put!(
-            figures,
-            "<figure>{before}<figcaption>before, {per}</figcaption></figure>\n"
-        );
-        if site.sink.is_some() {
-            put!(
-                figures,
-                "<figure>{after}<figcaption>after, on its own scale</figcaption></figure>\n"
-            );
+    html! {
+        h2 { "Sites" }
+        p.muted {
+            "Values that Linears read, widest range first: the range of every channel on calibration data, before and after "
+            "its shift and scale. The gain is that of this site's quantization error, on calibration tokens that did not set "
+            "the ranges."
+        }
+        @for (i, site) in sites.into_iter().enumerate() {
+            (self::site(site, i < OPEN && site.sink.is_some()))
         }
     }
-    if let Some(curve) = plot::curve(&site.curve, site.threshold) {
-        put!(
-            figures,
-            "<figure>{curve}<figcaption>estimated loss over the threshold t; the dot is the choice</figcaption></figure>\n"
-        );
-    }
-    if !figures.is_empty() {
-        put!(page, "<div class=\"plots\">\n{figures}</div>\n");
-    }
-    put!(page, "</details>\n");
 }
 
-fn kept_float(page: &mut String, report: &Report) {
-    let Some(kept) = &report.kept_float else {
-        return;
+fn site(site: &SiteReport, open: bool) -> Markup {
+    let ((a, b), (c, d)) = (site.range_before, site.range_after);
+    let gain = site.validated_gain_db;
+    html! {
+        details open[open] {
+            summary {
+                @if gain > 0.0 {
+                    span.gain.good { (format_args!("+{gain:.1} dB")) }
+                } @else if gain < 0.0 {
+                    span.gain.bad { (format_args!("{gain:.1} dB")) }
+                } @else {
+                    span.gain.muted { "unchanged" }
+                }
+                span.name { (site.value) }
+            }
+            p {
+                @match (&site.sink, &site.reason) {
+                    (Some(sink), _) => { "folded into " code { (sink) } },
+                    (None, Some(reason)) => { "not migrated: " (reason) },
+                    (None, None) => { "not migrated" },
+                }
+                "; range " (number(a)) "…" (number(b)) " → " (number(c)) "…" (number(d))
+                "; loss measured at: " (site.loss)
+            }
+            p.muted {
+                "read by "
+                @for (i, linear) in site.linears.iter().enumerate() {
+                    @if i > 0 { ", " }
+                    code { (linear) }
+                }
+            }
+            (plots(site))
+        }
+    }
+}
+
+/// The plots of a site, as far as there is something to draw.
+fn plots(site: &SiteReport) -> Markup {
+    let curve = plot::curve(&site.curve, site.threshold);
+    if site.channels.is_empty() && curve.is_none() {
+        return Markup::default();
+    }
+    let (before, after) = plot::before_and_after(&site.channels);
+    let per = match site.channels_per_line {
+        1 => "one line per channel".to_owned(),
+        n => format!("one line per {n} channels"),
     };
-    put!(
-        page,
-        "<h2>Left in float</h2>\n<p>{} Linears with {:.1} % of the multiplications: {:.2} dB → {:.2} dB on held-out \
-         data.</p>\n<div class=\"scroll\"><table><tr><th>Linear</th><th class=\"number\">part of the error</th>\
-         <th class=\"number\">part of the multiplications</th></tr>\n",
-        kept.linears.len(),
-        100.0 * kept.work,
-        kept.sqnr_before_db,
-        kept.sqnr_after_db
-    );
-    let in_float = |name: &str| kept.linears.iter().any(|l| l.name == name);
-    for linear in &kept.sensitivity {
-        put!(
-            page,
-            "<tr><td class=\"name\">{}{}</td><td class=\"number\">{:.1} %</td><td class=\"number\">{:.1} %</td></tr>\n",
-            escape(&linear.name),
-            if in_float(&linear.name) {
-                " <strong>in float</strong>"
-            } else {
-                ""
-            },
-            100.0 * linear.error,
-            100.0 * linear.work
-        );
+    html! {
+        div.plots {
+            @if !site.channels.is_empty() {
+                figure { (before) figcaption { "before, " (per) } }
+                @if site.sink.is_some() {
+                    figure { (after) figcaption { "after, on its own scale" } }
+                }
+            }
+            @if let Some(curve) = curve {
+                figure {
+                    (curve)
+                    figcaption { "estimated loss over the threshold t; the dot is the choice" }
+                }
+            }
+        }
     }
-    put!(page, "</table></div>\n");
 }
 
-fn attention(page: &mut String, report: &Report) {
+fn kept_float(report: &Report) -> Markup {
+    let Some(kept) = &report.kept_float else {
+        return Markup::default();
+    };
+    let in_float = |name: &str| kept.linears.iter().any(|l| l.name == name);
+    let percent = |part: f64| format!("{:.1} %", 100.0 * part);
+    let head = html! {
+        th { "Linear" } th.number { "part of the error" } th.number { "part of the multiplications" }
+    };
+    let rows = html! {
+        @for linear in &kept.sensitivity {
+            tr {
+                td.name {
+                    (linear.name)
+                    @if in_float(&linear.name) { " " strong { "in float" } }
+                }
+                td.number { (percent(linear.error)) }
+                td.number { (percent(linear.work)) }
+            }
+        }
+    };
+    html! {
+        h2 { "Left in float" }
+        p {
+            (kept.linears.len()) " Linears with " (percent(kept.work)) " of the multiplications: "
+            (decibels(Some(kept.sqnr_before_db), "")) " → " (decibels(Some(kept.sqnr_after_db), ""))
+            " on held-out data."
+        }
+        (table(&head, &rows))
+    }
+}
+
+fn attention(report: &Report) -> Markup {
     if report.attention.is_empty() {
-        return;
+        return Markup::default();
     }
-    put!(page, "<h2>Attention</h2>\n");
-    if let Some(cost) = &report.attention_cost {
-        put!(
-            page,
-            "<p>Products of attention in int8: {:.2} dB → {:.2} dB, mean over the outputs on held-out data.</p>\n",
-            cost.float_sqnr_db,
-            cost.int8_sqnr_db
-        );
-    }
-    put!(
-        page,
-        "<div class=\"scroll\"><table><tr><th>softmax</th><th>products</th><th>Q</th><th>Kᵀ</th><th>V</th>\
-         <th>why not</th></tr>\n"
-    );
     let range = |r: Option<(f32, f32)>| {
         r.map_or("–".to_owned(), |(low, high)| {
             format!("{}…{}", number(low), number(high))
         })
     };
-    for attention in &report.attention {
-        put!(
-            page,
-            "<tr><td class=\"name\">{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>\n",
-            escape(&attention.softmax),
-            escape(&attention.status),
-            range(attention.query),
-            range(attention.key),
-            range(attention.value),
-            escape(attention.reason.as_deref().unwrap_or_default())
-        );
+    let head = html! {
+        th { "softmax" } th { "products" } th { "Q" } th { "Kᵀ" } th { "V" } th { "why not" }
+    };
+    let rows = html! {
+        @for attention in &report.attention {
+            tr {
+                td.name { (attention.softmax) }
+                td { (attention.status) }
+                td { (range(attention.query)) }
+                td { (range(attention.key)) }
+                td { (range(attention.value)) }
+                td { (attention.reason.as_deref().unwrap_or_default()) }
+            }
+        }
+    };
+    html! {
+        h2 { "Attention" }
+        @if let Some(cost) = &report.attention_cost {
+            p {
+                "Products of attention in int8: " (decibels(Some(cost.float_sqnr_db), "")) " → "
+                (decibels(Some(cost.int8_sqnr_db), "")) ", mean over the outputs on held-out data."
+            }
+        }
+        (table(&head, &rows))
     }
-    put!(page, "</table></div>\n");
 }
 
-fn lint(page: &mut String, report: &Report) {
-    put!(page, "<h2>What the target would make of it</h2>\n");
-    if report.lint.is_empty() {
-        put!(
-            page,
-            "<p class=\"good\">Nothing would be rejected, computed wrongly or run in float against the plan.</p>\n"
-        );
-        return;
+fn lint(report: &Report) -> Markup {
+    // Costs are plain words in JSON.
+    let word = |value: serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let head = html! {
+        th { "cost" } th { "rule" } th { "node" } th { "what" } th { "how to mend it" }
+    };
+    let rows = html! {
+        @for finding in &report.lint {
+            tr {
+                td { (word(serde_json::to_value(finding.cost).unwrap_or_default())) }
+                td { (finding.rule) }
+                td.name { (finding.node) }
+                td { (finding.message) }
+                td { (finding.mend) }
+            }
+        }
+    };
+    html! {
+        h2 { "What the target would make of it" }
+        @if report.lint.is_empty() {
+            p.good { "Nothing would be rejected, computed wrongly or run in float against the plan." }
+        } @else {
+            (table(&head, &rows))
+        }
     }
-    put!(
-        page,
-        "<div class=\"scroll\"><table><tr><th>cost</th><th>rule</th><th>node</th><th>what</th><th>how to mend it</th></tr>\n"
-    );
-    for finding in &report.lint {
-        // Costs and rules are plain words in JSON.
-        let word = |value: serde_json::Value| value.as_str().unwrap_or_default().to_owned();
-        put!(
-            page,
-            "<tr><td>{}</td><td>{}</td><td class=\"name\">{}</td><td>{}</td><td>{}</td></tr>\n",
-            escape(&word(
-                serde_json::to_value(finding.cost).unwrap_or_default()
-            )),
-            escape(&finding.rule),
-            escape(&finding.node),
-            escape(&finding.message),
-            escape(&finding.mend)
-        );
-    }
-    put!(page, "</table></div>\n");
 }
 
-fn skipped(page: &mut String, report: &Report) {
+fn skipped(report: &Report) -> Markup {
     let skipped = report.linears.iter().filter_map(|l| {
         let reason = l.reason.as_ref()?;
         Some((l.name.as_str(), "Linear", reason.as_str()))
@@ -353,90 +348,75 @@ fn skipped(page: &mut String, report: &Report) {
     let misses = misses.map(|m| (m.name.as_str(), m.kind.as_str(), m.reason.as_str()));
     let all: Vec<_> = skipped.chain(misses).collect();
     if all.is_empty() {
-        return;
+        return Markup::default();
     }
-    put!(
-        page,
-        "<h2>Left alone, and why</h2>\n<div class=\"scroll\"><table><tr><th>node</th><th>kind</th><th>reason</th></tr>\n"
-    );
-    for (name, kind, reason) in all {
-        let (name, kind, reason) = (escape(name), escape(kind), escape(reason));
-        put!(
-            page,
-            "<tr><td class=\"name\">{name}</td><td>{kind}</td><td>{reason}</td></tr>\n"
-        );
+    let head = html! { th { "node" } th { "kind" } th { "reason" } };
+    let rows = html! {
+        @for (name, kind, reason) in all {
+            tr { td.name { (name) } td { (kind) } td { (reason) } }
+        }
+    };
+    html! {
+        h2 { "Left alone, and why" }
+        (table(&head, &rows))
     }
-    put!(page, "</table></div>\n");
 }
 
-fn notes(page: &mut String, report: &Report) {
+fn notes(report: &Report) -> Markup {
     let filled = report.filled_inputs.iter();
     let filled = filled.map(|(input, rule)| format!("input {input} was filled with {rule}"));
     let inlined = report.inlined.iter();
     let inlined =
         inlined.map(|call| format!("the call {} of {} was inlined", call.node, call.function));
-    let cleaned = report.cleaned.iter().map(|c| format!("cleaned: {c}"));
-    let all: Vec<String> = report
-        .notes
-        .iter()
-        .cloned()
-        .chain(cleaned)
-        .chain(filled)
-        .chain(inlined)
-        .collect();
+    let cleaned = report.cleaned.iter();
+    let cleaned = cleaned.map(|c| format!("cleaned: {c}"));
+    let notes = report.notes.iter().cloned();
+    let all: Vec<String> = notes.chain(cleaned).chain(filled).chain(inlined).collect();
     if all.is_empty() {
-        return;
+        return Markup::default();
     }
-    put!(page, "<h2>Notes</h2>\n<ul>\n");
-    for note in all {
-        put!(page, "<li>{}</li>\n", escape(&note));
+    html! {
+        h2 { "Notes" }
+        ul { @for note in all { li { (note) } } }
     }
-    put!(page, "</ul>\n");
 }
 
-fn settings(page: &mut String, report: &Report) {
-    put!(page, "<h2>Settings</h2>\n<div class=\"scroll\"><table>\n");
+fn settings(report: &Report) -> Markup {
     // A plain structure of strings and numbers, for which JSON has a form.
     let settings = serde_json::to_value(&report.settings).unwrap_or_default();
-    for (name, value) in settings.as_object().into_iter().flatten() {
+    let settings = settings.as_object().into_iter().flatten();
+    let stated = settings.filter_map(|(name, value)| {
         let value = match value {
-            serde_json::Value::Null => continue,
+            serde_json::Value::Null => return None,
             serde_json::Value::String(text) => text.clone(),
             other => other.to_string(),
         };
-        let name = name.replace('_', " ");
-        put!(
-            page,
-            "<tr><td>{}</td><td><code>{}</code></td></tr>\n",
-            escape(&name),
-            escape(&value)
-        );
+        Some((name.replace('_', " "), value))
+    });
+    html! {
+        h2 { "Settings" }
+        div.scroll { table {
+            @for (name, value) in stated { tr { td { (name) } td { code { (value) } } } }
+        } }
     }
-    put!(page, "</table></div>\n");
 }
 
-fn reproduction(page: &mut String, report: &Report) {
-    put!(page, "<h2>To make it again</h2>\n");
-    if let Some(command) = &report.command {
-        put!(page, "<pre><code>{}</code></pre>\n", escape(command));
+fn reproduction(report: &Report) -> Markup {
+    html! {
+        h2 { "To make it again" }
+        @if let Some(command) = &report.command {
+            pre { code { (command) } }
+        }
+        div.scroll { table {
+            @for (what, digest) in &report.digests {
+                tr { td { (what.replace('_', " ")) } td { code { (digest) } } }
+            }
+            @for (step, seconds) in &report.seconds {
+                tr { td { (step) } td { (format_args!("{seconds:.2} s")) } }
+            }
+            @if let Some(peak) = report.peak_memory_mb {
+                tr { td { "peak memory" } td { (format_args!("{peak:.0} MB")) } }
+            }
+        } }
     }
-    put!(page, "<div class=\"scroll\"><table>\n");
-    for (what, digest) in &report.digests {
-        let (what, digest) = (escape(&what.replace('_', " ")), escape(digest));
-        put!(
-            page,
-            "<tr><td>{what}</td><td><code>{digest}</code></td></tr>\n"
-        );
-    }
-    for (step, seconds) in &report.seconds {
-        put!(
-            page,
-            "<tr><td>{}</td><td>{seconds:.2} s</td></tr>\n",
-            escape(step)
-        );
-    }
-    if let Some(peak) = report.peak_memory_mb {
-        put!(page, "<tr><td>peak memory</td><td>{peak:.0} MB</td></tr>\n");
-    }
-    put!(page, "</table></div>\n");
 }

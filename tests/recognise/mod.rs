@@ -8,5 +8,5 @@ mod linear;
 mod near_miss;
 mod norm;
 mod site;
-mod text;
+pub mod text;
 mod transparent;

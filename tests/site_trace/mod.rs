@@ -1,7 +1,5 @@
 //! Sinks by commutation: what each rule reaches, and that the migrated graph computes the same from x' = (x − z) / s.
 
-#[path = "../common/mod.rs"]
-mod common;
 mod contrib;
 mod prove;
 mod shared;

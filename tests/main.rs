@@ -1,0 +1,30 @@
+//! Every integration test, in one program: tract is linked once, and `cargo test --test all diff::` runs one file of them.
+//! `architecture.rs` checks that no file is forgotten here.
+
+mod architecture;
+mod architectures;
+mod branches;
+mod common;
+mod contrib;
+mod diff;
+mod fixed;
+mod graph;
+mod inline;
+mod onnx_decoder;
+mod onnx_external;
+mod onnx_malformed;
+mod onnx_round_trip;
+mod operators;
+mod opset_raise;
+mod qoperator;
+mod quantize_relu;
+mod recognise;
+mod response;
+mod rewrite;
+mod schema;
+mod shared;
+mod site;
+mod site_trace;
+mod solver_golden;
+mod targets;
+mod text;
