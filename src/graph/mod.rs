@@ -8,6 +8,7 @@ pub mod branches;
 mod check;
 mod constant;
 mod fixed;
+pub mod infer;
 pub mod inline;
 mod names;
 pub mod opset;
@@ -15,8 +16,9 @@ mod patch;
 mod view;
 
 pub use check::{GraphError, check};
-pub use constant::{Constant, constant_expression};
+pub use constant::Constant;
 pub use fixed::is_random;
+pub use infer::constant_expression;
 pub use inline::inline;
 pub use names::Names;
 pub use patch::{Patch, PatchError, apply};
