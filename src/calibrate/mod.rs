@@ -5,7 +5,7 @@
 //!                                           └▶ outputs ─▶ compare: SQNR, cosine, largest error
 //! ```
 //!
-//! [`Dataset`] turns what a user names on the command line into checked [`Batch`]es. [`statistics()`] runs them and
+//! [`Dataset`] turns the files a user names into checked [`Batch`]es. [`statistics()`] runs them and
 //! reduces the values it is asked for while the model runs; [`compare()`] runs several models on the same batches.
 //! [`Engine`] is the only door to an inference engine, and [`TractEngine`] the only code that knows tract.
 
@@ -13,21 +13,23 @@ mod data;
 mod engine;
 mod measure;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use data::array::{Values, type_name};
-pub use data::dataset::{CalibSource, Dataset, Split};
+pub use data::dataset::{Dataset, Split};
 pub use data::error::CalibError;
 pub use data::fill::{FillRule, Filled};
 pub use data::input::{Batch, InputTensor, Shapes, Switches};
 pub use data::signature::{Dim, ModelInput, model_inputs};
-pub use engine::plan::{Engine, EngineError, Plan, TapSink, Wanted};
+pub use data::sources::CalibSource;
+pub use engine::error::EngineError;
+pub use engine::plan::{Engine, Plan, TapSink, Wanted};
 pub use engine::tract_engine::TractEngine;
 pub use measure::capture::{Captured, Keep, Kept};
-pub use measure::compare::{
-    OutputComparison, Outputs, Reference, RowError, compare, compare_few, compare_with, outputs,
-};
+pub use measure::compare::{Outputs, Reference, compare, compare_few, compare_with, outputs};
+pub use measure::parallel::with_threads;
 pub use measure::ranges::{Ranged, ranges};
 pub use measure::statistics::{
     ChannelStats, FoldStats, StatOptions, Statistics, shapes, statistics, statistics_and,
 };
+pub use measure::sums::{OutputComparison, RowError};

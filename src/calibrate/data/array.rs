@@ -106,17 +106,26 @@ pub fn type_name(dtype: DataType) -> String {
 
 /// Input values in the type the engine is fed with: every float type of a model is float32 there.
 #[derive(Debug, Clone, PartialEq)]
-#[allow(missing_docs)]
 pub enum Values {
+    /// Every float type of ONNX, in float32.
     F32(ArrayD<f32>),
+    /// int8.
     I8(ArrayD<i8>),
+    /// int16.
     I16(ArrayD<i16>),
+    /// int32.
     I32(ArrayD<i32>),
+    /// int64.
     I64(ArrayD<i64>),
+    /// uint8.
     U8(ArrayD<u8>),
+    /// uint16.
     U16(ArrayD<u16>),
+    /// uint32.
     U32(ArrayD<u32>),
+    /// uint64.
     U64(ArrayD<u64>),
+    /// bool.
     Bool(ArrayD<bool>),
 }
 

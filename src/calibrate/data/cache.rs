@@ -3,31 +3,17 @@
 //! A past of `[batch, heads, length, head_size]` can be filled with zero length only where the head size is known.
 //! Decoders built for ONNX Runtime's GenAI name both last axes; their attention operators tell the size.
 
-use super::signature::{Dim, ModelInput};
 use crate::graph::{NodeId, Use, ValueId, View};
 use crate::onnx::node::attr_i;
 use crate::onnx::op;
 
-/// Writes the head size into the last axis of every input that an attention operator of ONNX Runtime reads as its past.
-pub(in crate::calibrate) fn state_head_sizes(view: &View, inputs: &mut [ModelInput]) {
-    for input in inputs {
-        let Some(value) = view.value(&input.name) else {
-            continue;
-        };
-        let Some([_, _, _, last]) = input.shape.as_deref_mut() else {
-            continue;
-        };
-        if matches!(last, Dim::Fixed(_)) {
-            continue;
-        }
-        let size = view.uses(value).iter().find_map(|reader| match *reader {
-            Use::Node { node, input } => head_size(view, node, input),
-            _ => None,
-        });
-        if let Some(size) = size {
-            *last = Dim::Fixed(size);
-        }
-    }
+/// The size of the last axis of the graph input `name`, if an attention operator of ONNX Runtime reads it as its past.
+pub(super) fn state_head_size(view: &View, name: &str) -> Option<usize> {
+    let uses = view.uses(view.value(name)?);
+    uses.iter().find_map(|reader| match *reader {
+        Use::Node { node, input } => head_size(view, node, input),
+        _ => None,
+    })
 }
 
 fn head_size(view: &View, node: NodeId, slot: usize) -> Option<usize> {

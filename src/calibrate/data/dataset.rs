@@ -5,7 +5,7 @@
 //! [`Dataset::split`] then cuts the tables into [`Batch`]es.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::calibrate::data::array::{Element, FileArray, type_name};
@@ -13,7 +13,7 @@ use crate::calibrate::data::error::CalibError;
 use crate::calibrate::data::fill::{FillRule, Filled, MASKS, Sizes, rule};
 use crate::calibrate::data::input::{Batch, InputTensor, NamedArray};
 use crate::calibrate::data::signature::{Dim, ModelInput, list, model_inputs};
-use crate::calibrate::data::sources::read_tables;
+use crate::calibrate::data::sources::{CalibSource, read_tables};
 use crate::onnx::{Digest, Model};
 
 /// Of every `HOLD_OUT` rows the last is held out for verification.
@@ -22,15 +22,6 @@ const HOLD_OUT: usize = 8;
 /// Tokens, about, that are run at a time: the values between two operators then fit the caches of a core. Much longer
 /// batches take a quarter more time, most of it for pages of memory that are mapped and cleared again and again.
 pub(crate) const TOKENS: usize = 512;
-
-/// A path with calibration data, possibly for one named input.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CalibSource {
-    /// The model input that the file feeds (`NAME=FILE.npy`).
-    pub name: Option<String>,
-    /// A `.npy` or `.npz` file, a folder of such files, or a folder of ONNX test data.
-    pub path: PathBuf,
-}
 
 /// Arrays that belong together, one per given input.
 #[derive(Debug)]
@@ -481,11 +472,4 @@ fn check_shape(input: &ModelInput, array: &NamedArray, batched: bool) -> Result<
         found: format!("{} {:?}", array.data.element, found),
         hint: hint.into(),
     })
-}
-
-/// The extension of `path` in lower case.
-pub(in crate::calibrate) fn extension(path: &Path) -> String {
-    path.extension()
-        .map(|e| e.to_string_lossy().to_lowercase())
-        .unwrap_or_default()
 }

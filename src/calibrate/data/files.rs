@@ -39,7 +39,7 @@ fn map_file(file: &File) -> std::io::Result<Bytes> {
 }
 
 /// Reads one `.npy` file.
-pub(in crate::calibrate) fn read_npy(path: &Path) -> Result<FileArray, CalibError> {
+pub(super) fn read_npy(path: &Path) -> Result<FileArray, CalibError> {
     parse_npy(map(path)?).map_err(|problem| CalibError::Format {
         place: place(path, None),
         problem,
@@ -47,7 +47,7 @@ pub(in crate::calibrate) fn read_npy(path: &Path) -> Result<FileArray, CalibErro
 }
 
 /// Reads every array of a `.npz` file, sorted by name.
-pub(in crate::calibrate) fn read_npz(path: &Path) -> Result<Vec<(String, FileArray)>, CalibError> {
+pub(super) fn read_npz(path: &Path) -> Result<Vec<(String, FileArray)>, CalibError> {
     let format = |array: Option<&str>, problem: String| CalibError::Format {
         place: place(path, array),
         problem,
@@ -90,7 +90,7 @@ fn unpack(entry: &mut impl Read, size: u64) -> std::io::Result<Bytes> {
 }
 
 /// Reads one tensor of ONNX test data; also returns the tensor's own name, which may be empty.
-pub(in crate::calibrate) fn read_pb(path: &Path) -> Result<(String, FileArray), CalibError> {
+pub(super) fn read_pb(path: &Path) -> Result<(String, FileArray), CalibError> {
     let format = |problem: String| CalibError::Format {
         place: place(path, None),
         problem,

@@ -47,14 +47,14 @@ impl std::fmt::Display for FillRule {
 }
 
 /// The inputs that are attention masks, in the order of their use for padding.
-pub(in crate::calibrate) const MASKS: [&str; 3] = [
+pub(super) const MASKS: [&str; 3] = [
     "attention_mask",
     "encoder_attention_mask",
     "decoder_attention_mask",
 ];
 
 /// The rule for an input of this name; `None` if it must be given.
-pub(in crate::calibrate) fn rule(name: &str) -> Option<FillRule> {
+pub(super) fn rule(name: &str) -> Option<FillRule> {
     if MASKS.contains(&name) {
         return Some(FillRule::Ones);
     }
@@ -80,7 +80,7 @@ pub(in crate::calibrate) fn rule(name: &str) -> Option<FillRule> {
 
 /// The sizes that the given arrays of one batch determine.
 #[derive(Debug, Clone)]
-pub(in crate::calibrate) struct Sizes {
+pub(super) struct Sizes {
     /// Rows of the batch.
     pub batch: usize,
     /// Sizes by the model's axis names.

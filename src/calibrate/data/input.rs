@@ -90,7 +90,7 @@ enum Source {
 
 /// An array with the place it came from.
 #[derive(Debug)]
-pub(in crate::calibrate) struct NamedArray {
+pub(super) struct NamedArray {
     pub file: PathBuf,
     /// Its name inside the file, if the file holds several.
     pub array: Option<String>,
@@ -165,7 +165,7 @@ impl InputTensor {
     }
 
     /// Rows `rows` of `array`, or all of it.
-    pub(in crate::calibrate) fn from_file(
+    pub(super) fn from_file(
         array: Arc<NamedArray>,
         rows: Option<Vec<usize>>,
         dtype: DataType,
@@ -182,11 +182,7 @@ impl InputTensor {
     }
 
     /// A filled input.
-    pub(in crate::calibrate) fn filled(
-        rule: FillRule,
-        shape: Vec<usize>,
-        dtype: DataType,
-    ) -> InputTensor {
+    pub(super) fn filled(rule: FillRule, shape: Vec<usize>, dtype: DataType) -> InputTensor {
         InputTensor {
             dtype,
             shape,
@@ -217,7 +213,7 @@ impl InputTensor {
     }
 
     /// `[B, S]`, true where the input is not zero; `None` unless it has exactly two axes.
-    pub(in crate::calibrate) fn as_mask(&self) -> Option<Array2<bool>> {
+    pub(super) fn as_mask(&self) -> Option<Array2<bool>> {
         let &[b, s] = self.shape.as_slice() else {
             return None;
         };

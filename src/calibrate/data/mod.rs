@@ -8,5 +8,5 @@ mod files;
 pub(super) mod fill;
 pub(super) mod input;
 pub(super) mod signature;
-mod sources;
+pub(super) mod sources;
 pub(super) mod tokens;

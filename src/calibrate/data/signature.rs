@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::calibrate::data::array::type_name;
-use crate::calibrate::data::cache::state_head_sizes;
+use crate::calibrate::data::cache::state_head_size;
 use crate::calibrate::data::error::CalibError;
 use crate::graph::View;
 use crate::onnx::Model;
@@ -79,7 +79,15 @@ pub fn model_inputs(model: &Model) -> Result<Vec<ModelInput>, CalibError> {
         .filter(|input| !initializers.contains(input.name()))
         .map(model_input)
         .collect::<Result<_, _>>()?;
-    state_head_sizes(&View::new(model), &mut inputs);
+    let view = View::new(model);
+    for input in &mut inputs {
+        let Some([_, _, _, last @ (Dim::Named(_) | Dim::Any)]) = input.shape.as_deref_mut() else {
+            continue;
+        };
+        if let Some(size) = state_head_size(&view, &input.name) {
+            *last = Dim::Fixed(size);
+        }
+    }
     Ok(inputs)
 }
 
@@ -119,7 +127,7 @@ fn model_input(info: &ValueInfoProto) -> Result<ModelInput, CalibError> {
 }
 
 /// All inputs, one per line, for error messages.
-pub(in crate::calibrate) fn list(inputs: &[ModelInput]) -> String {
+pub(super) fn list(inputs: &[ModelInput]) -> String {
     let mut text = "the model's inputs are:".to_owned();
     for input in inputs {
         text.push_str(&format!("\n  {input}"));

@@ -5,17 +5,25 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::calibrate::data::array::FileArray;
-use crate::calibrate::data::dataset::{CalibSource, extension};
 use crate::calibrate::data::error::CalibError;
 use crate::calibrate::data::files::{read_npy, read_npz, read_pb};
 use crate::calibrate::data::fill::rule;
 use crate::calibrate::data::input::NamedArray;
 use crate::calibrate::data::signature::{ModelInput, list};
 
+/// A path with calibration data, possibly for one named input.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CalibSource {
+    /// The model input that the file feeds; `None` where the arrays are named, or the model has one such input.
+    pub name: Option<String>,
+    /// A `.npy` or `.npz` file, a folder of such files, or a folder of ONNX test data.
+    pub path: PathBuf,
+}
+
 type Arrays = BTreeMap<String, Arc<NamedArray>>;
 
 /// Reads all sources, in order. Named sources combine into one table until a name repeats, which starts the next.
-pub(in crate::calibrate) fn read_tables(
+pub(super) fn read_tables(
     inputs: &[ModelInput],
     sources: &[CalibSource],
 ) -> Result<Vec<Arrays>, CalibError> {
@@ -33,7 +41,7 @@ pub(in crate::calibrate) fn read_tables(
         if extension(&source.path) != "npy" || source.path.is_dir() {
             return Err(CalibError::Source {
                 file: source.path.clone(),
-                problem: format!("{name}= takes a .npy file"),
+                problem: format!("data for one input ({name}) is a .npy file"),
             });
         }
         let array = named(name, &source.path, None, read_npy(&source.path)?);
@@ -182,4 +190,11 @@ fn read_test_data(inputs: &[ModelInput], path: &Path) -> Result<Arrays, CalibErr
         arrays.insert(input.name.clone(), array);
     }
     Ok(arrays)
+}
+
+/// The extension of `path` in lower case.
+fn extension(path: &Path) -> String {
+    path.extension()
+        .map(|e| e.to_string_lossy().to_lowercase())
+        .unwrap_or_default()
 }

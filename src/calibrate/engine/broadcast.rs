@@ -18,7 +18,7 @@ enum Broadcast {
 }
 
 /// Puts [`Broadcast`] where an optimized model still has tract's general operator.
-pub(in crate::calibrate) fn replace_general(model: &mut TypedModel) -> TractResult<()> {
+pub(super) fn replace_general(model: &mut TypedModel) -> TractResult<()> {
     for node in 0..model.nodes().len() {
         let Some(op) = Broadcast::instead_of(model, node)? else {
             continue;

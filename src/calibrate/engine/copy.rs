@@ -13,8 +13,9 @@
 use std::collections::BTreeMap;
 
 use crate::calibrate::data::input::Shapes;
-use crate::calibrate::engine::decompose::{Scope, decompose, is_standard, node_label};
-use crate::calibrate::engine::plan::EngineError;
+use crate::calibrate::engine::decompose::{Scope, decompose};
+use crate::calibrate::engine::error::EngineError;
+use crate::calibrate::engine::node::{is_standard, node_label};
 use crate::graph::Names;
 use crate::onnx::node::attr_t;
 use crate::onnx::op;

@@ -3,9 +3,12 @@
 mod broadcast;
 pub(super) mod copy;
 mod decompose;
+pub(super) mod error;
+mod node;
 pub(super) mod plan;
 mod resolve;
 mod rounding;
 mod tap;
 pub(super) mod tract_engine;
+mod tract_plan;
 mod tract_tensor;

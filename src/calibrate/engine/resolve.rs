@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::calibrate::data::array::Values;
 use crate::calibrate::data::input::Batch;
-use crate::calibrate::engine::plan::{Engine, EngineError, Wanted};
+use crate::calibrate::engine::error::EngineError;
+use crate::calibrate::engine::plan::{Engine, Wanted};
 use crate::graph::branches::{first_condition, flatten, take};
 use crate::graph::{inline, opset};
 use crate::onnx::node::{int_attr, make_node, subgraphs};
@@ -19,7 +20,7 @@ use crate::onnx::{DataType, Model};
 
 /// A model as it runs on one batch.
 #[derive(Default)]
-pub(in crate::calibrate) struct Resolved {
+pub(super) struct Resolved {
     /// `None` if it is the model itself.
     pub model: Option<Model>,
     /// Values of the branches that do not run.
@@ -27,7 +28,7 @@ pub(in crate::calibrate) struct Resolved {
 }
 
 /// Resolves `model` for batches of the shapes and switches of `like`.
-pub(in crate::calibrate) fn resolve(
+pub(super) fn resolve(
     engine: &dyn Engine,
     model: &Model,
     like: &Batch,

@@ -28,7 +28,7 @@ enum Zero {
 impl Eq for Quantize {}
 
 /// Puts [`Quantize`] in the place of tract's operators in an optimized model.
-pub(in crate::calibrate) fn replace_quantize(model: &mut TypedModel) -> TractResult<()> {
+pub(super) fn replace_quantize(model: &mut TypedModel) -> TractResult<()> {
     for node in 0..model.nodes().len() {
         let Some(op) = Quantize::instead_of(model, node)? else {
             continue;

@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex};
 use tract_onnx::tract_hir::infer::*;
 use tract_onnx::tract_hir::internal::*;
 
-use crate::calibrate::engine::plan::{EngineError, TapSink};
+use crate::calibrate::engine::error::EngineError;
+use crate::calibrate::engine::plan::TapSink;
 
 /// Installed for the time of one run.
-pub(in crate::calibrate) struct TapContext {
+pub(super) struct TapContext {
     pub sink: Arc<dyn TapSink>,
     /// The sink's error, which tract's own error type cannot carry.
     pub error: Arc<Mutex<Option<EngineError>>>,
@@ -19,7 +20,7 @@ pub(in crate::calibrate) struct TapContext {
 
 /// Shows value number `index` to the sink.
 #[derive(Debug, Clone, Hash, PartialEq, Eq)]
-pub(in crate::calibrate) struct Tap {
+pub(super) struct Tap {
     pub index: usize,
 }
 

@@ -3,24 +3,23 @@
 //! Way of a model: functions and branches resolved → calibration copy → check of the operators → tract's parser → constants put in → taps wired →
 //! typed → decluttered → optimized → plan. tract panics on some models, so every call into it is caught.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex};
 
-use ndarray::{ArrayD, Dimension, IxDyn};
 use prost::Message;
 use tract_onnx::pb;
 use tract_onnx::tract_hir::internal::*;
 use tract_onnx::tract_hir::ops::konst::Const;
 
-use crate::calibrate::data::array::Values;
 use crate::calibrate::data::input::{Batch, Shapes};
 use crate::calibrate::engine::copy::{Copy, IndexLimit, calibration_copy};
-use crate::calibrate::engine::decompose::{is_standard, node_label};
-use crate::calibrate::engine::plan::{Engine, EngineError, Plan, TapSink, Wanted};
+use crate::calibrate::engine::error::EngineError;
+use crate::calibrate::engine::node::{is_standard, node_label};
+use crate::calibrate::engine::plan::{Engine, Plan, Wanted};
 use crate::calibrate::engine::resolve::resolve;
-use crate::calibrate::engine::tap::{Tap, TapContext};
-use crate::calibrate::engine::tract_tensor::{Tables, datum_name, values_tensor};
+use crate::calibrate::engine::tap::Tap;
+use crate::calibrate::engine::tract_plan::{TractPlan, error_text, panic_text};
+use crate::calibrate::engine::tract_tensor::{Tables, datum_name};
 use crate::calibrate::engine::{broadcast, rounding};
 use crate::onnx::Model;
 use crate::onnx::node::subgraphs;
@@ -30,17 +29,6 @@ use crate::onnx::proto::GraphProto;
 /// Runs models with tract, in float32, each batch on one thread.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TractEngine;
-
-struct TractPlan {
-    plan: Arc<TypedSimplePlan>,
-    /// Input names in tract's order, with their shapes.
-    inputs: Vec<(String, Vec<usize>)>,
-    taps: usize,
-    /// Float outputs: position after the taps, name.
-    outputs: Vec<(usize, String)>,
-    skipped: Vec<String>,
-    index_limits: Vec<IndexLimit>,
-}
 
 impl Engine for TractEngine {
     fn plan(
@@ -372,130 +360,7 @@ fn check_ops(copy: &Copy<'_>, known: impl Fn(&str) -> bool) -> Result<(), Engine
     Err(EngineError::UnsupportedOps { ops })
 }
 
-impl Plan for TractPlan {
-    fn run(
-        &self,
-        batch: &Batch,
-        taps: Option<Arc<dyn TapSink>>,
-    ) -> Result<BTreeMap<String, ArrayD<f32>>, EngineError> {
-        let mut inputs = tvec![];
-        for (name, expected) in &self.inputs {
-            let tensor = batch
-                .inputs
-                .get(name)
-                .ok_or_else(|| EngineError::MissingInput { name: name.clone() })?;
-            if tensor.shape() != expected {
-                return Err(EngineError::Shape {
-                    name: name.clone(),
-                    expected: expected.clone(),
-                    found: tensor.shape().to_vec(),
-                });
-            }
-            let values = tensor.values()?;
-            self.check_indices(name, &values, batch)?;
-            inputs.push(values_tensor(values).into_tvalue());
-        }
-        let fail = |reason| EngineError::Run {
-            first: batch.rows.first().copied().unwrap_or(0),
-            last: batch.rows.last().copied().unwrap_or(0),
-            reason,
-        };
-        let error = Arc::new(Mutex::new(None));
-        let result = catch_unwind(AssertUnwindSafe(|| self.run_tract(inputs, taps, &error)));
-        if let Some(error) = error.lock().ok().and_then(|mut e| e.take()) {
-            return Err(error);
-        }
-        match result {
-            Ok(Ok(outputs)) => Ok(outputs),
-            Ok(Err(error)) => Err(fail(error_text(&error))),
-            Err(panic) => Err(fail(panic_text(panic.as_ref()))),
-        }
-    }
-
-    fn skipped_outputs(&self) -> &[String] {
-        &self.skipped
-    }
-}
-
-impl TractPlan {
-    fn run_tract(
-        &self,
-        inputs: TVec<TValue>,
-        taps: Option<Arc<dyn TapSink>>,
-        error: &Arc<Mutex<Option<EngineError>>>,
-    ) -> TractResult<BTreeMap<String, ArrayD<f32>>> {
-        let mut state = self.plan.spawn()?;
-        ensure!(taps.is_some() || self.taps == 0, "taps without a sink");
-        if let Some(sink) = taps {
-            state.turn_state.shared.insert(TapContext {
-                sink,
-                error: error.clone(),
-            });
-        }
-        let values = state.run(inputs)?;
-        self.outputs
-            .iter()
-            .map(|(at, name)| {
-                let view = values[*at].to_plain_array_view::<f32>()?;
-                let data: Vec<f32> = view.iter().copied().collect();
-                let array = ArrayD::from_shape_vec(IxDyn(view.shape()), data)?;
-                Ok((name.clone(), array))
-            })
-            .collect()
-    }
-
-    /// tract panics on a table index out of range; this says which input holds it.
-    fn check_indices(&self, name: &str, values: &Values, batch: &Batch) -> Result<(), EngineError> {
-        for limit in self.index_limits.iter().filter(|l| l.input == name) {
-            let valid = |v: i64| (-limit.rows..limit.rows).contains(&v);
-            // Row and value of the first index out of range.
-            let bad = match values {
-                Values::I64(a) => a
-                    .indexed_iter()
-                    .find(|(_, v)| !valid(**v))
-                    .map(|(index, v)| (index.slice().first().copied(), *v)),
-                Values::I32(a) => a
-                    .indexed_iter()
-                    .find(|(_, v)| !valid(i64::from(**v)))
-                    .map(|(index, v)| (index.slice().first().copied(), i64::from(*v))),
-                _ => None,
-            };
-            if let Some((at, value)) = bad {
-                let row = at.and_then(|at| batch.rows.get(at));
-                return Err(EngineError::IndexRange {
-                    input: limit.input.clone(),
-                    value,
-                    row: row.copied().unwrap_or(0),
-                    table: limit.table.clone(),
-                    node: limit.node.clone(),
-                    rows: limit.rows,
-                });
-            }
-        }
-        Ok(())
-    }
-}
-
 fn shapes_text(shapes: &Shapes) -> String {
     let text = |(name, shape): (&String, &Vec<usize>)| format!("{name} {shape:?}");
     shapes.iter().map(text).collect::<Vec<_>>().join(", ")
-}
-
-/// The chain of an error on one line, without repetitions.
-fn error_text(error: &TractError) -> String {
-    let mut seen = BTreeSet::new();
-    let parts: Vec<String> = error
-        .chain()
-        .map(|cause| cause.to_string())
-        .filter(|text| seen.insert(text.clone()))
-        .collect();
-    parts.join(": ")
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic
-        .downcast_ref::<String>()
-        .map(String::as_str)
-        .or_else(|| panic.downcast_ref::<&str>().copied());
-    format!("it panicked: {}", text.unwrap_or("without a message"))
 }

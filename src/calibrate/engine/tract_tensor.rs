@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tract_onnx::tract_hir::internal::*;
 
 use crate::calibrate::data::array::Values;
-use crate::calibrate::engine::plan::EngineError;
+use crate::calibrate::engine::error::EngineError;
 use crate::onnx::proto::TensorProto;
 use crate::onnx::{DataType, tensor};
 
@@ -19,7 +19,7 @@ type Key = (usize, usize, Option<i32>, Vec<i64>);
 
 /// Tensors of constants that a plan uses as they are.
 #[derive(Default)]
-pub(in crate::calibrate) struct Tables {
+pub(super) struct Tables {
     /// With the bytes they were made from: while these are held, nothing else can lie where they do.
     known: Mutex<BTreeMap<Key, (Bytes, Arc<Tensor>)>>,
 }
@@ -112,7 +112,7 @@ fn constant_tensor(constant: &TensorProto) -> Result<Tensor, EngineError> {
 }
 
 /// A batch's values as a tensor.
-pub(in crate::calibrate) fn values_tensor(values: Values) -> Tensor {
+pub(super) fn values_tensor(values: Values) -> Tensor {
     match values {
         Values::F32(a) => a.into_tensor(),
         Values::I8(a) => a.into_tensor(),
@@ -128,7 +128,7 @@ pub(in crate::calibrate) fn values_tensor(values: Values) -> Tensor {
 }
 
 /// The name of an element type as users of NumPy write it.
-pub(in crate::calibrate) fn datum_name(datum: DatumType) -> String {
+pub(super) fn datum_name(datum: DatumType) -> String {
     // Integers that may be sizes are symbolic in tract.
     if datum == TDim::datum_type() {
         return "int64".into();

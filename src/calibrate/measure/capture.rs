@@ -7,7 +7,8 @@ use ndarray::{ArrayD, ArrayViewD};
 
 use crate::calibrate::data::input::Batch;
 use crate::calibrate::data::tokens::{Place, TokenContext};
-use crate::calibrate::engine::plan::{Engine, EngineError, Plan, TapSink, Wanted};
+use crate::calibrate::engine::error::EngineError;
+use crate::calibrate::engine::plan::{Engine, Plan, TapSink, Wanted};
 use crate::onnx::Model;
 
 /// One value of one run, with the place of each of its vectors.
@@ -47,11 +48,7 @@ impl Keep<'_> {
     }
 
     /// Runs the batch with a plan of its shapes that taps `taps`, the values among them.
-    pub(in crate::calibrate) fn run(
-        &self,
-        plan: &dyn Plan,
-        taps: &[String],
-    ) -> Result<Kept, EngineError> {
+    pub(super) fn run(&self, plan: &dyn Plan, taps: &[String]) -> Result<Kept, EngineError> {
         let sink = Arc::new(KeepSink {
             context: TokenContext::new(self.batch),
             wanted: taps.iter().map(|t| self.values.contains(t)).collect(),

@@ -17,9 +17,10 @@ use std::sync::Arc;
 use ndarray::ArrayD;
 
 use crate::calibrate::data::input::Batch;
-use crate::calibrate::engine::plan::{Engine, EngineError, Plan, Wanted};
-use crate::calibrate::measure::parallel::{groups, in_parallel, pool};
-use crate::calibrate::measure::sums::{RowSums, compare_batch, finish};
+use crate::calibrate::engine::error::EngineError;
+use crate::calibrate::engine::plan::{Engine, Plan, Wanted};
+use crate::calibrate::measure::parallel::{groups, in_parallel, with_threads};
+use crate::calibrate::measure::sums::{OutputComparison, RowSums, compare_batch, finish};
 use crate::onnx::Model;
 use crate::progress::Progress;
 
@@ -38,41 +39,6 @@ pub struct Outputs {
     pub skipped: Vec<String>,
 }
 
-/// What one row adds to the sums of an output.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct RowError {
-    /// The row's number in the data; of the batch's first row for what belongs to no single row.
-    pub row: u64,
-    /// Σ r²
-    pub reference: f64,
-    /// Σ (r − o)²
-    pub error: f64,
-}
-
-/// How one output of a model differs from that of the reference.
-#[derive(Debug, Clone, PartialEq)]
-pub struct OutputComparison {
-    /// The output's name.
-    pub name: String,
-    /// Signal to error ratio in dB; infinite if there is no difference.
-    pub sqnr_db: f64,
-    /// Cosine of the angle between the two outputs as vectors; 1 if both are zero.
-    pub cosine: f64,
-    /// Largest difference of two elements.
-    pub max_abs_error: f64,
-    /// `max_abs_error` relative to the range of the reference's output; 0 if there is no difference.
-    pub max_relative_error: f64,
-    /// Smallest and largest element of the reference's output.
-    pub range: (f64, f64),
-    /// Elements compared.
-    pub elements: u64,
-    /// Of an output `[…, C]` of two or more axes with C ≥ 2: the vectors compared, and how many have their largest element
-    /// (the first of equals) at the same place in both models. `(0, 0)` for every other output.
-    pub top1: (u64, u64),
-    /// The rows compared, ascending.
-    pub rows: Vec<RowError>,
-}
-
 /// Runs `batches` and returns every float output of the graph.
 ///
 /// # Errors
@@ -84,15 +50,14 @@ pub fn outputs(
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Outputs, EngineError> {
-    let pool = pool(threads)?;
     progress.begin("outputs", row_count(batches));
-    let result = (|| {
+    let result = with_threads(threads, || {
         let mut by_rows = Vec::with_capacity(batches.len());
         let mut skipped = Vec::new();
         for group in groups(batches) {
             let plan = output_plan(engine, model, group[0])?;
             skipped = plan.skipped_outputs().to_vec();
-            let results = in_parallel(&pool, &group, |_, batch| {
+            let results = in_parallel(&group, |_, batch| {
                 let outputs = plan.run(batch, None)?;
                 progress.advance(batch.rows.len() as u64);
                 Ok(outputs)
@@ -104,9 +69,9 @@ pub fn outputs(
             batches: by_rows.into_iter().map(|(_, outputs)| outputs).collect(),
             skipped,
         })
-    })();
+    });
     progress.end();
-    result
+    result?
 }
 
 /// The model that others are compared with. Its outputs are remembered, as far as they are small: it runs once for
@@ -212,6 +177,9 @@ pub fn compare_few(
     compare_within(limits, engine, reference, others, threads, progress)
 }
 
+/// The sums of every other model, by its number, and output.
+type ModelSums = BTreeMap<(usize, String), RowSums>;
+
 /// [`compare_with`] with at most `budget` bytes of reference outputs beyond those of one batch per thread, on the first
 /// `most` batches of every shape.
 pub(in crate::calibrate) fn compare_within(
@@ -223,47 +191,40 @@ pub(in crate::calibrate) fn compare_within(
     progress: &dyn Progress,
 ) -> Result<Vec<Vec<OutputComparison>>, EngineError> {
     let batches = reference.batches.clone();
-    let batches = &*batches;
-    let pool = pool(threads)?;
-    let all = row_count(batches);
-    let compared = groups(batches)
+    let compared = groups(&batches)
         .into_iter()
         .flat_map(|g| g.into_iter().take(most));
     let compared: u64 = compared.map(|b| b.rows.len() as u64).sum();
-    let steps = all + compared * others.len() as u64;
+    let steps = row_count(&batches) + compared * others.len() as u64;
     progress.begin("comparison", steps);
     // Sums per batch, added up in the order of the batches: the same for any number of threads.
-    let mut sums: Vec<BTreeMap<(usize, String), RowSums>> = vec![BTreeMap::new(); batches.len()];
-    let result = groups(batches)
-        .into_iter()
-        .try_for_each(|group| -> Result<(), EngineError> {
-            let mut rest = group.as_slice();
-            let mut left = most;
-            while !rest.is_empty() && left > 0 {
-                let kept = run_reference(engine, reference, rest, &pool, budget, progress)?;
-                let (ran, later) = rest.split_at(kept.len());
-                rest = later;
-                let now = &ran[..ran.len().min(left)];
-                left -= now.len();
-                for (model, other) in others.iter().enumerate() {
-                    let plan = output_plan(engine, other, now[0])?;
-                    let found = in_parallel(&pool, now, |i, batch| {
-                        let found = plan.run(batch, None)?;
-                        progress.advance(batch.rows.len() as u64);
-                        compare_batch(batch, &kept[i], &found)
-                    })?;
-                    for (batch, found) in now.iter().zip(found) {
-                        let sums = &mut sums[position(batches, batch)];
-                        sums.extend(found.into_iter().map(|(name, s)| ((model, name), s)));
-                    }
+    let mut sums: Vec<ModelSums> = vec![BTreeMap::new(); batches.len()];
+    let compare_group = |group: Vec<&Batch>| -> Result<(), EngineError> {
+        let mut rest = group.as_slice();
+        let mut left = most;
+        while !rest.is_empty() && left > 0 {
+            let kept = run_reference(engine, reference, rest, budget, progress)?;
+            let (ran, later) = rest.split_at(kept.len());
+            rest = later;
+            let now = &ran[..ran.len().min(left)];
+            left -= now.len();
+            for (model, other) in others.iter().enumerate() {
+                let found = run_other(engine, other, now, &kept, progress)?;
+                for (batch, found) in now.iter().zip(found) {
+                    let sums = &mut sums[position(&batches, batch)];
+                    sums.extend(found.into_iter().map(|(name, s)| ((model, name), s)));
                 }
-                reference.remember(ran, kept);
             }
-            Ok(())
-        });
+            reference.remember(ran, kept);
+        }
+        Ok(())
+    };
+    let result = with_threads(threads, || {
+        groups(&batches).into_iter().try_for_each(compare_group)
+    });
     progress.end();
-    result?;
-    let mut total: BTreeMap<(usize, String), RowSums> = BTreeMap::new();
+    result??;
+    let mut total = ModelSums::new();
     for (key, rows) in sums.into_iter().flatten() {
         let total = total.entry(key).or_default();
         for (row, sums) in rows {
@@ -288,7 +249,6 @@ fn run_reference(
     engine: &dyn Engine,
     reference: &mut Reference<'_>,
     batches: &[&Batch],
-    pool: &rayon::ThreadPool,
     budget: usize,
     progress: &dyn Progress,
 ) -> Result<Vec<Found>, EngineError> {
@@ -301,8 +261,8 @@ fn run_reference(
     let plan = output_plan(engine, reference.model, batches[0])?;
     let mut kept = Vec::new();
     let mut total = 0;
-    for wave in batches.chunks(pool.current_num_threads()) {
-        kept.extend(in_parallel(pool, wave, |_, batch| {
+    for wave in batches.chunks(rayon::current_num_threads()) {
+        kept.extend(in_parallel(wave, |_, batch| {
             let outputs = plan.run(batch, None)?;
             progress.advance(batch.rows.len() as u64);
             Ok(outputs)
@@ -315,6 +275,22 @@ fn run_reference(
         }
     }
     Ok(kept)
+}
+
+/// Runs a model on `batches`, and compares it with the outputs `kept` of the reference. Per batch its sums by output.
+fn run_other(
+    engine: &dyn Engine,
+    model: &Model,
+    batches: &[&Batch],
+    kept: &[Found],
+    progress: &dyn Progress,
+) -> Result<Vec<BTreeMap<String, RowSums>>, EngineError> {
+    let plan = output_plan(engine, model, batches[0])?;
+    in_parallel(batches, |i, batch| {
+        let found = plan.run(batch, None)?;
+        progress.advance(batch.rows.len() as u64);
+        compare_batch(batch, &kept[i], &found)
+    })
 }
 
 fn output_plan(

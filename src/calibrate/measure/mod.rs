@@ -2,7 +2,7 @@
 
 pub(super) mod capture;
 pub(super) mod compare;
-mod parallel;
+pub(super) mod parallel;
 pub(super) mod ranges;
 pub(super) mod statistics;
-mod sums;
+pub(super) mod sums;

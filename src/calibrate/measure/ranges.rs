@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ndarray::{Array2, ArrayViewD};
 
 use crate::calibrate::data::input::Batch;
-use crate::calibrate::engine::plan::{Engine, EngineError, TapSink, Wanted};
-use crate::calibrate::measure::parallel::{groups, in_parallel, pool};
+use crate::calibrate::engine::error::EngineError;
+use crate::calibrate::engine::plan::{Engine, TapSink, Wanted};
+use crate::calibrate::measure::parallel::{groups, in_parallel, with_threads};
 use crate::onnx::Model;
 use crate::progress::Progress;
 
@@ -48,35 +49,23 @@ pub fn ranges(
         taps: &taps,
         outputs: false,
     };
-    let pool = pool(threads)?;
     let rows = batches.iter().map(|b| b.rows.len() as u64).sum();
     progress.begin("calibration of attention", rows);
-    let result = groups(batches).into_iter().try_for_each(|group| {
+    let run_group = |group: Vec<&Batch>| -> Result<(), EngineError> {
         let plan = engine.plan(model, group[0], &wanted)?;
-        in_parallel(&pool, &group, |_, batch| {
-            let at = |tap: &String| {
-                let all = values.iter().enumerate().filter(|(_, v)| v.value == *tap);
-                all.map(|(i, v)| (i, v.axis)).collect()
-            };
-            let sink = RangeSink {
-                wanted: taps.iter().map(at).collect(),
-                rows: batch.rows.len(),
-                masks: batch
-                    .mask
-                    .iter()
-                    .chain(&batch.further_masks)
-                    .cloned()
-                    .collect(),
-                found: found.clone(),
-            };
+        let run = |_, batch: &Batch| {
+            let sink = RangeSink::new(values, &taps, batch, found.clone());
             plan.run(batch, Some(Arc::new(sink)))?;
             progress.advance(batch.rows.len() as u64);
             Ok(())
-        })
-        .map(|_: Vec<()>| ())
+        };
+        in_parallel(&group, run).map(|_: Vec<()>| ())
+    };
+    let result = with_threads(threads, || {
+        groups(batches).into_iter().try_for_each(run_group)
     });
     progress.end();
-    result?;
+    result??;
     let found = found.lock().unwrap_or_else(PoisonError::into_inner);
     Ok(found.clone())
 }
@@ -91,6 +80,27 @@ struct RangeSink {
     rows: usize,
     masks: Vec<Array2<bool>>,
     found: Arc<Mutex<Found>>,
+}
+
+impl RangeSink {
+    fn new(
+        values: &[Ranged],
+        taps: &[String],
+        batch: &Batch,
+        found: Arc<Mutex<Found>>,
+    ) -> RangeSink {
+        let at = |tap: &String| {
+            let all = values.iter().enumerate().filter(|(_, v)| v.value == *tap);
+            all.map(|(i, v)| (i, v.axis)).collect()
+        };
+        let masks = batch.mask.iter().chain(&batch.further_masks);
+        RangeSink {
+            wanted: taps.iter().map(at).collect(),
+            rows: batch.rows.len(),
+            masks: masks.cloned().collect(),
+            found,
+        }
+    }
 }
 
 impl TapSink for RangeSink {

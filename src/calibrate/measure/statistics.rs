@@ -15,9 +15,10 @@ use ndarray::{Array2, ArrayViewD};
 
 use crate::calibrate::data::input::Batch;
 use crate::calibrate::data::tokens::TokenContext;
-use crate::calibrate::engine::plan::{Engine, EngineError, TapSink, Wanted};
+use crate::calibrate::engine::error::EngineError;
+use crate::calibrate::engine::plan::{Engine, TapSink, Wanted};
 use crate::calibrate::measure::capture::{Keep, Kept};
-use crate::calibrate::measure::parallel::{groups, in_parallel, pool};
+use crate::calibrate::measure::parallel::{groups, in_parallel, with_threads};
 use crate::onnx::Model;
 use crate::progress::Progress;
 
@@ -110,31 +111,16 @@ pub fn statistics_and(
         .iter()
         .flat_map(|b| b.rows.iter().copied())
         .collect();
-    let collector = Arc::new(Collector {
-        values: names
-            .iter()
-            .map(|name| {
-                let channels_first = options.channels_first.contains(name);
-                let sample_tokens = match options.extremes_only.contains(name) {
-                    true => 0,
-                    false => options.sample_tokens,
-                };
-                Mutex::new(Accumulator::new(name, channels_first, sample_tokens))
-            })
-            .collect(),
-        seed: options.seed,
-        by_position: rows.len() <= 1,
-    });
+    let collector = Arc::new(Collector::new(&names, options, rows.len() <= 1));
     let wanted = Wanted {
         taps: &taps,
         outputs: false,
     };
     let mut kept = Kept::new();
-    let pool = pool(options.threads)?;
     progress.begin("calibration", rows.len() as u64);
-    let result: Result<(), EngineError> = groups(batches).into_iter().try_for_each(|group| {
+    let run_group = |group: Vec<&Batch>| -> Result<(), EngineError> {
         let plan = engine.plan(model, group[0], &wanted)?;
-        in_parallel(&pool, &group, |_, batch| {
+        let run = |_, batch: &Batch| {
             let sink = BatchSink {
                 collector: collector.clone(),
                 context: TokenContext::new(batch),
@@ -142,15 +128,18 @@ pub fn statistics_and(
             plan.run(batch, Some(Arc::new(sink)))?;
             progress.advance(batch.rows.len() as u64);
             Ok(())
-        })
-        .map(|_: Vec<()>| ())?;
+        };
+        in_parallel(&group, run).map(|_: Vec<()>| ())?;
         if let Some(same) = keep.take_if(|keep| keep.batch.runs_like(group[0])) {
             kept = same.run(plan.as_ref(), &taps)?;
         }
         Ok(())
+    };
+    let result = with_threads(options.threads, || {
+        groups(batches).into_iter().try_for_each(run_group)
     });
     progress.end();
-    result?;
+    result??;
     if let Some(keep) = keep {
         kept = keep.capture(engine, model)?;
     }
@@ -222,6 +211,24 @@ struct Collector {
     seed: u64,
     /// Folds by position, because all tokens are of one row.
     by_position: bool,
+}
+
+impl Collector {
+    fn new(names: &[String], options: &StatOptions, by_position: bool) -> Collector {
+        let accumulator = |name: &String| {
+            let channels_first = options.channels_first.contains(name);
+            let sample_tokens = match options.extremes_only.contains(name) {
+                true => 0,
+                false => options.sample_tokens,
+            };
+            Mutex::new(Accumulator::new(name, channels_first, sample_tokens))
+        };
+        Collector {
+            values: names.iter().map(accumulator).collect(),
+            seed: options.seed,
+            by_position,
+        }
+    }
 }
 
 /// Reduces the tapped values of one batch.

@@ -6,14 +6,48 @@ use ndarray::ArrayD;
 
 use crate::calibrate::data::input::Batch;
 use crate::calibrate::data::tokens::TokenContext;
-use crate::calibrate::engine::plan::EngineError;
-use crate::calibrate::measure::compare::{OutputComparison, RowError};
+use crate::calibrate::engine::error::EngineError;
+
+/// What one row adds to the sums of an output.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RowError {
+    /// The row's number in the data; of the batch's first row for what belongs to no single row.
+    pub row: u64,
+    /// Σ r²
+    pub reference: f64,
+    /// Σ (r − o)²
+    pub error: f64,
+}
+
+/// How one output of a model differs from that of the reference.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OutputComparison {
+    /// The output's name.
+    pub name: String,
+    /// Signal to error ratio in dB; infinite if there is no difference.
+    pub sqnr_db: f64,
+    /// Cosine of the angle between the two outputs as vectors; 1 if both are zero.
+    pub cosine: f64,
+    /// Largest difference of two elements.
+    pub max_abs_error: f64,
+    /// `max_abs_error` relative to the range of the reference's output; 0 if there is no difference.
+    pub max_relative_error: f64,
+    /// Smallest and largest element of the reference's output.
+    pub range: (f64, f64),
+    /// Elements compared.
+    pub elements: u64,
+    /// Of an output `[…, C]` of two or more axes with C ≥ 2: the vectors compared, and how many have their largest element
+    /// (the first of equals) at the same place in both models. `(0, 0)` for every other output.
+    pub top1: (u64, u64),
+    /// The rows compared, ascending.
+    pub rows: Vec<RowError>,
+}
 
 /// Sums per row.
-pub(in crate::calibrate) type RowSums = BTreeMap<u64, Sums>;
+pub(super) type RowSums = BTreeMap<u64, Sums>;
 
 /// The comparison over all rows.
-pub(in crate::calibrate) fn finish(rows: &RowSums, name: &str) -> OutputComparison {
+pub(super) fn finish(rows: &RowSums, name: &str) -> OutputComparison {
     let mut total = Sums::default();
     rows.values().for_each(|sums| total.add(sums));
     let row = |(&row, sums): (&u64, &Sums)| RowError {
@@ -29,7 +63,7 @@ pub(in crate::calibrate) fn finish(rows: &RowSums, name: &str) -> OutputComparis
 
 /// What is added up over tokens.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::calibrate) struct Sums {
+pub(super) struct Sums {
     reference: f64,
     other: f64,
     product: f64,
@@ -61,7 +95,7 @@ impl Default for Sums {
 }
 
 impl Sums {
-    pub(in crate::calibrate) fn add(&mut self, more: &Sums) {
+    pub(super) fn add(&mut self, more: &Sums) {
         self.reference += more.reference;
         self.other += more.other;
         self.product += more.product;
@@ -118,7 +152,7 @@ impl Sums {
 }
 
 /// Compares the outputs of one batch. Elements that are the same infinity or NaN in both are left out.
-pub(in crate::calibrate) fn compare_batch(
+pub(super) fn compare_batch(
     batch: &Batch,
     reference: &BTreeMap<String, ArrayD<f32>>,
     other: &BTreeMap<String, ArrayD<f32>>,

@@ -394,7 +394,7 @@ fn a_decoder_gets_positions_and_an_empty_past() {
         &["batch_x_heads", "8", "past"],
     );
     insta::assert_snapshot!(open_error(&bloom, &[source(path)], dir.path()), @r"
-    input past_key_values.0.key is not in ids.npy and cannot be filled in; give it with NAME=FILE.npy or as an array of an .npz
+    input past_key_values.0.key is not in ids.npy and cannot be filled in: give a source that is named after it, or an array of a .npz
     the model's inputs are:
       input_ids: int64 [batch, sequence]
       attention_mask: int64 [batch, past_sequence + sequence]
@@ -495,19 +495,19 @@ fn errors_name_file_array_and_what_was_expected() {
     insta::assert_snapshot!(error(&bert(), &[source(file("rows.npz"))]), @"the arrays of one calibration set must have equally many rows: input_ids has 2, attention_mask has 3");
     write_npz(&file("part.npz"), &[("attention_mask", &ids(3, 3))]);
     insta::assert_snapshot!(error(&bert(), &[source(file("part.npz"))]), @r"
-    input input_ids is not in part.npz and cannot be filled in; give it with NAME=FILE.npy or as an array of an .npz
+    input input_ids is not in part.npz and cannot be filled in: give a source that is named after it, or an array of a .npz
     the model's inputs are:
       input_ids: int64 [batch, sequence]
       attention_mask: int64 [batch, sequence]
       token_type_ids: int64 [batch, sequence]
     ");
-    insta::assert_snapshot!(error(&bert(), &[named_source("input_ids", file("part.npz"))]), @"part.npz: input_ids= takes a .npy file");
+    insta::assert_snapshot!(error(&bert(), &[named_source("input_ids", file("part.npz"))]), @"part.npz: data for one input (input_ids) is a .npy file");
     let mut two = bert();
     two.graph_mut()
         .input
         .push(info("pixels", DataType::Float, &["?", "3"]));
     insta::assert_snapshot!(error(&two, &[source(file("ids.npy"))]), @r"
-    ids.npy has no name, and the model has 2 inputs that must be given; write NAME=ids.npy
+    ids.npy has no name, and the model has 2 inputs that must be given: name the input that it feeds
     the model's inputs are:
       input_ids: int64 [batch, sequence]
       attention_mask: int64 [batch, sequence]

@@ -4,7 +4,8 @@ mod branches;
 mod data;
 mod engine;
 mod plans;
-mod stats;
+pub(crate) mod stats;
+pub(crate) mod threads;
 
 use std::path::{Path, PathBuf};
 

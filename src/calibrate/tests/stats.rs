@@ -15,7 +15,7 @@ const C: usize = 5;
 const N: usize = 4;
 
 /// h = x·w, y = Relu(h); x: [b, s, C], w: [C, N].
-fn linear() -> Model {
+pub(crate) fn linear() -> Model {
     let w: Vec<f32> = wave(&[C, N]).into_iter().collect();
     model(
         17,
@@ -61,7 +61,7 @@ fn rows(first: usize, count: usize, length: usize) -> Array3<f32> {
         .to_owned()
 }
 
-fn batches(count: usize, size: usize, length: usize) -> Vec<Batch> {
+pub(crate) fn batches(count: usize, size: usize, length: usize) -> Vec<Batch> {
     (0..count)
         .map(|i| {
             f32_batch(

@@ -27,6 +27,7 @@ use thiserror::Error;
 use super::quantized::QuantizedLinear;
 use crate::calibrate::{
     Batch, CalibError, Engine, EngineError, OutputComparison, compare, model_inputs, type_name,
+    with_threads,
 };
 use crate::onnx::Model;
 use crate::progress::Progress;
@@ -204,6 +205,20 @@ pub enum VerifyError {
 /// Inputs or outputs of the float model that the other does not have; whatever the engine refuses. That Linears cannot
 /// be compared is no error: each says why.
 pub fn verify(
+    float: &Model,
+    quantized: &Model,
+    rows: &VerifyRows,
+    engine: &dyn Engine,
+    options: &VerifyOptions,
+    progress: &dyn Progress,
+) -> Result<Verification, VerifyError> {
+    with_threads(options.threads, || {
+        verify_here(float, quantized, rows, engine, options, progress)
+    })?
+}
+
+/// [`verify`] with the threads it is called in.
+fn verify_here(
     float: &Model,
     quantized: &Model,
     rows: &VerifyRows,

@@ -2,6 +2,9 @@
 
 use super::cut::cut;
 use super::prepare::{vectors_differ, without_activation_rounding};
+use super::{VerifyOptions, VerifyRows, verify};
+use crate::calibrate::tests::stats::{batches, linear};
+use crate::calibrate::tests::threads::Counting;
 use crate::graph::View;
 use crate::onnx::node::make_node;
 use crate::onnx::op;
@@ -9,6 +12,7 @@ use crate::onnx::proto::{
     GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto,
 };
 use crate::onnx::{DataType, Model, tensor};
+use crate::progress::NoProgress;
 use crate::review::quantized_linears;
 
 fn op(op: &str, inputs: &[&str], output: &str) -> NodeProto {
@@ -144,4 +148,27 @@ fn biases_tell_a_migrated_model() {
     assert!(vectors_differ(&model, &other));
     other.graph_mut().initializer.pop();
     assert!(vectors_differ(&model, &other));
+}
+
+#[test]
+fn as_many_threads_as_asked_for_run_both_models_and_every_linear() {
+    let (model, batches) = (linear(), batches(8, 2, 6));
+    let rows = VerifyRows {
+        all: &batches,
+        few: batches.first(),
+    };
+    let run = |threads| {
+        let engine = Counting::default();
+        let options = VerifyOptions {
+            threads,
+            ..VerifyOptions::default()
+        };
+        let found = verify(&model, &model, &rows, &engine, &options, &NoProgress).unwrap();
+        assert_eq!((found.outputs.len(), found.layers.len()), (1, 1));
+        assert!(found.layers[0].fed.is_some(), "{:?}", found.layers[0]);
+        engine.work.seen()
+    };
+    assert_eq!(run(1), (1, 1));
+    let (most, all) = run(3);
+    assert!((2..=3).contains(&most) && all <= 3, "{most} of {all}");
 }

@@ -10,8 +10,8 @@
 //! the mode numbers, are those of ONNX Runtime. The engine has the operator, but without softcap, modes, boolean masks, masks shorter than the keys,
 //! and causal masks behind past keys.
 
-use super::build::Build;
-use super::{EngineError, Outcome};
+use super::build::{Build, Outcome};
+use crate::calibrate::engine::error::EngineError;
 use crate::onnx::DataType;
 use crate::onnx::node::{attr_f, attr_i, int_attr, ints_attr};
 use crate::onnx::op;

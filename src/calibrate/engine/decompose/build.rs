@@ -2,14 +2,26 @@
 
 use std::ops::Range;
 
-use super::node_label;
 use super::scope::Scope;
-use crate::calibrate::engine::plan::EngineError;
+use crate::calibrate::engine::error::EngineError;
+use crate::calibrate::engine::node::node_label;
 use crate::graph::Names;
 use crate::onnx::node::{int_attr, make_node, tensor_attr};
 use crate::onnx::op;
 use crate::onnx::proto::{AttributeProto, NodeProto, TensorProto};
 use crate::onnx::{DataType, tensor};
+
+/// What a decomposition did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// The node stays; what was built is thrown away.
+    Kept,
+    /// What was built takes the place of the node, under its output names.
+    Replaced,
+}
+
+/// A decomposition. It fails where the engine would compute something else and no other form is known.
+pub(super) type Rule = fn(&NodeProto, &mut Build<'_, '_>) -> Result<Outcome, EngineError>;
 
 /// Collects the nodes that stand for one node. They are named after it, new values after its first output; the engine
 /// wants every name once.

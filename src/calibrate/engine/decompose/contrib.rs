@@ -1,7 +1,7 @@
 //! ONNX Runtime's fusions around a norm, an activation or a product, as its optimizer writes them.
 
-use super::build::Build;
-use super::{EngineError, Outcome};
+use super::build::{Build, Outcome};
+use crate::calibrate::engine::error::EngineError;
 use crate::onnx::DataType;
 use crate::onnx::node::{attr_f, attr_i, attr_s, float_attr, int_attr, ints_attr, string_attr};
 use crate::onnx::op;
@@ -15,6 +15,20 @@ pub(super) fn named(names: &[String], slot: usize) -> Option<&str> {
         .get(slot)
         .map(String::as_str)
         .filter(|name| !name.is_empty())
+}
+
+/// [B, S, N D] → [B, N, S, D]
+pub(super) fn split_heads(
+    b: &mut Build<'_, '_>,
+    x: &str,
+    heads: usize,
+) -> Result<String, EngineError> {
+    let [batch, rows, channels] = b.axes(x)?;
+    if heads == 0 || channels % heads != 0 {
+        return Err(b.refused(format!("{channels} channels are not {heads} heads")));
+    }
+    let x = b.reshape(x, &[batch, rows, heads, channels / heads]);
+    Ok(b.op(op::Transpose, &[&x], vec![ints_attr("perm", &[0, 2, 1, 3])]))
 }
 
 fn ends(node: &NodeProto) -> Option<(&str, &str)> {

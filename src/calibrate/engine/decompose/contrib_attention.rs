@@ -6,10 +6,10 @@
 //!
 //! Source: ContribOperators.md of ONNX Runtime, and what its CPU kernels compute where that is silent.
 
-use super::build::Build;
-use super::contrib::named;
+use super::build::{Build, Outcome};
+use super::contrib::{named, split_heads};
 use super::contrib_rotary::{Rotary, rotate};
-use super::{EngineError, Outcome};
+use crate::calibrate::engine::error::EngineError;
 use crate::onnx::DataType;
 use crate::onnx::node::{attr_f, attr_i, attr_ints, int_attr, ints_attr};
 use crate::onnx::op;
@@ -80,20 +80,6 @@ impl Heads {
         b.op_to(op::Reshape, &[&y4, &shape], y, vec![]);
         Ok(())
     }
-}
-
-/// [B, S, N D] → [B, N, S, D]
-pub(super) fn split_heads(
-    b: &mut Build<'_, '_>,
-    x: &str,
-    heads: usize,
-) -> Result<String, EngineError> {
-    let [batch, rows, channels] = b.axes(x)?;
-    if heads == 0 || channels % heads != 0 {
-        return Err(b.refused(format!("{channels} channels are not {heads} heads")));
-    }
-    let x = b.reshape(x, &[batch, rows, heads, channels / heads]);
-    Ok(b.op(op::Transpose, &[&x], vec![ints_attr("perm", &[0, 2, 1, 3])]))
 }
 
 /// Where(condition, 0, otherwise)

@@ -1,9 +1,8 @@
 //! ONNX Runtime's RotaryEmbedding, also inside of GroupQueryAttention.
 
-use super::build::Build;
-use super::contrib::named;
-use super::contrib_attention::split_heads;
-use super::{EngineError, Outcome};
+use super::build::{Build, Outcome};
+use super::contrib::{named, split_heads};
+use crate::calibrate::engine::error::EngineError;
 use crate::onnx::node::{attr_i, int_attr, ints_attr};
 use crate::onnx::op;
 use crate::onnx::proto::NodeProto;

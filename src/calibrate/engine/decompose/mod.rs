@@ -18,27 +18,16 @@ mod simple;
 
 use ndarray::ArrayD;
 
-use crate::calibrate::engine::plan::EngineError;
+use crate::calibrate::engine::error::EngineError;
+use crate::calibrate::engine::node::{is_standard, node_label};
 use crate::graph::Names;
 use crate::onnx::node::{make_node, tensor_attr};
 use crate::onnx::op;
 use crate::onnx::proto::{NodeProto, TensorProto};
 use crate::onnx::{DataType, tensor};
 
-use build::Build;
+use build::{Build, Outcome, Rule};
 pub(in crate::calibrate) use scope::Scope;
-
-/// What a decomposition did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
-    /// The node stays; what was built is thrown away.
-    Kept,
-    /// What was built takes the place of the node, under its output names.
-    Replaced,
-}
-
-/// A decomposition. It fails where the engine would compute something else and no other form is known.
-type Rule = fn(&NodeProto, &mut Build<'_, '_>) -> Result<Outcome, EngineError>;
 
 /// The domain of ONNX Runtime's own operators.
 const MS: &str = "com.microsoft";
@@ -102,19 +91,6 @@ const TABLE: &[(&str, &str, Rule)] = &[
         contrib::skip_rms_norm,
     ),
 ];
-
-/// True for the domain of the standard operators, which is written in two ways.
-pub(super) fn is_standard(domain: &str) -> bool {
-    domain.is_empty() || domain == "ai.onnx"
-}
-
-/// The node's name, or the name of its first output if it has none.
-pub(super) fn node_label(node: &NodeProto) -> String {
-    if !node.name().is_empty() {
-        return node.name().to_owned();
-    }
-    node.output.first().cloned().unwrap_or_default()
-}
 
 /// The nodes that the engine gets for `node`, whose types and tensors are already those of the engine.
 pub(super) fn decompose(

@@ -8,9 +8,8 @@
 //! blocked along axis a:    y = Reshape((Reshape(Cast(q)) − z) · s),  [.., K, ..] as [.., K / block, block, ..]
 //! ```
 
-use super::Outcome;
-use super::build::Build;
-use crate::calibrate::engine::plan::EngineError;
+use super::build::{Build, Outcome};
+use crate::calibrate::engine::error::EngineError;
 use crate::onnx::node::{attr_i, int_attr, make_node, tensor_attr};
 use crate::onnx::op;
 use crate::onnx::proto::{NodeProto, TensorProto};

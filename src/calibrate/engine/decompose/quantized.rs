@@ -5,9 +5,9 @@
 //! QLinearMatMul:  y = QuantizeLinear(MatMul(DequantizeLinear(a), DequantizeLinear(b)))
 //! ```
 
-use super::build::Build;
+use super::build::{Build, Outcome};
 use super::contrib::named;
-use super::{EngineError, Outcome};
+use crate::calibrate::engine::error::EngineError;
 use crate::onnx::DataType;
 use crate::onnx::node::{attr_f, attr_i, float_attr, int_attr};
 use crate::onnx::op;

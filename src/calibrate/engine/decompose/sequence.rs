@@ -1,8 +1,8 @@
 //! Sequences of tensors. The engine has none; here every sequence is known as the list of its tensors
 //! ([`Scope::sequence`](super::scope::Scope::sequence)), so that only the tensors remain.
 
-use super::build::Build;
-use super::{EngineError, Outcome};
+use super::build::{Build, Outcome};
+use crate::calibrate::engine::error::EngineError;
 use crate::onnx::node::{attr_i, int_attr, make_node};
 use crate::onnx::op;
 use crate::onnx::proto::NodeProto;

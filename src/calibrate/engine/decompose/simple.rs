@@ -1,7 +1,8 @@
 //! Operators that become one or two others.
 
-use super::build::Build;
-use super::{EngineError, Outcome, node_label};
+use super::build::{Build, Outcome};
+use crate::calibrate::engine::error::EngineError;
+use crate::calibrate::engine::node::node_label;
 use crate::onnx::node::{attr, attr_f, attr_i, attr_s, float_attr, int_attr, tensor_attr};
 use crate::onnx::op;
 use crate::onnx::proto::NodeProto;
