@@ -7,6 +7,7 @@
 pub mod branches;
 mod check;
 mod constant;
+mod cut;
 mod fixed;
 pub mod infer;
 pub mod inline;
@@ -17,6 +18,7 @@ mod view;
 
 pub use check::{GraphError, check};
 pub use constant::Constant;
+pub use cut::{Cut, cut};
 pub use fixed::is_random;
 pub use infer::constant_expression;
 pub use inline::inline;
