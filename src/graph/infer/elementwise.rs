@@ -32,15 +32,17 @@ pub(super) fn broadcast_all(call: &Call) -> Option<Dims> {
 /// `None` if the two do not fit.
 pub(super) fn broadcast(a: &[Dim], b: &[Dim]) -> Option<Dims> {
     let rank = a.len().max(b.len());
-    let from_last = |s: &[Dim], at: usize| (at + s.len()).checked_sub(rank).map(|i| s[i]);
-    (0..rank)
-        .map(|at| match (from_last(a, at), from_last(b, at)) {
-            (None | Some(Some(1)), n) | (n, None | Some(Some(1))) => n,
-            (Some(Some(m)), Some(Some(n))) => (m == n).then_some(Some(n)),
-            (Some(Some(n)), Some(None)) | (Some(None), Some(Some(n))) => Some(Some(n)),
-            (Some(None), Some(None)) => Some(None),
-        })
-        .collect()
+    // An axis that is missing is 1.
+    let from_last = |s: &[Dim], at: usize| match (at + s.len()).checked_sub(rank) {
+        Some(at) => s[at],
+        None => Some(1),
+    };
+    let axis = |at: usize| match (from_last(a, at), from_last(b, at)) {
+        (Some(1), n) | (n, Some(1)) => Some(n),
+        (Some(m), Some(n)) => (m == n).then_some(Some(n)),
+        (m, n) => Some(m.or(n)),
+    };
+    (0..rank).map(axis).collect()
 }
 
 /// The shape of two arrays broadcast to each other.
@@ -313,6 +315,7 @@ mod tests {
             (&[u], &[u], Some(vec![u])),
             (&[u], &[one], Some(vec![u])),
             (&[], &[u, two], Some(vec![u, two])),
+            (&[], &[one], Some(vec![one])),
             (&[two], &[three], None),
         ] {
             assert_eq!(broadcast(a, b), expected, "{a:?} {b:?}");
