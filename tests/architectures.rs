@@ -109,7 +109,7 @@ fn describe(row: &Value) -> (String, Option<usize>) {
         Ok(inspection) => inspection,
         Err(reason) => return (format!("refused: {reason}\n"), None),
     };
-    let view = View::new(&model);
+    let view = model.view();
     let mut text = String::new();
     let (blocks, head) = (number(row, "block_linears"), number(row, "head_linears"));
     let norms = number(row, "norms");

@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::graph::{NodeId, Source, Use, ValueId, View};
+use crate::graph::{self, Cut, NodeId, Use, ValueId, View};
 use crate::onnx::node::subgraphs;
 use crate::onnx::op;
 use crate::onnx::proto::TensorProto;
@@ -70,6 +70,19 @@ pub struct Response {
     /// The responses: usually one; two where attention and FFN read one norm; as many as there are layers for the K and V
     /// of cross attention.
     pub outputs: Vec<ValueId>,
+}
+
+impl Response {
+    /// What computes the responses, to be cut out: the cuts and the sides are fed.
+    pub fn part(&self) -> Cut {
+        Cut {
+            nodes: self.nodes.clone(),
+            fed: self.cuts.iter().chain(&self.sides).copied().collect(),
+            inputs: self.inputs.clone(),
+            constants: self.constants.clone(),
+            outputs: self.outputs.clone(),
+        }
+    }
 }
 
 /// The response of a site whose Linears (indices into `Recognised::linears`) are `linears`.
@@ -215,53 +228,41 @@ impl Reach {
         kind: ResponseKind,
     ) -> Result<Response, String> {
         let given = given(view, found);
-        let mut nodes: BTreeSet<NodeId> = BTreeSet::new();
-        let (mut sides, mut inputs_read) = (BTreeSet::new(), BTreeSet::new());
-        let mut constants = BTreeSet::new();
-        let mut seen = BTreeSet::new();
-        let mut stack = self.outputs.clone();
-        while let Some(value) = stack.pop() {
-            if self.cuts.contains(&value) || !seen.insert(value) {
-                continue;
+        let outside = |value: ValueId| match view.producer(value) {
+            Some((node, _)) => {
+                let inside = self.parts.contains_key(&value);
+                !inside && (given.contains(&value) || reads_large_table(view, node))
             }
-            let node = match view.source(value) {
-                Source::Node { node, .. } => node,
-                Source::Initializer(i) => {
-                    constants.insert(i);
-                    continue;
-                }
-                Source::Input(i) => {
-                    inputs_read.insert(i);
-                    continue;
-                }
-                Source::Unknown => return Err("it reads a value that no one defines".to_owned()),
-            };
-            let inside = self.parts.contains_key(&value);
-            if !inside && (given.contains(&value) || reads_large_table(view, node)) {
-                sides.insert(value);
-                continue;
-            }
+            None => false,
+        };
+        let stops = |value: ValueId| self.cuts.contains(&value) || outside(value);
+        let mut count = 0;
+        let part = graph::cut(view, &self.outputs, stops, |node| {
             if subgraphs(view.node(node)).next().is_some() {
                 return Err("there is control flow in it".to_owned());
             }
-            nodes.insert(node);
-            if nodes.len() > MOST_NODES {
+            count += 1;
+            if count > MOST_NODES {
                 return Err("too many nodes compute it".to_owned());
             }
-            stack.extend(inputs(view, node));
-        }
+            Ok(())
+        })?;
         let elements = |&i: &usize| view.graph().initializer[i].dims.iter().product::<i64>();
-        if constants.iter().map(elements).sum::<i64>() > MOST_ELEMENTS {
+        if part.constants.iter().map(elements).sum::<i64>() > MOST_ELEMENTS {
             return Err("its constants are too large".to_owned());
         }
         Ok(Response {
             kind,
-            nodes: nodes.into_iter().collect(),
+            nodes: part.nodes,
+            sides: part
+                .fed
+                .into_iter()
+                .filter(|value| !self.cuts.contains(value))
+                .collect(),
             cuts: self.cuts,
-            sides: sides.into_iter().collect(),
-            inputs: inputs_read.into_iter().collect(),
-            constants: constants.into_iter().collect(),
-            outputs: self.outputs,
+            inputs: part.inputs,
+            constants: part.constants,
+            outputs: part.outputs,
         })
     }
 }

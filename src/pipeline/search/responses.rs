@@ -16,8 +16,6 @@ use oxc_index::IndexVec;
 use crate::calibrate::{Batch, Captured, Engine, InputTensor, Kept, Plan, Values, Wanted};
 use crate::graph::View;
 use crate::onnx::Model;
-use crate::onnx::node::float_value;
-use crate::onnx::proto::{GraphProto, ModelProto, ValueInfoProto};
 use crate::recognise::{Linear, LinearForm};
 use crate::site::{Response, ResponseKind};
 use crate::solve;
@@ -170,7 +168,7 @@ impl<'m> Responses<'m> {
             .map(|l| Some(block.x.dot(&l.load_weight(&self.view)?)));
         let products: Option<Vec<_>> = products.collect();
         let float = block.feed(products?)?;
-        let model = self.cut_out(response, &float);
+        let model = self.cut_out(response, &float)?;
         block.plan = self.engine.plan(&model, &float, &wanted()).ok();
         let energy: f64 = block.outputs.iter().map(|(_, r)| energy(r)).sum();
         let error = block.error(&float)?;
@@ -178,49 +176,12 @@ impl<'m> Responses<'m> {
     }
 
     /// The block as a model: `batch` has its inputs.
-    fn cut_out(&self, response: &Response, batch: &Batch) -> Model {
-        let original = self.view.model();
-        let graph = self.view.graph();
-        let stated = |name: &String| {
-            let input = graph.input.iter().find(|i| i.name() == name);
-            input.cloned()
+    fn cut_out(&self, response: &Response, batch: &Batch) -> Option<Model> {
+        let shape = |value| {
+            let tensor = batch.inputs.get(self.view.name(value))?;
+            Some(tensor.shape())
         };
-        let inputs = batch.inputs.iter().map(|(name, tensor)| {
-            stated(name).unwrap_or_else(|| float_value(name, tensor.shape()))
-        });
-        let output = |name: &str| ValueInfoProto {
-            name: Some(name.to_owned()),
-            ..Default::default()
-        };
-        let graph = GraphProto {
-            name: graph.name.clone(),
-            node: response
-                .nodes
-                .iter()
-                .map(|n| self.view.node(*n).clone())
-                .collect(),
-            initializer: response
-                .constants
-                .iter()
-                .map(|&i| graph.initializer[i].clone())
-                .collect(),
-            input: inputs.collect(),
-            output: response
-                .outputs
-                .iter()
-                .map(|v| output(self.view.name(*v)))
-                .collect(),
-            ..Default::default()
-        };
-        Model {
-            proto: ModelProto {
-                ir_version: original.proto.ir_version,
-                opset_import: original.proto.opset_import.clone(),
-                functions: original.proto.functions.clone(),
-                graph: Some(graph),
-                ..Default::default()
-            },
-        }
+        response.part().model(&self.view, shape)
     }
 }
 

@@ -69,7 +69,7 @@ fn quantized_linear() -> Model {
     )
 }
 
-fn names(view: &View, cut: &super::cut::Cut) -> (Vec<String>, Vec<String>) {
+fn names(view: &View, cut: &crate::graph::Cut) -> (Vec<String>, Vec<String>) {
     let nodes = cut.nodes.iter().map(|&n| view.node(n).output[0].clone());
     let fed = cut.fed.iter().map(|&v| view.name(v).to_owned());
     (nodes.collect(), fed.collect())
