@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Job;
+use super::job::Job;
 use super::judge::rows::Rows;
 use super::prepare::Prepared;
-use super::search::Responses;
+use super::responses::{Responses, Sequences};
 use crate::calibrate::{Batch, ChannelStats, Keep, Kept, StatOptions, Statistics, statistics_and};
 use crate::error::Error;
 use crate::options::Format;
@@ -20,14 +20,6 @@ pub(crate) struct Calibrated {
     pub products: BTreeMap<LinearId, ChannelStats>,
     /// What a reader should know.
     pub notes: Vec<String>,
-}
-
-/// Values of the float model, whole, that blocks read and give when a few rows are run.
-#[derive(Default)]
-pub(crate) struct Sequences {
-    /// The rows; `None` if nothing was kept.
-    pub batch: Option<Batch>,
-    pub kept: Kept,
 }
 
 impl Calibrated {

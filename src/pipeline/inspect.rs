@@ -1,8 +1,8 @@
 //! [`inspect`]: only the first step of a run.
 
+use super::job::{Clock, Job};
 use super::judge::rows::Rows;
 use super::prepare::Prepared;
-use super::{Clock, Job};
 use crate::calibrate::{Dataset, Engine, with_threads};
 use crate::error::Error;
 use crate::graph::branches::FlatModel;

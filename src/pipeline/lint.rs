@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::Job;
+use super::job::Job;
 use crate::error::Error;
 use crate::onnx::Model;
 use crate::options::Format;

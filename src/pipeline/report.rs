@@ -1,7 +1,7 @@
 //! The report of a run, made once, from what is written.
 
-use super::Job;
 use super::calibrate::Calibrated;
+use super::job::Job;
 use super::judge::Measured;
 use super::judge::held_out::JudgedOn;
 use super::judge::rows::{Rows, row_count};

@@ -1,7 +1,7 @@
 //! Q/DQ on Q Kᵀ and P V of the attentions that a plan has in int8.
 
 use super::super::plan::{AttentionPlan, AttentionType, Guard, Plan, Precision};
-use super::Source;
+use super::source::Source;
 use crate::error::Error;
 use crate::graph::Names;
 use crate::graph::branches::FlatModel;

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::plan::{Plan, SitePlan};
 use super::super::sites::SiteRow;
-use super::Source;
+use super::source::Source;
 use crate::error::Error;
 use crate::graph::Names;
 use crate::graph::branches::FlatModel;

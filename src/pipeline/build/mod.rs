@@ -9,25 +9,18 @@ mod folded;
 mod products;
 mod quantize;
 mod refine;
+mod source;
 
 use std::collections::BTreeSet;
 
-use super::calibrate::Calibrated;
 use super::plan::Plan;
 use crate::error::Error;
 use crate::graph::branches::FlatModel;
-use crate::options::Options;
-use crate::recognise::{LinearId, Recognised, recognise};
+use crate::recognise::LinearId;
 
 pub(crate) use folded::{Folded, rounding_error};
 pub(crate) use refine::Refinement;
-
-/// What models are made from.
-#[derive(Clone, Copy)]
-pub(crate) struct Source<'a> {
-    pub options: &'a Options,
-    pub calibrated: &'a Calibrated,
-}
+pub(crate) use source::Source;
 
 /// A plan and its model.
 #[derive(Clone, Debug)]
@@ -96,16 +89,4 @@ pub(crate) fn build_only(
 pub(crate) fn integers(plan: &Plan) -> BTreeSet<LinearId> {
     let linears = plan.linears.iter_enumerated().map(|(l, _)| l);
     linears.filter(|&l| plan.quantizes(l)).collect()
-}
-
-/// What is recognised in a migrated model, which has the Linears of the original in the same order: migration changes
-/// constants and adds nodes, no more.
-fn recognised(migrated: &FlatModel, calibrated: &Calibrated) -> Recognised {
-    let mut found = recognise(&migrated.view());
-    // The weights are in float32 on their way to integers, whatever the type of the file.
-    let originals = &calibrated.prepared.found.linears;
-    for (linear, original) in found.linears.iter_mut().zip(originals) {
-        linear.dtype = original.dtype;
-    }
-    found
 }

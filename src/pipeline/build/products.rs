@@ -13,7 +13,7 @@ use ndarray::{Array1, Array2, Axis, s};
 use rayon::prelude::*;
 
 use super::super::plan::{Plan, Rounding};
-use super::Source;
+use super::source::Source;
 use crate::calibrate::ChannelStats;
 use crate::graph::View;
 use crate::recognise::{LinearForm, LinearId, Recognised};

@@ -4,7 +4,8 @@ use oxc_index::index_vec;
 
 use super::super::plan::Plan;
 use super::products::integer_products;
-use super::{Refinement, Source, recognised};
+use super::refine::Refinement;
+use super::source::{Source, recognised};
 use crate::error::Error;
 use crate::graph::Names;
 use crate::graph::branches::FlatModel;

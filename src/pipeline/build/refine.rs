@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::super::plan::{Plan, Rounding, SitePlan};
 use super::super::sites::{SiteId, SiteRow};
-use super::{Source, recognised};
+use super::source::{Source, recognised};
 use crate::graph::View;
 use crate::graph::branches::FlatModel;
 use crate::recognise::{Linear, LinearId, Recognised};

@@ -1,7 +1,7 @@
 //! The float check: before anything is quantized, the model that is to be must be the original.
 
-use super::super::Job;
 use super::super::build::{Folded, rounding_error};
+use super::super::job::Job;
 use super::super::plan::Plan;
 use super::Judge;
 use super::held_out::{Checked, HeldOut};

@@ -1,7 +1,7 @@
 //! The judge of a run: models are made, and run on held-out rows.
 
-use super::super::Job;
 use super::super::build::{self, Candidate, Folded, Source, add_attention, build, build_from};
+use super::super::job::Job;
 use super::super::plan::{AttentionRanges, Plan};
 use super::rows::{Rows, row_count};
 use super::{Account, Judge, Measured, Sensitivity};

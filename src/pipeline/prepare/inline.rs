@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use super::Changes;
+use super::changes::Changes;
 use crate::error::Error;
 use crate::graph::branches::FlatModel;
 use crate::graph::inline::RefusedCall;

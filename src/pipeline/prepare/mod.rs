@@ -1,12 +1,13 @@
 //! The first value of a run: the model in the form that is recognised, and what was found in it.
 
+mod changes;
 mod inline;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use oxc_index::IndexVec;
 
-use super::Job;
+use super::job::Job;
 use super::sites::{SiteId, SiteTable};
 use crate::calibrate::{Batch, shapes};
 use crate::error::Error;
@@ -15,10 +16,10 @@ use crate::graph::{self, Names, NodeId, Use, ValueId, View, opset};
 use crate::onnx::Model;
 use crate::options::Format;
 use crate::recognise::{Linear, LinearId, Recognised, recognise};
-use crate::review::{InlinedReport, NearMissReport};
 use crate::rewrite;
 use crate::site::{Sink, find_sites, wanted_shapes};
 use crate::target::MIN_OPSET;
+use changes::Changes;
 
 /// Why a Linear is left in float that no input of the model reaches, as one over an embedding of relative positions.
 const COMPUTED_ONCE: &str =
@@ -36,21 +37,6 @@ pub(crate) struct Prepared {
     pub skipped: IndexVec<LinearId, Option<String>>,
     /// What was done to the graph to get here, and what could not be.
     pub changes: Changes,
-}
-
-/// What preparing a model did to it.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Changes {
-    /// What exporters had left behind and was removed, with the reasons.
-    pub cleaned: Vec<String>,
-    /// Calls of functions that were replaced.
-    pub inlined: Vec<InlinedReport>,
-    /// Functions and branches that were left closed.
-    pub closed: Vec<NearMissReport>,
-    /// The operator set as it was, if it was raised.
-    pub raised_from: Option<i64>,
-    /// What else a reader should know.
-    pub notes: Vec<String>,
 }
 
 impl Prepared {

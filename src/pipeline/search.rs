@@ -1,20 +1,17 @@
 //! The third value of a run: the plan that the search finds, site by site.
 
-mod responses;
-
 use oxc_index::IndexVec;
 
-use super::Job;
-use super::calibrate::{Calibrated, Sequences};
+use super::calibrate::Calibrated;
+use super::job::Job;
 use super::plan::{Plan, Precision, Rounding, SitePlan};
+use super::responses::{Responses, Sequences};
 use super::sites::{SiteId, SiteRow, of_member, tied};
 use crate::calibrate::ChannelStats;
 use crate::graph::View;
 use crate::recognise::Linear;
 use crate::site::{Sink, Site};
 use crate::solve::{Fold, Method, Response, SiteProblem, Solution, SolveSettings, solve_block};
-
-pub(crate) use responses::Responses;
 
 /// What an explicit Mul must gain at its site to be worth its run time.
 const EXPLICIT_GAIN_DB: f64 = 1.0;

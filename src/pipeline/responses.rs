@@ -20,10 +20,9 @@ use crate::recognise::{Linear, LinearForm};
 use crate::site::{Response, ResponseKind};
 use crate::solve;
 
-use super::super::calibrate::Sequences;
-use super::super::judge::rows::spread;
-use super::super::prepare::Prepared;
-use super::super::sites::SiteId;
+use super::judge::rows::spread;
+use super::prepare::Prepared;
+use super::sites::{SiteId, SiteRow};
 
 /// Largest squared error of a cut-out block against the model, relative to the response's squares.
 const SAME: f64 = 1e-6;
@@ -31,6 +30,15 @@ const SAME: f64 = 1e-6;
 /// Blocks of one group that are run, at most: each has as many tokens as the one block of a site alone. With all 12 of an
 /// ALBERT its result differed by 0.02 dB at most, and the search took twice as long.
 const JOINT_BLOCKS: usize = 3;
+
+/// Values of the float model, whole, that blocks read and give when a few rows are run.
+#[derive(Default)]
+pub(crate) struct Sequences {
+    /// The rows; `None` if nothing was kept.
+    pub batch: Option<Batch>,
+    /// By name.
+    pub kept: Kept,
+}
 
 /// Blocks and what they read, for a few sequences.
 pub(crate) struct Responses<'m> {
@@ -46,7 +54,7 @@ pub(crate) struct Responses<'m> {
 impl<'m> Responses<'m> {
     /// The response of every site that has one.
     fn find(view: &View, prepared: &Prepared) -> IndexVec<SiteId, Option<Response>> {
-        let response = |(_, row): (SiteId, &super::super::sites::SiteRow)| {
+        let response = |(_, row): (SiteId, &SiteRow)| {
             crate::site::response(view, &prepared.found, &row.linears).ok()
         };
         prepared.sites.iter().map(response).collect()
