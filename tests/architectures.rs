@@ -88,7 +88,7 @@ fn write_data(row: &Value, model: &Model, path: &Path) {
 
 /// The model as the tool sees it, or why it cannot.
 fn prepared(row: &Value) -> Result<Inspection, String> {
-    let model = load(&folder().join(row["file"].as_str().unwrap())).unwrap();
+    let model = load(folder().join(row["file"].as_str().unwrap())).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("data.npz");
     write_data(row, &model, &path);

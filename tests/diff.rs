@@ -16,7 +16,7 @@ fn root() -> &'static Path {
 }
 
 fn architecture(name: &str) -> Model {
-    load(&root().join("models/architectures").join(name)).unwrap()
+    load(root().join("models/architectures").join(name)).unwrap()
 }
 
 fn plain(diff: &Diff) -> String {

@@ -1,10 +1,12 @@
 //! The crate as a library: the façade, the example, and results that read back what they write.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use onnx_osplus::calibrate::{CalibSource, Dataset, TractEngine};
 use onnx_osplus::onnx::{self, Model};
 use onnx_osplus::progress::NoProgress;
+use onnx_osplus::review::diff::{ChangeReport, DiffReport, diff};
 use onnx_osplus::review::{
     Anatomy, AttentionReport, BelowPlain, Decision, Energy, Files, Report, RoundedCheck,
     Verification, VerifyOptions, VerifyRows, verify,
@@ -137,11 +139,48 @@ fn full() -> Report {
     report
 }
 
+/// Every path to something that is neither an object nor a list, as docs/report.md writes it.
+fn keys(value: &Value, path: &str, found: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(map) => map.iter().for_each(|(key, inner)| {
+            let named = NAMED.contains(&format!("/{path}").as_str());
+            let key = if named { "NAME" } else { key };
+            keys(
+                inner,
+                format!("{path}.{key}").trim_start_matches('.'),
+                found,
+            );
+        }),
+        Value::Array(list) => list
+            .iter()
+            .for_each(|inner| keys(inner, &format!("{path}[]"), found)),
+        _ => _ = found.insert(path.to_owned()),
+    }
+}
+
+#[test]
+fn every_key_is_in_the_document() {
+    let document = include_str!("../docs/report.md");
+    let mut found = BTreeSet::new();
+    keys(&serde_json::to_value(full()).unwrap(), "", &mut found);
+    assert!(found.contains("below_plain[].plain_sqnr_db"));
+    // Null stands for all that would be below it.
+    let known = |key: &&String| {
+        ["` |", ".", "["]
+            .iter()
+            .any(|end| document.contains(&format!("| `{key}{end}")))
+    };
+    let unknown: Vec<_> = found.iter().filter(|key| !known(key)).collect();
+    assert!(unknown.is_empty(), "{unknown:#?}");
+}
+
+type Object = serde_json::Map<String, Value>;
+
 /// Calls `visit` with the report's JSON after `change` was made to one object in it, for every object.
 fn with_each_object_changed(
     json: &Value,
-    change: &dyn Fn(&str, &serde_json::Map<String, Value>) -> Vec<Value>,
-    visit: &dyn Fn(&str, Value),
+    change: impl Fn(&str, &Object) -> Vec<Value>,
+    visit: impl Fn(&str, Value),
 ) {
     fn places(value: &Value, at: &str, found: &mut Vec<String>) {
         match value {
@@ -177,7 +216,7 @@ fn keys_of_another_release_are_passed_over() {
     let report = full();
     let json = serde_json::to_value(&report).unwrap();
     let read = again(&report);
-    let added = |at: &str, object: &serde_json::Map<String, Value>| match NAMED.contains(&at) {
+    let added = |at: &str, object: &Object| match NAMED.contains(&at) {
         true => vec![],
         false => {
             let mut more = object.clone();
@@ -185,7 +224,7 @@ fn keys_of_another_release_are_passed_over() {
             vec![Value::Object(more)]
         }
     };
-    with_each_object_changed(&json, &added, &|at, whole| {
+    with_each_object_changed(&json, added, |at, whole| {
         let same: Report = serde_json::from_str(&whole.to_string()).expect(at);
         assert_eq!(same, read, "{at}");
     });
@@ -194,7 +233,7 @@ fn keys_of_another_release_are_passed_over() {
 #[test]
 fn a_key_that_is_missing_has_its_default() {
     let json = serde_json::to_value(full()).unwrap();
-    let removed = |at: &str, object: &serde_json::Map<String, Value>| {
+    let removed = |at: &str, object: &Object| {
         // A finding has been whole since there were any, but for its subject.
         let optional = |key: &&String| !at.starts_with("/lint") || *key == "subject";
         let without = |key: &String| {
@@ -204,7 +243,7 @@ fn a_key_that_is_missing_has_its_default() {
         };
         object.keys().filter(optional).map(without).collect()
     };
-    with_each_object_changed(&json, &removed, &|at, whole| {
+    with_each_object_changed(&json, removed, |at, whole| {
         serde_json::from_str::<Report>(&whole.to_string()).expect(at);
     });
     let empty: Report = serde_json::from_str("{}").unwrap();
@@ -264,6 +303,19 @@ fn anatomies_verifications_and_findings_read_back_what_they_write() {
     assert!(!findings.is_empty());
     let read: Vec<Finding> = again(&findings);
     assert_eq!(read, findings);
+}
+
+#[test]
+fn diffs_read_back_what_they_write() {
+    let before = model();
+    let after = quantized(&before, |q| q.bits(6, 7)).model;
+    let found = diff(&before, &after);
+    let read: DiffReport = again(&found.report());
+    assert!(alike(&serde_json::to_value(&read).unwrap(), &found.json()));
+    let constants = |c: &&ChangeReport| c.constants.is_some();
+    let about_constants = read.changes.iter().filter(constants).count();
+    assert!(0 < about_constants && about_constants < read.changes.len());
+    assert!(again(&diff(&before, &before).report()).same);
 }
 
 #[test]

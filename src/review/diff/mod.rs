@@ -30,7 +30,9 @@ mod trace;
 
 pub use change::{Change, Constants, Kind, Part, Sign};
 pub use constant::{Distance, Facts};
-pub use json::SCHEMA_VERSION;
+pub use json::{
+    ByteCounts, ChangeReport, ConstantChange, ConstantFacts, DiffReport, NodeCounts, SCHEMA_VERSION,
+};
 pub use style::Style;
 
 use rayon::prelude::*;
