@@ -299,7 +299,6 @@ fn imports_are_found_in_every_spelling() {
 /// opened must go from here.
 #[rustfmt::skip]
 const CIRCLES: &[(&str, &str, &str)] = &[
-    ("calibrate/engine/decompose/", "known, scope, shapes, values", "they become a module of the graph that knows no scope"),
     ("cli/", "arguments, diff, inspect, lint, report, summary, text, verify, .", "the root starts the commands and has what they share"),
     ("graph/inline/", "body, opsets, .", "the parts take the types of the root"),
     ("graph/opset/", "convert, table, .", "the table names the conversions, which take the types of the root"),

@@ -181,29 +181,21 @@ pub(super) fn greater_or_equal(call: &Call, out: &Output) -> Option<Value> {
 
 /// y = a where c, else b
 pub(super) fn select(call: &Call, out: &Output) -> Option<Value> {
+    fn picked<T: Copy>(
+        condition: &ArcArray<i64, IxDyn>,
+        a: &ArcArray<T, IxDyn>,
+        b: &ArcArray<T, IxDyn>,
+        shape: &[usize],
+    ) -> Option<ArcArray<T, IxDyn>> {
+        let zip = Zip::from(condition.broadcast(shape)?);
+        let zip = zip.and(a.broadcast(shape)?).and(b.broadcast(shape)?);
+        let array = zip.map_collect(|&c, &a, &b| if c != 0 { a } else { b });
+        Some(shared(array))
+    }
     let condition = call.value(0)?.ints()?;
-    let condition = condition.broadcast(out.shape.as_slice())?;
     Some(match (call.value(1)?, call.value(2)?) {
-        (Value::Ints(a), Value::Ints(b)) => {
-            let (a, b) = (
-                a.broadcast(out.shape.as_slice())?,
-                b.broadcast(out.shape.as_slice())?,
-            );
-            let picked = Zip::from(condition).and(a).and(b);
-            Value::Ints(shared(
-                picked.map_collect(|&c, &a, &b| if c != 0 { a } else { b }),
-            ))
-        }
-        (Value::Floats(a), Value::Floats(b)) => {
-            let (a, b) = (
-                a.broadcast(out.shape.as_slice())?,
-                b.broadcast(out.shape.as_slice())?,
-            );
-            let picked = Zip::from(condition).and(a).and(b);
-            Value::Floats(shared(
-                picked.map_collect(|&c, &a, &b| if c != 0 { a } else { b }),
-            ))
-        }
+        (Value::Ints(a), Value::Ints(b)) => Value::Ints(picked(condition, a, b, &out.shape)?),
+        (Value::Floats(a), Value::Floats(b)) => Value::Floats(picked(condition, a, b, &out.shape)?),
         _ => return None,
     })
 }

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use super::call::Call;
 use super::fact::{Fact, Limits};
+use super::layout;
+use super::node::infer;
 use super::rule::Slot;
 use super::table::row_of;
-use super::{infer, layout};
 use crate::onnx::DataType;
 use crate::onnx::op;
 use crate::onnx::proto::{NodeProto, TensorProto, ValueInfoProto, type_proto};
