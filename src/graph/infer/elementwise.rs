@@ -256,6 +256,9 @@ fn arithmetic(
     int: impl Fn(i64, i64) -> Option<i64>,
     float: impl Fn(f32, f32) -> f32,
 ) -> Option<Value> {
+    if call.count() < 2 {
+        return None;
+    }
     let mut result = call.value(0)?.clone();
     for slot in 1..call.count() {
         result = match (&result, call.value(slot)?) {

@@ -86,7 +86,11 @@ pub(super) fn permuted_input(node: &NodeProto) -> Option<Fact> {
 /// The axes of the input in the order of the output, each once.
 fn permutation(call: &Call, rank: usize) -> Option<Vec<usize>> {
     let perm = match attr_ints(call.node, "perm").filter(|perm| !perm.is_empty()) {
-        Some(perm) => axes_of(rank, perm)?,
+        // No axis of it counts from the end.
+        Some(perm) => {
+            let axes = perm.iter().map(|&axis| axis.try_into().ok());
+            axes.collect::<Option<Vec<usize>>>()?
+        }
         None => (0..rank).rev().collect(),
     };
     let mut sorted = perm.clone();
