@@ -228,7 +228,9 @@ fn operators_are_named_by_constants() {
     let names: Vec<&str> = named.collect();
     assert!(names.len() > 200, "{}", names.len());
     let pattern = format!(r#""({})""#, names.join("|"));
-    let found = offenders(&pattern, Source::is_test);
+    // Headings of the page are words.
+    let allowed = |s: &Source| s.is_test() || s.path.ends_with("src/review/html/sections.rs");
+    let found = offenders(&pattern, allowed);
     assert_eq!(found, Vec::<String>::new());
 }
 

@@ -10,6 +10,7 @@ mod diff;
 mod fixed;
 mod graph;
 mod inline;
+mod library;
 mod onnx_decoder;
 mod onnx_external;
 mod onnx_malformed;
