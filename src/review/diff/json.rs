@@ -129,7 +129,7 @@ pub struct ConstantChange {
 #[serde(default)]
 #[non_exhaustive]
 pub struct ConstantFacts {
-    /// Type and shape, as "float[384]".
+    /// Type and shape, as `float[384]`.
     #[serde(rename = "type")]
     pub ty: String,
     /// [`Facts::digest`], in 16 hexadecimal digits.
