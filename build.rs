@@ -7,6 +7,10 @@
 
 use std::{env, error::Error, fmt::Write, fs, path::Path};
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "cargo tells a build script by the environment where to write"
+)]
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto/onnx.proto");
     println!("cargo:rerun-if-changed=proto/operators.txt");

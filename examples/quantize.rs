@@ -11,6 +11,11 @@ use onnx_osplus::review::{LAYER_TOKENS, Report, VerifyOptions, VerifyRows, verif
 use onnx_osplus::target::{Target, lint};
 use onnx_osplus::{Options, Quantizer, anatomy, onnx};
 
+#[expect(
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "a program may print and read its arguments"
+)]
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
     let [model, calibration, held_out, out] = &arguments[..] else {

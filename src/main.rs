@@ -2,6 +2,11 @@
 //!
 //! Exit status: 0 done, 1 failed, 2 usage, 3 no Linear could be quantized.
 
+#![expect(
+    clippy::print_stderr,
+    reason = "the library never prints; the program does"
+)]
+
 mod cli;
 
 use std::process::ExitCode;

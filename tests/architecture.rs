@@ -1,4 +1,5 @@
-//! Holds the source to `ARCHITECTURE.md`: which module imports which, who may talk to the world, how long a file gets.
+//! Holds the source to `ARCHITECTURE.md`: which module imports which, who knows the engine, how long a file gets. What the
+//! compiler can say, it says: `[lints]` in Cargo.toml, clippy.toml.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -33,8 +34,7 @@ struct Source {
 
 impl Source {
     fn is_test(&self) -> bool {
-        let path = self.path.to_str().unwrap();
-        path.contains("/tests/") || path.ends_with("/tests.rs")
+        self.path_in_crate.iter().any(|part| part == "tests")
     }
 }
 
@@ -208,16 +208,6 @@ fn threads_are_made_in_one_place() {
     assert_eq!(found, Vec::<String>::new());
 }
 
-#[test]
-fn the_library_never_prints_or_exits_or_reads_the_environment() {
-    let pattern =
-        r"\b(e?print(ln)?|dbg)!|\bstd::env\b|\bprocess::(exit|abort)|\bstd::\{[^}]*\benv\b";
-    let found = offenders(pattern, |s| {
-        PROGRAM.contains(&s.module.as_str()) || s.is_test()
-    });
-    assert_eq!(found, Vec::<String>::new());
-}
-
 /// A name in a string could be misspelt; a constant of `onnx::op` cannot.
 #[test]
 fn operators_are_named_by_constants() {
@@ -228,9 +218,11 @@ fn operators_are_named_by_constants() {
     let names: Vec<&str> = named.collect();
     assert!(names.len() > 200, "{}", names.len());
     let pattern = format!(r#""({})""#, names.join("|"));
-    // Headings of the page are words.
-    let allowed = |s: &Source| s.is_test() || s.path.ends_with("src/review/html/sections.rs");
-    let found = offenders(&pattern, allowed);
+    // The page of the report has headings for people; one is called Attention.
+    let page = ["review", "html"].map(str::to_owned);
+    let found = offenders(&pattern, |s| {
+        s.is_test() || s.path_in_crate.starts_with(&page)
+    });
     assert_eq!(found, Vec::<String>::new());
 }
 
@@ -308,7 +300,6 @@ const CIRCLES: &[(&str, &str, &str)] = &[
     ("recognise/", "contrib, linear", "a Linear may be inside an operator of ONNX Runtime's"),
     ("recognise/", "decomposed, moments, norm", "the forms of a norm take its types"),
     ("review/diff/", "change, compare, rest, .", "the parts take the types of the root"),
-    ("review/html/", "plot, sections, .", "the parts take what the root writes with"),
     ("review/verify/", "layers, .", "the parts take the types of the root"),
     ("rewrite/", "linear, migrate", "a Linear is written with the decisions of a migration"),
     ("rewrite/quantize/", "weight, .", "the parts take the types of the root"),

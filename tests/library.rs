@@ -20,7 +20,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-#[allow(dead_code)]
+#[expect(dead_code, reason = "its main is for the command line")]
 #[path = "../examples/quantize.rs"]
 mod example;
 

@@ -1,6 +1,15 @@
 //! Every integration test, in one program: tract is linked once, and `cargo test --test all diff::` runs one file of them.
 //! `architecture.rs` checks that no file is forgotten here.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    unreachable_pub,
+    reason = "a failed `unwrap` is a failed test, and what is `pub` is so for the other files of this program"
+)]
+
 mod architecture;
 mod architectures;
 mod branches;

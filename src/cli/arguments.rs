@@ -35,7 +35,7 @@ struct CommandLine {
 
 /// What the user wants.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// The main job, which is asked for without the name of a command.
     #[command(skip)]
     Quantize(Box<Arguments>),
@@ -48,7 +48,7 @@ pub enum Command {
 
 /// The arguments of the main job.
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// The float model to read
     #[arg(value_name = "IN")]
     pub input: PathBuf,
@@ -206,12 +206,12 @@ enum Granularity {
 }
 
 /// The names in the table of targets.
-pub fn targets() -> impl TypedValueParser<Value = Target> {
+pub(super) fn targets() -> impl TypedValueParser<Value = Target> {
     PossibleValuesParser::new(Target::ALL.map(|target| target.profile().name))
         .try_map(|name| Target::named(&name).ok_or("no target of that name"))
 }
 
-pub fn parse_batch(text: &str) -> Result<usize, String> {
+pub(super) fn parse_batch(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) => Err("at least 1 row".to_owned()),
         Ok(rows) => Ok(rows),
@@ -232,7 +232,7 @@ fn parse_keep_float(text: &str) -> Result<KeepFloat, String> {
 }
 
 /// Reads the arguments; prints help, version or a usage error and exits where that is all there is to do.
-pub fn parse() -> Command {
+pub(crate) fn parse() -> Command {
     let parsed = CommandLine::parse();
     match (parsed.command, parsed.quantize) {
         (Some(command), _) => command,
@@ -249,12 +249,12 @@ pub fn parse() -> Command {
 
 impl Arguments {
     /// The calibration data, each with the input it is for, if named.
-    pub fn sources(&self) -> Vec<CalibSource> {
+    pub(crate) fn sources(&self) -> Vec<CalibSource> {
         self.calib.iter().map(|text| source(text)).collect()
     }
 
     /// What the library is asked for.
-    pub fn options(&self) -> Options {
+    pub(crate) fn options(&self) -> Options {
         Options {
             target: self.target,
             format: match self.format {
@@ -294,7 +294,7 @@ impl Arguments {
 }
 
 /// `NAME=PATH` or `PATH`; a file that is really called that wins over the `=` in its name.
-pub fn source(text: &str) -> CalibSource {
+pub(super) fn source(text: &str) -> CalibSource {
     match text.split_once('=') {
         Some((name, path)) if !PathBuf::from(text).exists() && !name.is_empty() => CalibSource {
             name: Some(name.to_owned()),

@@ -20,7 +20,7 @@ use super::table;
     after_help = "Exit status: 0 done, 1 failed (or the models differ, with --exit-code), 2 wrong usage.\n\n\
                         Example: onnx-osplus diff float.onnx int8.onnx --stat"
 )]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// The model before
     #[arg(value_name = "A")]
     before: PathBuf,
@@ -58,7 +58,7 @@ enum Color {
 }
 
 /// Compares the models and prints the differences.
-pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     match compare(arguments) {
         // 1 says that the models differ.
         Err(error) if arguments.exit_code => {
@@ -74,6 +74,10 @@ fn compare(arguments: &Arguments) -> Result<ExitCode> {
     let after = onnx::load(&arguments.after)?;
     let found = diff(&before, &after);
     let terminal = std::io::stdout().is_terminal();
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "https://no-color.org: a program asks the environment"
+    )]
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let style = Style {
         full: arguments.full,

@@ -4,7 +4,7 @@ use onnx_osplus::rewrite::RewriteError;
 use onnx_osplus::{Error, OptionsError};
 
 /// The flags that help, if there are any.
-pub fn hint(error: &Error) -> Option<String> {
+pub(super) fn hint(error: &Error) -> Option<String> {
     const EXCLUDE: &str = "--exclude REGEX leaves Linears in float";
     let hint = match error {
         Error::Options(error) => return usage(error),

@@ -27,7 +27,7 @@ const SHOWN: usize = 10;
 /// do to the outputs of its Linears, worst first.
 #[derive(Debug, Args)]
 #[command(after_help = "Example: onnx-osplus inspect model.onnx --calib data.npz")]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// The model to look at
     #[arg(value_name = "MODEL")]
     model: PathBuf,
@@ -68,7 +68,7 @@ pub struct Arguments {
 }
 
 /// Looks at the model and prints what there is.
-pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let terminal = Terminal::new(false);
     let model = onnx::load(&arguments.model)?;
     let sources: Vec<_> = arguments.calib.iter().map(|text| source(text)).collect();
@@ -390,7 +390,7 @@ fn measured(site: &SiteFacts) -> String {
 }
 
 /// As "u8 x i8/ch".
-pub fn short_form(linear: &QuantizedLinear) -> String {
+pub(super) fn short_form(linear: &QuantizedLinear) -> String {
     let short = |name: &str| match name {
         "UINT8" => "u8".to_owned(),
         "INT8" => "i8".to_owned(),

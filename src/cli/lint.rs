@@ -16,14 +16,14 @@ use super::arguments::targets;
 use super::table;
 
 /// Findings of one rule that are shown without -v.
-pub const SHOWN: usize = 3;
+pub(super) const SHOWN: usize = 3;
 
 /// Check an ONNX file, ours or not, against what a runtime accepts, understands and runs in integers
 ///
 /// Prints a line per finding: what it costs, the rule, the node, what is wrong and how to mend it. Exit status 1 if
 /// something would be rejected or computed wrongly.
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// The model to check
     #[arg(value_name = "FILE")]
     model: PathBuf,
@@ -54,7 +54,7 @@ struct Output<'a> {
 }
 
 /// Prints the findings; the exit status says whether one is fatal.
-pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let target = arguments.target;
     let model = onnx::load(&arguments.model)?;
     graph::check(&model).map_err(onnx_osplus::Error::from)?;
@@ -99,7 +99,7 @@ fn listing(findings: &[Finding], target: &str, verbose: bool) -> String {
 }
 
 /// Groups of the same rule and cost, each cut to the first few.
-pub fn lines(out: &mut String, findings: &[Finding], verbose: bool) -> std::fmt::Result {
+pub(super) fn lines(out: &mut String, findings: &[Finding], verbose: bool) -> std::fmt::Result {
     let key = |f: &Finding| (f.rule.clone(), f.cost);
     let mut rest = findings;
     while let Some(first) = rest.first() {

@@ -25,7 +25,7 @@ use onnx_osplus::onnx::{self, SaveOptions, SaveSummary};
 use onnx_osplus::review::Provenance;
 
 use arguments::Arguments;
-pub use arguments::{Command, parse};
+pub(crate) use arguments::{Command, parse};
 use progress::Terminal;
 
 /// Nothing could be quantized: not a failure of the tool, but nothing to deploy either.
@@ -35,7 +35,7 @@ const NOTHING_TO_QUANTIZE: u8 = 3;
 const WRONG_USAGE: u8 = 2;
 
 /// The exit status that goes with an error.
-pub fn exit_status(error: &anyhow::Error) -> ExitCode {
+pub(crate) fn exit_status(error: &anyhow::Error) -> ExitCode {
     match error.downcast_ref::<onnx_osplus::Error>() {
         Some(onnx_osplus::Error::NothingToQuantize(_)) => ExitCode::from(NOTHING_TO_QUANTIZE),
         Some(onnx_osplus::Error::Options(_)) => ExitCode::from(WRONG_USAGE),
@@ -44,7 +44,7 @@ pub fn exit_status(error: &anyhow::Error) -> ExitCode {
 }
 
 /// The text of an error, with the flags that help on a line of their own. It holds its causes already.
-pub fn message(error: &anyhow::Error) -> String {
+pub(crate) fn message(error: &anyhow::Error) -> String {
     let hint = error
         .downcast_ref::<onnx_osplus::Error>()
         .and_then(hint::hint);
@@ -58,7 +58,7 @@ pub fn message(error: &anyhow::Error) -> String {
 ///
 /// The engine panics on some models, which the library catches and explains. The usual text of a panic would be
 /// printed all the same, before that explanation, so it is kept back here and shown only if nothing else caught it.
-pub fn catch_panics(work: impl FnOnce() -> Result<ExitCode>) -> Result<ExitCode> {
+pub(crate) fn catch_panics(work: impl FnOnce() -> Result<ExitCode>) -> Result<ExitCode> {
     static LAST: Mutex<String> = Mutex::new(String::new());
     std::panic::set_hook(Box::new(|info| {
         *LAST.lock().unwrap_or_else(PoisonError::into_inner) = info.to_string();
@@ -70,7 +70,7 @@ pub fn catch_panics(work: impl FnOnce() -> Result<ExitCode>) -> Result<ExitCode>
 }
 
 /// Does what the user wants; the exit status says how it went.
-pub fn run(command: &Command) -> Result<ExitCode> {
+pub(crate) fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Quantize(arguments) => quantize(arguments).map(|()| ExitCode::SUCCESS),
         Command::Diff(arguments) => diff::run(arguments),

@@ -11,7 +11,7 @@ use onnx_osplus::progress::Progress;
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Shows progress on stderr.
-pub struct Terminal {
+pub(super) struct Terminal {
     quiet: bool,
     is_terminal: bool,
     step: Mutex<Option<Step>>,
@@ -27,7 +27,7 @@ struct Step {
 
 impl Terminal {
     /// Chooses the form by what stderr is.
-    pub fn new(quiet: bool) -> Self {
+    pub(super) fn new(quiet: bool) -> Self {
         Terminal {
             quiet,
             is_terminal: std::io::stderr().is_terminal(),

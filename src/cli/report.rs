@@ -17,7 +17,11 @@ use onnx_osplus::review::{
 use super::Arguments;
 
 /// The command that this program was started with, as a shell would read it.
-pub fn command() -> String {
+pub(super) fn command() -> String {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the program, and the report says how it was started"
+    )]
     let words = std::env::args().map(|word| quoted(&word));
     words.collect::<Vec<_>>().join(" ")
 }
@@ -31,7 +35,7 @@ fn quoted(word: &str) -> String {
 }
 
 /// The names of IN and OUT, and their bytes.
-pub fn files(arguments: &Arguments, (input_bytes, output_bytes): (u64, u64)) -> Files {
+pub(super) fn files(arguments: &Arguments, (input_bytes, output_bytes): (u64, u64)) -> Files {
     let name = |path: &Path| path.display().to_string();
     let mut files = Files::default();
     files.input = name(&arguments.input);
@@ -41,7 +45,7 @@ pub fn files(arguments: &Arguments, (input_bytes, output_bytes): (u64, u64)) -> 
 }
 
 /// The digests among the entries of the metadata, and that of the file that was written.
-pub fn digests(provenance: Provenance, output: &Path) -> Result<BTreeMap<String, String>> {
+pub(super) fn digests(provenance: Provenance, output: &Path) -> Result<BTreeMap<String, String>> {
     let (written, data) = onnx::digest_model(output)?;
     let mut digests: BTreeMap<_, _> = provenance.entries.into_iter().collect();
     digests.retain(|_, value| value.contains("sha256:"));
@@ -53,7 +57,7 @@ pub fn digests(provenance: Provenance, output: &Path) -> Result<BTreeMap<String,
 }
 
 /// Adds the error of every Linear of `quantized`. Where it cannot be had, a note says why.
-pub fn layers(
+pub(super) fn layers(
     report: &mut Report,
     (float, quantized): (&Model, &Model),
     data: &Dataset,
@@ -90,7 +94,7 @@ pub fn layers(
 }
 
 /// Writes the report: a page if the name of the file ends in .html or .htm, JSON otherwise.
-pub fn write(path: &Path, report: &Report) -> Result<()> {
+pub(super) fn write(path: &Path, report: &Report) -> Result<()> {
     let extension = path.extension().map(|e| e.to_ascii_lowercase());
     let page = extension.is_some_and(|e| e == "html" || e == "htm");
     let write = || {

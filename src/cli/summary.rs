@@ -6,7 +6,7 @@ use std::fmt::Write;
 use onnx_osplus::review::{AttentionReport, Decision, Report, SiteReport};
 
 /// The account of a run for people. `sizes` are the bytes of IN and OUT.
-pub fn summary(report: &Report, sizes: (u64, u64), verbose: bool) -> String {
+pub(super) fn summary(report: &Report, sizes: (u64, u64), verbose: bool) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
     let _ = write_summary(&mut text, report, sizes, verbose);

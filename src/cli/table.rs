@@ -5,7 +5,11 @@ use std::io::IsTerminal;
 
 /// Columns of the terminal that the standard output is: what COLUMNS says, or the terminal itself, or 80, and at least 40;
 /// `None` if it is none.
-pub fn width() -> Option<usize> {
+pub(super) fn width() -> Option<usize> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a program asks the environment for the width of its terminal"
+    )]
     let stated = || std::env::var("COLUMNS").ok()?.parse().ok();
     let columns = || stated().or_else(measured).filter(|&columns| columns > 0);
     let is_terminal = std::io::stdout().is_terminal();
@@ -18,7 +22,7 @@ fn measured() -> Option<usize> {
 }
 
 /// `name` in at most `room` characters: what is too long loses its middle.
-pub fn shorten(name: &str, room: usize) -> String {
+pub(super) fn shorten(name: &str, room: usize) -> String {
     let length = name.chars().count();
     if length <= room {
         return name.to_owned();
@@ -35,7 +39,7 @@ pub fn shorten(name: &str, room: usize) -> String {
 }
 
 /// A line that ends with a name: `before`, as much of `name` as fits, and `after`.
-pub fn line(before: &str, name: &str, after: &str, width: Option<usize>) -> String {
+pub(super) fn line(before: &str, name: &str, after: &str, width: Option<usize>) -> String {
     let taken = before.chars().count() + after.chars().count();
     let name = match width {
         // A few characters of a name tell nothing.
@@ -46,7 +50,7 @@ pub fn line(before: &str, name: &str, after: &str, width: Option<usize>) -> Stri
 }
 
 /// Text in lines of at most `width` columns, broken between words; lines after the first are indented.
-pub fn wrap(text: &str, indent: usize, width: Option<usize>) -> String {
+pub(super) fn wrap(text: &str, indent: usize, width: Option<usize>) -> String {
     let Some(width) = width else {
         return text.to_owned();
     };

@@ -9,7 +9,7 @@ use onnx_osplus::onnx::text::{TextOptions, text};
 
 /// Print a model in the ONNX textual syntax, for reading and for `git diff`
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// The model to print
     #[arg(value_name = "MODEL")]
     model: PathBuf,
@@ -20,7 +20,7 @@ pub struct Arguments {
 }
 
 /// Prints the model.
-pub fn run(arguments: &Arguments) -> Result<()> {
+pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let model = onnx::load(&arguments.model)?;
     let options = match arguments.weights {
         true => TextOptions::FULL,

@@ -31,7 +31,7 @@ const SHOWN: usize = 10;
     after_help = "Exit status: 0 done, 1 failed or an output below --min-sqnr, 2 wrong usage.\n\n\
                   Example: onnx-osplus verify model.onnx int8.onnx --calib heldout.npz --min-sqnr 20"
 )]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// The float model
     #[arg(value_name = "FLOAT")]
     float: PathBuf,
@@ -84,7 +84,7 @@ fn parse_db(text: &str) -> Result<f64, String> {
 }
 
 /// Compares the models; status 1 if an output is below `--min-sqnr`.
-pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let terminal = Terminal::new(arguments.quiet);
     let float = onnx::load(&arguments.float)?;
     let quantized = onnx::load(&arguments.quantized)?;

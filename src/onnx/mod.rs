@@ -15,7 +15,10 @@ mod digest;
 mod fields;
 pub mod load;
 pub mod node;
-#[allow(non_upper_case_globals)]
+#[allow(
+    non_upper_case_globals,
+    reason = "a constant is spelt like the operator that it names"
+)]
 pub mod op;
 pub mod save;
 pub mod tensor;
@@ -32,7 +35,12 @@ pub use tensor::TensorError;
 pub use text::{TextOptions, text};
 
 /// The ONNX schema, generated from `proto/onnx.proto`: proto2, so every scalar is an `Option`; enum fields are `i32`.
-#[allow(missing_docs, clippy::all, rustdoc::all)]
+#[allow(
+    missing_docs,
+    clippy::all,
+    rustdoc::all,
+    reason = "generated; `proto/onnx.proto` has the words"
+)]
 pub mod proto {
     include!(concat!(env!("OUT_DIR"), "/onnx.rs"));
 }

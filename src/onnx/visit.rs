@@ -24,7 +24,7 @@ pub(super) enum Place<'a> {
 
 impl Place<'_> {
     /// The tensor's name, or what it is where it has none.
-    pub fn describe(&self, tensor: &TensorProto) -> String {
+    pub(super) fn describe(&self, tensor: &TensorProto) -> String {
         match (self, tensor.name()) {
             (Place::Initializer | Place::SparseInitializer, name) => name.to_owned(),
             (place, "") => place.to_string(),

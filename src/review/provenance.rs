@@ -7,7 +7,7 @@ use crate::onnx::Model;
 use crate::onnx::proto::StringStringEntryProto;
 
 /// What the keys of all entries begin with.
-pub const PREFIX: &str = "onnx_osplus.";
+pub(super) const PREFIX: &str = "onnx_osplus.";
 
 /// The origin of a model, as entries of ONNX's `ModelProto.metadata_props`.
 ///

@@ -123,7 +123,7 @@ pub(super) struct NewConstant {
 
 impl NewConstant {
     /// The tensor, under a name.
-    pub fn into_tensor(self, name: &str) -> Result<TensorProto, RewriteError> {
+    pub(super) fn into_tensor(self, name: &str) -> Result<TensorProto, RewriteError> {
         let largest = match self.dtype {
             DataType::Float16 => 65504.0,
             _ => f32::MAX,
@@ -196,7 +196,7 @@ pub(super) struct LinearFold {
 
 impl LinearFold {
     /// No change to a Linear with `n` outputs.
-    pub fn new(n: usize) -> Self {
+    pub(super) fn new(n: usize) -> Self {
         LinearFold {
             input: Affine::default(),
             output_shift: vec![0.0; n],
@@ -205,7 +205,7 @@ impl LinearFold {
     }
 
     /// Takes the affine of the site that the Linear reads; there is only one.
-    pub fn absorb(&mut self, affine: &Affine) {
+    pub(super) fn absorb(&mut self, affine: &Affine) {
         self.input = affine.clone();
     }
 
@@ -213,7 +213,7 @@ impl LinearFold {
     ///
     /// # Errors
     /// A constant that cannot be read, or does not fit its type.
-    pub fn write(
+    pub(super) fn write(
         &self,
         [of_weight, of_bias]: [Precision; 2],
         view: &View,

@@ -42,14 +42,14 @@ pub(super) struct Ties {
 
 impl Ties {
     /// No ties among `channels` channels.
-    pub fn new(channels: usize) -> Self {
+    pub(super) fn new(channels: usize) -> Self {
         Ties {
             parent: (0..channels as u32).collect(),
         }
     }
 
     /// The smallest channel that `channel` is tied to.
-    pub fn find(&self, mut channel: u32) -> u32 {
+    pub(super) fn find(&self, mut channel: u32) -> u32 {
         while self.parent[channel as usize] != channel {
             channel = self.parent[channel as usize];
         }
@@ -57,13 +57,13 @@ impl Ties {
     }
 
     /// Ties two channels.
-    pub fn tie(&mut self, a: u32, b: u32) {
+    pub(super) fn tie(&mut self, a: u32, b: u32) {
         let (a, b) = (self.find(a), self.find(b));
         self.parent[a.max(b) as usize] = a.min(b);
     }
 
     /// For every channel the smallest one it is tied to; `None` if nothing is tied.
-    pub fn groups(&self) -> Option<Vec<u32>> {
+    pub(super) fn groups(&self) -> Option<Vec<u32>> {
         let groups: Vec<u32> = (0..self.parent.len() as u32)
             .map(|c| self.find(c))
             .collect();

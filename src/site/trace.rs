@@ -76,7 +76,7 @@ pub struct Trace {
 }
 
 /// The values on the way back from `value` whose shapes [`trace`] may have to know, `value` among them.
-pub fn values_on_the_way(view: &View, found: &Recognised, value: ValueId) -> Vec<ValueId> {
+pub(super) fn values_on_the_way(view: &View, found: &Recognised, value: ValueId) -> Vec<ValueId> {
     let mut seen = vec![value];
     let mut measured = Vec::new();
     let mut next = 0;
@@ -124,7 +124,7 @@ pub fn values_on_the_way(view: &View, found: &Recognised, value: ValueId) -> Vec
 ///
 /// # Errors
 /// Why there is no way: the wall, in words.
-pub fn trace(
+pub(super) fn trace(
     view: &View,
     found: &Recognised,
     shapes: &Shapes,

@@ -218,7 +218,7 @@ pub(super) struct MeanError {
 
 impl MeanError {
     /// For tokens `x: [T, C]`, at least one, and the weights before migration, `w: [C, N]`.
-    pub fn new(x: &Array2<f32>, migration: &Migration, w: &Array2<f32>) -> Self {
+    pub(super) fn new(x: &Array2<f32>, migration: &Migration, w: &Array2<f32>) -> Self {
         let mut migrated = Array2::zeros(x.raw_dim());
         if let Some(out) = migrated.as_slice_mut() {
             migration.apply_rows(flat(x), out);
@@ -235,7 +235,7 @@ impl MeanError {
     }
 
     /// `mean(Q(x')) Q(W') − mean(x') W'`, `[N]`, for `Q(W')`.
-    pub fn of(&self, params: &QuantParams, w: Option<ArrayView2<f32>>) -> Vec<f32> {
+    pub(super) fn of(&self, params: &QuantParams, w: Option<ArrayView2<f32>>) -> Vec<f32> {
         let mut q = Array2::zeros(self.x.raw_dim());
         if let Some(out) = q.as_slice_mut() {
             fake_quantize_into(flat(&self.x), out, params);

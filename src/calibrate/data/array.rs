@@ -13,7 +13,7 @@ use crate::onnx::proto::tensor_proto::DataType;
 
 /// The type of one element in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Element {
+pub(crate) enum Element {
     /// One byte, 0 or not 0.
     Bool,
     /// Signed integer of 1, 2, 4 or 8 bytes.
@@ -28,7 +28,7 @@ pub enum Element {
 
 impl Element {
     /// Bytes of one element.
-    pub fn size(self) -> usize {
+    pub(crate) fn size(self) -> usize {
         match self {
             Element::Bool => 1,
             Element::Int(n) | Element::Uint(n) | Element::Float(n) => n as usize,
@@ -37,7 +37,7 @@ impl Element {
     }
 
     /// The element type of an ONNX tensor; `None` for strings, complex numbers and sub-byte types.
-    pub fn from_onnx(dtype: DataType) -> Option<Element> {
+    pub(crate) fn from_onnx(dtype: DataType) -> Option<Element> {
         Some(match dtype {
             DataType::Bool => Element::Bool,
             DataType::Int8 => Element::Int(1),
@@ -57,7 +57,7 @@ impl Element {
     }
 
     /// The element type of a NumPy type string such as `<i8`, and whether its bytes are big endian.
-    pub fn from_numpy(descr: &str) -> Option<(Element, bool)> {
+    pub(crate) fn from_numpy(descr: &str) -> Option<(Element, bool)> {
         let big_endian = match descr.as_bytes().first()? {
             b'<' | b'|' => false,
             b'>' => true,
@@ -147,7 +147,7 @@ impl std::fmt::Display for Number {
 
 /// Why an element cannot be used.
 #[derive(Debug, Clone, PartialEq)]
-pub enum BadElement {
+pub(crate) enum BadElement {
     /// NaN or infinity.
     NotFinite(String),
     /// The value is not representable in the wanted type.
@@ -158,7 +158,7 @@ pub enum BadElement {
 
 /// An element that cannot be used, with its index.
 #[derive(Debug, Clone, PartialEq)]
-pub struct BadValue {
+pub(crate) struct BadValue {
     /// Index of the element in the whole array.
     pub index: Vec<usize>,
     /// What is wrong with it.
@@ -167,7 +167,7 @@ pub struct BadValue {
 
 /// An array in a file: little endian, row-major.
 #[derive(Debug, Clone)]
-pub struct FileArray {
+pub(crate) struct FileArray {
     /// Type of the elements.
     pub element: Element,
     /// Sizes of the axes.
@@ -177,12 +177,12 @@ pub struct FileArray {
 
 impl FileArray {
     /// Every element, little endian, in row-major order.
-    pub fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.data
     }
 
     /// Wraps `data`, which must hold exactly the elements of `shape`; `None` if its length differs.
-    pub fn new(element: Element, shape: Vec<usize>, data: Bytes) -> Option<FileArray> {
+    pub(crate) fn new(element: Element, shape: Vec<usize>, data: Bytes) -> Option<FileArray> {
         let count = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d))?;
         (data.len() == count.checked_mul(element.size())?).then_some(FileArray {
             element,
@@ -197,14 +197,14 @@ impl FileArray {
     }
 
     /// Checks that every element converts to `dtype` exactly and is finite.
-    pub fn check(&self, dtype: DataType) -> Result<(), BadValue> {
+    pub(crate) fn check(&self, dtype: DataType) -> Result<(), BadValue> {
         let elements = self.data.len() / self.element.size();
         let whole = self.read_range(dtype, 0, elements, None);
         whole.map(|_| ())
     }
 
     /// Reads the rows `rows` (indices on axis 0), or the whole array for `None`, as values for an input of type `dtype`.
-    pub fn read(&self, dtype: DataType, rows: Option<&[usize]>) -> Result<Values, BadValue> {
+    pub(crate) fn read(&self, dtype: DataType, rows: Option<&[usize]>) -> Result<Values, BadValue> {
         let mut values = Buffer::new(dtype).ok_or_else(|| self.bad(0, BadElement::Kind))?;
         let shape = match rows {
             None => {
@@ -228,7 +228,7 @@ impl FileArray {
     }
 
     /// True for every element of row `row` that is not zero.
-    pub fn nonzero(&self, row: usize) -> Vec<bool> {
+    pub(crate) fn nonzero(&self, row: usize) -> Vec<bool> {
         let size = self.element.size();
         let len = self.row_len();
         let bytes = &self.data[row * len * size..][..len * size];
@@ -390,9 +390,11 @@ impl Buffer {
 
     fn into_values(self, shape: &[usize]) -> Values {
         fn array<T>(shape: &[usize], data: Vec<T>) -> ArrayD<T> {
-            ArrayD::from_shape_vec(IxDyn(shape), data)
-                // `FileArray::read` pushed exactly one element for each index of `shape`.
-                .expect("as many elements as the shape holds")
+            #[expect(
+                clippy::expect_used,
+                reason = "`FileArray::read` pushed one element for each index of `shape`"
+            )]
+            ArrayD::from_shape_vec(IxDyn(shape), data).expect("as many elements as the shape holds")
         }
         match self {
             Buffer::F32(v) => Values::F32(array(shape, v)),

@@ -93,7 +93,11 @@ pub(super) struct Sizes {
 
 impl Sizes {
     /// Binds the axis names of `inputs` to the sizes in `given`.
-    pub fn new(inputs: &[ModelInput], given: BTreeMap<String, Vec<usize>>, batch: usize) -> Sizes {
+    pub(super) fn new(
+        inputs: &[ModelInput],
+        given: BTreeMap<String, Vec<usize>>,
+        batch: usize,
+    ) -> Sizes {
         let mut named = BTreeMap::new();
         let mut batch_name = None;
         for input in inputs {
@@ -141,13 +145,13 @@ impl Sizes {
     }
 
     /// Whether the data hold a past: a merged decoder is to use it then.
-    pub fn has_past(&self) -> bool {
+    pub(super) fn has_past(&self) -> bool {
         let mut given = self.given.iter();
         given.any(|(name, shape)| rule(name) == Some(FillRule::EmptyPast) && !shape.contains(&0))
     }
 
     /// The shape a missing input gets; `None` if it cannot be known.
-    pub fn shape(&self, input: &ModelInput, rule: FillRule) -> Option<Vec<usize>> {
+    pub(super) fn shape(&self, input: &ModelInput, rule: FillRule) -> Option<Vec<usize>> {
         let Some(dims) = &input.shape else {
             return match rule {
                 FillRule::Ones | FillRule::Zeros | FillRule::Positions => {

@@ -101,7 +101,7 @@ pub(super) struct NamedArray {
 
 impl NamedArray {
     /// Checks that every value suits an input of type `dtype`.
-    pub fn check(&self, dtype: DataType) -> Result<(), CalibError> {
+    pub(super) fn check(&self, dtype: DataType) -> Result<(), CalibError> {
         self.data.check(dtype).map_err(|bad| self.error(dtype, bad))
     }
 
@@ -137,7 +137,7 @@ impl NamedArray {
     }
 
     /// The file and, if it holds several, the array in it.
-    pub fn place(&self) -> String {
+    pub(super) fn place(&self) -> String {
         place(&self.file, self.array.as_deref())
     }
 }
@@ -249,7 +249,10 @@ fn fill_values(rule: FillRule, shape: &[usize], dtype: DataType) -> Values {
             let mut i = 0;
             Values::$variant(ArrayD::from_shape_simple_fn(IxDyn(shape), || {
                 i += 1;
-                #[allow(clippy::redundant_closure_call)]
+                #[allow(
+                    clippy::redundant_closure_call,
+                    reason = "the macro takes closures and paths"
+                )]
                 $convert(at(i - 1))
             }))
         }};

@@ -41,7 +41,7 @@ enum Layout {
 }
 
 impl TokenContext {
-    pub fn new(batch: &Batch) -> TokenContext {
+    pub(crate) fn new(batch: &Batch) -> TokenContext {
         let b = batch.rows.len();
         let sequence = batch.inputs.values().find_map(|input| {
             let integer = !crate::onnx::tensor::is_float(input.dtype());
@@ -63,12 +63,12 @@ impl TokenContext {
     }
 
     /// The global number of the row at `index`; of the batch's first row for a value that belongs to no single row.
-    pub fn row(&self, index: Option<usize>) -> u64 {
+    pub(crate) fn row(&self, index: Option<usize>) -> u64 {
         self.rows.get(index.unwrap_or(0)).copied().unwrap_or(0)
     }
 
     /// The places of the vectors of a value of this `shape`, in row-major order.
-    pub fn places(&self, shape: &[usize]) -> Vec<Place> {
+    pub(crate) fn places(&self, shape: &[usize]) -> Vec<Place> {
         let lead = &shape[..shape.len().saturating_sub(1)];
         let b = self.rows.len();
         for mask in &self.masks {

@@ -26,7 +26,7 @@ pub(super) struct Tables {
 
 impl Tables {
     /// The tensor of a constant, made now or, if it is a table, before.
-    pub fn tensor(
+    pub(super) fn tensor(
         &self,
         constant: &TensorProto,
         is_table: bool,
@@ -46,7 +46,7 @@ impl Tables {
     }
 
     /// Drops what no plan holds.
-    pub fn forget_unused(&self) {
+    pub(super) fn forget_unused(&self) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|_, (_, tensor)| Arc::strong_count(tensor) > 1);
     }

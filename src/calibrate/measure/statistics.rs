@@ -466,15 +466,16 @@ impl Fold {
         for (_, slot) in &tokens {
             sample.extend_from_slice(&self.vectors[slot * channels..][..channels]);
         }
+        #[expect(clippy::expect_used, reason = "every slot holds `channels` values")]
+        let sample =
+            Array2::from_shape_vec((tokens.len(), channels), sample).expect("one vector per token");
         // −0 and 0 are equal, so which of them is "the minimum" depends on the order; adding 0 makes both 0.
         let positive_zero = |values: Vec<f32>| values.into_iter().map(|v| v + 0.0).collect();
         FoldStats {
             min: positive_zero(self.extremes.min),
             max: positive_zero(self.extremes.max),
             tokens: self.extremes.tokens,
-            sample: Array2::from_shape_vec((tokens.len(), channels), sample)
-                // Every slot holds `channels` values.
-                .expect("one vector per token"),
+            sample,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Into the flat form.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::names::{Renaming, own_names, rename, rename_node};
 use super::{DOMAIN, is_marker};
@@ -28,7 +28,7 @@ pub fn flatten(model: &mut Model) {
     let sparse = sparse.filter_map(|t| Some(t.values.as_ref()?.name().to_owned()));
     let outputs = graph.node.iter().flat_map(|n| n.output.iter().cloned());
     let inputs = graph.input.iter().map(|i| i.name().to_owned());
-    let constants: HashSet<String> = constants.chain(sparse).collect();
+    let constants: BTreeSet<String> = constants.chain(sparse).collect();
     let data = graph.input.iter().filter(|i| !is_switch(i));
     let scalars = graph.initializer.iter().filter(|t| t.dims.is_empty());
     let mut flat = Flat {
@@ -81,7 +81,7 @@ struct Flat {
     /// Names that are values of the flat graph.
     taken: HashSet<String>,
     /// Inputs whose elements may differ between batches of equal shapes and switches.
-    data: HashSet<String>,
+    data: BTreeSet<String>,
     names: Names,
     /// What the node of a value reads, of its elements.
     reads: HashMap<String, Vec<String>>,
@@ -112,7 +112,7 @@ impl Flat {
         }
         if is_random(node) {
             // No two runs agree on it: no input either.
-            read.extend(self.data.iter().min().cloned());
+            read.extend(self.data.first().cloned());
         }
         for output in &node.output {
             self.reads.insert(output.clone(), read.clone());
@@ -159,8 +159,6 @@ impl Flat {
                 continue;
             };
             let to = self.claim(graph, branch.trim_end_matches("_branch"));
-            let mut own: Vec<(&String, &String)> = to.iter().collect();
-            own.sort();
             let defined: HashSet<String> = own_names(graph).into_iter().collect();
             for tensor in &mut graph.initializer {
                 tensor.name.iter_mut().for_each(|n| rename(n, &to));
@@ -171,8 +169,8 @@ impl Flat {
                 .map(|t| t.name().to_owned())
                 .collect();
             let lists = [
-                strings("own", own.iter().map(|(own, _)| own.as_str())),
-                strings("flat", own.iter().map(|(_, flat)| flat.as_str())),
+                strings("own", to.keys().map(String::as_str)),
+                strings("flat", to.values().map(String::as_str)),
                 strings("initializers", constants.iter().map(String::as_str)),
                 strings("scalars", self.scalars.iter().map(String::as_str)),
                 strings("infos", graph.value_info.iter().map(|i| i.name())),

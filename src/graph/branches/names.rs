@@ -1,11 +1,11 @@
 //! Renaming values in nodes, and in what their subgraphs read of them.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use crate::onnx::proto::{GraphProto, NodeProto};
 
 /// The new names of some values.
-pub(super) type Renaming = HashMap<String, String>;
+pub(super) type Renaming = BTreeMap<String, String>;
 
 pub(super) fn rename(name: &mut String, to: &Renaming) {
     if let Some(new) = to.get(name.as_str()) {

@@ -17,7 +17,7 @@ use crate::onnx::proto::{AttributeProto, NodeProto, TensorProto};
 use crate::onnx::{DataType, tensor};
 
 /// Rewrites a node for one new version, or says why that cannot be done.
-pub type Conversion = fn(&mut Rewrite) -> Result<(), String>;
+pub(super) type Conversion = fn(&mut Rewrite) -> Result<(), String>;
 
 /// A node on its way to another version.
 pub struct Rewrite<'a> {

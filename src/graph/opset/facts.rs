@@ -23,23 +23,23 @@ impl Default for Facts {
 
 impl Facts {
     /// The rank of a value.
-    pub fn rank(&self, name: &str) -> Option<usize> {
+    pub(super) fn rank(&self, name: &str) -> Option<usize> {
         self.0.rank(name)
     }
 
     /// The element type of a value.
-    pub fn dtype(&self, name: &str) -> Option<DataType> {
+    pub(super) fn dtype(&self, name: &str) -> Option<DataType> {
         self.0.dtype(name)
     }
 
     /// The numbers of a small float constant.
-    pub fn floats(&self, name: &str) -> Option<Vec<f32>> {
+    pub(super) fn floats(&self, name: &str) -> Option<Vec<f32>> {
         let value = self.0.get(name)?.value.as_ref()?;
         Some(value.floats()?.iter().copied().collect())
     }
 
     /// Adds what `graph` says. `overridable`: an initializer that is listed as an input is only a default (IR 4).
-    pub fn add_graph(&mut self, graph: &GraphProto, overridable: bool) {
+    pub(super) fn add_graph(&mut self, graph: &GraphProto, overridable: bool) {
         let stated = graph.input.iter().chain(&graph.value_info);
         for info in stated.chain(&graph.output) {
             self.0.know(info.name(), infer::stated(info));
@@ -61,7 +61,7 @@ impl Facts {
     }
 
     /// Adds what a list of nodes, in order of execution, implies.
-    pub fn add_nodes(&mut self, nodes: &[NodeProto]) {
+    pub(super) fn add_nodes(&mut self, nodes: &[NodeProto]) {
         self.0
             .follow(nodes.iter().filter(|n| is_standard_domain(n)));
     }

@@ -20,7 +20,7 @@ pub(super) struct Stream<'a, W> {
 }
 
 impl<'a, W: Write> Stream<'a, W> {
-    pub fn new(out: &'a mut W) -> Self {
+    pub(super) fn new(out: &'a mut W) -> Self {
         Self {
             out,
             buffer: Vec::with_capacity(BUFFER),
@@ -30,7 +30,7 @@ impl<'a, W: Write> Stream<'a, W> {
     }
 
     /// Writes what is left in the buffer. Returns the number of bytes written in all.
-    pub fn finish(mut self) -> io::Result<u64> {
+    pub(super) fn finish(mut self) -> io::Result<u64> {
         self.empty_buffer();
         match self.error {
             Some(error) => Err(error),

@@ -17,7 +17,7 @@ pub(super) struct Blocks {
 
 impl Blocks {
     /// Learns from the names of both models where layers are numbered.
-    pub fn new<'n>(names: impl Iterator<Item = &'n str>) -> Self {
+    pub(super) fn new<'n>(names: impl Iterator<Item = &'n str>) -> Self {
         // What follows each number behind each prefix.
         let mut numbers: BTreeMap<Vec<String>, BTreeMap<String, BTreeSet<String>>> =
             BTreeMap::new();
@@ -48,7 +48,7 @@ impl Blocks {
     }
 
     /// The block of each node of a graph.
-    pub fn of_nodes(&self, scope: &Scope, place: &str) -> Vec<String> {
+    pub(super) fn of_nodes(&self, scope: &Scope, place: &str) -> Vec<String> {
         let mut last = String::new();
         let block = |node: &NodeProto, last: &mut String| {
             let own = tokens(label(node));
@@ -84,7 +84,7 @@ impl Blocks {
     }
 
     /// The block with its number taken out, and the number: blocks with the same first part repeat each other.
-    pub fn template(&self, block: &str) -> (String, Option<usize>) {
+    pub(super) fn template(&self, block: &str) -> (String, Option<usize>) {
         let (place, path) = block.rsplit_once(" › ").unwrap_or(("", block));
         let path: Vec<String> = path.split('.').map(str::to_owned).collect();
         let number =
@@ -100,7 +100,7 @@ impl Blocks {
     }
 
     /// A name as it would be in layer 0: numbers of layers relative to `own`, counters of exporters left out.
-    pub fn relative(&self, text: &str, own: usize) -> String {
+    pub(super) fn relative(&self, text: &str, own: usize) -> String {
         let mut out = String::new();
         let words: BTreeSet<&str> = self
             .prefixes

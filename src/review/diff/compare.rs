@@ -280,7 +280,7 @@ impl<'m> Comparer<'m, '_> {
     }
 
     /// A change whose constants are read later.
-    pub fn with_job(
+    pub(super) fn with_job(
         &mut self,
         mut change: Change,
         before: Option<(&'m TensorProto, Trace<'m>)>,

@@ -38,11 +38,11 @@ pub(super) struct Section {
 
 impl Section {
     /// How many blocks it stands for.
-    pub fn times(&self) -> usize {
+    pub(super) fn times(&self) -> usize {
         self.layers.len().max(1)
     }
 
-    pub fn changes(&self) -> impl Iterator<Item = &Change> {
+    pub(super) fn changes(&self) -> impl Iterator<Item = &Change> {
         self.rows.iter().filter_map(|row| match row {
             Row::Change(change) => Some(&**change),
             _ => None,

@@ -38,7 +38,7 @@ pub(super) struct Matching<'m> {
 
 impl<'m> Matching<'m> {
     /// Matches two graphs; `outer` are those around them.
-    pub fn new(a: Scope<'m>, b: Scope<'m>, outer: Option<&Matching<'m>>) -> Self {
+    pub(super) fn new(a: Scope<'m>, b: Scope<'m>, outer: Option<&Matching<'m>>) -> Self {
         let mut this = Matching {
             to_b: vec![None; a.graph.node.len()],
             to_a: vec![None; b.graph.node.len()],
@@ -101,7 +101,7 @@ impl<'m> Matching<'m> {
     }
 
     /// The value of B that is `value` of A. Values of graphs around that were not matched keep their name.
-    pub fn value(&self, value: &'m str) -> &'m str {
+    pub(super) fn value(&self, value: &'m str) -> &'m str {
         self.values.get(value).copied().unwrap_or(value)
     }
 

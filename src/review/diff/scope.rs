@@ -20,7 +20,7 @@ pub(super) struct Scope<'m> {
 }
 
 impl<'m> Scope<'m> {
-    pub fn new(graph: &'m GraphProto, outer: Option<&Scope<'m>>) -> Self {
+    pub(super) fn new(graph: &'m GraphProto, outer: Option<&Scope<'m>>) -> Self {
         let mut scope = Scope {
             graph,
             producer: HashMap::new(),
@@ -63,19 +63,19 @@ impl<'m> Scope<'m> {
         }
     }
 
-    pub fn node(&self, i: usize) -> &'m NodeProto {
+    pub(super) fn node(&self, i: usize) -> &'m NodeProto {
         &self.graph.node[i]
     }
 
-    pub fn readers(&self, value: &str) -> &[(usize, usize)] {
+    pub(super) fn readers(&self, value: &str) -> &[(usize, usize)] {
         self.readers.get(value).map_or(&[], Vec::as_slice)
     }
 
-    pub fn constant(&self, value: &str) -> Option<&'m TensorProto> {
+    pub(super) fn constant(&self, value: &str) -> Option<&'m TensorProto> {
         self.constants.get(value).copied()
     }
 
-    pub fn is_output(&self, value: &str) -> bool {
+    pub(super) fn is_output(&self, value: &str) -> bool {
         self.graph.output.iter().any(|o| o.name() == value)
     }
 }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use maud::{Markup, html};
 
-use super::number;
+use super::number::number;
 use crate::review::{ChannelRange, CurveReport};
 
 const WIDTH: f32 = 320.0;
@@ -14,7 +14,7 @@ const MARGIN: f32 = 6.0;
 const LABELS: f32 = 34.0;
 
 /// The range of every channel and zero, in the order of the channels, as one vertical line each, over an axis of its own.
-pub fn channels(ranges: &[(f32, f32)], class: &str, title: &str) -> Markup {
+pub(super) fn channels(ranges: &[(f32, f32)], class: &str, title: &str) -> Markup {
     let low = ranges.iter().fold(0.0f32, |low, r| low.min(r.0));
     let high = ranges.iter().fold(0.0f32, |high, r| high.max(r.1));
     let span = (high - low).max(f32::MIN_POSITIVE);
@@ -46,7 +46,7 @@ pub fn channels(ranges: &[(f32, f32)], class: &str, title: &str) -> Markup {
 }
 
 /// Both halves of a site's plot: the ranges before and after.
-pub fn before_and_after(channels_of: &[ChannelRange]) -> (Markup, Markup) {
+pub(super) fn before_and_after(channels_of: &[ChannelRange]) -> (Markup, Markup) {
     let before: Vec<_> = channels_of.iter().map(|c| c.before).collect();
     let after: Vec<_> = channels_of.iter().map(|c| c.after).collect();
     (
@@ -56,7 +56,7 @@ pub fn before_and_after(channels_of: &[ChannelRange]) -> (Markup, Markup) {
 }
 
 /// The loss over the thresholds, both in logarithmic scale, and the threshold chosen.
-pub fn curve(curve: &[CurveReport], chosen: Option<f32>) -> Option<Markup> {
+pub(super) fn curve(curve: &[CurveReport], chosen: Option<f32>) -> Option<Markup> {
     let points: Vec<(f32, f32)> = curve
         .iter()
         .filter(|p| p.threshold > 0.0 && p.loss > 0.0)

@@ -4,11 +4,12 @@ use std::fmt::Display;
 
 use maud::{Markup, html};
 
-use super::{number, plot};
+use super::number::number;
+use super::plot;
 use crate::review::{Decision, Energy, LayerError, OutputReport, Report, SiteReport};
 
 /// Every section, in the order of the page.
-pub const ALL: [fn(&Report) -> Markup; 11] = [
+pub(super) const ALL: [fn(&Report) -> Markup; 11] = [
     summary,
     outputs,
     layers,

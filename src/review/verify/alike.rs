@@ -54,7 +54,7 @@ pub(super) enum Relation {
 
 impl Relation {
     /// What the quantized model has where the float model has `value`.
-    pub fn forth(&self, value: &ArrayD<f32>) -> ArrayD<f32> {
+    pub(super) fn forth(&self, value: &ArrayD<f32>) -> ArrayD<f32> {
         match self {
             Relation::Same => value.clone(),
             Relation::Scaled(affine) => map(value, &affine.forth),
@@ -62,7 +62,7 @@ impl Relation {
     }
 
     /// What the float model has where the quantized model has `value`.
-    pub fn back(&self, value: &ArrayD<f32>) -> ArrayD<f32> {
+    pub(super) fn back(&self, value: &ArrayD<f32>) -> ArrayD<f32> {
         match self {
             Relation::Same => value.clone(),
             Relation::Scaled(affine) => map(value, &affine.back),

@@ -60,17 +60,17 @@ pub(super) struct Quant {
 
 impl Quant {
     /// One scale for the whole tensor, or a number of scales that the file does not say.
-    pub fn is_per_tensor(&self) -> bool {
+    pub(super) fn is_per_tensor(&self) -> bool {
         self.scale_count.is_none_or(|n| n == 1) && self.block_size == 0
     }
 
     /// A DequantizeLinear of what was quantized at run time.
-    pub fn is_activation(&self) -> bool {
+    pub(super) fn is_activation(&self) -> bool {
         self.source.is_some() && self.constant.is_none()
     }
 
     /// The axis of the scales, counted from 0; `None` for one scale per tensor or an unknown rank.
-    pub fn channel_axis(&self) -> Option<usize> {
+    pub(super) fn channel_axis(&self) -> Option<usize> {
         if self.is_per_tensor() {
             return None;
         }
@@ -81,7 +81,7 @@ impl Quant {
     }
 
     /// Whether some element of the zero point is not 0.
-    pub fn is_shifted(&self) -> bool {
+    pub(super) fn is_shifted(&self) -> bool {
         self.zero_point
             .as_ref()
             .is_some_and(|z| z.iter().any(|&z| z != 0))
@@ -111,12 +111,12 @@ pub(super) struct Product {
 
 impl Product {
     /// Both factors, if both are dequantized.
-    pub fn pair(&self) -> Option<(&Quant, &Quant)> {
+    pub(super) fn pair(&self) -> Option<(&Quant, &Quant)> {
         Some((self.factors[0].as_ref()?, self.factors[1].as_ref()?))
     }
 
     /// Whether the scales of the second factor, a constant, lie along its output channels.
-    pub fn scales_columns(&self) -> Option<bool> {
+    pub(super) fn scales_columns(&self) -> Option<bool> {
         let weight = self.factors[1].as_ref()?;
         let shape = weight.constant.as_ref()?;
         let axis = weight.channel_axis()?;
@@ -138,7 +138,7 @@ pub(super) struct Facts {
 }
 
 impl Facts {
-    pub fn new(view: &View) -> Self {
+    pub(super) fn new(view: &View) -> Self {
         let mut quants: BTreeMap<NodeId, Quant> = BTreeMap::new();
         for (id, _) in view.nodes() {
             if let Some(quantizes) = is_quant(view, id) {
@@ -156,7 +156,7 @@ impl Facts {
     }
 
     /// The quantization at `node`.
-    pub fn quant(&self, node: NodeId) -> Option<&Quant> {
+    pub(super) fn quant(&self, node: NodeId) -> Option<&Quant> {
         let at = self.quants.binary_search_by_key(&node, |q| q.node).ok()?;
         Some(&self.quants[at])
     }

@@ -30,7 +30,7 @@ pub(super) struct Scope<'m> {
 }
 
 impl<'m> Scope<'m> {
-    pub fn new(graph: &'m Standalone) -> Self {
+    pub(super) fn new(graph: &'m Standalone) -> Self {
         let view = View::new(&graph.model);
         Scope {
             facts: Facts::new(&view),
@@ -41,22 +41,22 @@ impl<'m> Scope<'m> {
     }
 
     /// Whether `node` is of this graph, not of its surroundings.
-    pub fn owns(&self, node: NodeId) -> bool {
+    pub(super) fn owns(&self, node: NodeId) -> bool {
         node.0 >= self.first[0]
     }
 
     /// The inputs of this graph, not of its surroundings.
-    pub fn inputs(&self) -> &'m [crate::onnx::proto::ValueInfoProto] {
+    pub(super) fn inputs(&self) -> &'m [crate::onnx::proto::ValueInfoProto] {
         &self.view.graph().input[self.first[1]..]
     }
 
     /// The initializers of this graph, not of its surroundings.
-    pub fn initializers(&self) -> &'m [crate::onnx::proto::TensorProto] {
+    pub(super) fn initializers(&self) -> &'m [crate::onnx::proto::TensorProto] {
         &self.view.graph().initializer[self.first[2]..]
     }
 
     /// The domain and operator of every node that this graph owns.
-    pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &'m NodeProto)> {
+    pub(super) fn nodes(&self) -> impl Iterator<Item = (NodeId, &'m NodeProto)> {
         self.view.nodes().filter(|&(id, _)| self.owns(id))
     }
 }

@@ -15,7 +15,7 @@ use crate::onnx::{DataType, tensor};
 /// The values of a graph and of those around it: what is known of them before any is computed.
 #[derive(Clone)]
 pub(in crate::calibrate) struct Scope<'g> {
-    #[allow(dead_code)]
+    #[allow(dead_code, reason = "for operators whose form depends on it")]
     opset: i64,
     constants: BTreeMap<&'g str, &'g TensorProto>,
     facts: Facts,
@@ -87,13 +87,13 @@ impl<'g> Scope<'g> {
     }
 
     /// The version of the standard operators.
-    #[allow(dead_code)] // For operators whose form depends on it.
+    #[allow(dead_code, reason = "for operators whose form depends on it")]
     pub(super) fn opset(&self) -> i64 {
         self.opset
     }
 
     /// The constant of the file called `name`, in its own type.
-    #[allow(dead_code)] // For decompositions that fold weights.
+    #[allow(dead_code, reason = "for decompositions that fold weights")]
     pub(super) fn constant(&self, name: &str) -> Option<&'g TensorProto> {
         self.constants.get(name).copied()
     }

@@ -26,6 +26,9 @@ use crate::solve::{ShiftKind, Solution};
 /// dB of every output, by plan and by the rows that judge (few, or all).
 type Outputs<'a> = Box<dyn Fn(&Plan, Rows) -> Vec<f64> + 'a>;
 
+/// The error of the float model of a plan.
+type FloatError<'a> = Box<dyn Fn(&Plan) -> Option<f64> + 'a>;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rows {
     Few,
@@ -36,7 +39,7 @@ enum Rows {
 struct Script<'a> {
     outputs: Outputs<'a>,
     /// The error of the float model; above the limit it fails. `None` if the graph is the original's.
-    float_error: Box<dyn Fn(&Plan) -> Option<f64> + 'a>,
+    float_error: FloatError<'a>,
     /// Whether the check needs all rows to be content.
     check_asks: bool,
     rows: Rows,
