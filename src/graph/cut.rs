@@ -113,3 +113,77 @@ impl Cut {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::node::make_node;
+    use crate::onnx::op;
+    use crate::onnx::{DataType, tensor};
+
+    /// x ─ Relu ─ r ─ Add(w) ─ s ─ Neg ─ y, with Sqrt(s) = z beside it.
+    fn model() -> Model {
+        let nodes = vec![
+            make_node(op::Relu, "relu", &["x"], &["r"], vec![]),
+            make_node(op::Add, "add", &["r", "w"], &["s"], vec![]),
+            make_node(op::Sqrt, "sqrt", &["s"], &["z"], vec![]),
+            make_node(op::Neg, "neg", &["s"], &["y"], vec![]),
+        ];
+        let graph = GraphProto {
+            node: nodes,
+            initializer: vec![tensor::from_f32("w", &[1], &[1.0], DataType::Float)],
+            input: vec![float_value("x", &[2])],
+            ..Default::default()
+        };
+        Model {
+            proto: ModelProto {
+                graph: Some(graph),
+                ..Default::default()
+            },
+        }
+    }
+
+    #[test]
+    fn a_part_has_what_it_needs_and_nothing_else() {
+        let model = model();
+        let view = View::new(&model);
+        let id = |name: &str| view.value(name).unwrap();
+        let all = cut(&view, &[id("y")], |_| false, |_| Ok(())).unwrap();
+        assert_eq!(all.nodes, [NodeId(0), NodeId(1), NodeId(3)]);
+        assert_eq!((all.inputs, all.constants), (vec![0], vec![0]));
+        let part = cut(&view, &[id("y"), id("z")], |v| v == id("r"), |_| Ok(())).unwrap();
+        assert_eq!(part.nodes, [NodeId(1), NodeId(2), NodeId(3)]);
+        assert_eq!(
+            (part.fed.as_slice(), part.inputs.len()),
+            (&[id("r")][..], 0)
+        );
+        let shape: &[usize] = &[2];
+        let made = part.model(&view, |_| Some(shape)).unwrap();
+        assert_eq!(made.graph().input, [float_value("r", &[2])]);
+        let outputs: Vec<&str> = made.graph().output.iter().map(|o| o.name()).collect();
+        assert_eq!(outputs, ["y", "z"]);
+        assert!(part.model(&view, |_| None).is_none());
+    }
+
+    #[test]
+    fn a_node_that_is_not_taken_ends_it() {
+        let model = model();
+        let view = View::new(&model);
+        let y = view.value("y").unwrap();
+        let mut asked = Vec::new();
+        let refused = cut(
+            &view,
+            &[y],
+            |_| false,
+            |node| {
+                asked.push(node);
+                match view.op(node) {
+                    op::Add => Err("no Add".to_owned()),
+                    _ => Ok(()),
+                }
+            },
+        );
+        assert_eq!(refused, Err("no Add".to_owned()));
+        assert_eq!(asked, [NodeId(3), NodeId(1)]);
+    }
+}
