@@ -2,9 +2,14 @@
 
 use thiserror::Error;
 
-/// Why a run failed. Each source error names the file, node or tensor and says what to do.
+/// Why a run failed. Each source error names the file, node or tensor and says what to do; what it says is in terms of
+/// this library ([`Options`](crate::Options)), a program adds how its own user does that.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum Error {
+    /// The settings contradict each other.
+    #[error(transparent)]
+    Options(#[from] crate::OptionsError),
     /// The model cannot be read.
     #[error(transparent)]
     Load(#[from] crate::onnx::LoadError),
@@ -35,7 +40,7 @@ pub enum Error {
     /// A constant that shift, scale or rounding would have to be folded into is no number.
     #[error(
         "the constant `{constant}` holds {value} (element {at}): the model is damaged, export it again; \
-         or leave the Linears that use it in float with --exclude"
+         or leave the Linears that use it in float"
     )]
     NotFinite {
         /// The constant's name.
@@ -45,37 +50,16 @@ pub enum Error {
         /// NaN or infinity.
         value: f32,
     },
-    /// Weights of 7 bits for a target where 8 do no harm.
-    #[error(
-        "--reduce-range is for x86 processors before VNNI, whose sums of 8-bit products saturate; those of --target \
-         {target} do not: leave it out, it would cost accuracy for nothing"
-    )]
-    NothingSaturates {
-        /// The target's name.
-        target: &'static str,
-    },
-    /// The target cannot run what the format consists of.
-    #[error(
-        "--format {format} is not for --target {target}: {reason}; use --target ort, or --format qdq"
-    )]
-    FormatRefused {
-        /// The format's name.
-        format: &'static str,
-        /// The target's name.
-        target: &'static str,
-        /// What the runtimes do with it.
-        reason: &'static str,
-    },
     /// What was about to be written breaks a rule of the target.
     #[error(
-        "internal error: --target {target} would not run the result ({rule}, node `{node}`: {message}); nothing was \
-         written; please report this with the model, and use --exclude or another --target meanwhile"
+        "internal error: target {target} would not run the result ({rule}, node `{node}`: {message}); nothing was \
+         written; please report this with the model, and leave that Linear in float or take another target meanwhile"
     )]
     Lint {
         /// The target's name.
         target: &'static str,
         /// The rule: see [`crate::target::lint`].
-        rule: &'static str,
+        rule: String,
         /// The node that breaks it.
         node: String,
         /// What is wrong.
@@ -84,7 +68,7 @@ pub enum Error {
     /// The constants of the migrated model lose too much in the type of the file.
     #[error(
         "rounding the migrated constants to {dtype}, the type of the file, moves output `{output}` by {error:.1e} of \
-         its range, {limit:.0e} is allowed; use --method none, exclude Linears with --exclude, or give the float32 model"
+         its range, {limit:.0e} is allowed; migrate nothing, leave Linears in float, or give the float32 model"
     )]
     Rounding {
         /// FLOAT16 or BFLOAT16.
@@ -98,8 +82,8 @@ pub enum Error {
     },
     /// Too much would have to be left in float.
     #[error(
-        "the outputs have {best:.2} dB with {kept} of {linears} Linears left in float, {wanted} dB were asked for with \
-         --min-sqnr; allow more with --keep-float, ask for less, or give more bits"
+        "the outputs have {best:.2} dB with {kept} of {linears} Linears left in float, {wanted} dB were asked for; \
+         leave more in float, ask for less, or give more bits"
     )]
     MinSqnr {
         /// The SQNR asked for, in dB.
@@ -114,7 +98,7 @@ pub enum Error {
     /// The migrated float model differs from the original.
     #[error(
         "the migrated float model differs from the original: output `{output}` by {error:.1e} of its range, \
-         {limit:.0e} is allowed; use --method none, or exclude Linears with --exclude, and report the model"
+         {limit:.0e} is allowed; migrate nothing, or leave Linears in float, and report the model"
     )]
     FloatCheck {
         /// The output that differs most.

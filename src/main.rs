@@ -17,8 +17,7 @@ fn main() -> ExitCode {
     match cli::catch_panics(|| cli::run(&command)) {
         Ok(status) => status,
         Err(error) => {
-            // The text of every error holds its causes already.
-            eprintln!("error: {error}");
+            eprintln!("{}", cli::message(&error));
             cli::exit_status(&error)
         }
     }

@@ -1,14 +1,16 @@
 //! What a run can be asked for.
 
 use regex::Regex;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
-use crate::review::Settings;
 use crate::rewrite::WeightStorage;
 use crate::solve::{ActivationSpec, Method, WeightSpec};
 use crate::target::{Profile, Target};
 
 /// What is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum Format {
     /// QuantizeLinear and DequantizeLinear around integer weights.
     Qdq,
@@ -37,6 +39,7 @@ impl Format {
 
 /// How much may be left in float.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum KeepFloat {
     /// So many Linears.
     Linears(usize),
@@ -46,6 +49,7 @@ pub enum KeepFloat {
 
 /// Whether the two products of attention are quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum AttentionMode {
     /// Where the target gains by it ([`Profile::int8_attention`]) and the outputs on held-out data allow it.
     Auto,
@@ -55,7 +59,96 @@ pub enum AttentionMode {
     Int8,
 }
 
+impl AttentionMode {
+    /// The name on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            AttentionMode::Auto => "auto",
+            AttentionMode::Float => "float",
+            AttentionMode::Int8 => "int8",
+        }
+    }
+}
+
+/// Settings that contradict each other, or that mean nothing.
+#[derive(Clone, Debug, PartialEq, Error)]
+#[non_exhaustive]
+pub enum OptionsError {
+    /// A number of bits that no integer of an ONNX file has, or that is too few for a sign and a level.
+    #[error("{of} of {bits} bits: 2 to 8 are possible")]
+    Bits {
+        /// "weights" or "activations".
+        of: &'static str,
+        /// What was asked for.
+        bits: u8,
+    },
+    /// [`Method::SmoothQuant`] with an alpha that is no part.
+    #[error("the alpha of SmoothQuant is from 0 to 1, not {0}")]
+    Alpha(f32),
+    /// [`KeepFloat::Work`] that is no part.
+    #[error("the part of the multiplications that may be left in float is from 0 to 1, not {0}")]
+    Work(f64),
+    /// An SQNR that no output can be compared with.
+    #[error("the SQNR that every output must have is a finite number of decibels, not {0}")]
+    MinSqnr(f64),
+    /// A search that would see nothing.
+    #[error("the search needs tokens: sample_tokens is at least 1")]
+    NoSampleTokens,
+    /// Weights of 7 bits for a target where 8 do no harm.
+    #[error(
+        "weights of 7 bits (reduce_range) are for x86 processors before VNNI, whose sums of 8-bit products saturate; \
+         those of target {target} do not: leave it out, it would cost accuracy for nothing"
+    )]
+    NothingSaturates {
+        /// The target's name.
+        target: &'static str,
+    },
+    /// The target cannot run what the format consists of.
+    #[error("format {format} is not for target {target}: {reason}")]
+    FormatRefused {
+        /// The format's name.
+        format: &'static str,
+        /// The target's name.
+        target: &'static str,
+        /// What the runtimes do with it.
+        reason: &'static str,
+    },
+    /// A setting of quantization with a format that has none.
+    #[error("format {format} quantizes nothing: {setting} needs another format")]
+    QuantizesNothing {
+        /// The format's name.
+        format: &'static str,
+        /// The field of [`Options`].
+        setting: &'static str,
+    },
+    /// Weights as float before a QuantizeLinear with a format that has no QuantizeLinear for them.
+    #[error(
+        "weights as float before a QuantizeLinear are a form of Q/DQ: format {format} has no place for them"
+    )]
+    NoQdqWeights {
+        /// The format's name.
+        format: &'static str,
+    },
+}
+
 /// The settings of a run.
+///
+/// Write down what differs from the default, so that fields that will be added change nothing for you:
+///
+/// ```
+/// use onnx_osplus::Options;
+/// use onnx_osplus::target::Target;
+///
+/// let options = Options {
+///     target: Target::Portable,
+///     weight_bits: 6,
+///     ..Options::default()
+/// };
+/// assert!(options.validate().is_ok());
+/// ```
+///
+/// (It is not `#[non_exhaustive]`, because that would forbid just this form. [`Quantizer`](crate::Quantizer) has a
+/// method for each field that is often needed.)
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Whose rules the result follows.
@@ -151,9 +244,9 @@ impl Options {
     pub fn leaves_attention(&self) -> Option<String> {
         let profile = self.profile();
         match self.attention {
-            AttentionMode::Float => Some("--attention float".to_owned()),
+            AttentionMode::Float => Some("attention float was asked for".to_owned()),
             AttentionMode::Auto if !profile.int8_attention => Some(format!(
-                "int8 costs more than it gains with --target {}; --attention int8 asks for it",
+                "int8 costs more than it gains with target {}; attention int8 asks for it",
                 profile.name
             )),
             AttentionMode::Auto | AttentionMode::Int8 => None,
@@ -163,53 +256,193 @@ impl Options {
     /// Why the Linear of that name is not to be quantized, if it is not.
     pub fn refuses(&self, name: &str) -> Option<&'static str> {
         if self.exclude.as_ref().is_some_and(|r| r.is_match(name)) {
-            return Some("its name matches --exclude");
+            return Some("its name matches `exclude`");
         }
         if self.include.as_ref().is_some_and(|r| !r.is_match(name)) {
-            return Some("its name does not match --include");
+            return Some("its name does not match `include`");
         }
         None
     }
 
-    /// These settings as the report shows them; what a run finds out is left empty.
-    pub fn settings(&self) -> Settings {
-        Settings {
-            target: self.profile().name.to_owned(),
-            format: self.format.name().to_owned(),
-            method: match self.method {
-                Method::OsPlus => "osplus",
-                Method::SmoothQuant { .. } => "smoothquant",
-                Method::None => "none",
+    /// Whether a run can be asked for this. [`run`](crate::run), [`inspect`](crate::inspect) and
+    /// [`anatomy`](crate::anatomy) ask before they do anything else.
+    ///
+    /// # Errors
+    /// The first setting that is out of its range, or that contradicts another one.
+    pub fn validate(&self) -> Result<(), OptionsError> {
+        self.validate_numbers()?;
+        let (profile, format) = (self.profile(), self.format.name());
+        if self.reduce_range && !profile.saturates {
+            return Err(OptionsError::NothingSaturates {
+                target: profile.name,
+            });
+        }
+        if let (Format::QOperator, Some(reason)) = (self.format, profile.no_qoperator) {
+            return Err(OptionsError::FormatRefused {
+                format,
+                target: profile.name,
+                reason,
+            });
+        }
+        let of_quantization = [
+            ("keep_float", self.keep_float.is_some()),
+            ("min_sqnr_db", self.min_sqnr_db.is_some()),
+            ("attention", self.attention == AttentionMode::Int8),
+        ];
+        let mut asked = of_quantization.into_iter().filter(|(_, asked)| *asked);
+        if let (false, Some((setting, _))) = (self.format.quantizes(), asked.next()) {
+            return Err(OptionsError::QuantizesNothing { format, setting });
+        }
+        if self.format != Format::Qdq && self.weight_storage == WeightStorage::FloatQdq {
+            return Err(OptionsError::NoQdqWeights { format });
+        }
+        Ok(())
+    }
+
+    /// Every number, for itself.
+    fn validate_numbers(&self) -> Result<(), OptionsError> {
+        let bits = [
+            ("weights", self.weight_bits),
+            ("activations", self.activation_bits),
+        ];
+        if let Some((of, bits)) = bits.into_iter().find(|(_, bits)| !(2..=8).contains(bits)) {
+            return Err(OptionsError::Bits { of, bits });
+        }
+        match self.method {
+            // A NaN is in no range.
+            Method::SmoothQuant { alpha } if !(0.0..=1.0).contains(&alpha) => {
+                return Err(OptionsError::Alpha(alpha));
             }
-            .to_owned(),
-            weight_bits: self.weight_bits,
-            weight_granularity: match self.weight_per_channel {
-                true => "per-channel",
-                false => "per-tensor",
+            _ => {}
+        }
+        match self.keep_float {
+            Some(KeepFloat::Work(part)) if !(0.0..=1.0).contains(&part) => {
+                return Err(OptionsError::Work(part));
             }
-            .to_owned(),
-            reduce_range: self.reduce_range,
-            weights_as_float_qdq: self.weight_storage == WeightStorage::FloatQdq,
-            activation_bits: self.activation_bits,
-            attention: match self.attention {
-                AttentionMode::Auto => "auto",
-                AttentionMode::Float => "float",
-                AttentionMode::Int8 => "int8",
+            _ => {}
+        }
+        match self.min_sqnr_db {
+            Some(db) if !db.is_finite() => return Err(OptionsError::MinSqnr(db)),
+            _ => {}
+        }
+        match self.sample_tokens {
+            0 => Err(OptionsError::NoSampleTokens),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(change: impl FnOnce(&mut Options)) -> Option<OptionsError> {
+        let mut options = Options::default();
+        change(&mut options);
+        options.validate().err()
+    }
+
+    #[test]
+    fn the_defaults_fit_every_target() {
+        for target in Target::ALL {
+            assert_eq!(refused(|o| o.target = target), None);
+        }
+    }
+
+    #[test]
+    fn numbers_have_their_ranges() {
+        for bits in [0, 1, 9, 255] {
+            let of_weights = refused(|o| o.weight_bits = bits);
+            assert_eq!(
+                of_weights,
+                Some(OptionsError::Bits {
+                    of: "weights",
+                    bits
+                })
+            );
+            let of = "activations";
+            let of_activations = refused(|o| o.activation_bits = bits);
+            assert_eq!(of_activations, Some(OptionsError::Bits { of, bits }));
+        }
+        for bits in 2..=8 {
+            assert_eq!(refused(|o| o.weight_bits = bits), None);
+            assert_eq!(refused(|o| o.activation_bits = bits), None);
+        }
+        for wrong in [-0.1, 1.1, f64::NAN, f64::INFINITY] {
+            let work = refused(|o| o.keep_float = Some(KeepFloat::Work(wrong)));
+            assert!(matches!(work, Some(OptionsError::Work(_))), "{wrong}");
+            let alpha = wrong as f32;
+            let alpha = refused(|o| o.method = Method::SmoothQuant { alpha });
+            assert!(matches!(alpha, Some(OptionsError::Alpha(_))), "{wrong}");
+        }
+        for right in [0.0, 0.5, 1.0] {
+            assert_eq!(
+                refused(|o| o.keep_float = Some(KeepFloat::Work(right))),
+                None
+            );
+            let alpha = right as f32;
+            assert_eq!(refused(|o| o.method = Method::SmoothQuant { alpha }), None);
+        }
+        for wrong in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let db = refused(|o| o.min_sqnr_db = Some(wrong));
+            assert!(matches!(db, Some(OptionsError::MinSqnr(_))), "{wrong}");
+        }
+        assert_eq!(refused(|o| o.min_sqnr_db = Some(-3.0)), None);
+        assert_eq!(
+            refused(|o| o.sample_tokens = 0),
+            Some(OptionsError::NoSampleTokens)
+        );
+    }
+
+    #[test]
+    fn weights_of_7_bits_are_for_targets_that_saturate() {
+        for target in Target::ALL {
+            let error = refused(|o| (o.target, o.reduce_range) = (target, true));
+            let saturates = target.profile().saturates;
+            assert_eq!(error.is_none(), saturates, "{target:?}: {error:?}");
+        }
+    }
+
+    #[test]
+    fn integer_operators_are_for_targets_that_have_them() {
+        for target in Target::ALL {
+            let error = refused(|o| (o.target, o.format) = (target, Format::QOperator));
+            let has_them = target.profile().no_qoperator.is_none();
+            assert_eq!(error.is_none(), has_them, "{target:?}: {error:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_about_quantization_needs_a_format_that_quantizes() {
+        type Change = fn(&mut Options);
+        let settings: [(&str, Change); 3] = [
+            ("keep_float", |o| o.keep_float = Some(KeepFloat::Linears(1))),
+            ("min_sqnr_db", |o| o.min_sqnr_db = Some(20.0)),
+            ("attention", |o| o.attention = AttentionMode::Int8),
+        ];
+        for (name, change) in settings {
+            for format in [Format::Qdq, Format::QOperator, Format::Float] {
+                let error = refused(|o| {
+                    o.format = format;
+                    change(o);
+                });
+                let setting = match error {
+                    Some(OptionsError::QuantizesNothing { setting, .. }) => Some(setting),
+                    None => None,
+                    Some(error) => panic!("{error:?}"),
+                };
+                assert_eq!(setting, (format == Format::Float).then_some(name));
             }
-            .to_owned(),
-            activation_symmetric: self.activation().symmetric,
-            include: self.include.as_ref().map(|r| r.as_str().to_owned()),
-            exclude: self.exclude.as_ref().map(|r| r.as_str().to_owned()),
-            keep_float: self.keep_float.map(|keep| match keep {
-                KeepFloat::Linears(n) => n.to_string(),
-                KeepFloat::Work(part) => format!("{}%", part * 100.0),
-            }),
-            min_sqnr_db: self.min_sqnr_db,
-            seed: self.seed,
-            extra_nodes: self.extra_nodes,
-            clean: self.clean,
-            sample_tokens: self.sample_tokens,
-            ..Settings::default()
+        }
+    }
+
+    #[test]
+    fn weights_as_float_are_a_form_of_qdq() {
+        for format in [Format::Qdq, Format::QOperator, Format::Float] {
+            let error = refused(|o| {
+                (o.format, o.weight_storage) = (format, WeightStorage::FloatQdq);
+            });
+            assert_eq!(error.is_none(), format == Format::Qdq, "{error:?}");
         }
     }
 }

@@ -88,7 +88,7 @@ fn write_data(row: &Value, model: &Model, path: &Path) {
 
 /// The model as the tool sees it, or why it cannot.
 fn prepared(row: &Value) -> Result<Inspection, String> {
-    let model = load(&folder().join(row["file"].as_str().unwrap())).unwrap();
+    let model = load(folder().join(row["file"].as_str().unwrap())).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("data.npz");
     write_data(row, &model, &path);
@@ -109,7 +109,7 @@ fn describe(row: &Value) -> (String, Option<usize>) {
         Ok(inspection) => inspection,
         Err(reason) => return (format!("refused: {reason}\n"), None),
     };
-    let view = View::new(&model);
+    let view = model.view();
     let mut text = String::new();
     let (blocks, head) = (number(row, "block_linears"), number(row, "head_linears"));
     let norms = number(row, "norms");

@@ -16,11 +16,14 @@ fn root() -> &'static Path {
 }
 
 fn architecture(name: &str) -> Model {
-    load(&root().join("models/architectures").join(name)).unwrap()
+    load(root().join("models/architectures").join(name)).unwrap()
 }
 
 fn plain(diff: &Diff) -> String {
-    diff.text(Style::default())
+    diff.text(Style {
+        ask_for_all: Some("--full"),
+        ..Style::default()
+    })
 }
 
 /// Every committed model.
@@ -371,6 +374,7 @@ fn summaries_of_committed_pairs() {
         format!(
             "{a}\n{b}\n{}",
             found.text(Style {
+                ask_for_all: Some("--full"),
                 width: Some(100),
                 ..Style::default()
             })

@@ -19,6 +19,7 @@ mod diff;
 mod fixed;
 mod graph;
 mod inline;
+mod library;
 mod onnx_decoder;
 mod onnx_external;
 mod onnx_malformed;

@@ -36,7 +36,7 @@ fn every_old_model_is_raised() {
             external_data: false,
             overwrite: true,
         };
-        save(&model, &out().join(path.file_name().unwrap()), &options).unwrap();
+        save(&model, out().join(path.file_name().unwrap()), &options).unwrap();
 
         let once = model.clone();
         let again = raise(&mut model, TARGET).unwrap();

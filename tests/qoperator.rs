@@ -47,7 +47,7 @@ fn quantized(model: &Model, rank: usize, choice: Choice, operators: bool) -> Mod
     };
     let params = spec.params(-3.0, 5.0);
     let plan = QuantizePlan {
-        activations: vec![Some(Activation { params, rank }); found.linears.len()],
+        activations: oxc_index::index_vec![Some(Activation { params, rank }); found.linears.len()],
         weight: WeightSpec {
             bits: choice.bits,
             per_channel: choice.per_channel,
@@ -66,7 +66,9 @@ fn quantized(model: &Model, rank: usize, choice: Choice, operators: bool) -> Mod
         }),
     };
     let linears = found.linears.iter().enumerate();
-    let products: IntegerProducts = linears.map(|(l, linear)| (l, product(linear.n))).collect();
+    let products: IntegerProducts = linears
+        .map(|(l, linear)| (l.into(), product(linear.n)))
+        .collect();
     let mut names = Names::new(model);
     let patches = match operators {
         true => quantize_as_operators(&view, &found, &plan, &products, &mut names),

@@ -21,7 +21,7 @@ fn quantized(model: &Model, target: Target, rank: usize) -> Model {
         rank,
     };
     let plan = QuantizePlan {
-        activations: vec![Some(activation); found.linears.len()],
+        activations: oxc_index::index_vec![Some(activation); found.linears.len()],
         weight: WeightSpec {
             bits: 8,
             per_channel: true,

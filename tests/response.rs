@@ -89,7 +89,7 @@ fn queries_keys_and_values_are_scored_at_the_output_of_attention() {
     assert_eq!(losses(&graph), ["x: attention output", "a: linear outputs"]);
     let model = text::model(&graph);
     let (view, found) = (View::new(&model), recognise(&View::new(&model)));
-    let response = response(&view, &found, &[0, 1, 2]).unwrap();
+    let response = response(&view, &found, &[0usize, 1, 2].map(Into::into)).unwrap();
     let names = |values: &[_]| values.iter().map(|v| view.name(*v)).collect::<Vec<_>>();
     // From the products to the next Linear's input: the bias is inside, no Linear is.
     assert_eq!(names(&response.cuts), ["pq", "k", "v"]);
@@ -180,7 +180,7 @@ fn in_cross_attention_queries_alone_have_a_response_and_so_have_keys_and_values(
     assert_eq!(losses(&graph), expected);
     let model = text::model(&graph);
     let (view, found) = (View::new(&model), recognise(&View::new(&model)));
-    let queries = response(&view, &found, &[0]).unwrap();
+    let queries = response(&view, &found, &[0usize.into()]).unwrap();
     let sides: Vec<_> = queries.sides.iter().map(|v| view.name(*v)).collect();
     assert_eq!(sides, ["k", "v"]);
 }
@@ -287,7 +287,7 @@ fn without_a_linear_behind_it_there_is_no_response() {
         let model = text::model(&text);
         let (view, found) = (View::new(&model), recognise(&View::new(&model)));
         assert_eq!(
-            response(&view, &found, &[0]),
+            response(&view, &found, &[0usize.into()]),
             Err(reason.to_owned()),
             "{end}"
         );

@@ -45,7 +45,15 @@ fn migrated_in(
         (site, affine)
     };
     let migrations: Vec<_> = sites.iter().filter(|s| s.has_sink()).map(affine).collect();
-    let patches = migrate_in(precision, &[], &view, &found, &migrations, &mut names).unwrap();
+    let patches = migrate_in(
+        precision,
+        &Default::default(),
+        &view,
+        &found,
+        &migrations,
+        &mut names,
+    )
+    .unwrap();
     let mut migrated = model.clone();
     graph::apply(&mut migrated, patches).unwrap();
     migrated
@@ -72,7 +80,7 @@ fn quantized_with(
     };
     let params = spec.params(-3.0, 5.0);
     let plan = QuantizePlan {
-        activations: vec![Some(Activation { params, rank }); found.linears.len()],
+        activations: oxc_index::index_vec![Some(Activation { params, rank }); found.linears.len()],
         weight: WeightSpec {
             bits,
             per_channel: true,

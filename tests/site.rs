@@ -35,7 +35,7 @@ fn miss(rank: usize, build: impl FnOnce(&mut Builder)) -> (&'static str, String)
 
 fn only_linear(rank: usize, build: impl FnOnce(&mut Builder)) -> (Model, Linear) {
     let model = graph(rank, build);
-    let linear = found(&model).0.linears.remove(0);
+    let linear = found(&model).0.linears.raw.remove(0);
     (model, linear)
 }
 
@@ -426,7 +426,8 @@ fn every_linear_is_in_exactly_one_site() {
     let form = |f: &common::graphs::Form, rank| f.model(Size { c: 4, n: 2, rank }, &mut || 1.0);
     for f in common::graphs::FORMS {
         let (found, sites) = found(&form(f, f.ranks[0]));
-        let mut all: Vec<usize> = sites.iter().flat_map(|s| s.linears.clone()).collect();
+        let linears = sites.iter().flat_map(|s| &s.linears);
+        let mut all: Vec<usize> = linears.map(|l| l.index()).collect();
         all.sort_unstable();
         assert_eq!(
             all,

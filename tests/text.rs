@@ -34,7 +34,7 @@ fn the_texts_are_written_for_the_python_test() {
 #[test]
 fn the_short_text_of_a_model_with_everything() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let model = load(&root.join("tests/data/onnx.onnx")).unwrap();
+    let model = load(root.join("tests/data/onnx.onnx")).unwrap();
     insta::assert_snapshot!(text(&model, TextOptions::SHORT));
 }
 

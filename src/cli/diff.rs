@@ -86,6 +86,7 @@ fn compare(arguments: &Arguments) -> Result<ExitCode> {
             Color::Always => true,
             Color::Never => false,
         },
+        ask_for_all: Some("--full"),
         width: table::width(),
     };
     // Like other diffs, this one has nothing to say of things that are the same.

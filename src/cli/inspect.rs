@@ -360,7 +360,7 @@ impl Page {
 
 /// What kind of sink, in the words of the README.
 fn kind(site: &SiteFacts) -> &'static str {
-    match site.kind {
+    match site.kind.as_str() {
         op::LayerNormalization | op::RMSNormalization => "norm",
         "commuted" => "commuted",
         "explicit" => "by a Mul",
@@ -405,7 +405,7 @@ pub(super) fn short_form(linear: &QuantizedLinear) -> String {
         .as_deref()
         .map_or("float".to_owned(), short);
     let dynamic = if linear.dynamic { "*" } else { "" };
-    let spread = match linear.granularity {
+    let spread = match linear.granularity.as_str() {
         "per-channel" => "/ch",
         "per-block" => "/bl",
         _ => "",
@@ -420,7 +420,7 @@ fn long_form(linear: &QuantizedLinear) -> String {
         (Some(dtype), true) => format!("{dtype} activations (scales found at run time)"),
         (Some(dtype), false) => format!("{dtype} activations"),
     };
-    let (op, weight, spread) = (&linear.op, &linear.weight, linear.granularity);
+    let (op, weight, spread) = (&linear.op, &linear.weight, &linear.granularity);
     format!("{op} of {activation} and {weight} weights, {spread}")
 }
 

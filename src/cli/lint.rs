@@ -100,7 +100,7 @@ fn listing(findings: &[Finding], target: &str, verbose: bool) -> String {
 
 /// Groups of the same rule and cost, each cut to the first few.
 pub(super) fn lines(out: &mut String, findings: &[Finding], verbose: bool) -> std::fmt::Result {
-    let key = |f: &Finding| (f.rule, f.cost);
+    let key = |f: &Finding| (f.rule.clone(), f.cost);
     let mut rest = findings;
     while let Some(first) = rest.first() {
         let same = rest.iter().take_while(|f| key(f) == key(first)).count();
@@ -126,6 +126,10 @@ pub(super) fn lines(out: &mut String, findings: &[Finding], verbose: bool) -> st
             )?;
         }
         rest = others;
+    }
+    // The rules name a setting; here it has a flag.
+    if findings.iter().any(|f| f.mend.contains("`clean`")) {
+        writeln!(out, "hint        `clean`: quantize with --clean")?;
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod diff;
+mod hint;
 mod inspect;
 mod lint;
 mod progress;
@@ -19,11 +20,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
-use onnx_osplus::Format;
 use onnx_osplus::calibrate::{Dataset, TractEngine};
 use onnx_osplus::onnx::{self, SaveOptions, SaveSummary};
 use onnx_osplus::review::Provenance;
-use onnx_osplus::rewrite::WeightStorage;
 
 use arguments::Arguments;
 pub(crate) use arguments::{Command, parse};
@@ -39,8 +38,19 @@ const WRONG_USAGE: u8 = 2;
 pub(crate) fn exit_status(error: &anyhow::Error) -> ExitCode {
     match error.downcast_ref::<onnx_osplus::Error>() {
         Some(onnx_osplus::Error::NothingToQuantize(_)) => ExitCode::from(NOTHING_TO_QUANTIZE),
-        Some(onnx_osplus::Error::FormatRefused { .. }) => ExitCode::from(WRONG_USAGE),
+        Some(onnx_osplus::Error::Options(_)) => ExitCode::from(WRONG_USAGE),
         _ => ExitCode::FAILURE,
+    }
+}
+
+/// The text of an error, with the flags that help on a line of their own. It holds its causes already.
+pub(crate) fn message(error: &anyhow::Error) -> String {
+    let hint = error
+        .downcast_ref::<onnx_osplus::Error>()
+        .and_then(hint::hint);
+    match hint {
+        Some(hint) => format!("error: {error}\nhint: {hint}"),
+        None => format!("error: {error}"),
     }
 }
 
@@ -83,18 +93,10 @@ fn print(text: &str) -> Result<()> {
 /// The main job: read IN, migrate and quantize it, write OUT, say what was done.
 fn quantize(arguments: &Arguments) -> Result<()> {
     let start = Instant::now();
-    check_paths(arguments)?;
     let options = arguments.options();
-    if options.format == Format::Float
-        && (options.keep_float.is_some() || options.min_sqnr_db.is_some())
-    {
-        bail!(
-            "--format float quantizes nothing: --keep-float and --min-sqnr need another --format"
-        );
-    }
-    if options.format != Format::Qdq && options.weight_storage == WeightStorage::FloatQdq {
-        bail!("--weights-as-float-qdq is a form of Q/DQ: it needs --format qdq");
-    }
+    // What is wrong usage must not depend on what files there are.
+    options.validate().map_err(onnx_osplus::Error::from)?;
+    check_paths(arguments)?;
     let terminal = Terminal::new(arguments.quiet);
 
     let original = onnx::load(&arguments.input)?;

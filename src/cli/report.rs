@@ -37,12 +37,11 @@ fn quoted(word: &str) -> String {
 /// The names of IN and OUT, and their bytes.
 pub(super) fn files(arguments: &Arguments, (input_bytes, output_bytes): (u64, u64)) -> Files {
     let name = |path: &Path| path.display().to_string();
-    Files {
-        input: name(&arguments.input),
-        output: name(&arguments.output),
-        input_bytes,
-        output_bytes,
-    }
+    let mut files = Files::default();
+    files.input = name(&arguments.input);
+    files.output = name(&arguments.output);
+    (files.input_bytes, files.output_bytes) = (input_bytes, output_bytes);
+    files
 }
 
 /// The digests among the entries of the metadata, and that of the file that was written.

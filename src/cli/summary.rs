@@ -52,22 +52,9 @@ fn write_summary(
             report.near_misses.len()
         )?;
     }
-    let check = &report.float_check;
-    if check.max_relative_error > 0.0 {
-        let (error, limit) = (check.max_relative_error, check.limit);
-        writeln!(
-            out,
-            "float      migrated model within {error:.1e} of each output's range (limit {limit:.0e})"
-        )?;
-        if let Some(rounded) = &check.rounded {
-            let (error, limit, dtype) = (rounded.max_relative_error, rounded.limit, rounded.dtype);
-            writeln!(
-                out,
-                "           its constants rounded to {dtype}: within {error:.1e} (limit {limit:.0e})"
-            )?;
-        }
-    }
+    float_check(out, report)?;
     outputs(out, report)?;
+    below_plain(out, report)?;
     lint(out, report, verbose)?;
     let (before, after) = (sizes.0 as f64 / 1e6, sizes.1 as f64 / 1e6);
     writeln!(out, "size       {before:.1} MB -> {after:.1} MB")?;
@@ -76,6 +63,26 @@ fn write_summary(
         Some(peak) => writeln!(out, "time       {seconds:.1} s, peak memory {peak:.0} MB"),
         None => writeln!(out, "time       {seconds:.1} s"),
     }
+}
+
+/// Not run is not the same as no difference.
+fn float_check(out: &mut String, report: &Report) -> std::fmt::Result {
+    let Some(check) = &report.float_check else {
+        return writeln!(out, "float      check not needed, nothing was changed");
+    };
+    let (error, limit) = (check.max_relative_error, check.limit);
+    writeln!(
+        out,
+        "float      migrated model within {error:.1e} of each output's range (limit {limit:.0e})"
+    )?;
+    if let Some(rounded) = &check.rounded {
+        let (error, limit, dtype) = (rounded.max_relative_error, rounded.limit, &rounded.dtype);
+        writeln!(
+            out,
+            "           its constants rounded to {dtype}: within {error:.1e} (limit {limit:.0e})"
+        )?;
+    }
+    Ok(())
 }
 
 fn inlined(out: &mut String, report: &Report, verbose: bool) -> std::fmt::Result {
@@ -278,6 +285,8 @@ fn outputs(out: &mut String, report: &Report) -> std::fmt::Result {
                 "decision   plain min-max was better than migration, so it was written"
             )?;
         }
+        // Of a newer library than this program was written for.
+        other => writeln!(out, "decision   {other:?}")?,
     }
     if let Some(kept) = &report.kept_float {
         writeln!(
@@ -307,4 +316,57 @@ fn outputs(out: &mut String, report: &Report) -> std::fmt::Result {
         writeln!(out)?;
     }
     Ok(())
+}
+
+/// What a reader must not miss.
+fn below_plain(out: &mut String, report: &Report) -> std::fmt::Result {
+    for lost in &report.below_plain {
+        let plain = lost
+            .plain_sqnr_db
+            .map_or("exact".to_owned(), |db| format!("{db:.2} dB"));
+        writeln!(
+            out,
+            "warning    output {} ends clearly below plain min-max quantization, although no better plan was found: \
+             {:.2} dB, plain {plain}",
+            lost.output, lost.sqnr_db
+        )?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use onnx_osplus::review::{BelowPlain, FloatCheck};
+
+    fn text(report: &Report) -> String {
+        summary(report, (0, 0), false)
+    }
+
+    #[test]
+    fn a_check_that_was_not_run_is_not_a_difference_of_zero() {
+        let mut report = Report::default();
+        assert!(text(&report).contains("float      check not needed, nothing was changed\n"));
+        report.float_check = Some(FloatCheck::default());
+        assert!(text(&report).contains("migrated model within 0.0e0 of each output's range"));
+    }
+
+    #[test]
+    fn every_output_below_plain_is_a_warning() {
+        let mut report = Report::default();
+        assert!(!text(&report).contains("warning"));
+        for (name, plain) in [("y1", Some(42.636)), ("y2", None)] {
+            let mut lost = BelowPlain::default();
+            lost.output = name.to_owned();
+            (lost.sqnr_db, lost.plain_sqnr_db) = (38.75, plain);
+            report.below_plain.push(lost);
+        }
+        let text = text(&report);
+        let warnings: Vec<&str> = text.lines().filter(|l| l.starts_with("warning")).collect();
+        assert_eq!(warnings.len(), 2, "{text}");
+        assert!(
+            warnings[0].contains("output y1 ") && warnings[0].contains("38.75 dB, plain 42.64 dB")
+        );
+        assert!(warnings[1].contains("output y2 ") && warnings[1].ends_with("plain exact"));
+    }
 }

@@ -9,6 +9,7 @@ use crate::onnx::Model;
 
 /// What is wrong with a graph.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum GraphError {
     /// A value is read before, or without, being defined.
     #[error("{reader} reads `{value}`, which nothing before it defines")]

@@ -7,7 +7,9 @@
 pub mod branches;
 mod check;
 mod constant;
+mod cut;
 mod fixed;
+pub mod infer;
 pub mod inline;
 mod names;
 pub mod opset;
@@ -15,8 +17,10 @@ mod patch;
 mod view;
 
 pub use check::{GraphError, check};
-pub use constant::{Constant, constant_expression};
+pub use constant::Constant;
+pub use cut::{Cut, cut};
 pub use fixed::is_random;
+pub use infer::constant_expression;
 pub use inline::inline;
 pub use names::Names;
 pub use patch::{Patch, PatchError, apply};

@@ -15,6 +15,7 @@ use crate::onnx::proto::{
 /// Why a patch could not be applied. Each is a defect of the rule that made the patch, never of the user's file;
 /// the model is left as it was.
 #[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum PatchError {
     /// Two patches want different things for one place.
     #[error("two changes of the same place: {place} ({first}; {second})")]

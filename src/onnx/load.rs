@@ -21,6 +21,7 @@ use thiserror::Error;
 
 /// Why a model could not be loaded.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum LoadError {
     /// The model file could not be opened or mapped.
     #[error("cannot read {path}: {source}")]
@@ -89,6 +90,7 @@ pub enum LoadError {
 
 /// What is wrong with a tensor's external data.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum ExternalDataError {
     /// The entry `location` is missing or empty.
     #[error("no `location` is given")]
@@ -176,9 +178,18 @@ pub enum ExternalDataError {
 /// The files must not be changed while the model is in use: the model is a view of them. Replacing a file by renaming
 /// another over it, as [`save`](super::save()) does, is harmless.
 ///
+/// ```
+/// use onnx_osplus::onnx::{self, LoadError};
+///
+/// let model = onnx::load("models/tiny/model.onnx")?;
+/// assert_eq!((model.opset(), model.graph().node.len()), (17, 81));
+/// # Ok::<(), LoadError>(())
+/// ```
+///
 /// # Errors
 /// See [`LoadError`]. Integer tensors are checked when they are used, float tensors here.
-pub fn load(path: &Path) -> Result<Model, LoadError> {
+pub fn load(path: impl AsRef<Path>) -> Result<Model, LoadError> {
+    let path = path.as_ref();
     let read = |source| LoadError::Read {
         path: path.to_owned(),
         source,

@@ -52,6 +52,7 @@ pub struct SaveSummary {
 
 /// Why a model could not be saved. No half-written file is left behind in any of these cases.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum SaveError {
     /// The target is there already.
     #[error("{path} exists already; overwriting it must be asked for")]
@@ -91,10 +92,29 @@ pub enum SaveError {
 /// model, aligned to 4096 bytes (64 for tensors below 4 KiB). A target that is a symbolic link is replaced, not
 /// followed. Files get the permissions of any new file (0666 less the umask).
 ///
+/// ```
+/// use onnx_osplus::onnx::{self, SaveOptions};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let copy = folder.path().join("copy.onnx");
+/// let model = onnx::load("models/tiny/model.onnx")?;
+/// onnx::save(&model, &copy, &SaveOptions::default())?;
+/// assert_eq!(std::fs::read(&copy)?, std::fs::read("models/tiny/model.onnx")?);
+/// // What exists is not overwritten without being asked.
+/// assert!(onnx::save(&model, &copy, &SaveOptions::default()).is_err());
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # Errors
 /// See [`SaveError`].
-pub fn save(model: &Model, path: &Path, options: &SaveOptions) -> Result<SaveSummary, SaveError> {
-    save_within(model, path, options, LARGEST_MESSAGE)
+pub fn save(
+    model: &Model,
+    path: impl AsRef<Path>,
+    options: &SaveOptions,
+) -> Result<SaveSummary, SaveError> {
+    save_within(model, path.as_ref(), options, LARGEST_MESSAGE)
 }
 
 /// `save`, with the limit above which data goes out.

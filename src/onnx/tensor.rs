@@ -32,6 +32,7 @@ impl TensorError {
 
 /// What is wrong with a tensor.
 #[derive(Debug, Error, PartialEq)]
+#[non_exhaustive]
 pub enum TensorProblem {
     /// The data type is missing, undefined, or newer than this program.
     #[error("the data type {0} is not known")]

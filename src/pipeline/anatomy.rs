@@ -1,25 +1,61 @@
-//! [`crate::anatomy`]: what is recognised in a model, and what data shows of it, without changing anything.
+//! [`anatomy`]: what is recognised in a model, and what data shows of it, without changing anything.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::calibrate::{ChannelStats, Dataset, Engine, StatOptions, shapes, statistics};
-use crate::graph::branches::flatten;
-use crate::graph::{View, inline};
+use super::inspect::{Inspection, inspect};
+use crate::calibrate::{
+    ChannelStats, Dataset, Engine, StatOptions, shapes, statistics, with_threads,
+};
+use crate::error::Error;
+use crate::graph::branches::FlatModel;
+use crate::graph::inline;
 use crate::onnx::Model;
 use crate::onnx::op;
+use crate::options::Options;
 use crate::progress::Progress;
 use crate::recognise::recognise;
 use crate::review::{self, Anatomy, Subject};
 use crate::site::find_sites;
-use crate::{Error, Inspection, Options};
 
-pub(crate) fn anatomy(
+/// What is seen in a model: its architecture, sites with their sinks, near misses, what is quantized already; with `data`,
+/// which channels stick out and what plain quantization would do, too. Without data, zeros of the stated shapes are run.
+///
+/// ```
+/// use onnx_osplus::calibrate::TractEngine;
+/// use onnx_osplus::progress::NoProgress;
+/// use onnx_osplus::{Options, anatomy, onnx};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let model = onnx::load("models/tiny/model.onnx")?;
+/// let seen = anatomy(&model, None, &TractEngine, &Options::default(), &NoProgress)?;
+/// assert_eq!(seen.architecture.norms["LayerNormalization"], 5);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// Whatever the engine refuses when it runs `data`. A model that cannot be run at all is inspected as far as the graph
+/// tells, and a note says so.
+pub fn anatomy(
     original: &Model,
     data: Option<&Dataset>,
     engine: &dyn Engine,
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Anatomy, Error> {
+    with_threads(options.threads, || {
+        dissect(original, data, engine, options, progress)
+    })?
+}
+
+fn dissect(
+    original: &Model,
+    data: Option<&Dataset>,
+    engine: &dyn Engine,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<Anatomy, Error> {
+    options.validate()?;
     let mut notes = Vec::new();
     let synthetic = match data {
         Some(_) => None,
@@ -28,7 +64,7 @@ pub(crate) fn anatomy(
             .ok(),
     };
     let rows = data.or(synthetic.as_ref());
-    let inspected = rows.map(|rows| crate::inspect(original, rows, engine, options, progress));
+    let inspected = rows.map(|rows| inspect(original, rows, engine, options, progress));
     let ran = matches!(inspected, Some(Ok(_)));
     let seen = match inspected {
         Some(Ok(inspection)) => inspection,
@@ -40,7 +76,7 @@ pub(crate) fn anatomy(
         }
         None => without_running(original, options),
     };
-    let view = View::new(&seen.model);
+    let view = seen.model.view();
     let softmaxes: Vec<String> = view
         .nodes()
         .filter(|(_, n)| n.op_type() == op::Softmax)
@@ -50,7 +86,8 @@ pub(crate) fn anatomy(
     let mut attention_shapes = BTreeMap::new();
     for batch in small.iter().filter(|_| !softmaxes.is_empty()) {
         // Only the number of heads is lost without them.
-        attention_shapes.extend(shapes(engine, &seen.model, batch, &softmaxes).unwrap_or_default());
+        attention_shapes
+            .extend(shapes(engine, seen.model.as_model(), batch, &softmaxes).unwrap_or_default());
     }
     let statistics = match data.filter(|_| ran) {
         Some(data) => measured(&seen, data, engine, options, progress)?,
@@ -58,7 +95,7 @@ pub(crate) fn anatomy(
     };
     let mut anatomy = review::anatomy(&Subject {
         original,
-        opened: &seen.model,
+        opened: seen.model.as_model(),
         found: &seen.found,
         sites: &seen.sites,
         attention_shapes: &attention_shapes,
@@ -85,7 +122,7 @@ fn measured(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<BTreeMap<String, ChannelStats>, Error> {
-    let view = View::new(&seen.model);
+    let view = seen.model.view();
     let name = |site: &crate::site::Site| view.name(site.value).to_owned();
     let values: Vec<String> = seen.sites.iter().map(name).collect();
     let transposed = seen.sites.iter().filter(|site| {
@@ -101,7 +138,7 @@ fn measured(
     };
     Ok(statistics(
         engine,
-        &seen.model,
+        seen.model.as_model(),
         &data.all(),
         &values,
         &options,
@@ -115,13 +152,11 @@ fn without_shapes(error: &dyn std::fmt::Display) -> String {
 
 /// What can be recognised in the graph alone.
 fn without_running(original: &Model, options: &Options) -> Inspection {
-    let mut model = original.clone();
-    flatten(&mut model);
-    if inline(&mut model, &|_| true).is_err() {
-        model = original.clone();
+    let mut model = FlatModel::of(original.clone());
+    if model.edit(|m| inline(m, &|_| true)).is_err() {
+        model = FlatModel::of(original.clone());
     }
-    flatten(&mut model);
-    let view = View::new(&model);
+    let view = model.view();
     let found = recognise(&view);
     let sites = find_sites(&view, &found, &BTreeMap::new(), options.extra_nodes);
     drop(view);

@@ -11,21 +11,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ndarray::{Array1, Array2, ArrayView2, Axis, IxDyn, concatenate, s};
+use oxc_index::IndexVec;
 
-use crate::calibrate::{
-    Batch, Captured, ChannelStats, Engine, EngineError, InputTensor, Keep, Plan, StatOptions,
-    Values, Wanted, statistics_and,
-};
+use crate::calibrate::{Batch, Captured, Engine, InputTensor, Kept, Plan, Values, Wanted};
 use crate::graph::View;
 use crate::onnx::Model;
-use crate::onnx::node::float_value;
-use crate::onnx::proto::{GraphProto, ModelProto, ValueInfoProto};
 use crate::recognise::{Linear, LinearForm};
-use crate::site::{Response, ResponseKind, Site};
-use crate::solve::{self, Method};
+use crate::site::{Response, ResponseKind};
+use crate::solve;
 
-use super::portion::spread;
-use super::{Blocks, Run};
+use super::judge::rows::spread;
+use super::prepare::Prepared;
+use super::sites::{SiteId, SiteRow};
 
 /// Largest squared error of a cut-out block against the model, relative to the response's squares.
 const SAME: f64 = 1e-6;
@@ -34,136 +31,91 @@ const SAME: f64 = 1e-6;
 /// ALBERT its result differed by 0.02 dB at most, and the search took twice as long.
 const JOINT_BLOCKS: usize = 3;
 
-impl Run<'_> {
-    /// Statistics of `values`; what the blocks read and give is kept on the way.
-    pub(super) fn statistics(
-        &mut self,
-        model: &Model,
-        blocks: &Blocks,
-        values: &[String],
-        options: &StatOptions,
-    ) -> Result<BTreeMap<String, ChannelStats>, EngineError> {
-        let view = View::new(model);
-        let kept = match self.options.method {
-            Method::OsPlus => Responses::wanted(&view, blocks, &Responses::find(&view, blocks)),
-            Method::SmoothQuant { .. } | Method::None => Vec::new(),
-        };
-        let keep = self.sequences.as_ref().map(|batch| Keep {
-            batch,
-            values: &kept,
-        });
-        let run = |keep: Option<Keep>| {
-            let (engine, rows) = (self.engine, &self.calibration);
-            statistics_and(engine, model, rows, values, options, keep, self.progress)
-        };
-        let (stats, kept) = match run(keep) {
-            Err(error) if !kept.is_empty() => {
-                // What only the loss needs must not stop a run.
-                let (stats, _) = run(None)?;
-                let note = format!("the loss is that of the Linears' outputs everywhere: {error}");
-                self.report.notes.push(note);
-                (stats, BTreeMap::new())
-            }
-            result => result?,
-        };
-        self.kept = kept;
-        Ok(stats)
-    }
-
-    /// The blocks, if anything was kept for them.
-    pub(super) fn take_responses<'m>(
-        &mut self,
-        model: &'m Model,
-        blocks: &Blocks,
-    ) -> Option<Responses<'m>>
-    where
-        Self: 'm,
-    {
-        let kept = std::mem::take(&mut self.kept);
-        let batch = self.sequences.take().filter(|_| !kept.is_empty())?;
-        let responses = Responses::new(model, self.engine, batch, blocks, kept);
-        self.responses = responses.kinds(blocks);
-        Some(responses)
-    }
+/// Values of the float model, whole, that blocks read and give when a few rows are run.
+#[derive(Default)]
+pub(crate) struct Sequences {
+    /// The rows; `None` if nothing was kept.
+    pub batch: Option<Batch>,
+    /// By name.
+    pub kept: Kept,
 }
 
 /// Blocks and what they read, for a few sequences.
 pub(crate) struct Responses<'m> {
+    prepared: &'m Prepared,
     view: View<'m>,
     engine: &'m dyn Engine,
     batch: Batch,
     /// Per site.
-    blocks: Vec<Option<Response>>,
-    kept: BTreeMap<String, Captured>,
+    blocks: IndexVec<SiteId, Option<Response>>,
+    kept: Kept,
 }
 
 impl<'m> Responses<'m> {
     /// The response of every site that has one.
-    pub fn find(view: &View, blocks: &Blocks) -> Vec<Option<Response>> {
-        let response = |site: &Site| {
-            let linears: Vec<usize> = blocks.selected_indices(site).collect();
-            crate::site::response(view, &blocks.found, &linears).ok()
+    fn find(view: &View, prepared: &Prepared) -> IndexVec<SiteId, Option<Response>> {
+        let response = |(_, row): (SiteId, &SiteRow)| {
+            crate::site::response(view, &prepared.found, &row.linears).ok()
         };
-        blocks.sites.iter().map(response).collect()
+        prepared.sites.iter().map(response).collect()
     }
 
     /// Names of what the blocks read of the float model, and of what they give.
-    pub fn wanted(view: &View, blocks: &Blocks, responses: &[Option<Response>]) -> Vec<String> {
+    pub fn wanted(prepared: &Prepared) -> Vec<String> {
+        let view = prepared.model.view();
+        let responses = Responses::find(&view, prepared);
         let mut wanted = BTreeSet::new();
-        for (site, response) in blocks.sites.iter().zip(responses) {
+        for ((_, row), response) in prepared.sites.iter().zip(&responses) {
             let Some(response) = response else {
                 continue;
             };
-            let inputs = blocks.selected(site).map(|l| l.input);
+            let inputs = row.selected(&prepared.found).map(|l| l.input);
             let values = response.sides.iter().chain(&response.outputs).copied();
-            let values = values.chain(inputs).chain([site.value]);
+            let values = values.chain(inputs).chain([row.site.value]);
             wanted.extend(values.map(|v| view.name(v).to_owned()));
         }
         wanted.into_iter().collect()
     }
 
-    /// The blocks of `model`; `kept` are the values of [`Responses::wanted`] when `batch` is run.
+    /// The blocks of a model, with the values of [`Responses::wanted`]; `None` if none were kept.
     pub fn new(
-        model: &'m Model,
+        prepared: &'m Prepared,
         engine: &'m dyn Engine,
-        batch: Batch,
-        blocks: &Blocks,
-        kept: BTreeMap<String, Captured>,
-    ) -> Responses<'m> {
-        let view = View::new(model);
-        Responses {
-            blocks: Self::find(&view, blocks),
+        sequences: Sequences,
+    ) -> Option<Responses<'m>> {
+        let view = prepared.model.view();
+        Some(Responses {
+            batch: sequences.batch?,
+            blocks: Self::find(&view, prepared),
+            kept: sequences.kept,
+            prepared,
             view,
             engine,
-            batch,
-            kept,
-        }
+        })
     }
 
-    /// The kind of every response, by the value of its site.
-    pub fn kinds(&self, blocks: &Blocks) -> BTreeMap<String, ResponseKind> {
-        let kinds = self.blocks.iter().zip(&blocks.values);
-        kinds
-            .filter_map(|(response, value)| Some((value.clone(), response.as_ref()?.kind)))
-            .collect()
+    /// The kind of a site's response.
+    pub fn kind(&self, site: SiteId) -> Option<ResponseKind> {
+        self.blocks[site].as_ref().map(|response| response.kind)
     }
 
     /// The responses of the `members` of a group as one, for the Linears of `site`; of those alone that have its weights
     /// and can be run.
-    pub fn joint(&self, blocks: &Blocks, site: usize, members: &[usize]) -> Option<Joint> {
+    pub fn joint(&self, site: SiteId, members: &[SiteId]) -> Option<Joint> {
+        let (sites, found) = (&self.prepared.sites, &self.prepared.found);
         let members = members.iter().copied();
-        let alike = members.filter(|&i| blocks.same_weights(&self.view, i, site));
-        let alike: Vec<usize> = alike.collect();
+        let alike = members.filter(|&i| sites.same_weights(&self.view, found, i, site));
+        let alike: Vec<SiteId> = alike.collect();
         let run = spread(alike.len(), JOINT_BLOCKS).filter_map(|at| {
-            let i = alike[at];
-            let linears: Vec<&Linear> = blocks.selected(&blocks.sites[i]).collect();
-            self.block(i, &blocks.values[i], &linears)
+            let row = sites.row(alike[at]);
+            let linears: Vec<&Linear> = row.selected(found).collect();
+            self.block(alike[at], &row.name, &linears)
         });
         Joint::of(run.collect())
     }
 
     /// The response of a site with these Linears, if it can be run.
-    fn block(&self, site: usize, value: &str, linears: &[&Linear]) -> Option<Block> {
+    fn block(&self, site: SiteId, value: &str, linears: &[&Linear]) -> Option<Block> {
         let response = self.blocks[site].as_ref()?;
         let x = self.kept.get(value)?;
         let channels = *x.value.shape().last()?;
@@ -224,7 +176,7 @@ impl<'m> Responses<'m> {
             .map(|l| Some(block.x.dot(&l.load_weight(&self.view)?)));
         let products: Option<Vec<_>> = products.collect();
         let float = block.feed(products?)?;
-        let model = self.cut_out(response, &float);
+        let model = self.cut_out(response, &float)?;
         block.plan = self.engine.plan(&model, &float, &wanted()).ok();
         let energy: f64 = block.outputs.iter().map(|(_, r)| energy(r)).sum();
         let error = block.error(&float)?;
@@ -232,49 +184,12 @@ impl<'m> Responses<'m> {
     }
 
     /// The block as a model: `batch` has its inputs.
-    fn cut_out(&self, response: &Response, batch: &Batch) -> Model {
-        let original = self.view.model();
-        let graph = self.view.graph();
-        let stated = |name: &String| {
-            let input = graph.input.iter().find(|i| i.name() == name);
-            input.cloned()
+    fn cut_out(&self, response: &Response, batch: &Batch) -> Option<Model> {
+        let shape = |value| {
+            let tensor = batch.inputs.get(self.view.name(value))?;
+            Some(tensor.shape())
         };
-        let inputs = batch.inputs.iter().map(|(name, tensor)| {
-            stated(name).unwrap_or_else(|| float_value(name, tensor.shape()))
-        });
-        let output = |name: &str| ValueInfoProto {
-            name: Some(name.to_owned()),
-            ..Default::default()
-        };
-        let graph = GraphProto {
-            name: graph.name.clone(),
-            node: response
-                .nodes
-                .iter()
-                .map(|n| self.view.node(*n).clone())
-                .collect(),
-            initializer: response
-                .constants
-                .iter()
-                .map(|&i| graph.initializer[i].clone())
-                .collect(),
-            input: inputs.collect(),
-            output: response
-                .outputs
-                .iter()
-                .map(|v| output(self.view.name(*v)))
-                .collect(),
-            ..Default::default()
-        };
-        Model {
-            proto: ModelProto {
-                ir_version: original.proto.ir_version,
-                opset_import: original.proto.opset_import.clone(),
-                functions: original.proto.functions.clone(),
-                graph: Some(graph),
-                ..Default::default()
-            },
-        }
+        response.part().model(&self.view, shape)
     }
 }
 

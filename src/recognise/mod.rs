@@ -17,7 +17,19 @@ pub use linear::{Bias, Linear, LinearForm};
 pub use norm::{Norm, NormKind, NormParam};
 pub use transparent::{Passage, passage, see_through};
 
+use oxc_index::IndexVec;
+
 use crate::graph::{NodeId, View};
+
+oxc_index::define_index_type! {
+    /// A Linear, as its position in [`Recognised::linears`].
+    pub struct LinearId = u32;
+}
+
+oxc_index::define_index_type! {
+    /// A norm, as its position in [`Recognised::norms`].
+    pub struct NormId = u32;
+}
 
 /// Something that looked like a block this tool knows, and why it is not one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,9 +48,9 @@ pub struct NearMiss {
 #[derive(Debug, Default)]
 pub struct Recognised {
     /// The Linear layers.
-    pub linears: Vec<Linear>,
+    pub linears: IndexVec<LinearId, Linear>,
     /// The normalizations.
-    pub norms: Vec<Norm>,
+    pub norms: IndexVec<NormId, Norm>,
     /// What did not match, and why.
     pub near_misses: Vec<NearMiss>,
 }
@@ -48,12 +60,12 @@ pub fn recognise(view: &View) -> Recognised {
     let mut found = Recognised::default();
     for (id, _) in view.nodes() {
         match linear::match_at(view, id) {
-            Some(Ok(linear)) => found.linears.push(linear),
+            Some(Ok(linear)) => _ = found.linears.push(linear),
             Some(Err(reason)) => found.miss(view, id, "Linear", reason),
             None => {}
         }
         match norm::match_at(view, id) {
-            Some(Ok(norm)) => found.norms.push(norm),
+            Some(Ok(norm)) => _ = found.norms.push(norm),
             Some(Err((kind, reason))) => found.miss(view, id, kind.op_type(), reason),
             None => {}
         }

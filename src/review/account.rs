@@ -9,7 +9,7 @@ use super::{
 use crate::calibrate::{ChannelStats, OutputComparison};
 use crate::recognise::{Linear, NearMiss, Recognised};
 use crate::site::{Place, ResponseKind, Sink, Site, Trace};
-use crate::solve::Solution;
+use crate::solve::{Migration, Solution};
 
 /// One entry per output, with the figure of plain min-max quantization beside it if there is one.
 pub fn output_reports(
@@ -33,7 +33,7 @@ pub fn output_reports(
 /// One Linear; `quantizes` is false if the format keeps every Linear in float.
 pub fn linear_report(linear: &Linear, skipped: Option<String>, quantizes: bool) -> LinearReport {
     let quantized = skipped.is_none() && quantizes;
-    let reason = skipped.unwrap_or_else(|| "--format float quantizes nothing".to_owned());
+    let reason = skipped.unwrap_or_else(|| "format float quantizes nothing".to_owned());
     LinearReport {
         name: linear.name.clone(),
         k: linear.k,
@@ -43,18 +43,42 @@ pub fn linear_report(linear: &Linear, skipped: Option<String>, quantizes: bool) 
     }
 }
 
-/// One site and the kind of its block's response, if it has one; `discarded` is why its decision was
-/// discarded for plain min-max quantization, if it was.
-pub fn site_report(
-    found: &Recognised,
-    site: &Site,
-    value: String,
-    solution: Solution,
-    response: Option<ResponseKind>,
-    discarded: Option<&str>,
-    stats: Option<&ChannelStats>,
-) -> SiteReport {
-    let ranges = stats.map(|stats| channel_ranges(stats, &solution));
+/// The decision for one site.
+#[derive(Clone, Copy, Debug)]
+pub struct SiteDecision<'a> {
+    /// Where the site was found.
+    pub found: &'a Recognised,
+    /// The site.
+    pub site: &'a Site,
+    /// Its value's name.
+    pub value: &'a str,
+    /// What the search found.
+    pub solution: &'a Solution,
+    /// The block whose response the loss was measured at, if it was.
+    pub response: Option<ResponseKind>,
+    /// What is done.
+    pub transform: &'a Migration,
+    /// The factor by which the range that is written differs from that of the calibration.
+    pub margin: f32,
+    /// Why the solution was discarded for plain min-max quantization, if it was.
+    pub discarded: Option<&'a str>,
+    /// What calibration has seen.
+    pub statistics: Option<&'a ChannelStats>,
+}
+
+/// The entry of one site.
+pub fn site_report(decision: SiteDecision) -> SiteReport {
+    let SiteDecision {
+        found,
+        site,
+        solution,
+        transform,
+        discarded,
+        ..
+    } = decision;
+    let ranges = decision
+        .statistics
+        .map(|stats| channel_ranges(stats, solution));
     let (channels_per_line, channels) = ranges.unwrap_or_default();
     let curve = solution.curve.iter().map(|point| CurveReport {
         threshold: point.threshold,
@@ -63,7 +87,7 @@ pub fn site_report(
     let curve = curve.collect();
     let (kind, sink, no_sink) = sink_of(found, site);
     let kept = discarded.is_none();
-    let folded = kept && (solution.shift.is_some() || solution.scale.is_some());
+    let folded = *transform != Migration::default();
     let no_gain = "neither shift nor scale lowers the loss on tokens that did not set the ranges";
     let why_not = match (no_sink, discarded) {
         (Some(reason), Some(discarded)) => format!("{discarded}; {reason}"),
@@ -71,7 +95,7 @@ pub fn site_report(
         (None, reason) => reason.unwrap_or(no_gain).to_owned(),
     };
     SiteReport {
-        value,
+        value: decision.value.to_owned(),
         kind: kind.to_owned(),
         linears: site
             .linears
@@ -80,8 +104,8 @@ pub fn site_report(
             .collect(),
         sink: sink.filter(|_| folded),
         reason: (!folded).then_some(why_not),
-        shift: solution.shift.filter(|_| kept),
-        scale: solution.scale.filter(|_| kept),
+        shift: transform.shift.clone(),
+        scale: transform.scale.clone(),
         range_before: solution.range_before,
         range_after: if kept {
             solution.range_after
@@ -92,12 +116,12 @@ pub fn site_report(
         channels_per_line,
         threshold: solution.threshold.filter(|_| folded),
         curve,
-        loss: match response.filter(|_| solution.at_response) {
+        loss: match decision.response {
             Some(kind) => kind.loss(),
             None => "linear outputs",
         }
         .to_owned(),
-        range_margin: if kept { solution.margin } else { 1.0 },
+        range_margin: decision.margin,
         validated_gain_db: if kept {
             solution.validated_gain_db
         } else {

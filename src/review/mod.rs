@@ -4,12 +4,14 @@ mod account;
 pub mod diff;
 mod html;
 mod inspect;
+mod json;
 mod provenance;
 mod quantized;
 mod report;
+mod settings;
 mod verify;
 
-pub use account::{linear_report, output_reports, site_report};
+pub use account::{SiteDecision, linear_report, output_reports, site_report};
 pub use html::html;
 pub use inspect::{
     ANATOMY_SCHEMA, Anatomy, Architecture, BlockFacts, ChannelFacts, LinearFacts, ModelFacts,
@@ -18,11 +20,11 @@ pub use inspect::{
 pub use provenance::Provenance;
 pub use quantized::{QuantizedLinear, quantized_linears};
 pub use report::{
-    AttentionCost, AttentionReport, CHANNEL_LINES, ChannelRange, CurveReport, Decision,
+    AttentionCost, AttentionReport, BelowPlain, CHANNEL_LINES, ChannelRange, CurveReport, Decision,
     FLOAT_LIMIT, Files, FloatCheck, InlinedReport, KeptFloat, KeptLinear, LinearReport,
-    NearMissReport, OutputReport, REPORT_SCHEMA, ROUNDING_LIMIT, Report, RoundedCheck, Settings,
-    SiteReport,
+    NearMissReport, OutputReport, REPORT_SCHEMA, ROUNDING_LIMIT, Report, RoundedCheck, SiteReport,
 };
+pub use settings::Settings;
 pub use verify::{
     Energy, LAYER_TOKENS, LayerError, OutputError, VERIFICATION_SCHEMA, Verification, VerifyError,
     VerifyOptions, VerifyRows, verify,

@@ -4,7 +4,7 @@
 //! rearrange it), and the operators that multiply stored integers: MatMulInteger and QLinearMatMul of ONNX, QGemm,
 //! QAttention, MatMulIntegerToFloat, DynamicQuantizeMatMul and MatMulNBits of ONNX Runtime.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::graph::{NodeId, ValueId, View};
 use crate::onnx::node::attr_i;
@@ -12,7 +12,9 @@ use crate::onnx::op;
 use crate::onnx::tensor;
 
 /// One Linear with a stored integer weight.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
 pub struct QuantizedLinear {
     /// The node's name.
     pub name: String,
@@ -21,19 +23,18 @@ pub struct QuantizedLinear {
     /// The type of the stored weight: "INT8", "UINT8", "INT4", …; "4 bits" for MatMulNBits.
     pub weight: String,
     /// "per-tensor", "per-channel" or "per-block".
-    pub granularity: &'static str,
+    pub granularity: String,
     /// The type of the quantized input; `None` if the input is float.
     pub activation: Option<String>,
     /// Whether the input's scale is found at run time.
     pub dynamic: bool,
-    /// The node's place in the graph.
-    #[serde(skip)]
-    pub node: NodeId,
 }
 
-/// Every quantized Linear of the main graph, in graph order.
-pub fn quantized_linears(view: &View) -> Vec<QuantizedLinear> {
-    let linears = view.nodes().filter_map(|(node, _)| linear(view, node));
+/// Every quantized Linear of the main graph and its node, in graph order.
+pub fn quantized_linears(view: &View) -> Vec<(NodeId, QuantizedLinear)> {
+    let linears = view
+        .nodes()
+        .filter_map(|(node, _)| Some((node, linear(view, node)?)));
     linears.collect()
 }
 
@@ -84,10 +85,9 @@ fn linear(view: &View, node: NodeId) -> Option<QuantizedLinear> {
             None if blocks => "4 bits".to_owned(),
             None => weight_type,
         },
-        granularity,
+        granularity: granularity.to_owned(),
         activation,
         dynamic,
-        node,
     })
 }
 
@@ -103,14 +103,13 @@ fn between_dequantizers(view: &View, node: NodeId) -> Option<QuantizedLinear> {
         name: view.node_name(node).to_owned(),
         op: view.node(node).op_type().to_owned(),
         weight: weight_type,
-        granularity: granularity(view, view.input(weight, 1)?, blocks),
+        granularity: granularity(view, view.input(weight, 1)?, blocks).to_owned(),
         activation: quantized.map(|q| {
             let of_zero = x.and_then(|x| constant_type(view, view.input(x, 2)?));
             let stated = of_zero.or_else(|| integer_type(view, q));
             stated.unwrap_or_else(|| "UINT8".to_owned())
         }),
         dynamic: producer == Some(op::DynamicQuantizeLinear),
-        node,
     })
 }
 

@@ -1,10 +1,15 @@
-//! The account of a run: `--report FILE.json` holds it whole, the closing summary is made from it.
+//! The account of a run: as JSON it is whole, summaries and pages are made from it.
+//!
+//! [`Report`] reads back what it writes, with serde. Keys that it does not know are passed over and those that are missing
+//! have their default, so that a report of a newer or an older release can be read too as long as [`REPORT_SCHEMA`] is the
+//! same. An infinite number, `null` in JSON, comes back as NaN or `None`.
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::LayerError;
+use super::json::number;
+use super::{LayerError, Settings};
 use crate::target::lint::Finding;
 
 /// The version of the JSON form of a [`Report`]. It grows when a key changes its meaning or goes; new keys may come at any
@@ -12,7 +17,9 @@ use crate::target::lint::Finding;
 pub const REPORT_SCHEMA: u32 = 1;
 
 /// Everything a run did. Field names are the keys of the JSON report.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
 pub struct Report {
     /// [`REPORT_SCHEMA`].
     pub schema: u32,
@@ -32,10 +39,12 @@ pub struct Report {
     pub attention_cost: Option<AttentionCost>,
     /// What almost matched, and why it did not.
     pub near_misses: Vec<NearMissReport>,
-    /// The migrated float model against the original.
-    pub float_check: FloatCheck,
+    /// The migrated float model against the original; `None` if that was not run, because nothing was changed.
+    pub float_check: Option<FloatCheck>,
     /// The written model against the original, per float output.
     pub outputs: BTreeMap<String, OutputReport>,
+    /// Outputs that end clearly below plain min-max quantization, although no better plan was found.
+    pub below_plain: Vec<BelowPlain>,
     /// On which tokens `outputs` was measured.
     pub verified_on: String,
     /// What was written, and why.
@@ -54,7 +63,7 @@ pub struct Report {
     pub files: Option<Files>,
     /// SHA-256 of what went in and what came out, by what it is: as in the metadata of the written model.
     pub digests: BTreeMap<String, String>,
-    /// What `--clean` removed, each with the reason.
+    /// What was removed because [`Options::clean`](crate::Options::clean) asked for it, each with the reason.
     pub cleaned: Vec<String>,
     /// What the target would make of the written file.
     pub lint: Vec<Finding>,
@@ -66,47 +75,25 @@ pub struct Report {
     pub peak_memory_mb: Option<f64>,
 }
 
-/// What was asked for.
-#[derive(Clone, Debug, Default, Serialize)]
-#[allow(missing_docs)]
-pub struct Settings {
-    pub target: String,
-    pub format: String,
-    pub method: String,
-    pub weight_bits: u8,
-    pub weight_granularity: String,
-    pub reduce_range: bool,
-    pub weights_as_float_qdq: bool,
-    pub activation_bits: u8,
-    pub activation_symmetric: bool,
-    pub attention: String,
-    pub include: Option<String>,
-    pub exclude: Option<String>,
-    pub keep_float: Option<String>,
-    pub min_sqnr_db: Option<f64>,
-    pub seed: u64,
-    pub extra_nodes: bool,
-    pub clean: bool,
-    pub sample_tokens: usize,
-    pub calibration_rows: usize,
-    pub held_out_rows: usize,
-    pub opset: i64,
-    pub opset_raised_from: Option<i64>,
-}
-
 /// The files of a run.
-#[derive(Clone, Debug, Default, Serialize)]
-#[allow(missing_docs)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
 pub struct Files {
+    /// The model that was read.
     pub input: String,
+    /// The model that was written.
     pub output: String,
-    /// Bytes, external data included.
+    /// Bytes of `input`, external data included.
     pub input_bytes: u64,
+    /// Bytes of `output`, external data included.
     pub output_bytes: u64,
 }
 
 /// One call of a model-local function that was replaced.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
 pub struct InlinedReport {
     /// The call's node name.
     pub node: String,
@@ -115,7 +102,9 @@ pub struct InlinedReport {
 }
 
 /// One Linear.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
 pub struct LinearReport {
     /// The name of its MatMul or Gemm.
     pub name: String,
@@ -130,7 +119,9 @@ pub struct LinearReport {
 }
 
 /// One value that Linears read.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
 pub struct SiteReport {
     /// The value's name in the original model.
     pub value: String,
@@ -143,14 +134,19 @@ pub struct SiteReport {
     /// Why nothing was folded, or why the decision was dropped.
     pub reason: Option<String>,
     /// `z: [C]`.
+    #[serde(deserialize_with = "number")]
     pub shift: Option<Vec<f32>>,
     /// `s: [C]`.
+    #[serde(deserialize_with = "number")]
     pub scale: Option<Vec<f32>>,
     /// Smallest and largest calibration value before.
+    #[serde(deserialize_with = "number")]
     pub range_before: (f32, f32),
     /// And after shift and scale, before the margin.
+    #[serde(deserialize_with = "number")]
     pub range_after: (f32, f32),
     /// The factor by which the quantized range differs from `range_after`.
+    #[serde(deserialize_with = "number")]
     pub range_margin: f32,
     /// Smallest and largest calibration value of every channel before and after shift and scale; of every
     /// `channels_per_line` channels, so that there are not more than [`CHANNEL_LINES`].
@@ -164,6 +160,7 @@ pub struct SiteReport {
     /// Where the loss was measured: "attention output", "gated FFN" (the input of its down projection) or "linear outputs".
     pub loss: String,
     /// Loss of plain min-max over loss of this choice, on calibration tokens that did not set the ranges, in dB.
+    #[serde(deserialize_with = "number")]
     pub validated_gain_db: f64,
 }
 
@@ -171,25 +168,35 @@ pub struct SiteReport {
 pub const CHANNEL_LINES: usize = 128;
 
 /// The range of some neighbouring channels.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
 pub struct ChannelRange {
     /// Smallest and largest value of x.
+    #[serde(deserialize_with = "number")]
     pub before: (f32, f32),
     /// Smallest and largest value of (x − z) / s.
+    #[serde(deserialize_with = "number")]
     pub after: (f32, f32),
 }
 
 /// One point of the search for a threshold.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
 pub struct CurveReport {
     /// t
+    #[serde(deserialize_with = "number")]
     pub threshold: f32,
     /// The loss that the survey of candidates estimates: comparable along one curve only.
+    #[serde(deserialize_with = "number")]
     pub loss: f64,
 }
 
 /// One attention.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
 pub struct AttentionReport {
     /// The name of its Softmax, or of the operator that computes it as a whole.
     pub softmax: String,
@@ -200,28 +207,38 @@ pub struct AttentionReport {
     /// Why it is in float.
     pub reason: Option<String>,
     /// Smallest and largest calibration value of Q as its product reads it, padding left out; `None` if not measured.
+    #[serde(deserialize_with = "number")]
     pub query: Option<(f32, f32)>,
     /// That of Kᵀ.
+    #[serde(deserialize_with = "number")]
     pub key: Option<(f32, f32)>,
     /// That of V.
+    #[serde(deserialize_with = "number")]
     pub value: Option<(f32, f32)>,
     /// The fixed range of the softmax.
+    #[serde(deserialize_with = "number")]
     pub probabilities: Option<(f32, f32)>,
     /// What became of the guard `Where(IsNaN(P), 0, P)`: "kept" or "dropped"; `None` if there is none.
     pub nan_guard: Option<String>,
 }
 
 /// The outputs with int8 attention and without, on the data that `outputs` was measured on.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
 pub struct AttentionCost {
     /// Mean SQNR of the outputs with every attention in float, in dB, each at most 60.
+    #[serde(deserialize_with = "number")]
     pub float_sqnr_db: f64,
     /// That of the written model.
+    #[serde(deserialize_with = "number")]
     pub int8_sqnr_db: f64,
 }
 
 /// Something that almost matched.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
 pub struct NearMissReport {
     /// The node at which it failed.
     pub name: String,
@@ -238,26 +255,34 @@ pub const FLOAT_LIMIT: f64 = 1e-4;
 /// constants are rounded to that type. The model as it was has such errors in every constant and every value.
 pub const ROUNDING_LIMIT: f64 = 16.0;
 
-/// The migrated float model against the original, both run in float32.
-#[derive(Clone, Debug, Serialize)]
+/// How the migrated float model compares with the original, both run in float32.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
 pub struct FloatCheck {
-    /// max |difference| / (max − min of the original's output), over all float outputs; 0 if nothing was migrated.
+    /// max |difference| / (max − min of the original's output), over all float outputs.
     /// The migrated constants are those that were computed, in float32.
+    #[serde(deserialize_with = "number")]
     pub max_relative_error: f64,
     /// What is allowed.
+    #[serde(deserialize_with = "number")]
     pub limit: f64,
     /// The same with the migrated constants rounded to float16 or bfloat16, if the file has such.
     pub rounded: Option<RoundedCheck>,
 }
 
 /// What rounding the migrated constants to the type of the file does.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
 pub struct RoundedCheck {
     /// "FLOAT16" or "BFLOAT16": the coarsest type of a migrated constant.
-    pub dtype: &'static str,
+    pub dtype: String,
     /// As in [`FloatCheck`].
+    #[serde(deserialize_with = "number")]
     pub max_relative_error: f64,
     /// [`ROUNDING_LIMIT`] rounding errors of `dtype`.
+    #[serde(deserialize_with = "number")]
     pub limit: f64,
 }
 
@@ -272,45 +297,72 @@ impl Default for FloatCheck {
 }
 
 /// One float output of the written model.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
 pub struct OutputReport {
     /// 10 log₁₀(Σ r² / Σ (r − o)²) with r the original's output; `None` if there is no difference at all.
     pub sqnr_db: Option<f64>,
     /// Cosine of the angle between the two outputs.
+    #[serde(deserialize_with = "number")]
     pub cosine: f64,
     /// `sqnr_db` of plain min-max quantization of the same Linears.
     pub plain_sqnr_db: Option<f64>,
 }
 
+/// An output that lost by quantization what plain min-max would not have lost.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct BelowPlain {
+    /// Its name.
+    pub output: String,
+    /// Its SQNR in the written model, in dB; see [`OutputReport::sqnr_db`].
+    #[serde(deserialize_with = "number")]
+    pub sqnr_db: f64,
+    /// Its SQNR with plain min-max quantization of the same Linears, in dB; `None` if that makes no difference at all.
+    pub plain_sqnr_db: Option<f64>,
+}
+
 /// What leaving Linears in float bought.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
 pub struct KeptFloat {
     /// The Linears left in float, those that were chosen first first.
     pub linears: Vec<KeptLinear>,
     /// Every quantized Linear's share of the error, largest first, as it was measured before the choice.
     pub sensitivity: Vec<KeptLinear>,
     /// The part, from 0 to 1, of the multiplications of all Linears that is left in float.
+    #[serde(deserialize_with = "number")]
     pub work: f64,
     /// The mean SQNR of the outputs on the held-out rows with every Linear quantized, in dB.
+    #[serde(deserialize_with = "number")]
     pub sqnr_before_db: f64,
     /// And with these in float.
+    #[serde(deserialize_with = "number")]
     pub sqnr_after_db: f64,
 }
 
 /// One Linear and what it adds to the error of the outputs.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
 pub struct KeptLinear {
     /// The name of its MatMul or Gemm.
     pub name: String,
     /// Its part of the sum of all Linears' errors, each measured with that Linear alone quantized; from 0 to 1.
+    #[serde(deserialize_with = "number")]
     pub error: f64,
     /// Its part of the multiplications of all Linears, from 0 to 1.
+    #[serde(deserialize_with = "number")]
     pub work: f64,
 }
 
 /// What was written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Decision {
     /// The migrated model.
     #[default]

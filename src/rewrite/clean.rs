@@ -1,4 +1,4 @@
-//! What exporters leave behind and TensorRT rejects, removed (`--clean`).
+//! What exporters leave behind and TensorRT rejects, removed ([`Options::clean`](crate::Options::clean)).
 //!
 //! ```text
 //! y = Dropout(x, ratio, training_mode = true)    becomes  x where y was read

@@ -3,7 +3,7 @@
 use super::RewriteError;
 use super::linear::{Copies, Precision, set_bias, without_factors};
 use crate::graph::{Names, Patch, View};
-use crate::recognise::Recognised;
+use crate::recognise::{LinearId, Recognised};
 
 /// The patches that add to the biases of Linears, given by their numbers in `found`. A Linear without a constant bias is
 /// left alone: an Add of its own would cost run time.
@@ -13,7 +13,7 @@ use crate::recognise::Recognised;
 pub fn correct_biases(
     view: &View,
     found: &Recognised,
-    corrections: &[(usize, Vec<f32>)],
+    corrections: &[(LinearId, Vec<f32>)],
     names: &mut Names,
 ) -> Result<Vec<Patch>, RewriteError> {
     let mut patches = Vec::new();

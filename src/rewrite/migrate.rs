@@ -11,7 +11,7 @@
 //! where z_y, s_y belong to a site that reads the Linear's own output. Exact in real arithmetic; what float rounding
 //! leaves is checked by running both models. Source: Outlier Suppression+, section 4.1 (equations 3 to 6).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::RewriteError;
 use super::linear::{Copies, LinearFold, NewConstant, Precision, set_constant};
@@ -19,7 +19,7 @@ use crate::graph::{Names, NodeId, Patch, ValueId, View};
 use crate::onnx::DataType;
 use crate::onnx::node::make_node;
 use crate::onnx::op;
-use crate::recognise::{Norm, NormParam, Recognised};
+use crate::recognise::{LinearId, Norm, NormParam, Recognised};
 use crate::site::{Fold, Place, Sink, Site};
 
 /// The affine x' = (x − z) / s of one site; a missing part is the identity.
@@ -69,18 +69,24 @@ pub fn migrate(
     sites: &[(&Site, Affine)],
     names: &mut Names,
 ) -> Result<Vec<Patch>, RewriteError> {
-    migrate_in(Precision::OfFile, &[], view, found, sites, names)
+    migrate_in(
+        Precision::OfFile,
+        &BTreeSet::new(),
+        view,
+        found,
+        sites,
+        names,
+    )
 }
 
-/// [`migrate`] with the constants in the given precision. The weights of Linears that are `replaced` (indexed like
-/// `Recognised::linears`; missing is `false`) are written in float32 all the same: quantization takes them away, and
+/// [`migrate`] with the constants in the given precision. The weights of Linears that are `replaced` are written in float32 all the same: quantization takes them away, and
 /// need not round twice.
 ///
 /// # Errors
 /// As [`migrate`].
 pub fn migrate_in(
     precision: Precision,
-    replaced: &[bool],
+    replaced: &BTreeSet<LinearId>,
     view: &View,
     found: &Recognised,
     sites: &[(&Site, Affine)],
@@ -113,13 +119,13 @@ struct ConstantFold {
 /// A Linear or constant can take part in two sites, so their changes are collected and written once.
 struct Migration<'a, 'm> {
     precision: Precision,
-    replaced: &'a [bool],
+    replaced: &'a BTreeSet<LinearId>,
     view: &'a View<'m>,
     found: &'a Recognised,
     names: &'a mut Names,
     copies: Copies,
     patches: Vec<Patch>,
-    linears: BTreeMap<usize, LinearFold>,
+    linears: BTreeMap<LinearId, LinearFold>,
     constants: BTreeMap<(NodeId, usize), ConstantFold>,
 }
 
@@ -151,7 +157,7 @@ impl Migration<'_, '_> {
         Ok(())
     }
 
-    fn linear(&mut self, l: usize) -> &mut LinearFold {
+    fn linear(&mut self, l: LinearId) -> &mut LinearFold {
         let n = self.found.linears[l].n;
         self.linears.entry(l).or_insert_with(|| LinearFold::new(n))
     }
@@ -224,9 +230,9 @@ impl Migration<'_, '_> {
         for (l, fold) in std::mem::take(&mut self.linears) {
             let linear = &self.found.linears[l];
             let mut patch = Patch::new(format!("fold shift and scale into `{}`", linear.name));
-            let weight = match self.replaced.get(l) {
-                Some(true) => Precision::Float32,
-                _ => self.precision,
+            let weight = match self.replaced.contains(&l) {
+                true => Precision::Float32,
+                false => self.precision,
             };
             let precisions = [weight, self.precision];
             let names = (&mut *self.names, &mut self.copies);

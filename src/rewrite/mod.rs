@@ -27,6 +27,7 @@ use crate::graph::PatchError;
 
 /// Why a model could not be rewritten.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum RewriteError {
     /// The edits contradict each other or break the graph: a defect of this tool.
     #[error("internal error: {0}; please report this with the model")]
@@ -36,7 +37,7 @@ pub enum RewriteError {
     Constant(String),
     /// A float16 number would overflow: γ' or W' does not fit the type of the file.
     #[error(
-        "`{name}` would hold {value} after migration, which its type {dtype} cannot; exclude it with --exclude"
+        "`{name}` would hold {value} after migration, which its type {dtype} cannot; leave its Linears in float"
     )]
     Overflow {
         /// The constant.

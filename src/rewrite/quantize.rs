@@ -38,6 +38,8 @@ use weight::{WeightKey, WeightNames};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use oxc_index::IndexVec;
+
 use super::RewriteError;
 use super::linear::{Copies, NewConstant};
 use crate::graph::{Names, NodeId, Patch, Use, ValueId, View};
@@ -46,7 +48,7 @@ use crate::onnx::proto::TensorProto;
 
 use crate::onnx::node::{int_attr, make_node};
 use crate::onnx::{DataType, tensor};
-use crate::recognise::{Linear, LinearForm, Recognised};
+use crate::recognise::{Linear, LinearForm, LinearId, Recognised};
 use crate::solve::{QuantParams, QuantizedWeight, WeightSpec};
 use crate::target::{GemmBias, Profile};
 
@@ -61,8 +63,8 @@ pub struct Activation {
 
 /// What to quantize: one entry per Linear of `Recognised::linears`, `None` to leave it in float.
 pub struct QuantizePlan {
-    /// Indexed like `Recognised::linears`.
-    pub activations: Vec<Option<Activation>>,
+    /// Per Linear.
+    pub activations: IndexVec<LinearId, Option<Activation>>,
     /// Bits and granularity of the weights.
     pub weight: WeightSpec,
     /// What the file holds of them.
@@ -75,7 +77,7 @@ pub struct QuantizePlan {
 }
 
 /// Quantized weights by the numbers of their Linears.
-pub type Rounded = BTreeMap<usize, Arc<QuantizedWeight>>;
+pub type Rounded = BTreeMap<LinearId, Arc<QuantizedWeight>>;
 
 /// The patches that quantize the planned Linears, one per Linear.
 ///
@@ -110,9 +112,9 @@ fn write(
         shared: BTreeMap::new(),
         weights: BTreeMap::new(),
     };
-    let linears = found.linears.iter().zip(&plan.activations).enumerate();
+    let linears = found.linears.iter_enumerated().zip(&plan.activations);
     linears
-        .filter_map(|(l, (linear, activation))| Some((l, linear, activation.as_ref()?)))
+        .filter_map(|((l, linear), activation)| Some((l, linear, activation.as_ref()?)))
         .filter_map(|(l, linear, activation)| {
             let rounded = plan.rounded.get(&l);
             let Some(products) = products else {

@@ -14,7 +14,7 @@ mod trace;
 
 use crate::graph::{NodeId, Use, ValueId, View};
 use crate::onnx::op;
-use crate::recognise::{Linear, LinearForm, Passage, Recognised, passage};
+use crate::recognise::{Linear, LinearForm, LinearId, NormId, Passage, Recognised, passage};
 
 pub use response::{Response, ResponseKind, response};
 pub use trace::{Fold, Place, Shapes, Trace};
@@ -23,7 +23,7 @@ pub use trace::{Fold, Place, Shapes, Trace};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sink {
     /// γ' = γ / s, β' = (β − z) / s of `Recognised::norms[_]` (paper, section 4.1).
-    Norm(usize),
+    Norm(NormId),
     /// Constants further back, reached through operators that the affine commutes with.
     Traced(Trace),
     /// No constant can be reached, for this reason: one Mul on the way to the Linears alone. It costs run time.
@@ -39,8 +39,8 @@ pub struct Site {
     pub value: ValueId,
     /// Where the affine goes.
     pub sink: Sink,
-    /// Indices into `Recognised::linears` of the readers that absorb the affine, in graph order.
-    pub linears: Vec<usize>,
+    /// The readers that absorb the affine, in graph order.
+    pub linears: Vec<LinearId>,
     /// The node inputs through which they read it: the Linear's own, or that of a Cast or Dropout before it.
     pub absorb: Vec<(NodeId, usize)>,
     /// Reshapes that something besides Linears reads: a copy of each hands x' to these node inputs, the Reshape itself
@@ -91,9 +91,9 @@ pub fn find_sites(
     extra_nodes: bool,
 ) -> Vec<Site> {
     let mut sites: Vec<Site> = Vec::new();
-    let mut taken = vec![false; found.linears.len()];
+    let mut taken = oxc_index::index_vec![false; found.linears.len()];
     let mut refused: Vec<(ValueId, String)> = Vec::new();
-    for (index, norm) in found.norms.iter().enumerate() {
+    for (index, norm) in found.norms.iter_enumerated() {
         let readers = readers(view, found, norm.output, norm.channels);
         if readers.linears.is_empty() {
             continue;
@@ -110,7 +110,7 @@ pub fn find_sites(
         for &(l, _) in &readers.linears {
             taken[l] = true;
         }
-        let (linears, ranks): (Vec<usize>, _) = readers.linears.into_iter().unzip();
+        let (linears, ranks): (Vec<LinearId>, _) = readers.linears.into_iter().unzip();
         sites.push(Site {
             value: norm.output,
             sink: Sink::Norm(index),
@@ -122,7 +122,7 @@ pub fn find_sites(
             restore: readers.others,
         });
     }
-    for (l, linear) in found.linears.iter().enumerate() {
+    for (l, linear) in found.linears.iter_enumerated() {
         if taken[l] {
             continue;
         }
@@ -172,7 +172,7 @@ pub fn find_sites(
 }
 
 /// Whether every one of these Linears has room for z W in its bias.
-fn biases_take_shift(found: &Recognised, linears: &[usize]) -> bool {
+fn biases_take_shift(found: &Recognised, linears: &[LinearId]) -> bool {
     linears.iter().all(|&l| !found.linears[l].odd_bias)
 }
 
@@ -229,7 +229,7 @@ fn reach(view: &View, found: &Recognised, shapes: &Shapes, site: &Site) -> Resul
 #[derive(Default)]
 struct Readers {
     /// Index into `Recognised::linears`, and the rank it reads if that is another one.
-    linears: Vec<(usize, Option<usize>)>,
+    linears: Vec<(LinearId, Option<usize>)>,
     absorb: Vec<(NodeId, usize)>,
     /// See [`Site::copies`].
     copies: Vec<(NodeId, Vec<(NodeId, usize)>)>,
@@ -251,7 +251,6 @@ fn readers(view: &View, found: &Recognised, value: ValueId, channels: usize) -> 
         }
         let linear = found
             .linears
-            .iter()
             .position(|l| l.node == node && input == 0 && l.channels_last() && l.k == channels);
         if let Some(linear) = linear {
             all.linears.push((linear, None));
@@ -309,9 +308,9 @@ fn readers(view: &View, found: &Recognised, value: ValueId, channels: usize) -> 
 fn carried(
     found: &Recognised,
     pass: Pass,
-    behind: Vec<(usize, Option<usize>)>,
-) -> Option<Vec<(usize, Option<usize>)>> {
-    let reshaped = |(linear, rank): (usize, Option<usize>)| match pass {
+    behind: Vec<(LinearId, Option<usize>)>,
+) -> Option<Vec<(LinearId, Option<usize>)>> {
+    let reshaped = |(linear, rank): (LinearId, Option<usize>)| match pass {
         Pass::Rows(new) => (linear, rank.or(new)),
         _ => (linear, rank),
     };
@@ -369,7 +368,7 @@ fn length(view: &View, target: ValueId) -> Option<usize> {
 }
 
 /// Whether a Linear is quantized in different forms for rank 2 and for others.
-fn needs_rank(found: &Recognised, linear: usize) -> bool {
+fn needs_rank(found: &Recognised, linear: LinearId) -> bool {
     let linear = &found.linears[linear];
     linear.form == LinearForm::MatMul && linear.added_bias().is_some()
 }

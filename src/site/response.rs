@@ -17,12 +17,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::graph::{NodeId, Source, Use, ValueId, View};
+use serde::{Deserialize, Serialize};
+
+use crate::graph::{self, Cut, NodeId, Use, ValueId, View};
 use crate::onnx::node::subgraphs;
 use crate::onnx::op;
 use crate::onnx::proto::TensorProto;
 use crate::onnx::tensor;
-use crate::recognise::{Linear, Recognised};
+use crate::recognise::{Linear, LinearId, Recognised};
 
 /// More nodes than any attention is exported to, with its mask and rotary embedding.
 const MOST_NODES: usize = 500;
@@ -32,7 +34,7 @@ const LARGE_TABLE: i64 = 1 << 16;
 const MOST_ELEMENTS: i64 = 1 << 24;
 
 /// What kind of block a response belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ResponseKind {
     /// softmax(Q Kᵀ) V, or one operator that computes attention.
     Attention,
@@ -70,12 +72,25 @@ pub struct Response {
     pub outputs: Vec<ValueId>,
 }
 
+impl Response {
+    /// What computes the responses, to be cut out: the cuts and the sides are fed.
+    pub fn part(&self) -> Cut {
+        Cut {
+            nodes: self.nodes.clone(),
+            fed: self.cuts.iter().chain(&self.sides).copied().collect(),
+            inputs: self.inputs.clone(),
+            constants: self.constants.clone(),
+            outputs: self.outputs.clone(),
+        }
+    }
+}
+
 /// The response of a site whose Linears (indices into `Recognised::linears`) are `linears`.
 ///
 /// # Errors
 /// Why there is none: a Linear reaches no other Linear, what lies between is neither attention nor a gated FFN, or it
 /// cannot be cut out.
-pub fn response(view: &View, found: &Recognised, linears: &[usize]) -> Result<Response, String> {
+pub fn response(view: &View, found: &Recognised, linears: &[LinearId]) -> Result<Response, String> {
     let linears: Vec<&Linear> = linears.iter().map(|&l| &found.linears[l]).collect();
     if linears.iter().any(|l| !l.channels_last()) {
         return Err("its channels are not on the last axis".to_owned());
@@ -213,53 +228,41 @@ impl Reach {
         kind: ResponseKind,
     ) -> Result<Response, String> {
         let given = given(view, found);
-        let mut nodes: BTreeSet<NodeId> = BTreeSet::new();
-        let (mut sides, mut inputs_read) = (BTreeSet::new(), BTreeSet::new());
-        let mut constants = BTreeSet::new();
-        let mut seen = BTreeSet::new();
-        let mut stack = self.outputs.clone();
-        while let Some(value) = stack.pop() {
-            if self.cuts.contains(&value) || !seen.insert(value) {
-                continue;
+        let outside = |value: ValueId| match view.producer(value) {
+            Some((node, _)) => {
+                let inside = self.parts.contains_key(&value);
+                !inside && (given.contains(&value) || reads_large_table(view, node))
             }
-            let node = match view.source(value) {
-                Source::Node { node, .. } => node,
-                Source::Initializer(i) => {
-                    constants.insert(i);
-                    continue;
-                }
-                Source::Input(i) => {
-                    inputs_read.insert(i);
-                    continue;
-                }
-                Source::Unknown => return Err("it reads a value that no one defines".to_owned()),
-            };
-            let inside = self.parts.contains_key(&value);
-            if !inside && (given.contains(&value) || reads_large_table(view, node)) {
-                sides.insert(value);
-                continue;
-            }
+            None => false,
+        };
+        let stops = |value: ValueId| self.cuts.contains(&value) || outside(value);
+        let mut count = 0;
+        let part = graph::cut(view, &self.outputs, stops, |node| {
             if subgraphs(view.node(node)).next().is_some() {
                 return Err("there is control flow in it".to_owned());
             }
-            nodes.insert(node);
-            if nodes.len() > MOST_NODES {
+            count += 1;
+            if count > MOST_NODES {
                 return Err("too many nodes compute it".to_owned());
             }
-            stack.extend(inputs(view, node));
-        }
+            Ok(())
+        })?;
         let elements = |&i: &usize| view.graph().initializer[i].dims.iter().product::<i64>();
-        if constants.iter().map(elements).sum::<i64>() > MOST_ELEMENTS {
+        if part.constants.iter().map(elements).sum::<i64>() > MOST_ELEMENTS {
             return Err("its constants are too large".to_owned());
         }
         Ok(Response {
             kind,
-            nodes: nodes.into_iter().collect(),
+            nodes: part.nodes,
+            sides: part
+                .fed
+                .into_iter()
+                .filter(|value| !self.cuts.contains(value))
+                .collect(),
             cuts: self.cuts,
-            sides: sides.into_iter().collect(),
-            inputs: inputs_read.into_iter().collect(),
-            constants: constants.into_iter().collect(),
-            outputs: self.outputs,
+            inputs: part.inputs,
+            constants: part.constants,
+            outputs: part.outputs,
         })
     }
 }

@@ -28,7 +28,7 @@ use super::labels::{Labels, NONE, Ties, UNREAD, channels_last, is_channel, unbro
 use super::rules::{channel_inputs, measured_values};
 use crate::graph::{NodeId, Use, ValueId, View};
 use crate::onnx::op;
-use crate::recognise::Recognised;
+use crate::recognise::{LinearId, NormId, Recognised};
 
 /// The concrete shapes of values in one run, by name.
 pub type Shapes = BTreeMap<String, Vec<usize>>;
@@ -37,9 +37,9 @@ pub type Shapes = BTreeMap<String, Vec<usize>>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
     /// The output columns and the bias of `Recognised::linears[_]`; one label per column.
-    Linear(usize),
+    Linear(LinearId),
     /// γ and β of `Recognised::norms[_]`; one label per channel of the norm.
-    Norm(usize),
+    Norm(NormId),
     /// The constant in input `slot` of `node`; one label per element.
     Constant {
         /// The reader.
@@ -165,17 +165,8 @@ pub(super) struct Walk<'a, 'm> {
 
 /// A norm or Linear whose output is `value`.
 fn sink(view: &View, found: &Recognised, value: ValueId) -> Option<Place> {
-    let linear = found
-        .linears
-        .iter()
-        .position(|l| l.output(view) == Some(value));
-    let norm = || {
-        found
-            .norms
-            .iter()
-            .position(|n| n.output == value)
-            .map(Place::Norm)
-    };
+    let linear = found.linears.position(|l| l.output(view) == Some(value));
+    let norm = || found.norms.position(|n| n.output == value).map(Place::Norm);
     linear.map(Place::Linear).or_else(norm)
 }
 

@@ -5,9 +5,10 @@
 
 use super::wide::wide;
 use ndarray::{Array2, Axis};
+use serde::{Deserialize, Serialize};
 
 /// Which channels the shift moves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum ShiftKind {
     /// No channel: z = 0.
     None,
@@ -18,7 +19,7 @@ pub enum ShiftKind {
 }
 
 /// A per-channel affine of one value: `x' = (x − z) / s`.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Migration {
     /// z, `[C]`; `None` = 0.
     pub shift: Option<Vec<f32>>,

@@ -38,9 +38,11 @@ pub use response::Response;
 pub use search::{Recipe, solve_block, solve_site, solve_site_with};
 
 use ndarray::ArrayView2;
+use serde::{Deserialize, Serialize};
 
 /// How shift and scale are found.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub enum Method {
     /// Outlier Suppression+: shift and threshold by search, validated on tokens that did not set the ranges.
     OsPlus,
@@ -92,7 +94,7 @@ pub struct SolveSettings {
 }
 
 /// One point of the threshold search.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct CurvePoint {
     /// Threshold t in units of x after the shift.
     pub threshold: f32,
@@ -102,7 +104,7 @@ pub struct CurvePoint {
 }
 
 /// The migration and quantization range chosen for a site.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Solution {
     /// Shift z, `[C]`; `None` = no shift.
     pub shift: Option<Vec<f32>>,

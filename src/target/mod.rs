@@ -12,6 +12,7 @@ pub use table::markdown;
 
 /// The name of a target on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Target {
     /// ONNX Runtime on CPUs.
     Ort,

@@ -10,6 +10,7 @@ use super::Target;
 
 /// How the constant bias of a Linear is written. It is named after the Gemm, where runtimes differ most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum GemmBias {
     /// For ONNX Runtime alone (R5): a Linear over rank 2 is a Gemm with an int32 bias behind a DequantizeLinear of scale
     /// s_x · s_w, which fuses to QGemm; over rank 3 and more, an Add of a [1, N] float bias.
@@ -33,6 +34,7 @@ pub struct Source {
 
 /// The rules of one target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Profile {
     /// The target this profile describes.
     pub target: Target,
@@ -57,10 +59,10 @@ pub struct Profile {
     /// Whether a guard `Where(IsNaN(P), 0, P)` behind the softmax keeps the runtime from fusing attention
     /// (TensorRT-RTX 1.7.1, OpenVINO 2026.4). It is left out then, if no calibration row needs it.
     pub nan_guard_stops_attention: bool,
-    /// Why QLinearMatMul and QGemm (`--format qoperator`) cannot be written for it, if they cannot.
+    /// Why QLinearMatMul and QGemm ([`Format::QOperator`](crate::Format::QOperator)) cannot be written for it, if they cannot.
     pub no_qoperator: Option<&'static str>,
     /// Whether some of its processors saturate sums of uint8 · int8 products in 16 bits, so that 7-bit weights
-    /// (`--reduce-range`) have a use.
+    /// ([`Options::reduce_range`](crate::Options::reduce_range)) have a use.
     pub saturates: bool,
     /// The newest operator set with which the form has been run. A newer one is written all the same, with a note.
     pub newest_opset: i64,

@@ -216,7 +216,7 @@ def test_tensorrt_forms_its_fused_kernel(form, quantized):
 def test_without_q_dq_on_attention_tensorrt_does_not(quantized):
     """What the option is for."""
     _, out, report, _ = quantized("eager", "--target", "tensorrt", "--attention", "float")
-    assert [a["reason"] for a in report["attention"]] == ["--attention float"] * LAYERS
+    assert [a["reason"] for a in report["attention"]] == ["attention float was asked for"] * LAYERS
     assert fused_attentions(out) == 0
 
 
@@ -291,7 +291,7 @@ def test_exclude_leaves_an_attention_alone(quantized):
     first = [n.name for n in encoder("eager").graph.node if n.op_type == "MatMul"][3]
     _, _, report, _ = quantized("eager", "--target", "portable", "--attention", "int8", "--exclude", f"^{first}$")
     assert [a["status"] for a in report["attention"]] == ["float", "int8"]
-    assert report["attention"][0]["reason"] == "its name matches --exclude"
+    assert report["attention"][0]["reason"] == "its name matches `exclude`"
 
 
 def test_minilm_with_int8_attention(l6, job, optimized):

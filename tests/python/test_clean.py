@@ -54,7 +54,7 @@ def test_without_clean_the_findings_are_warnings(tmp_path):
     out, report, text = quantize(model, row, tmp_path, "--target", "tensorrt")
     rules = {f["rule"] for f in report["lint"]}
     assert rules == {"T10-dropout", "T10-outputs", "T10-operator", "T10-constant"}
-    assert "--clean" in text and report["cleaned"] == []
+    assert "`clean`" in text and "--clean" in text and report["cleaned"] == []
     assert rt.trt_parse(out)[0] is None
 
 

@@ -88,6 +88,30 @@ def test_wrong_option_is_a_usage_error(tmp_path, options):
     assert_fails(run_tool(TINY.model, out, "--calib", TINY.calib, *options), 2, options[0], out=out)
 
 
+# What each option may be, they cannot mean together.
+CONTRADICTIONS = [
+    "--reduce-range --target tensorrt".split(),
+    *(f"--format qoperator --target {target}".split() for target in ("tensorrt", "openvino", "portable")),
+    "--keep-float 2 --format float".split(),
+    "--min-sqnr 20 --format float".split(),
+    "--attention int8 --format float".split(),
+    "--weights-as-float-qdq --format float".split(),
+    "--weights-as-float-qdq --format qoperator".split(),
+    "--min-sqnr nan".split(),
+    "--min-sqnr inf".split(),
+]
+
+
+@pytest.mark.parametrize("options", CONTRADICTIONS, ids=" ".join)
+def test_contradictions_are_usage_errors_before_any_work(tmp_path, options):
+    """Neither IN nor the data exists, nor the folder of the report: none of it is looked at."""
+    out, missing = tmp_path / "out.onnx", tmp_path / "missing"
+    files = [missing / "in.onnx", out, "--calib", missing / "calib.npz", "--report", missing / "report.json"]
+    flags = [option for option in options if option.startswith("--")]
+    assert_fails(run_tool(*files, *options), 2, *flags, out=out)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("arguments", [[], ["in.onnx"], ["in.onnx", "out.onnx"]], ids=["nothing", "no OUT", "no --calib"])
 def test_missing_argument_is_a_usage_error(tmp_path, arguments):
     assert_fails(run_tool(*arguments, cwd=tmp_path), 2)

@@ -94,4 +94,4 @@ def test_wrong_budgets(tmp_path, value):
 
 def test_nothing_to_keep_with_the_float_format(tmp_path):
     result = run_tool(TINY.model, tmp_path / "o.onnx", "--calib", TINY.calib, "--format", "float", "--keep-float", "1")
-    assert result.returncode == 1 and "--keep-float" in result.stderr
+    assert result.returncode == 2 and "--keep-float" in result.stderr

@@ -130,7 +130,7 @@ def test_reduced_range_is_refused_where_nothing_saturates(tmp_path):
     np.save(tmp_path / "x.npy", np.ones((2, 6, K), np.float32))
     arguments = ["--calib", tmp_path / "x.npy", "--target", "tensorrt", "--reduce-range"]
     result = run_tool(tmp_path / "in.onnx", tmp_path / "out.onnx", *arguments)
-    assert result.returncode == 1 and "--target tensorrt" in result.stderr and "leave it out" in result.stderr
+    assert result.returncode == 2 and "--target tensorrt" in result.stderr and "leave it out" in result.stderr
     assert not (tmp_path / "out.onnx").exists()
 
 

@@ -225,7 +225,7 @@ def test_calibrated_outputs_keep_the_gain(job, optimized, case):
     assert ours_db > plain_db + 5, (ours_db, plain_db)
     assert ours_db > qdq_db - 8, (ours_db, qdq_db)
     # What the tool itself measured with qdq is what qdq gives.
-    (note,) = (n for n in ours.report["notes"] if "--format qdq" in n)
+    (note,) = (n for n in ours.report["notes"] if "format qdq" in n)
     said = re.search(rf"`{re.escape(case.output)}` ([\d.]+) dB, ([\d.]+) dB with qdq", note)
     assert abs(float(said[1]) - ours.report["outputs"][case.output]["sqnr_db"]) < 0.006
     assert abs(float(said[2]) - qdq.report["outputs"][case.output]["sqnr_db"]) < 0.006

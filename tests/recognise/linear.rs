@@ -12,7 +12,7 @@ fn only(model: &Model, what: &str) -> Linear {
     let found = found(model);
     assert_eq!(found.near_misses, vec![], "{what}");
     assert_eq!(found.linears.len(), 1, "{what}");
-    found.linears[0].clone()
+    found.linears.raw[0].clone()
 }
 
 /// Matches one Linear whose x W + b, with W and b as loaded, is what the model computes from input x.

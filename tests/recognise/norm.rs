@@ -50,7 +50,7 @@ fn check(kind: NormKind, gamma: &str, beta: Option<&str>, lines: &str) {
     let found = found(&model);
     assert_eq!(found.near_misses, vec![], "{lines}");
     assert_eq!(found.norms.len(), 1, "{lines}");
-    let norm = &found.norms[0];
+    let norm = &found.norms.raw[0];
     assert_eq!(norm.kind, kind, "{lines}");
     assert_eq!(view.name(norm.output), "y", "{lines}");
     assert_eq!(view.name(norm.gamma.value), gamma, "{lines}");
@@ -98,7 +98,10 @@ fn fused_rms() {
         let model = model(&with_norm(&format!("y = {call}")));
         let found = found(&model);
         assert_eq!(found.norms.len(), 1, "{call}");
-        assert_eq!((found.norms[0].kind, found.norms[0].beta), (Rms, None));
+        assert_eq!(
+            (found.norms.raw[0].kind, found.norms.raw[0].beta),
+            (Rms, None)
+        );
         let (folded, sites) = super::form::fold(&model);
         assert_eq!(sites, 1, "{call}");
         assert_ne!(folded, model);

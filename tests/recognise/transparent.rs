@@ -58,7 +58,7 @@ fn check_everywhere(lines: &str, places: usize) {
         assert_eq!(found.near_misses, vec![], "{place}");
         assert_eq!(found.norms.len(), 1, "{place}");
         assert_eq!(found.linears.len(), 1, "{place}");
-        let (norm, plain) = (&found.norms[0], &expected.norms[0]);
+        let (norm, plain) = (&found.norms.raw[0], &expected.norms.raw[0]);
         assert_eq!(norm.kind, plain.kind, "{place}");
         assert_eq!(view.name(norm.output), "y", "{place}");
         assert_eq!(norm.beta.is_some(), plain.beta.is_some(), "{place}");
@@ -133,7 +133,7 @@ fn cast_between_norm_and_linear() {
          out z",
     );
     let found = found(&model);
-    assert_eq!(found.linears[0].dtype, DataType::Float16);
+    assert_eq!(found.linears.raw[0].dtype, DataType::Float16);
     let view = View::new(&model);
     let sites = onnx_osplus::site::find_sites(&view, &found, &Default::default(), false);
     assert!(sites[0].has_sink());

@@ -17,6 +17,7 @@ mod flatten;
 mod names;
 mod unflatten;
 
+use super::{Patch, PatchError, View};
 use crate::onnx::Model;
 use crate::onnx::node::{attr, attr_i, make_node};
 use crate::onnx::op;
@@ -24,6 +25,52 @@ use crate::onnx::proto::NodeProto;
 
 pub use flatten::flatten;
 pub use unflatten::unflatten;
+
+/// A model in flat form. What it holds is read through a [`View`] and changed by patches; the only way to a model that can
+/// be saved is [`FlatModel::unflatten`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct FlatModel(Model);
+
+impl FlatModel {
+    /// The flat form of a model; the tensors are shared.
+    pub fn of(mut model: Model) -> FlatModel {
+        flatten(&mut model);
+        FlatModel(model)
+    }
+
+    /// The index over its one list of nodes.
+    pub fn view(&self) -> View<'_> {
+        View::new(&self.0)
+    }
+
+    /// The model with its branches back in their Ifs.
+    pub fn unflatten(&self) -> Model {
+        unflatten(&self.0)
+    }
+
+    /// The model whose list of nodes has the branches in it: for what reads graphs, and for the engine that calibrates.
+    pub(crate) fn as_model(&self) -> &Model {
+        &self.0
+    }
+
+    /// Changes the list, and flattens what has come in by that.
+    pub(crate) fn edit<T, E>(
+        &mut self,
+        change: impl FnOnce(&mut Model) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let done = change(&mut self.0)?;
+        flatten(&mut self.0);
+        Ok(done)
+    }
+
+    /// Applies patches to the list.
+    ///
+    /// # Errors
+    /// Those of [`super::apply`].
+    pub(crate) fn apply(&mut self, patches: Vec<Patch>) -> Result<(), PatchError> {
+        super::apply(&mut self.0, patches)
+    }
+}
 
 /// The domain of markers and of If'.
 const DOMAIN: &str = "onnx-osplus";

@@ -249,11 +249,7 @@ pub(super) fn resize(r: &mut Rewrite) -> Result<(), String> {
 
 fn nearest_mode(r: &Rewrite) -> Result<&'static str, String> {
     let name = r.input(1);
-    let scales = r
-        .facts
-        .constant(name)
-        .and_then(|t| tensor::float_array(t).ok());
-    let Some(scales) = scales else {
+    let Some(scales) = r.facts.floats(name) else {
         return Err(format!(
             "its rounding depends on the scales `{name}`, which are not constant"
         ));

@@ -38,6 +38,7 @@ const IR_VERSION: i64 = 7;
 
 /// Why a model was not raised; it is unchanged then.
 #[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum OpsetError {
     /// A version that this module knows nothing about was asked for.
     #[error(

@@ -278,7 +278,7 @@ fn permissions_are_those_of_any_new_file() {
         external_data: true,
         overwrite: false,
     };
-    save(&model(), &folder.path().join("m.onnx"), &options).unwrap();
+    save(&model(), folder.path().join("m.onnx"), &options).unwrap();
     assert_eq!(mode("m.onnx"), mode("ordinary"));
     assert_eq!(mode("m.onnx.data"), mode("ordinary"));
 }

@@ -128,11 +128,12 @@ pub struct Change {
     pub line: Vec<Part>,
     /// More lines beneath.
     pub details: Vec<Vec<Part>>,
-    /// New names of a node and its outputs; shown where there is nothing else, with `--full`, and in JSON.
+    /// New names of a node and its outputs; shown where there is nothing else, with [`Style::full`](super::Style::full), and in JSON.
     pub renames: Vec<Vec<Part>>,
     /// Facts about the constant it is about.
     pub constants: Option<Constants>,
-    /// Follows from another change or is of no account to a reader; shown with `--full` only and counted otherwise.
+    /// Follows from another change or is of no account to a reader; shown with [`Style::full`](super::Style::full) only and counted
+    /// otherwise.
     pub minor: bool,
     /// Only says again what another change does: a value got a new name because new nodes give another its old one.
     pub echo: bool,

@@ -30,7 +30,9 @@ mod trace;
 
 pub use change::{Change, Constants, Kind, Part, Sign};
 pub use constant::{Distance, Facts};
-pub use json::SCHEMA_VERSION;
+pub use json::{
+    ByteCounts, ChangeReport, ConstantChange, ConstantFacts, DiffReport, NodeCounts, SCHEMA_VERSION,
+};
 pub use style::Style;
 
 use rayon::prelude::*;
@@ -69,6 +71,19 @@ impl Diff {
 }
 
 /// Compares two models. The same models give the same result with any number of threads.
+///
+/// ```
+/// use onnx_osplus::onnx::{self, LoadError};
+/// use onnx_osplus::review::diff::{Style, diff};
+///
+/// let before = onnx::load("models/tiny/model.onnx")?;
+/// let mut after = before.clone();
+/// after.graph_mut().node[0].name = Some("renamed".to_owned());
+/// let found = diff(&before, &after);
+/// assert_eq!(found.changes().count(), 1);
+/// assert!(found.text(Style { full: true, ..Style::default() }).contains("renamed"));
+/// # Ok::<(), LoadError>(())
+/// ```
 pub fn diff(a: &Model, b: &Model) -> Diff {
     let functions = (bodies(a), bodies(b));
     let names = |model: &'_ Model| -> Vec<String> {

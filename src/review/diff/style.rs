@@ -7,6 +7,9 @@ pub struct Style {
     pub full: bool,
     /// ANSI colours.
     pub color: bool,
+    /// What the reader is to ask for everything with, such as "--full"; without it a text that leaves something out only
+    /// says that it does.
+    pub ask_for_all: Option<&'static str>,
     /// Columns of the terminal; long names are shortened and lines wrapped to fit. `None` leaves them as they are.
     pub width: Option<usize>,
 }

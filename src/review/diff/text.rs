@@ -8,7 +8,7 @@ use super::group::{Row, Section, ranges, sections};
 use super::style::{Look, Style, shorten};
 use super::summary::plural;
 
-/// More lines than this tell nobody anything; `--full` shows them.
+/// More lines than this tell nobody anything; [`Style::full`] shows them.
 const MOST_LINES: usize = 400;
 
 impl Diff {
@@ -19,7 +19,9 @@ impl Diff {
             return out;
         }
         if self.little_in_common() && !style.full {
-            let _ = writeln!(out, "--full shows every change.");
+            if let Some(ask) = style.ask_for_all {
+                let _ = writeln!(out, "{ask} shows every change.");
+            }
             out.push('\n');
             out.push_str(&self.stat(style));
             return out;
@@ -53,7 +55,10 @@ impl Diff {
             }
         }));
         if !notes.is_empty() {
-            let note = format!("Not shown: {}; --full shows them.", notes.join(", "));
+            let ask = style
+                .ask_for_all
+                .map_or(String::new(), |ask| format!("; {ask} shows them"));
+            let note = format!("Not shown: {}{ask}.", notes.join(", "));
             let _ = write!(out, "\n{}", wrap(&note, style.width, ""));
         }
         out

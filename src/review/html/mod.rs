@@ -45,7 +45,7 @@ pub fn html(report: &Report) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::review::Files;
+    use crate::review::{BelowPlain, Files, FloatCheck, OutputReport};
 
     #[test]
     fn text_is_never_markup() {
@@ -62,5 +62,23 @@ mod tests {
         assert!(page.contains("&lt;in&gt;.onnx"));
         assert!(page.contains("a &lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt; &amp; b"));
         assert!(!page.contains("http://") && !page.contains("https://"));
+    }
+
+    #[test]
+    fn what_was_not_run_and_what_was_lost_is_said() {
+        let mut report = Report::default();
+        assert!(html(&report).contains("<dd>not run<small>nothing was changed</small>"));
+        assert!(!html(&report).contains("ends clearly below"));
+        report.float_check = Some(FloatCheck::default());
+        report.outputs = [("y<1>".to_owned(), OutputReport::default())].into();
+        report.below_plain = vec![BelowPlain {
+            output: "y<1>".to_owned(),
+            sqnr_db: 38.75,
+            plain_sqnr_db: Some(42.64),
+        }];
+        let page = html(&report);
+        assert!(!page.contains("not run"));
+        assert!(page.contains("<code>y&lt;1&gt;</code> ends clearly below plain min-max"));
+        assert!(page.contains("38.75 dB, plain 42.64 dB"));
     }
 }

@@ -46,7 +46,6 @@ fn summary(report: &Report) -> Markup {
     let outputs = report.outputs.values();
     let worst = outputs.min_by(|a, b| db(a).total_cmp(&db(b)));
     let mb = |bytes: u64| bytes as f64 / 1e6;
-    let check = &report.float_check;
     html! {
         p { (decision(report.decision)) }
         dl.cards {
@@ -60,9 +59,12 @@ fn summary(report: &Report) -> Markup {
                 @let before = format!("{:.1} MB before", mb(files.input_bytes));
                 (card("size", format_args!("{:.1} MB", mb(files.output_bytes)), before))
             }
-            @if check.max_relative_error > 0.0 {
-                @let allowed = format!("of an output's range, {:.0e} allowed", check.limit);
-                (card("float model after migration", format_args!("{:.1e}", check.max_relative_error), allowed))
+            @match &report.float_check {
+                Some(check) => {
+                    @let allowed = format!("of an output's range, {:.0e} allowed", check.limit);
+                    (card("float model after migration", format_args!("{:.1e}", check.max_relative_error), allowed))
+                }
+                None => (card("float model after migration", "not run", "nothing was changed"))
             }
         }
     }
@@ -113,6 +115,13 @@ fn outputs(report: &Report) -> Markup {
             "Against the original, on " (report.verified_on) ". SQNR = 10 log₁₀(Σ r² / Σ (r − o)²)."
         }
         (table(&head, &rows))
+        @for lost in &report.below_plain {
+            p.gain.bad {
+                code { (lost.output) }
+                " ends clearly below plain min-max quantization, although no better plan was found: "
+                (decibels(Some(lost.sqnr_db), "")) ", plain " (decibels(lost.plain_sqnr_db, "exact")) "."
+            }
+        }
     }
 }
 
@@ -361,7 +370,7 @@ fn notes(report: &Report) -> Markup {
     let inlined =
         inlined.map(|call| format!("the call {} of {} was inlined", call.node, call.function));
     let cleaned = report.cleaned.iter();
-    let cleaned = cleaned.map(|c| format!("removed by --clean: {c}"));
+    let cleaned = cleaned.map(|c| format!("cleaned: {c}"));
     let notes = report.notes.iter().cloned();
     let all: Vec<String> = notes.chain(cleaned).chain(filled).chain(inlined).collect();
     if all.is_empty() {

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use crate::review::json::number;
 use crate::review::quantized::QuantizedLinear;
 use crate::review::{Energy, NearMissReport};
 
@@ -14,7 +15,9 @@ pub const ANATOMY_SCHEMA: u32 = 1;
 pub const PROVENANCE: &str = "onnx_osplus.";
 
 /// Everything that is seen in a model. Field names are the keys of the JSON form.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
 pub struct Anatomy {
     /// [`ANATOMY_SCHEMA`].
     pub schema: u32,
@@ -41,17 +44,23 @@ pub struct Anatomy {
 }
 
 /// The file.
-#[derive(Clone, Debug, Default, Serialize)]
-#[allow(missing_docs)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
 pub struct ModelFacts {
+    /// The version of the file format.
     pub ir_version: i64,
     /// Domain and version.
     pub opsets: Vec<(String, i64)>,
+    /// The name and version of the exporter.
     pub producer: String,
     /// As "input_ids: int64 [batch, sequence]".
     pub inputs: Vec<String>,
+    /// The outputs, in the same form.
     pub outputs: Vec<String>,
+    /// Nodes of the main graph.
     pub nodes: usize,
+    /// Model-local functions.
     pub functions: usize,
     /// Operators of the main graph, the most frequent first.
     pub operators: Vec<(String, usize)>,
@@ -62,7 +71,9 @@ pub struct ModelFacts {
 }
 
 /// The architecture.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
 pub struct Architecture {
     /// Norms by their kind.
     pub norms: BTreeMap<String, usize>,
@@ -77,45 +88,62 @@ pub struct Architecture {
 }
 
 /// Repeated blocks.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[allow(missing_docs)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
 pub struct BlockFacts {
+    /// What stands before the number, such as "encoder/layer".
     pub name: String,
+    /// How many numbers follow the name.
     pub count: usize,
+    /// The Linears in all of them.
     pub linears: usize,
 }
 
 /// What is quantized already.
-#[derive(Clone, Debug, Default, Serialize)]
-#[allow(missing_docs)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
 pub struct Quantized {
+    /// QuantizeLinear nodes.
     pub quantize_linear: usize,
+    /// DequantizeLinear nodes.
     pub dequantize_linear: usize,
+    /// DynamicQuantizeLinear nodes.
     pub dynamic_quantize_linear: usize,
+    /// Every Linear with a stored integer weight, in graph order.
     pub linears: Vec<QuantizedLinear>,
 }
 
 /// One float Linear.
-#[derive(Clone, Debug, Serialize)]
-#[allow(missing_docs)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
 pub struct LinearFacts {
+    /// The name of its MatMul or Gemm.
     pub name: String,
-    pub op: &'static str,
+    /// Its operator.
+    pub op: String,
+    /// Input channels.
     pub k: usize,
+    /// Output channels.
     pub n: usize,
+    /// Whether it has a constant bias.
     pub bias: bool,
     /// The type of the weight in the file.
     pub dtype: String,
 }
 
 /// One value that Linears read.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
 pub struct SiteFacts {
     /// Its name.
     pub value: String,
     /// What can take shift and scale: the operator of a norm, "commuted" (constants further back), "explicit" (a Mul must
     /// be inserted), "plain" (nothing).
-    pub kind: &'static str,
+    pub kind: String,
     /// The nodes that take them.
     pub sink: Option<String>,
     /// Why no constant can be reached.
@@ -133,27 +161,39 @@ pub struct SiteFacts {
 }
 
 /// How the channels of a value differ.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
 pub struct Outliers {
     /// Smallest and largest element.
+    #[serde(deserialize_with = "number")]
     pub range: (f32, f32),
     /// The largest magnitude of a channel.
+    #[serde(deserialize_with = "number")]
     pub largest: f32,
     /// The median of the channels' largest magnitudes.
+    #[serde(deserialize_with = "number")]
     pub median: f32,
     /// `largest / median`; `None` if the median is 0.
     pub ratio: Option<f32>,
     /// Of the largest channel; see the module.
+    #[serde(deserialize_with = "number")]
     pub asymmetry: f32,
     /// The three largest channels.
     pub channels: Vec<ChannelFacts>,
 }
 
 /// One channel.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-#[allow(missing_docs)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
 pub struct ChannelFacts {
+    /// Its number.
     pub channel: usize,
+    /// Its smallest element.
+    #[serde(deserialize_with = "number")]
     pub min: f32,
+    /// Its largest element.
+    #[serde(deserialize_with = "number")]
     pub max: f32,
 }

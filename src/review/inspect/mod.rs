@@ -22,7 +22,7 @@ use crate::graph::View;
 use crate::onnx::op;
 use crate::onnx::proto::{TensorProto, type_proto};
 use crate::onnx::{DataType, Model};
-use crate::recognise::{LinearForm, Recognised};
+use crate::recognise::{LinearForm, LinearId, Recognised};
 use crate::site::Site;
 use crate::solve::{ActivationSpec, Fold, WeightSpec, damage};
 pub use facts::{
@@ -66,7 +66,8 @@ pub fn anatomy(subject: &Subject) -> Anatomy {
         op: match l.form {
             LinearForm::MatMul => op::MatMul,
             LinearForm::Gemm { .. } => op::Gemm,
-        },
+        }
+        .to_owned(),
         k: l.k,
         n: l.n,
         bias: l.bias.is_some() || l.odd_bias,
@@ -76,7 +77,10 @@ pub fn anatomy(subject: &Subject) -> Anatomy {
         quantize_linear: count(op::QuantizeLinear),
         dequantize_linear: count(op::DequantizeLinear),
         dynamic_quantize_linear: count(op::DynamicQuantizeLinear),
-        linears: quantized_linears(&view),
+        linears: quantized_linears(&view)
+            .into_iter()
+            .map(|(_, linear)| linear)
+            .collect(),
     };
     let names = found.linears.iter().map(|l| l.name.as_str());
     let names = names.chain(quantized.linears.iter().map(|l| l.name.as_str()));
@@ -285,10 +289,10 @@ fn site_facts(subject: &Subject, view: &View, site: &Site) -> SiteFacts {
         crate::site::Sink::Explicit(reason) => Some(reason.clone()),
         _ => reason,
     };
-    let linears: BTreeSet<usize> = site.linears.iter().copied().collect();
+    let linears: BTreeSet<LinearId> = site.linears.iter().copied().collect();
     SiteFacts {
         value: value.to_owned(),
-        kind,
+        kind: kind.to_owned(),
         sink,
         reason,
         shift: site.has_sink() && site.allow_shift,

@@ -13,11 +13,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use ndarray::ArrayD;
 
 use super::alike::{Relation, relation};
-use super::cut::{Cut, cut};
+use super::cut::{cut, model_with_batch};
 use super::prepare::{vectors_differ, without_activation_rounding};
 use super::{Energy, LayerError};
 use crate::calibrate::{Batch, Captured, Engine, EngineError, Keep, Kept, Values, Wanted, shapes};
-use crate::graph::{Source, ValueId, View};
+use crate::graph::{Cut, Source, ValueId, View};
 use crate::onnx::Model;
 use crate::onnx::op;
 use crate::progress::Progress;
@@ -250,8 +250,8 @@ fn fed(
         // Values that mean the same in both models are exact; those that do not are good to a fit.
         match cut(q, output, stops(true)).or_else(|_| cut(q, output, stops(false))) {
             Ok(cut) => {
-                let form = forms.iter().find(|form| cut.nodes.contains(&form.node));
-                pair.error.quantized = form.cloned();
+                let form = forms.iter().find(|(node, _)| cut.nodes.contains(node));
+                pair.error.quantized = form.map(|(_, form)| form.clone());
                 jobs.push((i, cut));
             }
             Err(reason) => pair.error.reason = Some(reason),
@@ -304,7 +304,7 @@ fn one(
         let fed = fed.unwrap_or_else(|| float.value.clone());
         values.insert(name.to_owned(), Values::F32(fed));
     }
-    let (model, fed) = cut.model(q, batch, values).ok_or_else(missing)?;
+    let (model, fed) = model_with_batch(cut, q, batch, values).ok_or_else(missing)?;
     let wanted = Wanted {
         taps: &[],
         outputs: true,

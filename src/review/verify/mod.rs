@@ -21,9 +21,10 @@ mod prepare;
 #[cfg(test)]
 mod tests;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::json::number;
 use super::quantized::QuantizedLinear;
 use crate::calibrate::{
     Batch, CalibError, Engine, EngineError, OutputComparison, compare, model_inputs, type_name,
@@ -69,7 +70,9 @@ pub struct VerifyRows<'a> {
 }
 
 /// How one model differs from another. Field names are the keys of the JSON form.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
 pub struct Verification {
     /// [`VERIFICATION_SCHEMA`].
     pub schema: u32,
@@ -88,19 +91,25 @@ pub struct Verification {
 }
 
 /// One output.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
 pub struct OutputError {
     /// Its name.
     pub name: String,
     /// `None` if there is no difference at all.
     pub sqnr_db: Option<f64>,
     /// Cosine of the angle between the outputs of both models as vectors.
+    #[serde(deserialize_with = "number")]
     pub cosine: f64,
     /// Largest difference of two elements.
+    #[serde(deserialize_with = "number")]
     pub max_abs_error: f64,
     /// The same relative to the range of the float model's output.
+    #[serde(deserialize_with = "number")]
     pub max_relative_error: f64,
     /// Smallest and largest element in the float model.
+    #[serde(deserialize_with = "number")]
     pub range: (f64, f64),
     /// Of the vectors along the last axis, the part whose largest element is at the same place in both models: top-1
     /// agreement where the output is logits. `None` if there is no such axis of two or more elements.
@@ -109,12 +118,15 @@ pub struct OutputError {
     pub elements: u64,
 }
 
-/// Signal and error of one Linear.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+/// Signal and error of one Linear. Its JSON form has `sqnr_db` beside the two, which is `null` without error.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
 pub struct Energy {
     /// Σ r²
+    #[serde(deserialize_with = "number")]
     pub signal: f64,
     /// Σ (r − o)²
+    #[serde(deserialize_with = "number")]
     pub error: f64,
 }
 
@@ -141,7 +153,9 @@ impl Serialize for Energy {
 }
 
 /// One Linear of the float model.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
 pub struct LayerError {
     /// The name of its MatMul or Gemm.
     pub name: String,
@@ -165,6 +179,7 @@ pub struct LayerError {
 
 /// Why models cannot be compared.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum VerifyError {
     /// They take other inputs.
     #[error(
@@ -200,6 +215,27 @@ pub enum VerifyError {
 }
 
 /// Compares `quantized` with `float` on `rows`.
+///
+/// ```
+/// use onnx_osplus::calibrate::{Dataset, TractEngine};
+/// use onnx_osplus::onnx;
+/// use onnx_osplus::progress::NoProgress;
+/// use onnx_osplus::review::{VerifyOptions, VerifyRows, verify};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let float = onnx::load("models/tiny/model.onnx")?;
+/// // In place of the work of a quantizer: the same model.
+/// let other = float.clone();
+/// let data = Dataset::synthetic(&float)?;
+/// let (all, few) = (data.all(), data.few(512));
+/// let rows = VerifyRows { all: &all, few: few.as_ref() };
+/// let options = VerifyOptions::default();
+/// let found = verify(&float, &other, &rows, &TractEngine, &options, &NoProgress)?;
+/// assert!(found.below(100.0).is_empty());
+/// assert_eq!(found.outputs[0].sqnr_db, None, "no difference at all");
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// # Errors
 /// Inputs or outputs of the float model that the other does not have; whatever the engine refuses. That Linears cannot

@@ -69,7 +69,7 @@ fn quantized_linear() -> Model {
     )
 }
 
-fn names(view: &View, cut: &super::cut::Cut) -> (Vec<String>, Vec<String>) {
+fn names(view: &View, cut: &crate::graph::Cut) -> (Vec<String>, Vec<String>) {
     let nodes = cut.nodes.iter().map(|&n| view.node(n).output[0].clone());
     let fed = cut.fed.iter().map(|&v| view.name(v).to_owned());
     (nodes.collect(), fed.collect())
@@ -112,11 +112,14 @@ fn what_is_no_single_linear_is_not_cut_out() {
 fn quantized_linears_are_told_by_their_weights() {
     let model = quantized_linear();
     let found = quantized_linears(&View::new(&model));
-    assert_eq!(found.len(), 1);
-    let (weight, activation) = (found[0].weight.as_str(), found[0].activation.as_deref());
+    let [(node, linear)] = &found[..] else {
+        panic!("{found:?}");
+    };
+    assert_eq!(View::new(&model).op(*node), linear.op);
+    let (weight, activation) = (linear.weight.as_str(), linear.activation.as_deref());
     assert_eq!((weight, activation), ("INT8", Some("UINT8")));
     assert_eq!(
-        (found[0].granularity, found[0].dynamic),
+        (linear.granularity.as_str(), linear.dynamic),
         ("per-channel", false)
     );
     // A product of two quantized activations is no Linear, and a float weight is not quantized.

@@ -21,7 +21,7 @@ use crate::onnx::node::{int_attr, make_node};
 use crate::onnx::op;
 use crate::onnx::proto::NodeProto;
 use crate::onnx::{DataType, tensor};
-use crate::recognise::{Linear, LinearForm, Recognised};
+use crate::recognise::{Linear, LinearForm, LinearId, Recognised};
 use crate::rewrite::RewriteError;
 use crate::rewrite::linear::NewConstant;
 use crate::solve::QuantizedWeight;
@@ -40,7 +40,7 @@ pub enum IntegerProduct {
 }
 
 /// The operators by the numbers of their Linears.
-pub type IntegerProducts = BTreeMap<usize, IntegerProduct>;
+pub type IntegerProducts = BTreeMap<LinearId, IntegerProduct>;
 
 /// The patches that put integer operators in the place of the planned Linears, one per Linear; those without an entry in
 /// `products` are left in float.

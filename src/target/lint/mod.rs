@@ -18,15 +18,16 @@ mod tensorrt;
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Target;
 use crate::onnx::Model;
 use scope::{Scope, scopes};
 
 /// What a broken rule costs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Cost {
     /// The runtime refuses the file, at loading or at the first run.
     Rejected,
@@ -74,11 +75,14 @@ impl fmt::Display for Cost {
 }
 
 /// What a rule is about; it decides whose mistake a finding in our own output is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Subject {
     /// QuantizeLinear, DequantizeLinear and the products between them.
     Quantization,
     /// Operators, types and modes that the runtime does not have.
+    #[default]
     Graph,
 }
 
@@ -100,10 +104,11 @@ pub struct Rule {
 }
 
 /// One place where a rule is broken.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Finding {
     /// [`Rule::id`].
-    pub rule: &'static str,
+    pub rule: String,
     /// What it costs.
     pub cost: Cost,
     /// The node's name, or that of its first output; where it is inside of a subgraph, after the names of the nodes
@@ -114,11 +119,11 @@ pub struct Finding {
     /// What is wrong.
     pub message: String,
     /// [`Rule::mend`].
-    pub mend: &'static str,
+    pub mend: String,
     /// [`Rule::source`].
-    pub source: &'static str,
+    pub source: String,
     /// [`Rule::subject`].
-    #[serde(skip)]
+    #[serde(default)]
     pub subject: Subject,
 }
 
@@ -153,13 +158,13 @@ impl Hits<'_, '_> {
 
     fn push(&mut self, cost: Cost, node: String, operator: String, message: String) {
         self.findings.push(Finding {
-            rule: self.rule.id,
+            rule: self.rule.id.to_owned(),
             cost,
             node,
             operator,
             message,
-            mend: self.rule.mend,
-            source: self.rule.source,
+            mend: self.rule.mend.to_owned(),
+            source: self.rule.source.to_owned(),
             subject: self.rule.subject,
         });
     }
@@ -181,6 +186,16 @@ pub fn rules(target: Target) -> Vec<&'static Rule> {
 ///
 /// Calls of model-local functions are opened first, as the runtimes do; one that cannot be is looked at as an operator
 /// like any other. What cannot be known from the file (a shape, a scale that the caller gives) is no finding.
+///
+/// ```
+/// use onnx_osplus::onnx::{self, LoadError};
+/// use onnx_osplus::target::{Target, lint::lint};
+///
+/// let model = onnx::load("models/tiny/model.onnx")?;
+/// let fatal = lint(&model, Target::Portable).into_iter().find(|f| f.cost.is_fatal());
+/// assert_eq!(fatal, None);
+/// # Ok::<(), LoadError>(())
+/// ```
 pub fn lint(model: &Model, target: Target) -> Vec<Finding> {
     let mut findings = Vec::new();
     let graphs = scopes(model);

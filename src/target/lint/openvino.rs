@@ -36,7 +36,7 @@ pub(super) const RULES: &[Rule] = &[
         cost: Cost::Rejected,
         subject: Subject::Graph,
         source: "OpenVINO 2026.4.1 frontend, measured",
-        mend: "export in evaluation mode, or remove it with --clean",
+        mend: "export in evaluation mode, or have it removed (`clean`)",
         find: dropout,
     },
     Rule {

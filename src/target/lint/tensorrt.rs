@@ -25,7 +25,7 @@ pub(super) const RULES: &[Rule] = &[
         cost: Cost::Rejected,
         subject: Subject::Quantization,
         source: PARSER,
-        mend: "quantize symmetrically: int8 with zero point 0 (--target tensorrt or portable)",
+        mend: "quantize symmetrically: int8 with zero point 0 (target tensorrt or portable)",
         find: zero_point,
     },
     Rule {
@@ -125,7 +125,7 @@ pub(super) const RULES: &[Rule] = &[
         subject: Subject::Graph,
         source: "TensorRT-RTX 1.7.1 parser, measured",
         mend: "export with operators of ONNX: without ONNX Runtime's fusions, and with the decompositions of the \
-               exporter; --clean rewrites what exporters leave by mistake",
+               exporter; `clean` rewrites what exporters leave by mistake",
         find: parser::operator,
     },
     Rule {
@@ -134,7 +134,7 @@ pub(super) const RULES: &[Rule] = &[
         cost: Cost::Rejected,
         subject: Subject::Graph,
         source: "TensorRT-RTX 1.7.1 parser, measured",
-        mend: "export in evaluation mode, or remove it with --clean",
+        mend: "export in evaluation mode, or have it removed (`clean`)",
         find: parser::dropout,
     },
     Rule {
@@ -143,7 +143,7 @@ pub(super) const RULES: &[Rule] = &[
         cost: Cost::Rejected,
         subject: Subject::Graph,
         source: "TensorRT-RTX 1.7.1 parser, measured",
-        mend: "remove outputs that nothing reads, with --clean",
+        mend: "remove outputs that nothing reads (`clean`)",
         find: parser::outputs,
     },
     Rule {
@@ -161,7 +161,7 @@ pub(super) const RULES: &[Rule] = &[
         cost: Cost::Rejected,
         subject: Subject::Graph,
         source: "TensorRT-RTX 1.7.1 parser, measured",
-        mend: "fold the constants before exporting, or with --clean",
+        mend: "fold the constants before exporting, or have it done (`clean`)",
         find: parser::axes,
     },
     Rule {
@@ -170,7 +170,7 @@ pub(super) const RULES: &[Rule] = &[
         cost: Cost::Rejected,
         subject: Subject::Graph,
         source: "TensorRT-RTX 1.7.1 parser, measured",
-        mend: "store it as int32 or int64; one that nothing reads is removed by --clean",
+        mend: "store it as int32 or int64; one that nothing reads is removed by `clean`",
         find: parser::constant,
     },
     Rule {

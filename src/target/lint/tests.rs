@@ -79,7 +79,7 @@ fn model(graph: GraphProto, functions: Vec<FunctionProto>) -> Model {
     }
 }
 
-fn found(model: &Model) -> Vec<(&'static str, String)> {
+fn found(model: &Model) -> Vec<(String, String)> {
     let findings = lint(model, Target::Tensorrt);
     findings.into_iter().map(|f| (f.rule, f.node)).collect()
 }
@@ -95,7 +95,7 @@ fn a_pair_is_one_finding() {
     };
     assert_eq!(
         found(&model(graph, vec![])),
-        [("T1-zero-point", "q".to_owned())]
+        [("T1-zero-point".to_owned(), "q".to_owned())]
     );
 }
 
@@ -129,8 +129,8 @@ fn a_branch_is_looked_at_with_the_constants_around_it() {
     assert_eq!(
         found(&model(graph, vec![])),
         [
-            ("T1-zero-point", "if/then_branch/q".to_owned()),
-            ("T10-operator", "outside".to_owned()),
+            ("T1-zero-point".to_owned(), "if/then_branch/q".to_owned()),
+            ("T10-operator".to_owned(), "outside".to_owned()),
         ]
     );
 }

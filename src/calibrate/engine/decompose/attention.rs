@@ -23,11 +23,7 @@ const MASKED: f32 = -1e30;
 /// See the module.
 pub(super) fn attention(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outcome, EngineError> {
     let slot = |at: usize| node.input.get(at).filter(|name| !name.is_empty());
-    let shape = |at: usize| {
-        slot(at)
-            .and_then(|name| b.scope.shape(name))
-            .map(<[usize]>::to_vec)
-    };
+    let shape = |at: usize| slot(at).and_then(|name| b.scope.shape(name));
     let (Some(q), Some(k), Some(v)) = (slot(0), slot(1), slot(2)) else {
         return Ok(Outcome::Kept);
     };
@@ -156,7 +152,7 @@ fn biases(
     let mut all = Vec::new();
     if let Some(mask) = slot(3) {
         let boolean = b.scope.dtype(mask) == Some(DataType::Bool);
-        let known = b.scope.shape(mask).map(<[usize]>::to_vec);
+        let known = b.scope.shape(mask);
         let mut bias = if boolean {
             additive(b, mask)
         } else {

@@ -111,7 +111,7 @@ impl<'a, 'g> Build<'a, 'g> {
     /// # Errors
     /// It is not known before the model runs.
     pub(super) fn shape(&self, name: &str) -> Result<Vec<usize>, EngineError> {
-        let shape = self.scope.shape(name).map(<[usize]>::to_vec);
+        let shape = self.scope.shape(name);
         shape.ok_or_else(|| self.refused(format!("the shape of `{name}` is not known")))
     }
 

@@ -10,14 +10,11 @@ mod build;
 mod contrib;
 mod contrib_attention;
 mod contrib_rotary;
-mod known;
 mod narrow;
 mod quantized;
 mod scope;
 mod sequence;
-mod shapes;
 mod simple;
-mod values;
 
 use ndarray::ArrayD;
 

@@ -2,7 +2,6 @@
 //! ([`Scope::sequence`](super::scope::Scope::sequence)), so that only the tensors remain.
 
 use super::build::{Build, Outcome};
-use super::scope::Fact;
 use crate::calibrate::engine::error::EngineError;
 use crate::onnx::node::{attr_i, int_attr, make_node};
 use crate::onnx::op;
@@ -15,13 +14,8 @@ fn input(node: &NodeProto, slot: usize) -> Option<&str> {
 
 /// Makes the first output of `node` known as a sequence.
 fn define(node: &NodeProto, b: &mut Build<'_, '_>, tensors: Vec<String>) -> Outcome {
-    let sequence = Some(tensors);
     if let Some(name) = node.output.first() {
-        let fact = Fact {
-            sequence,
-            ..Fact::default()
-        };
-        b.scope.know(name, fact);
+        b.scope.know_sequence(name, tensors);
     }
     Outcome::Replaced
 }
@@ -58,7 +52,7 @@ pub(super) fn split(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outcome, 
     let Some(x) = input(node, 0) else {
         return Ok(Outcome::Kept);
     };
-    let shape = b.scope.shape(x).map(<[usize]>::to_vec);
+    let shape = b.scope.shape(x);
     let shape = shape.ok_or_else(|| b.refused("the shape of its input is not known in advance"))?;
     let axis = attr_i(node, "axis").unwrap_or(0);
     let from_front = usize::try_from(if axis < 0 {
@@ -71,7 +65,7 @@ pub(super) fn split(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outcome, 
     let lengths = match input(node, 1) {
         None => vec![1; length as usize],
         Some(split) => {
-            let scalar = b.scope.shape(split).is_some_and(<[usize]>::is_empty);
+            let scalar = b.scope.shape(split).is_some_and(|shape| shape.is_empty());
             match (b.scope.ints(split), scalar) {
                 (Some(part), true) if part[0] > 0 => {
                     let starts = (0..length).step_by(part[0] as usize);

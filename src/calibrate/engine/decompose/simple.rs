@@ -1,7 +1,6 @@
 //! Operators that become one or two others.
 
 use super::build::{Build, Outcome};
-use super::known::{Known, slices};
 use crate::calibrate::engine::error::EngineError;
 use crate::calibrate::engine::node::node_label;
 use crate::onnx::node::{attr, attr_f, attr_i, attr_s, float_attr, int_attr, tensor_attr};
@@ -27,14 +26,10 @@ pub(super) fn strided_slice(
     node: &NodeProto,
     b: &mut Build<'_, '_>,
 ) -> Result<Outcome, EngineError> {
-    let known = Known {
-        node,
-        scope: b.scope,
-    };
-    let strided = known
-        .ints(4)
-        .is_some_and(|steps| steps.iter().any(|step| *step != 1));
-    let axes = slices(known).filter(|axes| strided && axes.iter().all(|(_, i)| !i.is_empty()));
+    let steps = node.input.get(4).and_then(|name| b.scope.ints(name));
+    let strided = steps.is_some_and(|steps| steps.iter().any(|step| *step != 1));
+    let axes = b.scope.slices(node);
+    let axes = axes.filter(|axes| strided && axes.iter().all(|(_, i)| !i.is_empty()));
     let (Some(axes), Some(y)) = (axes, node.output.first()) else {
         return Ok(Outcome::Kept);
     };
@@ -103,7 +98,6 @@ pub(super) fn tensor_scatter(
     let (Some(cache), Some(new)) = shapes else {
         return Err(b.refused("the shapes of its inputs are not known in advance"));
     };
-    let (cache, new) = (cache.to_vec(), new.to_vec());
     let axis = attr_i(node, "axis").unwrap_or(-2);
     let at = if axis < 0 {
         axis + new.len() as i64

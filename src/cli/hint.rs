@@ -1,0 +1,113 @@
+//! What to do about an error on the command line. The library's errors speak of its settings; here they get their flags.
+
+use onnx_osplus::rewrite::RewriteError;
+use onnx_osplus::{Error, OptionsError};
+
+/// The flags that help, if there are any.
+pub(super) fn hint(error: &Error) -> Option<String> {
+    const EXCLUDE: &str = "--exclude REGEX leaves Linears in float";
+    let hint = match error {
+        Error::Options(error) => return usage(error),
+        Error::NotFinite { .. } | Error::Rewrite(RewriteError::Overflow { .. }) => {
+            EXCLUDE.to_owned()
+        }
+        Error::Lint { target, .. } => {
+            format!("{EXCLUDE}; the target was --target {target}")
+        }
+        Error::Rounding { .. } | Error::FloatCheck { .. } => {
+            format!("--method none migrates nothing; {EXCLUDE}")
+        }
+        Error::MinSqnr { wanted, .. } => format!(
+            "--keep-float allows more in float, --min-sqnr asked for {wanted} dB, --weight-bits and --activation-bits give more bits"
+        ),
+        _ => return None,
+    };
+    Some(hint)
+}
+
+/// Which flags contradict each other.
+fn usage(error: &OptionsError) -> Option<String> {
+    let hint = match error {
+        OptionsError::NothingSaturates { target } => {
+            format!("--reduce-range has no use with --target {target}")
+        }
+        OptionsError::FormatRefused { format, target, .. } => {
+            format!("--format {format} needs --target ort; with --target {target} use --format qdq")
+        }
+        OptionsError::QuantizesNothing { format, setting } => {
+            let flag = match *setting {
+                "keep_float" => "--keep-float",
+                "min_sqnr_db" => "--min-sqnr",
+                "attention" => "--attention int8",
+                _ => return None,
+            };
+            format!("{flag} has no meaning with --format {format}")
+        }
+        OptionsError::NoQdqWeights { format } => {
+            format!("--weights-as-float-qdq needs --format qdq, not {format}")
+        }
+        OptionsError::MinSqnr(_) => "--min-sqnr takes a number such as 25".to_owned(),
+        _ => return None,
+    };
+    Some(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use onnx_osplus::target::Target;
+    use onnx_osplus::{AttentionMode, Format, KeepFloat, Options};
+
+    #[test]
+    fn every_contradiction_of_flags_names_them() {
+        let base = Options::default;
+        let asked = [
+            (
+                Options {
+                    target: Target::Tensorrt,
+                    reduce_range: true,
+                    ..base()
+                },
+                ["--reduce-range", "--target tensorrt"],
+            ),
+            (
+                Options {
+                    target: Target::Openvino,
+                    format: Format::QOperator,
+                    ..base()
+                },
+                ["--format qoperator", "--target openvino"],
+            ),
+            (
+                Options {
+                    format: Format::Float,
+                    keep_float: Some(KeepFloat::Linears(2)),
+                    ..base()
+                },
+                ["--keep-float", "--format float"],
+            ),
+            (
+                Options {
+                    format: Format::Float,
+                    min_sqnr_db: Some(20.0),
+                    ..base()
+                },
+                ["--min-sqnr", "--format float"],
+            ),
+            (
+                Options {
+                    format: Format::Float,
+                    attention: AttentionMode::Int8,
+                    ..base()
+                },
+                ["--attention int8", "--format float"],
+            ),
+        ];
+        for (options, flags) in asked {
+            let error = Error::from(options.validate().unwrap_err());
+            assert!(!error.to_string().contains("--"), "{error}");
+            let hint = hint(&error).unwrap();
+            assert!(flags.iter().all(|flag| hint.contains(flag)), "{hint}");
+        }
+    }
+}

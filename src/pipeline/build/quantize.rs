@@ -1,0 +1,82 @@
+//! Q/DQ, or integer operators, at every Linear that a plan computes with integers.
+
+use oxc_index::index_vec;
+
+use super::super::plan::Plan;
+use super::products::integer_products;
+use super::refine::Refinement;
+use super::source::{Source, recognised};
+use crate::error::Error;
+use crate::graph::Names;
+use crate::graph::branches::FlatModel;
+use crate::options::Format;
+use crate::recognise::Recognised;
+use crate::rewrite::{self, Activation, QuantizePlan, RewriteError};
+
+/// The migrated model with integers at the Linears of the plan, and biases corrected.
+///
+/// # Errors
+/// A constant that cannot be read.
+pub(super) fn quantize(
+    source: Source,
+    mut model: FlatModel,
+    plan: &Plan,
+    refinement: &Refinement,
+) -> Result<FlatModel, Error> {
+    let mut found = recognised(&model, source.calibrated);
+    let wanted = |(l, _): &&(_, _)| plan.quantizes(*l);
+    let corrections = refinement.corrections.iter().filter(wanted);
+    let corrections: Vec<_> = corrections.cloned().collect();
+    if !corrections.is_empty() {
+        let mut names = Names::new(model.as_model());
+        let patches = rewrite::correct_biases(&model.view(), &found, &corrections, &mut names)?;
+        model.apply(patches).map_err(RewriteError::from)?;
+        // The biases may be other constants now.
+        found = recognised(&model, source.calibrated);
+    }
+    let view = model.view();
+    let what = quantize_plan(source, &found, plan, refinement);
+    let mut names = Names::new(model.as_model());
+    let patches = match plan.format {
+        Format::QOperator => {
+            let products = integer_products(source, &view, &found, plan);
+            rewrite::quantize_as_operators(&view, &found, &what, &products, &mut names)?
+        }
+        Format::Qdq | Format::Float => rewrite::quantize(&view, &found, &what, &mut names)?,
+    };
+    drop(view);
+    model.apply(patches).map_err(RewriteError::from)?;
+    Ok(model)
+}
+
+/// What the rewriter has to know of every Linear.
+fn quantize_plan(
+    source: Source,
+    found: &Recognised,
+    plan: &Plan,
+    refinement: &Refinement,
+) -> QuantizePlan {
+    let options = source.options;
+    let mut activations = index_vec![None; found.linears.len()];
+    for ((_, row), site) in source.calibrated.prepared.sites.iter().zip(&plan.sites) {
+        let (Some(stats), Some(site)) = (&row.statistics, site) else {
+            continue;
+        };
+        let (low, high) = site.range;
+        let params = options.activation().params(low, high);
+        let readers = row.site.linears.iter().zip(&row.site.ranks);
+        for (&l, rank) in readers.filter(|(l, _)| plan.quantizes(**l)) {
+            activations[l] = Some(Activation {
+                params,
+                rank: rank.unwrap_or(stats.rank),
+            });
+        }
+    }
+    QuantizePlan {
+        activations,
+        weight: options.weight(),
+        storage: options.weight_storage,
+        rounded: refinement.rounded.clone(),
+        profile: options.profile(),
+    }
+}

@@ -1,0 +1,161 @@
+//! Integers and biases that are better than rounding to the nearest, where tokens of the other half confirm it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ndarray::{Array2, s};
+use rayon::prelude::*;
+
+use super::super::plan::{Plan, Rounding, SitePlan};
+use super::super::sites::{SiteId, SiteRow};
+use super::source::{Source, recognised};
+use crate::graph::View;
+use crate::graph::branches::FlatModel;
+use crate::recognise::{Linear, LinearId, Recognised};
+use crate::rewrite::Rounded;
+use crate::solve::correction::{Means, correction, means};
+use crate::solve::feedback::{Feedback, output_error};
+use crate::solve::quantize_weight;
+
+/// Tokens, about, on which error feedback must be better.
+const CONFIRMED_BY: usize = 128;
+
+/// Output columns up to which weights are rounded with error feedback: beyond is the Linear of a vocabulary.
+const WIDEST: usize = 16384;
+
+/// What makes the quantization of a migrated model better than rounding to the nearest.
+#[derive(Default)]
+pub(crate) struct Refinement {
+    /// Weights in integers; those that are missing are rounded to the nearest.
+    pub rounded: Rounded,
+    /// What is added to biases, so that quantization keeps the mean of the outputs.
+    pub corrections: Vec<(LinearId, Vec<f32>)>,
+}
+
+/// What the weights of one model are rounded by.
+struct Refine<'a> {
+    source: Source<'a>,
+    plan: &'a Plan,
+    /// Of the migrated model.
+    view: View<'a>,
+    found: &'a Recognised,
+}
+
+impl Refinement {
+    /// That of a migrated model; nothing for a plan that rounds to the nearest.
+    pub fn of(source: Source, migrated: &FlatModel, plan: &Plan) -> Refinement {
+        if plan.rounding == Rounding::Nearest {
+            return Refinement::default();
+        }
+        let refine = Refine {
+            source,
+            plan,
+            view: migrated.view(),
+            found: &recognised(migrated, source.calibrated),
+        };
+        let rounded = refine.weights();
+        Refinement {
+            corrections: refine.corrections(&rounded),
+            rounded,
+        }
+    }
+}
+
+impl Refine<'_> {
+    /// The sites of the plan.
+    fn sites(&self) -> impl Iterator<Item = (SiteId, &SiteRow, &SitePlan)> {
+        let rows = self.source.calibrated.prepared.sites.iter();
+        let planned = rows.zip(&self.plan.sites);
+        planned.filter_map(|((id, row), plan)| Some((id, row, plan.as_ref()?)))
+    }
+
+    /// The weights rounded with error feedback, where that is better on tokens of the other half.
+    fn weights(&self) -> Rounded {
+        // Linears that share a weight share its integers: the first decides.
+        let key = |l: &Linear| (self.view.derivation(l.weight), format!("{:?}", l.form));
+        let mut first: BTreeMap<_, LinearId> = BTreeMap::new();
+        for (l, linear) in self.found.linears.iter_enumerated() {
+            first.entry(key(linear)).or_insert(l);
+        }
+        let decides = |l: LinearId| first.get(&key(&self.found.linears[l])) == Some(&l);
+        let sites: Vec<_> = self.sites().collect();
+        let round = |&(id, row, plan): &(SiteId, &SiteRow, &SitePlan)| {
+            let linears = row.linears.iter().copied();
+            let linears: Vec<LinearId> = linears
+                .filter(|&l| decides(l) && self.found.linears[l].n <= WIDEST)
+                .collect();
+            self.weights_of_site(id, plan, &linears).unwrap_or_default()
+        };
+        let rounded: Vec<Vec<_>> = sites.par_iter().map(round).collect();
+        let mut rounded: Rounded = rounded.into_iter().flatten().collect();
+        for (l, linear) in self.found.linears.iter_enumerated() {
+            if let Some(shared) = rounded.get(&first[&key(linear)]).cloned() {
+                rounded.insert(l, shared);
+            }
+        }
+        rounded
+    }
+
+    /// Those of some Linears of one site; `None` if there are no tokens to round by.
+    fn weights_of_site(
+        &self,
+        id: SiteId,
+        plan: &SitePlan,
+        linears: &[LinearId],
+    ) -> Option<Vec<(LinearId, Arc<crate::solve::QuantizedWeight>)>> {
+        // What is shared is rounded for the tokens of all.
+        let stats = self.source.calibrated.prepared.sites.joint_statistics(id)?;
+        if linears.is_empty() {
+            return None;
+        }
+        let spec = self.source.options.weight();
+        let biases = linears.iter().map(|&l| self.found.linears[l].bias);
+        let centred = biases.into_iter().all(|bias| bias.is_some());
+        let tokens = |i: usize| plan.transform.tokens(&stats.folds[i].sample, centred);
+        let (fit, other) = (tokens(0), tokens(1));
+        let feedback = Feedback::new(&fit).filter(|_| other.nrows() > 0)?;
+        // It is better by 1 dB and more, or not: some tokens tell.
+        let every = (other.nrows() / CONFIRMED_BY).max(1);
+        let other: Array2<f32> = other
+            .slice_move(s![..;every, ..])
+            .as_standard_layout()
+            .into_owned();
+        let round = |&l: &LinearId| {
+            let w = self.found.linears[l].load_weight(&self.view)?;
+            let nearest = quantize_weight(w.view(), &spec);
+            let better = feedback.quantize(w.view(), &spec);
+            let error = |q| output_error(&other, w.view(), q);
+            let best = if error(&better) < error(&nearest) {
+                better
+            } else {
+                nearest
+            };
+            Some((l, Arc::new(best)))
+        };
+        Some(linears.iter().filter_map(round).collect())
+    }
+
+    /// What to add to the biases of Linears, so that quantization keeps the mean of their outputs.
+    fn corrections(&self, rounded: &Rounded) -> Vec<(LinearId, Vec<f32>)> {
+        let mut jobs = Vec::new();
+        for (_, row, plan) in self.sites() {
+            let Some(stats) = &row.statistics else {
+                continue;
+            };
+            let (low, high) = plan.range;
+            let params = self.source.options.activation().params(low, high);
+            let means = [0, 1].map(|i| means(&stats.folds[i].sample, &plan.transform, &params));
+            let linears = row.linears.iter();
+            let with_bias = linears.filter(|&&l| self.found.linears[l].bias.is_some());
+            jobs.extend(with_bias.map(|&l| (l, means.clone())));
+        }
+        let weight = self.source.options.weight();
+        let correct = |(l, means): &(LinearId, [Means; 2])| {
+            let w = self.found.linears[*l].load_weight(&self.view)?;
+            let nearest = || Arc::new(quantize_weight(w.view(), &weight));
+            let quantized = rounded.get(l).cloned().unwrap_or_else(nearest);
+            Some((*l, correction(w.view(), &quantized, means)?))
+        };
+        jobs.par_iter().filter_map(correct).collect()
+    }
+}

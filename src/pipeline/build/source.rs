@@ -1,0 +1,25 @@
+//! What models are made from.
+
+use super::super::calibrate::Calibrated;
+use crate::graph::branches::FlatModel;
+use crate::options::Options;
+use crate::recognise::{Recognised, recognise};
+
+/// What models are made from.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    pub options: &'a Options,
+    pub calibrated: &'a Calibrated,
+}
+
+/// What is recognised in a migrated model, which has the Linears of the original in the same order: migration changes
+/// constants and adds nodes, no more.
+pub(super) fn recognised(migrated: &FlatModel, calibrated: &Calibrated) -> Recognised {
+    let mut found = recognise(&migrated.view());
+    // The weights are in float32 on their way to integers, whatever the type of the file.
+    let originals = &calibrated.prepared.found.linears;
+    for (linear, original) in found.linears.iter_mut().zip(originals) {
+        linear.dtype = original.dtype;
+    }
+    found
+}

@@ -1,0 +1,160 @@
+//! The second value of a run: what data shows of the model.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::job::Job;
+use super::judge::rows::Rows;
+use super::prepare::Prepared;
+use super::responses::{Responses, Sequences};
+use crate::calibrate::{Batch, ChannelStats, Keep, Kept, StatOptions, Statistics, statistics_and};
+use crate::error::Error;
+use crate::options::Format;
+use crate::recognise::{LinearForm, LinearId};
+use crate::solve::Method;
+
+/// A prepared model with the statistics of its sites; nothing in it changes from here on.
+pub(crate) struct Calibrated {
+    /// The rows of its sites have statistics and groups.
+    pub prepared: Prepared,
+    /// Extremes of x W of the Linears whose output may have to be quantized, for `Format::QOperator`.
+    pub products: BTreeMap<LinearId, ChannelStats>,
+    /// What a reader should know.
+    pub notes: Vec<String>,
+}
+
+impl Calibrated {
+    /// Runs the calibration rows.
+    ///
+    /// # Errors
+    /// What the engine refuses; that no Linear to quantize is left.
+    pub fn new(
+        job: &Job,
+        mut prepared: Prepared,
+        rows: &Rows,
+    ) -> Result<(Calibrated, Sequences), Error> {
+        let products = match job.options.format {
+            Format::QOperator => product_names(&prepared),
+            Format::Qdq | Format::Float => BTreeMap::new(),
+        };
+        let mut notes = Vec::new();
+        let run = Run {
+            job,
+            prepared: &prepared,
+            rows: &rows.calibration,
+            products: &products,
+        };
+        let (statistics, sequences) = run.statistics(rows.sequences.clone(), &mut notes)?;
+        let of_product = |(l, name): (LinearId, String)| Some((l, statistics.get(&name)?.clone()));
+        let products = products.into_iter().filter_map(of_product).collect();
+        prepared.sites.observe(statistics);
+        let Prepared {
+            model,
+            found,
+            sites,
+            skipped,
+            ..
+        } = &mut prepared;
+        let silent = sites.join_shared(&model.view(), found, job.options.extra_nodes);
+        for branch in silent {
+            let name = &branch.branch;
+            let why = format!("no calibration data takes the {name}, and no other has its weight");
+            for &l in &branch.left {
+                skipped[l].get_or_insert(why.clone());
+            }
+            notes.push(format!(
+                "no calibration data takes the {name}: {} of its Linears take the decisions of those with the same \
+                 weights, {} stay in float",
+                branch.taken,
+                branch.left.len()
+            ));
+        }
+        prepared.check_any()?;
+        job.clock.finish("calibrate");
+        let calibrated = Calibrated {
+            prepared,
+            products,
+            notes,
+        };
+        Ok((calibrated, sequences))
+    }
+}
+
+/// The names of x W of the Linears whose output may have to be quantized. (A Gemm's output stays in float.)
+fn product_names(prepared: &Prepared) -> BTreeMap<LinearId, String> {
+    let view = prepared.model.view();
+    let selected = prepared.sites.iter().flat_map(|(_, row)| &row.linears);
+    let name = |&l: &LinearId| {
+        let linear = &prepared.found.linears[l];
+        let product = view.output(linear.node, 0);
+        product
+            .filter(|_| linear.form == LinearForm::MatMul)
+            .map(|p| (l, view.name(p).to_owned()))
+    };
+    selected.filter_map(name).collect()
+}
+
+/// One calibration run.
+struct Run<'a> {
+    job: &'a Job<'a>,
+    prepared: &'a Prepared,
+    rows: &'a [Batch],
+    products: &'a BTreeMap<LinearId, String>,
+}
+
+impl Run<'_> {
+    /// Statistics of every value whose Linears are to be quantized; what the blocks read and give is kept on the way.
+    fn statistics(
+        &self,
+        sequences: Option<Batch>,
+        notes: &mut Vec<String>,
+    ) -> Result<(Statistics, Sequences), Error> {
+        let (values, options) = self.wanted();
+        let kept = match self.job.options.method {
+            Method::OsPlus => Responses::wanted(self.prepared),
+            Method::SmoothQuant { .. } | Method::None => Vec::new(),
+        };
+        let keep = sequences.as_ref().map(|batch| Keep {
+            batch,
+            values: &kept,
+        });
+        let run = |keep: Option<Keep>| {
+            let (engine, model) = (self.job.engine, self.prepared.model.as_model());
+            let progress = self.job.progress;
+            statistics_and(engine, model, self.rows, &values, &options, keep, progress)
+        };
+        let (statistics, kept) = match run(keep) {
+            Err(error) if !kept.is_empty() => {
+                // What only the loss needs must not stop a run.
+                let (statistics, _) = run(None)?;
+                notes.push(format!(
+                    "the loss is that of the Linears' outputs everywhere: {error}"
+                ));
+                (statistics, Kept::new())
+            }
+            result => result?,
+        };
+        let batch = sequences.filter(|_| !kept.is_empty());
+        Ok((statistics, Sequences { batch, kept }))
+    }
+
+    /// The values to be measured, and how.
+    fn wanted(&self) -> (Vec<String>, StatOptions) {
+        let sites = self.prepared.sites.iter();
+        let sites = sites.filter(|(_, row)| !row.linears.is_empty());
+        let mut values: Vec<String> = sites.clone().map(|(_, row)| row.name.clone()).collect();
+        let products = self.products.values().filter(|v| !values.contains(v));
+        let extremes_only: BTreeSet<String> = products.cloned().collect();
+        values.extend(extremes_only.iter().cloned());
+        let found = &self.prepared.found;
+        let transposed = sites.filter(|(_, row)| row.selected(found).any(|l| !l.channels_last()));
+        let options = self.job.options;
+        let options = StatOptions {
+            sample_tokens: options.sample_tokens,
+            seed: options.seed,
+            threads: options.threads,
+            channels_first: transposed.map(|(_, row)| row.name.clone()).collect(),
+            extremes_only,
+        };
+        (values, options)
+    }
+}

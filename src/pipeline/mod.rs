@@ -1,0 +1,127 @@
+//! A run, as values: each step takes what the one before it made, and changes nothing behind itself.
+//!
+//! ```text
+//! Prepared ─▶ Calibrated ─▶ Plan ─▶ Judge ─ Measured ─ strategies ─▶ Measured ─▶ Report
+//! model,      statistics     every          model and     other plans    what is
+//! sites       of the sites   decision       its outputs                  written
+//! ```
+//!
+//! [`run`] tells this in one function.
+
+mod anatomy;
+mod build;
+mod calibrate;
+mod inspect;
+mod job;
+mod judge;
+mod lint;
+mod plan;
+mod prepare;
+mod report;
+mod responses;
+mod search;
+mod sites;
+mod strategy;
+mod verdict;
+
+use crate::calibrate::{Dataset, Engine, with_threads};
+use crate::error::Error;
+use crate::onnx::Model;
+use crate::options::{Format, Options};
+use crate::progress::Progress;
+use crate::review::Report;
+use crate::solve::Method;
+
+pub use anatomy::anatomy;
+pub use inspect::{Inspection, inspect};
+
+use build::Source;
+use calibrate::Calibrated;
+use job::{Clock, Job};
+use judge::rows::Rows;
+use judge::{HeldOut, Judge, Measured};
+use plan::Plan;
+use prepare::Prepared;
+use strategy::Wish;
+
+/// Migrates and quantizes `original` by what `data` shows of its activations.
+///
+/// Returns the new model and the account of what was done to it. The float model after migration has been compared
+/// with the original, and the result with plain min-max quantization, on data that set none of its ranges if there is
+/// enough. No more threads work than [`Options::threads`] says.
+///
+/// # Errors
+/// Whatever makes a sound result impossible: see [`Error`]. `original` is never changed.
+pub fn run(
+    original: &Model,
+    data: &Dataset,
+    engine: &dyn Engine,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<(Model, Report), Error> {
+    with_threads(options.threads, || {
+        let engine = engine.sharing();
+        let clock = Clock::start();
+        let job = Job {
+            original,
+            engine: engine.as_ref(),
+            options,
+            progress,
+            clock: &clock,
+        };
+        let rows = Rows::of(data, options);
+        let prepared = Prepared::new(&job, &rows.small)?;
+        let (calibrated, sequences) = Calibrated::new(&job, prepared, &rows)?;
+        let plan = Plan::search(&job, &calibrated, sequences);
+        let source = Source {
+            options,
+            calibrated: &calibrated,
+        };
+        let mut judge = HeldOut::new(&job, source, &rows);
+        let mut written = best_plan(&job, source, plan, &mut judge)?;
+        let float_check = strategy::conclude(&mut written, &mut judge)?;
+        let result = written.model.unflatten();
+        let findings = lint::lint(&job, &result)?;
+        let account = report::Account {
+            job: &job,
+            data,
+            rows: &rows,
+            calibrated: &calibrated,
+            written: &written,
+            judged_on: judge.judged_on(),
+            plain: judge.plain().map(|plain| &plain.outputs[..]),
+            float_check,
+            findings,
+        };
+        Ok((result, account.report()))
+    })?
+}
+
+/// What is to be written: the plan that the search has found, or a better one that a strategy knows.
+fn best_plan(
+    job: &Job,
+    source: Source,
+    plan: Plan,
+    judge: &mut dyn Judge,
+) -> Result<Measured, Error> {
+    let sites = &source.calibrated.prepared.sites;
+    let unmigrated = |site| search::solve_unmigrated(job, source.calibrated, site);
+    let plan = strategy::make_exact(plan, sites, &unmigrated, judge)?;
+    if job.options.format == Format::Float {
+        return judge::measure(judge, plan);
+    }
+    let plain = (job.options.method != Method::None).then(|| plan.plain(sites));
+    let reaches = source.calibrated.prepared.reaches();
+    let written = strategy::open(plan, plain, judge)?;
+    let written = strategy::widen_if_below(written, judge)?;
+    let units = strategy::units(&written.plan, sites, &reaches);
+    let written = strategy::drop_what_hurts(written, &units, judge)?;
+    let units = strategy::units(&written.plan, sites, &reaches);
+    let wish = Wish {
+        budget: job.options.keep_float,
+        min_sqnr_db: job.options.min_sqnr_db,
+    };
+    let written = strategy::keep_float(written, wish, (sites, &units), judge)?;
+    let written = strategy::quantize_attention(written, job.options, judge)?;
+    strategy::compare_with_qdq(written, judge)
+}

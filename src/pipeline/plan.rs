@@ -1,0 +1,223 @@
+//! A plan: every decision of a run, as data. Nothing else says what is written.
+//!
+//! A strategy makes another plan from one; [`super::build`] makes a model of a plan, and no decision of its own.
+
+use oxc_index::IndexVec;
+use serde::{Deserialize, Serialize};
+
+use super::sites::{SiteId, SiteTable};
+use crate::options::Format;
+use crate::recognise::LinearId;
+use crate::site::{ResponseKind, Site};
+use crate::solve::{Migration, Solution};
+
+/// Every decision of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Plan {
+    /// What is written.
+    pub format: Format,
+    /// Per site; `None` where nothing is known of the value, or no Linear is to be quantized.
+    pub sites: IndexVec<SiteId, Option<SitePlan>>,
+    /// Per Linear.
+    pub linears: IndexVec<LinearId, Precision>,
+    /// How weights become integers, and whether biases take up the mean errors.
+    pub rounding: Rounding,
+    /// Per attention, in graph order; empty until it has been decided: then all are in float.
+    pub attention: Vec<AttentionPlan>,
+    /// What a reader should know of how the plan came about.
+    pub notes: Vec<String>,
+}
+
+/// The decision for one site.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct SitePlan {
+    /// What the search found, used or not.
+    pub found: Solution,
+    /// The block whose response the loss was measured at, if it was.
+    pub response: Option<ResponseKind>,
+    /// x' = (x − z) / s.
+    pub transform: Migration,
+    /// What x' is quantized with: its smallest and largest value.
+    pub range: (f32, f32),
+    /// The factor by which `range` is wider than what calibration saw of x'.
+    pub margin: f32,
+    /// Why `found` is not what is done.
+    pub dropped: Option<Dropped>,
+}
+
+/// Why plain min-max is written for a site although the search had decided otherwise.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Dropped {
+    /// The outputs on held-out rows are better without it.
+    Validation(String),
+    /// Plain min-max is better for the whole model.
+    PlainIsBetter,
+    /// All of its Linears are left in float.
+    InFloat,
+}
+
+impl Dropped {
+    /// The reason in words.
+    pub fn reason(&self) -> &str {
+        match self {
+            Dropped::Validation(reason) => reason,
+            Dropped::PlainIsBetter => "plain min-max was better for the whole model",
+            Dropped::InFloat => "all of its Linears are left in float",
+        }
+    }
+}
+
+/// How one Linear is computed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Precision {
+    /// With integers of the bits that the options say.
+    Integer,
+    /// In float, for this reason.
+    Float(String),
+}
+
+/// How the weights of a plan are rounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Rounding {
+    /// To the nearest integer, nothing else: plain min-max quantization and the comparison methods.
+    Nearest,
+    /// With error feedback where tokens of the other half confirm it, and the mean errors taken off the biases.
+    Refined,
+}
+
+/// The decision for one attention.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct AttentionPlan {
+    /// The name of its Softmax, or of the operator that computes it as a whole.
+    pub softmax: String,
+    /// The names of the MatMuls of Q Kᵀ and P V; none where they were not found.
+    pub products: Vec<String>,
+    /// Int8, or float for a reason.
+    pub precision: Precision,
+    /// What Q, Kᵀ and V were measured to be, if they were.
+    pub ranges: Option<AttentionRanges>,
+    /// Whether the guard `Where(IsNaN(P), 0, P)` goes; `None` if there is none, or it is in float.
+    pub guard: Option<Guard>,
+    /// The type that Q/DQ is written in.
+    pub dtype: AttentionType,
+}
+
+/// Ranges of Q, Kᵀ and V as their products read them.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct AttentionRanges {
+    pub query: (f32, f32),
+    pub key: (f32, f32),
+    pub value: (f32, f32),
+    /// Whether no row was without keys, padding included: then a guard against NaN did nothing.
+    pub no_nan: bool,
+}
+
+/// What becomes of a guard against NaN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Guard {
+    /// It stays.
+    Kept,
+    /// It is left out: the target is stopped by it, and no calibration row needs it.
+    Dropped,
+}
+
+/// The type of the scales of an attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum AttentionType {
+    /// float32, between Casts where the model has another type.
+    Float32,
+    /// float16, because the target's fused kernel wants all of it in that.
+    Float16,
+}
+
+impl SitePlan {
+    /// What the search found, to be done.
+    pub fn of(found: Solution, response: Option<ResponseKind>) -> SitePlan {
+        SitePlan {
+            response: response.filter(|_| found.at_response),
+            transform: Migration {
+                shift: found.shift.clone(),
+                scale: found.scale.clone(),
+            },
+            range: found.range,
+            margin: found.margin,
+            dropped: None,
+            found,
+        }
+    }
+
+    /// Plain min-max in its place.
+    pub fn drop(&mut self, why: Dropped) {
+        self.transform = Migration::default();
+        self.range = self.found.range_before;
+        self.margin = 1.0;
+        self.dropped = Some(why);
+    }
+
+    /// Whether anything is folded.
+    pub fn migrates(&self) -> bool {
+        self.transform != Migration::default()
+    }
+
+    /// Whether this is plain min-max quantization.
+    pub fn is_plain(&self) -> bool {
+        !self.migrates() && self.range == self.found.range_before
+    }
+}
+
+impl Plan {
+    /// The Linears that are computed with integers.
+    pub fn quantizes(&self, linear: LinearId) -> bool {
+        self.format.quantizes() && self.linears[linear] == Precision::Integer
+    }
+
+    /// Plain min-max quantization of the same Linears: what every other plan competes with.
+    pub fn plain(&self, sites: &SiteTable) -> Plan {
+        let mut plain = Plan {
+            rounding: Rounding::Nearest,
+            attention: Vec::new(),
+            ..self.clone()
+        };
+        for (id, site) in plain.sites.iter_mut_enumerated() {
+            if let Some(site) = site {
+                site.drop(Dropped::PlainIsBetter);
+                site.range = sites.row(id).min_max().unwrap_or(site.range);
+            }
+        }
+        plain
+    }
+
+    /// Whether this is [`Plan::plain`], because that was better.
+    pub fn is_all_plain(&self) -> bool {
+        let plain = |site: &SitePlan| site.dropped == Some(Dropped::PlainIsBetter);
+        self.rounding == Rounding::Nearest && self.sites.iter().flatten().any(plain)
+    }
+
+    /// How many sites are migrated; `sites` are those of the plan.
+    pub fn migrated<'a>(&self, sites: impl Iterator<Item = &'a Site>) -> usize {
+        let planned = self.sites.iter().zip(sites);
+        let migrates = |(plan, site): &(&Option<SitePlan>, &Site)| {
+            site.has_sink() && plan.as_ref().is_some_and(SitePlan::migrates)
+        };
+        planned.filter(migrates).count()
+    }
+
+    /// Whether the float model of both is the same, constants included.
+    pub fn folds_like(&self, other: &Plan) -> bool {
+        let transform = |site: &Option<SitePlan>| site.as_ref().map(|s| s.transform.clone());
+        let sites = self.sites.iter().zip(&other.sites);
+        self.format.quantizes() == other.format.quantizes()
+            && self.linears == other.linears
+            && sites
+                .into_iter()
+                .all(|(a, b)| transform(a).unwrap_or_default() == transform(b).unwrap_or_default())
+    }
+
+    /// The plan with all attention in float.
+    pub fn without_attention(&self) -> Plan {
+        Plan {
+            attention: Vec::new(),
+            ..self.clone()
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! The first value of a run: the model in the form that is recognised, and what was found in it.
+
+mod changes;
+mod inline;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use oxc_index::IndexVec;
+
+use super::job::Job;
+use super::sites::{SiteId, SiteTable};
+use crate::calibrate::{Batch, shapes};
+use crate::error::Error;
+use crate::graph::branches::FlatModel;
+use crate::graph::{self, Names, NodeId, Use, ValueId, View, opset};
+use crate::onnx::Model;
+use crate::options::Format;
+use crate::recognise::{Linear, LinearId, Recognised, recognise};
+use crate::rewrite;
+use crate::site::{Sink, find_sites, wanted_shapes};
+use crate::target::MIN_OPSET;
+use changes::Changes;
+
+/// Why a Linear is left in float that no input of the model reaches, as one over an embedding of relative positions.
+const COMPUTED_ONCE: &str =
+    "its input is the same in every run, so runtimes compute it once, when they load the model";
+
+/// What a run works on.
+pub(crate) struct Prepared {
+    /// Raised to [`MIN_OPSET`], functions and operators that hold Linears opened, branches in the list.
+    pub model: FlatModel,
+    /// Norms, Linears and near misses of `model`.
+    pub found: Recognised,
+    /// The values that Linears read.
+    pub sites: SiteTable,
+    /// Why a Linear cannot be quantized; `None` if it can.
+    pub skipped: IndexVec<LinearId, Option<String>>,
+    /// What was done to the graph to get here, and what could not be.
+    pub changes: Changes,
+}
+
+impl Prepared {
+    /// The model ready to be recognised and what is found in it: norms, Linears and sites, and which Linears are to be
+    /// quantized. `small` are two rows of the data, by whose shapes sinks are traced.
+    ///
+    /// # Errors
+    /// Options that do not go together; an operator set that cannot be raised; no Linear to quantize; NaN or infinity in a
+    /// constant of one that is, or of the norm before it; what the engine refuses.
+    pub fn new(job: &Job, small: &[Batch]) -> Result<Prepared, Error> {
+        job.options.validate()?;
+        graph::check(job.original)?;
+        let mut changes = Changes::default();
+        let model = clean(job, &mut changes)?;
+        let model = raise_opset(job, model, &mut changes)?;
+        let model = take_apart(job, model, &mut changes)?;
+        let prepared = recognise_all(job, model, small, changes)?;
+        job.clock.finish("recognise");
+        Ok(prepared)
+    }
+
+    /// For each site the graph outputs, by their numbers, that depend on its Linears.
+    pub fn reaches(&self) -> IndexVec<SiteId, BTreeSet<usize>> {
+        let view = self.model.view();
+        let reach = |(_, row): (SiteId, &super::sites::SiteRow)| {
+            let linears = row.site.linears.iter();
+            reachable(&view, linears.map(|&l| self.found.linears[l].node))
+        };
+        self.sites.iter().map(reach).collect()
+    }
+
+    /// Refuses to go on without a Linear to quantize.
+    pub fn check_any(&self) -> Result<(), Error> {
+        if self.skipped.iter().all(Option::is_some) {
+            return Err(Error::NothingToQuantize(self.nothing_because()));
+        }
+        Ok(())
+    }
+
+    /// NaN and infinity are looked for here, before the model is run: there they would appear somewhere downstream,
+    /// under the name of a value that no one can trace.
+    fn check_constants(&self) -> Result<(), Error> {
+        let view = &self.model.view();
+        for (_, row) in self.sites.iter().filter(|(_, row)| !row.linears.is_empty()) {
+            if let Sink::Norm(norm) = row.site.sink {
+                let norm = &self.found.norms[norm];
+                check_finite(view, norm.gamma.value)?;
+                norm.beta.map_or(Ok(()), |b| check_finite(view, b.value))?;
+            }
+            for linear in row.selected(&self.found) {
+                check_finite(view, linear.weight)?;
+                let bias = linear.bias;
+                bias.map_or(Ok(()), |b| check_finite(view, b.value))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn nothing_because(&self) -> String {
+        let misses = self.found.near_misses.iter();
+        let misses = misses.map(|m| format!("{}: {}", m.name, m.reason));
+        let skipped = self.found.linears.iter().zip(&self.skipped);
+        let skipped = skipped.filter_map(|(l, r)| Some(format!("{}: {}", l.name, r.as_ref()?)));
+        let reasons: Vec<String> = skipped.chain(misses).collect();
+        match reasons.len() {
+            0 => "the graph has no MatMul or Gemm with a constant weight".to_owned(),
+            n if n > 3 => format!("{} (and {} more)", reasons[..3].join("; "), n - 3),
+            _ => reasons.join("; "),
+        }
+    }
+}
+
+/// The numbers of the graph outputs that depend on some nodes.
+fn reachable(view: &View, nodes: impl Iterator<Item = NodeId>) -> BTreeSet<usize> {
+    let mut outputs = BTreeSet::new();
+    let mut stack: Vec<NodeId> = nodes.collect();
+    let mut seen: BTreeSet<NodeId> = stack.iter().copied().collect();
+    while let Some(node) = stack.pop() {
+        let values = (0..view.node(node).output.len()).filter_map(|slot| view.output(node, slot));
+        for reader in values.flat_map(|value| view.uses(value)) {
+            match *reader {
+                Use::GraphOutput(output) => _ = outputs.insert(output),
+                Use::Node { node, .. } | Use::Captured { node } => {
+                    if seen.insert(node) {
+                        stack.push(node);
+                    }
+                }
+            }
+        }
+    }
+    outputs
+}
+
+/// Removes what exporters leave behind and a runtime rejects, if that was asked for.
+fn clean(job: &Job, changes: &mut Changes) -> Result<Model, Error> {
+    let mut model = job.original.clone();
+    if !job.options.clean {
+        return Ok(model);
+    }
+    let view = View::new(job.original);
+    let patches = rewrite::clean(&view, &mut Names::new(job.original));
+    let reasons = patches.iter().map(|p| p.reason().to_owned());
+    changes.cleaned = reasons.collect();
+    graph::apply(&mut model, patches).map_err(rewrite::RewriteError::from)?;
+    Ok(model)
+}
+
+/// The model at an operator set that has per-axis DequantizeLinear, with every Linear and norm in the main graph: not in
+/// a function, nor (in the flat form of the graph) in the branch of an If.
+fn raise_opset(job: &Job, model: Model, changes: &mut Changes) -> Result<FlatModel, Error> {
+    let mut model = FlatModel::of(model);
+    let hidden = inline::inline(&mut model, changes)?;
+    let raised = model.edit(|m| opset::raise(m, MIN_OPSET))?;
+    if hidden && !raised.functions.is_empty() {
+        // What stood in the way may have been the functions' older operator set.
+        inline::inline(&mut model, changes)?;
+    }
+    changes.closed.extend(inline::undecided(&model.view()));
+    let (before, opset) = (job.original.opset(), model.as_model().opset());
+    changes.raised_from = (opset != before).then_some(before);
+    let target = job.options.profile();
+    if opset > target.newest_opset && job.options.format != Format::Float {
+        changes.notes.push(format!(
+            "opset {opset} is newer than {}, the newest with which this form was tried on {}: see that it loads",
+            target.newest_opset, target.runtimes
+        ));
+    }
+    Ok(model)
+}
+
+/// Frees the Linears that are inside of other operators, unless the user excludes these.
+fn take_apart(job: &Job, mut model: FlatModel, changes: &mut Changes) -> Result<FlatModel, Error> {
+    let wanted = |name: &str| job.options.refuses(name).is_none();
+    let mut names = Names::new(model.as_model());
+    let patches = rewrite::take_apart(&model.view(), &mut names, wanted)?;
+    if !patches.is_empty() {
+        changes.notes.push(format!(
+            "{} operators of ONNX Runtime were taken apart, because a Linear inside of them cannot be quantized",
+            patches.len()
+        ));
+    }
+    model.apply(patches).map_err(rewrite::RewriteError::from)?;
+    Ok(model)
+}
+
+/// Finds norms, Linears and sites, and which Linears are to be quantized.
+fn recognise_all(
+    job: &Job,
+    model: FlatModel,
+    small: &[Batch],
+    changes: Changes,
+) -> Result<Prepared, Error> {
+    let view = model.view();
+    let found = recognise(&view);
+    let values = wanted_shapes(&view, &found);
+    let mut shapes_of = BTreeMap::new();
+    for batch in small.iter().filter(|_| !values.is_empty()) {
+        let mut more = shapes(job.engine, model.as_model(), batch, &values)?;
+        // The first batch that gives a shape decides.
+        more.append(&mut shapes_of);
+        shapes_of = more;
+    }
+    let sites = find_sites(&view, &found, &shapes_of, job.options.extra_nodes);
+    let fixed = view.fixed_values();
+    let reason = |linear: &Linear| match job.options.refuses(&linear.name) {
+        None if fixed.contains(&linear.input) => Some(COMPUTED_ONCE),
+        refused => refused,
+    };
+    let skipped = found.linears.iter();
+    let mut skipped: IndexVec<LinearId, Option<String>> =
+        skipped.map(|l| reason(l).map(str::to_owned)).collect();
+    let sites = SiteTable::new(&view, sites, &mut skipped);
+    drop(view);
+    let prepared = Prepared {
+        model,
+        found,
+        sites,
+        skipped,
+        changes,
+    };
+    prepared.check_any()?;
+    prepared.check_constants()?;
+    Ok(prepared)
+}
+
+fn check_finite(view: &View, value: ValueId) -> Result<(), Error> {
+    let constant = view.constant(value).and_then(|c| c.into_float());
+    let Some((array, _)) = constant else {
+        return Ok(());
+    };
+    let bad = array.iter().position(|x| !x.is_finite());
+    bad.map_or(Ok(()), |at| {
+        Err(Error::NotFinite {
+            constant: view.name(value).to_owned(),
+            at,
+            value: array.iter().nth(at).copied().unwrap_or(f32::NAN),
+        })
+    })
+}

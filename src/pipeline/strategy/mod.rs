@@ -1,0 +1,28 @@
+//! Strategies: each takes what would be written, asks the judge about other plans, and returns the better one.
+//!
+//! ```text
+//! exact ─▶ open ─▶ wider ─▶ drop ─▶ keep_float ─▶ attention ─▶ qoperator (a note) ─▶ written
+//! ```
+//!
+//! Numbers decide; no strategy knows an engine, or how a model is made.
+
+mod allowance;
+mod attention;
+mod budget;
+mod drop;
+mod exact;
+mod keep_float;
+mod open;
+mod qoperator;
+mod subset;
+#[cfg(test)]
+mod tests;
+mod wider;
+
+pub(crate) use attention::quantize_attention;
+pub(crate) use drop::{drop_what_hurts, units};
+pub(crate) use exact::make_exact;
+pub(crate) use keep_float::{Wish, keep_float};
+pub(crate) use open::{conclude, open};
+pub(crate) use qoperator::compare_with_qdq;
+pub(crate) use wider::widen_if_below;

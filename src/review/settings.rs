@@ -1,0 +1,97 @@
+//! What was asked for, as reports tell it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::options::{KeepFloat, Options};
+use crate::rewrite::WeightStorage;
+use crate::solve::Method;
+
+/// What was asked for, and what the data and the model made of it. Field names are keys of the JSON report.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct Settings {
+    /// The runtime: "ort", "tensorrt", "openvino" or "portable".
+    pub target: String,
+    /// What was written: "qdq", "qoperator" or "float".
+    pub format: String,
+    /// How shift and scale were found: "osplus", "smoothquant" or "none".
+    pub method: String,
+    /// Bits of the weights, 2 to 8.
+    pub weight_bits: u8,
+    /// One scale per output channel, "per-channel", or per weight, "per-tensor".
+    pub weight_granularity: String,
+    /// Whether weights of 8 bits use 7 of them.
+    pub reduce_range: bool,
+    /// Whether weights are stored as float before a QuantizeLinear and a DequantizeLinear.
+    pub weights_as_float_qdq: bool,
+    /// Bits of the activations, 2 to 8.
+    pub activation_bits: u8,
+    /// int8 activations with zero point 0, or uint8 ones with any.
+    pub activation_symmetric: bool,
+    /// The products of attention: "auto", "float" or "int8".
+    pub attention: String,
+    /// The regular expression for the names of Linears that are quantized.
+    pub include: Option<String>,
+    /// The regular expression for the names of Linears that are left in float.
+    pub exclude: Option<String>,
+    /// How much could be left in float: a number of Linears, or a part of the multiplications such as "20%".
+    pub keep_float: Option<String>,
+    /// The SQNR that every output had to have, in dB.
+    pub min_sqnr_db: Option<f64>,
+    /// Seed of the choice of calibration tokens.
+    pub seed: u64,
+    /// Whether a Mul could be inserted where no constant can take a scale.
+    pub extra_nodes: bool,
+    /// Whether what exporters leave behind was removed first.
+    pub clean: bool,
+    /// Tokens per Linear input and half of the data that the search saw.
+    pub sample_tokens: usize,
+    /// Rows that set ranges.
+    pub calibration_rows: usize,
+    /// Rows that judged the result; 0 if there were too few to hold any out.
+    pub held_out_rows: usize,
+    /// The operator set of the written model.
+    pub opset: i64,
+    /// That of the original; `None` if it is the same.
+    pub opset_raised_from: Option<i64>,
+}
+
+/// What a run is asked for; what it finds out, the rows and operator sets, is left empty.
+impl From<&Options> for Settings {
+    fn from(options: &Options) -> Settings {
+        Settings {
+            target: options.profile().name.to_owned(),
+            format: options.format.name().to_owned(),
+            method: match options.method {
+                Method::OsPlus => "osplus",
+                Method::SmoothQuant { .. } => "smoothquant",
+                Method::None => "none",
+            }
+            .to_owned(),
+            weight_bits: options.weight_bits,
+            weight_granularity: match options.weight_per_channel {
+                true => "per-channel",
+                false => "per-tensor",
+            }
+            .to_owned(),
+            reduce_range: options.reduce_range,
+            weights_as_float_qdq: options.weight_storage == WeightStorage::FloatQdq,
+            activation_bits: options.activation_bits,
+            activation_symmetric: options.activation().symmetric,
+            attention: options.attention.name().to_owned(),
+            include: options.include.as_ref().map(|r| r.as_str().to_owned()),
+            exclude: options.exclude.as_ref().map(|r| r.as_str().to_owned()),
+            keep_float: options.keep_float.map(|keep| match keep {
+                KeepFloat::Linears(n) => n.to_string(),
+                KeepFloat::Work(part) => format!("{}%", part * 100.0),
+            }),
+            min_sqnr_db: options.min_sqnr_db,
+            seed: options.seed,
+            extra_nodes: options.extra_nodes,
+            clean: options.clean,
+            sample_tokens: options.sample_tokens,
+            ..Settings::default()
+        }
+    }
+}
