@@ -296,7 +296,6 @@ const CIRCLES: &[(&str, &str, &str)] = &[
     ("cli/", "arguments, diff, inspect, lint, report, summary, text, verify, .", "the root starts the commands and has what they share"),
     ("graph/inline/", "body, opsets, .", "the parts take the types of the root"),
     ("graph/opset/", "convert, table, .", "the table names the conversions, which take the types of the root"),
-    ("pipeline/", "blocks, inline, portion, products, quantize, search, shared, .", "being rewritten: steps as values"),
     ("recognise/", "contrib, linear", "a Linear may be inside an operator of ONNX Runtime's"),
     ("recognise/", "decomposed, moments, norm", "the forms of a norm take its types"),
     ("review/diff/", "change, compare, rest, .", "the parts take the types of the root"),

@@ -1,5 +1,6 @@
 //! What to do about an error on the command line. The library's errors speak of its settings; here they get their flags.
 
+use onnx_osplus::calibrate::{CalibError, EngineError};
 use onnx_osplus::rewrite::RewriteError;
 use onnx_osplus::{Error, OptionsError};
 
@@ -20,9 +21,23 @@ pub(super) fn hint(error: &Error) -> Option<String> {
         Error::MinSqnr { wanted, .. } => format!(
             "--keep-float allows more in float, --min-sqnr asked for {wanted} dB, --weight-bits and --activation-bits give more bits"
         ),
+        Error::Calibration(error) => return data(error),
+        Error::Engine(EngineError::Data(error)) => return data(error),
+        Error::Engine(EngineError::Threads { .. }) => {
+            "--threads N asks for N threads, 0 for one per core".to_owned()
+        }
         _ => return None,
     };
     Some(hint)
+}
+
+/// How a file is given to an input.
+fn data(error: &CalibError) -> Option<String> {
+    match error {
+        CalibError::Ambiguous { file, .. } => Some(format!("--calib NAME={}", file.display())),
+        CalibError::Missing { missing, .. } => Some(format!("--calib {missing}=FILE.npy")),
+        _ => None,
+    }
 }
 
 /// Which flags contradict each other.
@@ -57,6 +72,25 @@ mod tests {
     use super::*;
     use onnx_osplus::target::Target;
     use onnx_osplus::{AttentionMode, Format, KeepFloat, Options};
+
+    #[test]
+    fn how_a_file_is_given_to_an_input_is_told() {
+        let missing = CalibError::Missing {
+            file: "ids.npy".into(),
+            missing: "attention_mask".to_owned(),
+            inputs: String::new(),
+        };
+        let told = hint(&Error::from(missing)).unwrap();
+        assert_eq!(told, "--calib attention_mask=FILE.npy");
+        let ambiguous = CalibError::Ambiguous {
+            file: "ids.npy".into(),
+            count: 2,
+            inputs: String::new(),
+        };
+        let told = hint(&Error::from(ambiguous)).unwrap();
+        assert_eq!(told, "--calib NAME=ids.npy");
+        assert_eq!(hint(&Error::from(CalibError::NoSource)), None);
+    }
 
     #[test]
     fn every_contradiction_of_flags_names_them() {

@@ -9,7 +9,9 @@ import pytest
 from conftest import TINY, tool_path
 
 COMMANDS = {
-    "verify": ["verify", TINY.model, TINY.model, "--calib", TINY.heldout],
+    "run": lambda folder: [TINY.model, folder / "out.onnx", "--calib", TINY.calib],
+    "inspect": lambda folder: ["inspect", TINY.model, "--calib", TINY.calib],
+    "verify": lambda folder: ["verify", TINY.model, TINY.model, "--calib", TINY.heldout],
 }
 
 
@@ -32,14 +34,14 @@ def measured(command, threads):
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-def test_one_thread_is_one_thread(command):
-    most, processor, wall = measured(command, 1)
+def test_one_thread_is_one_thread(command, tmp_path):
+    most, processor, wall = measured(command(tmp_path), 1)
     # The first thread waits while the one worker works.
     assert most == 2
     assert processor <= wall
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-def test_three_threads_are_three(command):
-    most, _, _ = measured(command, 3)
+def test_three_threads_are_three(command, tmp_path):
+    most, _, _ = measured(command(tmp_path), 3)
     assert most == 4

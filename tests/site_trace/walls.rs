@@ -161,8 +161,11 @@ fn a_split_by_sizes_that_are_not_known_is_a_wall() {
         ints(b, "constant", &[1, 4]);
         let axis = vec![int_attr("axis", 0)];
         b.node_with("Concat", &["one", "four"], "computed", axis);
-        // Nothing here knows what an absolute value is.
-        b.node("Abs", &["constant"], "unknown");
+        // Nothing here adds up what came before.
+        ints(b, "steps", &[1, 3]);
+        ints(b, "first axis", &[0]);
+        b.node("Squeeze", &["first axis"], "axis");
+        b.node("CumSum", &["steps", "axis"], "unknown");
         let axis = vec![int_attr("axis", 2)];
         let node = make_node("Split", "split", &["u", sizes], &["rest", "v"], axis);
         b.graph.node.push(node);

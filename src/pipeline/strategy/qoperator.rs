@@ -30,7 +30,7 @@ pub(crate) fn compare_with_qdq(
     });
     let outputs: Vec<String> = outputs.collect();
     written.plan.notes.push(format!(
-        "format qoperator quantizes the outputs of Linears too, so it is usually less accurate than qdq: {}",
+        "format qoperator quantizes the outputs of Linears too, so it is usually less accurate than format qdq: {}",
         outputs.join("; ")
     ));
     Ok(written)
