@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use onnx_osplus::calibrate::{CalibSource, Dataset, TractEngine};
 use onnx_osplus::onnx::{self, Model};
@@ -65,7 +66,11 @@ fn again<T: Serialize + DeserializeOwned>(value: &T) -> T {
     read
 }
 
-/// Reports of runs that differ in what they fill in.
+/// Reports of runs that differ in what they fill in: made once for all tests.
+static REPORTS: LazyLock<Vec<Report>> = LazyLock::new(reports);
+/// See [`full`].
+static FULL: LazyLock<Report> = LazyLock::new(full);
+
 fn reports() -> Vec<Report> {
     let model = model();
     let with = |set: fn(Quantizer<'_>) -> Quantizer<'_>| quantized(&model, set).report;
@@ -82,8 +87,8 @@ fn reports() -> Vec<Report> {
 
 #[test]
 fn reports_of_runs_read_back_what_they_write() {
-    for report in reports() {
-        let read = again(&report);
+    for report in &*REPORTS {
+        let read = again(report);
         assert_eq!(read.decision, report.decision);
         assert_eq!(read.settings, report.settings);
         assert_eq!(read.linears, report.linears);
@@ -95,7 +100,7 @@ fn reports_of_runs_read_back_what_they_write() {
 
 /// A report in which every `Option` is there and every list has an element.
 fn full() -> Report {
-    let mut report = reports().swap_remove(0);
+    let mut report = REPORTS[0].clone();
     let model = model();
     let data = Dataset::synthetic(&model).unwrap();
     let (all, few) = (data.all(), data.few(64));
@@ -162,7 +167,7 @@ fn keys(value: &Value, path: &str, found: &mut BTreeSet<String>) {
 fn every_key_is_in_the_document() {
     let document = include_str!("../docs/report.md");
     let mut found = BTreeSet::new();
-    keys(&serde_json::to_value(full()).unwrap(), "", &mut found);
+    keys(&serde_json::to_value(&*FULL).unwrap(), "", &mut found);
     assert!(found.contains("below_plain[].plain_sqnr_db"));
     // Null stands for all that would be below it.
     let known = |key: &&String| {
@@ -213,7 +218,7 @@ const NAMED: [&str; 4] = ["/outputs", "/filled_inputs", "/digests", "/seconds"];
 
 #[test]
 fn keys_of_another_release_are_passed_over() {
-    let report = full();
+    let report = FULL.clone();
     let json = serde_json::to_value(&report).unwrap();
     let read = again(&report);
     let added = |at: &str, object: &Object| match NAMED.contains(&at) {
@@ -232,7 +237,7 @@ fn keys_of_another_release_are_passed_over() {
 
 #[test]
 fn a_key_that_is_missing_has_its_default() {
-    let json = serde_json::to_value(full()).unwrap();
+    let json = serde_json::to_value(&*FULL).unwrap();
     let removed = |at: &str, object: &Object| {
         // A finding has been whole since there were any, but for its subject.
         let optional = |key: &&String| !at.starts_with("/lint") || *key == "subject";
@@ -253,7 +258,7 @@ fn a_key_that_is_missing_has_its_default() {
 
 #[test]
 fn what_is_not_finite_is_null_and_reads_as_no_number() {
-    let mut report = full();
+    let mut report = FULL.clone();
     report.layers[0].fed = Some(Energy {
         signal: 2.0,
         error: 0.0,
