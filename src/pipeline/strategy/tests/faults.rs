@@ -269,3 +269,28 @@ fn wider_ranges_must_pay() {
         assert_eq!(written.plan.notes, Vec::<String>::new());
     }
 }
+
+/// What reaches nothing but the outputs that lose is given up, and nothing else: no search among subsets finds these three
+/// of 24 in eight trials.
+#[test]
+fn what_reaches_the_losing_output_alone_goes() {
+    const BAD: [usize; 3] = [5, 13, 22];
+    let sites = norms(24);
+    let outputs = |plan: &Plan, _| {
+        let migrated = |i: &usize| migrates(plan, *i);
+        let good = (0..24)
+            .filter(|i| !BAD.contains(i))
+            .filter(migrated)
+            .count();
+        let bad = BAD.iter().filter(|i| migrated(i)).count();
+        vec![20.0 + good as f64 / 2.0, 20.0 - bad as f64]
+    };
+    let mut judge = Script::new(outputs);
+    let reached = |i: usize| -> &[usize] { if BAD.contains(&i) { &[1] } else { &[0] } };
+    let reached: Vec<&[usize]> = (0..24).map(reached).collect();
+    let plan = searched(&sites, Format::Qdq);
+    let reaches = reaching(&reached);
+    let (written, _) = decide(plan, &sites, &reaches, Wish::default(), &mut judge).unwrap();
+    let dropped: Vec<usize> = (0..24).filter(|&i| !migrates(&written.plan, i)).collect();
+    assert_eq!(dropped, BAD);
+}
