@@ -199,3 +199,34 @@ impl SiteRow {
         ))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::ValueId;
+    use crate::site::Sink;
+
+    #[test]
+    fn a_member_of_a_group_is_decided_by_all() {
+        let site = |i: usize| Site {
+            value: ValueId(i),
+            sink: Sink::None(String::new()),
+            linears: vec![i.into()],
+            absorb: Vec::new(),
+            copies: Vec::new(),
+            ranks: vec![None],
+            restore: false,
+            allow_shift: false,
+        };
+        let ids: Vec<SiteId> = (0..3usize).map(SiteId::from).collect();
+        let groups = [(ids[2], vec![ids[0], ids[2]])];
+        let table = SiteTable::of_rows((0..3).map(site).collect(), &groups);
+        assert_eq!(table.len(), 3);
+        let leaders: Vec<SiteId> = ids.iter().map(|&id| table.leader(id)).collect();
+        assert_eq!(leaders, [ids[2], ids[1], ids[2]]);
+        // Nothing was seen of the values themselves.
+        let known = ids.iter().map(|&id| table.joint_statistics(id).is_some());
+        assert_eq!(known.collect::<Vec<_>>(), [true, false, true]);
+        assert!(ids.iter().all(|&id| table.row(id).min_max().is_none()));
+    }
+}
