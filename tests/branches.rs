@@ -1,7 +1,9 @@
 //! The flat form of If nodes from outside: there and back again, and one branch taken.
 
 use crate::common::graphs::{info, model};
-use onnx_osplus::graph::branches::{branch_of_nodes, first_condition, flatten, take, unflatten};
+use onnx_osplus::graph::branches::{
+    Branch, branch_of_nodes, first_condition, flatten, take, unflatten,
+};
 use onnx_osplus::graph::{NodeId, Patch, View, apply, check};
 use onnx_osplus::onnx::node::{graph_attr, int_attr, make_node, subgraphs};
 use onnx_osplus::onnx::proto::*;
@@ -160,14 +162,14 @@ fn one_branch_is_taken() {
     for (then, kept, left_out) in [(true, "Add", "Sub"), (false, "Sub", "Add")] {
         let mut taken = flat(&nested());
         assert_eq!(first_condition(&taken), Some("flag"));
-        let dropped = take(&mut taken, then);
+        let dropped = take(&mut taken, if then { Branch::Then } else { Branch::Else });
         check(&taken).unwrap();
         let has = |op: &str| taken.graph().node.iter().any(|n| n.op_type() == op);
         assert!(has(kept) && !has(left_out));
         assert!(!dropped.is_empty());
         if then {
             assert_eq!(first_condition(&taken), Some("other"));
-            take(&mut taken, false);
+            take(&mut taken, Branch::Else);
         }
         assert_eq!(first_condition(&taken), None);
         check(&taken).unwrap();

@@ -121,7 +121,7 @@ fn best_plan(
         budget: job.options.keep_float,
         min_sqnr_db: job.options.min_sqnr_db,
     };
-    let written = strategy::keep_float(written, wish, (sites, &units), judge)?;
+    let written = strategy::keep_float(written, wish, sites, &units, judge)?;
     let written = strategy::quantize_attention(written, job.options, judge)?;
     strategy::compare_with_qdq(written, judge)
 }

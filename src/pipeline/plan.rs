@@ -221,3 +221,98 @@ impl Plan {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::solve::ShiftKind;
+    use oxc_index::index_vec;
+
+    fn found() -> Solution {
+        Solution {
+            shift: Some(vec![0.5]),
+            scale: Some(vec![2.0]),
+            range: (-1.1, 1.1),
+            range_before: (-4.0, 8.0),
+            range_after: (-1.0, 1.0),
+            threshold: Some(1.0),
+            margin: 1.1,
+            shift_kind: ShiftKind::MidRange,
+            loss_before: 2.0,
+            loss_after: 1.0,
+            validated_gain_db: 3.0,
+            curve: Vec::new(),
+            at_response: true,
+        }
+    }
+
+    fn plan() -> Plan {
+        Plan {
+            format: Format::Qdq,
+            sites: index_vec![Some(SitePlan::of(found(), Some(ResponseKind::Gated))), None],
+            linears: index_vec![Precision::Integer; 2],
+            rounding: Rounding::Refined,
+            attention: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_was_found_is_done_until_it_is_dropped() {
+        let mut site = SitePlan::of(found(), Some(ResponseKind::Gated));
+        assert!(site.migrates() && !site.is_plain());
+        assert_eq!((site.range, site.margin), ((-1.1, 1.1), 1.1));
+        assert_eq!(site.response, Some(ResponseKind::Gated));
+        site.drop(Dropped::InFloat);
+        assert!(!site.migrates() && site.is_plain());
+        assert_eq!((site.range, site.margin), ((-4.0, 8.0), 1.0));
+        assert_eq!(site.dropped, Some(Dropped::InFloat));
+        assert_eq!(site.found, found());
+        // A loss at the outputs of Linears was measured at no block.
+        let elsewhere = Solution {
+            at_response: false,
+            ..found()
+        };
+        let site = SitePlan::of(elsewhere, Some(ResponseKind::Gated));
+        assert_eq!(site.response, None);
+    }
+
+    #[test]
+    fn integers_are_for_formats_that_have_them() {
+        let mut plan = plan();
+        plan.linears[LinearId::from(1usize)] = Precision::Float("why".to_owned());
+        let quantized = |plan: &Plan| [0usize, 1].map(|l| plan.quantizes(l.into()));
+        assert_eq!(quantized(&plan), [true, false]);
+        plan.format = Format::Float;
+        assert_eq!(quantized(&plan), [false, false]);
+    }
+
+    #[test]
+    fn what_changes_the_float_model() {
+        let base = plan();
+        let changed = |change: &dyn Fn(&mut Plan)| {
+            let mut other = plan();
+            change(&mut other);
+            !base.folds_like(&other)
+        };
+        let site = |plan: &mut Plan, f: &dyn Fn(&mut SitePlan)| {
+            f(plan.sites[SiteId::from(0usize)].as_mut().unwrap());
+        };
+        assert!(changed(&|p| site(p, &|s| s.transform.shift = None)));
+        assert!(changed(&|p| site(p, &|s| s.transform.scale = None)));
+        assert!(changed(
+            &|p| p.linears[LinearId::from(0usize)] = Precision::Float(String::new())
+        ));
+        assert!(changed(&|p| p.format = Format::Float));
+        assert!(!changed(&|p| p.format = Format::QOperator));
+        assert!(!changed(&|p| site(p, &|s| s.range = (-9.0, 9.0))));
+        assert!(!changed(&|p| p.rounding = Rounding::Nearest));
+        assert!(!changed(&|p| p.notes.push("a note".to_owned())));
+        // A site of which nothing is known is like one at which nothing is done.
+        assert!(!changed(&|p| {
+            let mut plain = SitePlan::of(found(), None);
+            plain.drop(Dropped::InFloat);
+            p.sites[SiteId::from(1usize)] = Some(plain);
+        }));
+    }
+}

@@ -23,8 +23,8 @@ impl Plan {
         let responses = Responses::new(prepared, job.engine, sequences);
         let view = prepared.model.view();
         job.progress.begin("search", prepared.sites.len() as u64);
-        let solve = |(id, row): (SiteId, &SiteRow)| {
-            let solution = solve_joint(job, calibrated, &view, responses.as_ref(), (id, row));
+        let solve = |(id, _): (SiteId, &SiteRow)| {
+            let solution = solve_joint(job, calibrated, &view, responses.as_ref(), id);
             job.progress.advance(1);
             solution
         };
@@ -69,9 +69,10 @@ fn solve_joint(
     calibrated: &Calibrated,
     view: &View,
     responses: Option<&Responses>,
-    (id, row): (SiteId, &SiteRow),
+    id: SiteId,
 ) -> Option<Solution> {
     let sites = &calibrated.prepared.sites;
+    let row = sites.row(id);
     if row.statistics.is_none() || row.linears.is_empty() || sites.leader(id) != id {
         return None;
     }

@@ -255,4 +255,22 @@ mod tests {
         assert!(prefers_safe(&plain, &outputs([47.0, 9.0]), &plain));
         assert!(!prefers_safe(&plain, &outputs([47.0, 12.0]), &plain));
     }
+
+    #[test]
+    fn who_breaks_the_promise() {
+        let outputs = |db: [f64; 2]| db.map(|db| output(&[db; 4]));
+        let plain = outputs([20.0, 20.0]);
+        let breaks = |new, before| breaks_promise(&outputs(new), &outputs(before), &plain);
+        // Nothing is lost.
+        assert!(!breaks([25.0, 20.0], [22.0, 22.0]));
+        // What was before avoids the loss, at a lower price.
+        assert!(breaks([25.0, 15.0], [22.0, 22.0]));
+        // It loses as well, but plain does not.
+        assert!(breaks([22.0, 15.0], [26.0, 12.0]));
+        // Either would take more from the first than the second loses; the worst output decides then.
+        assert!(breaks([39.0, 19.0], [21.0, 18.0]));
+        let plain = outputs([20.0, 30.0]);
+        let new = outputs([39.0, 29.0]);
+        assert!(!breaks_promise(&new, &outputs([21.0, 28.0]), &plain));
+    }
 }

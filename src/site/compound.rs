@@ -4,7 +4,7 @@ use ndarray::Slice;
 
 use super::labels::{Labels, NONE, through_attention, unslice};
 use super::rules::split_axis;
-use super::trace::Walk;
+use super::trace::{Shift, Walk};
 use crate::graph::{Constant, NodeId, Use, View};
 use crate::onnx::node::attr_i;
 use crate::onnx::op;
@@ -15,7 +15,7 @@ impl Walk<'_, '_> {
         &mut self,
         node: NodeId,
         labels: &Labels,
-        shift: bool,
+        shift: Shift,
     ) -> Result<(), String> {
         let view = self.view;
         let name = view.node_name(node);
@@ -44,7 +44,7 @@ impl Walk<'_, '_> {
         &mut self,
         node: NodeId,
         labels: &Labels,
-        shift: bool,
+        shift: Shift,
     ) -> Result<(), String> {
         let view = self.view;
         let malformed = || {

@@ -14,7 +14,7 @@ use std::ops::Range;
 use ndarray::IxDyn;
 
 use super::labels::{Labels, NONE, reshape, unbroadcast};
-use super::trace::{Fold, Place, Walk, channels};
+use super::trace::{Fold, Place, Shift, Walk, channels};
 use crate::graph::{NodeId, Use, View};
 use crate::onnx::node::attr_i;
 use crate::onnx::op;
@@ -71,7 +71,7 @@ impl Walk<'_, '_> {
         node: NodeId,
         output: usize,
         labels: &Labels,
-        shift: bool,
+        shift: Shift,
     ) -> Option<Result<(), String>> {
         let form = form(self.view, node)?;
         Some(self.values(node, &form, output, labels, shift))
@@ -83,7 +83,7 @@ impl Walk<'_, '_> {
         form: &Form,
         output: usize,
         labels: &Labels,
-        shift: bool,
+        shift: Shift,
     ) -> Result<(), String> {
         let view = self.view;
         let name = format!("{} `{}`", microsoft_op(view, node), view.node_name(node));
@@ -106,7 +106,7 @@ impl Walk<'_, '_> {
         let has_sink = form
             .sink
             .is_some_and(|slot| view.input(node, slot).is_some());
-        if shift && (has_sink || flag("smooth_softmax") > 0) {
+        if shift.moves() && (has_sink || flag("smooth_softmax") > 0) {
             return Err(format!(
                 "the rows of the probabilities in {name} need not sum to 1"
             ));
@@ -153,12 +153,12 @@ impl Walk<'_, '_> {
                     node,
                     slot,
                     value,
-                    shift_sign: if shift { -1 } else { 0 },
+                    shift_sign: if shift.moves() { -1 } else { 0 },
                 },
                 channels: channels(&last_of(array.len())?),
-                takes_shift: shift,
+                takes_shift: shift.moves(),
             });
-            shift = false;
+            shift = Shift::Stays;
         }
         let value = view.input(node, slot).ok_or_else(malformed)?;
         self.visit(value, own, shift, &[Use::Node { node, input: slot }])

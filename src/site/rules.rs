@@ -8,7 +8,7 @@ use super::labels::{
     Labels, NONE, UNREAD, reshape, through_product, tie_all, unbroadcast, ungather, unslice,
 };
 use super::sizes::{integers, measured};
-use super::trace::{Fold, Place, Shapes, Walk, channels};
+use super::trace::{Fold, Place, Shapes, Shift, Walk, channels};
 use crate::graph::{NodeId, Use, ValueId, View};
 use crate::onnx::node::{attr_i, attr_ints};
 use crate::onnx::op;
@@ -55,7 +55,7 @@ impl Walk<'_, '_> {
         node: NodeId,
         output: usize,
         labels: Labels,
-        shift: bool,
+        shift: Shift,
     ) -> Result<(), String> {
         let view = self.view;
         let op = view.op(node);
@@ -67,8 +67,8 @@ impl Walk<'_, '_> {
         }
         match op {
             op::Add | op::Sub => self.add(node, labels, shift),
-            op::Mul | op::Div if !shift => self.multiply(node, labels),
-            op::Relu if !shift => self.pass(node, 0, labels, false),
+            op::Mul | op::Div if !shift.moves() => self.multiply(node, labels),
+            op::Relu if !shift.moves() => self.pass(node, 0, labels, Shift::Stays),
             op::MatMul => self.product(node, labels, shift),
             op::Attention if output == 0 => self.attention(node, &labels, shift),
             op::Transpose => {
@@ -155,7 +155,7 @@ impl Walk<'_, '_> {
         node: NodeId,
         slot: usize,
         labels: Labels,
-        shift: bool,
+        shift: Shift,
     ) -> Result<(), String> {
         let input = self.view.input(node, slot).ok_or("an input is missing")?;
         self.visit(input, labels, shift, &[Use::Node { node, input: slot }])
@@ -174,7 +174,7 @@ impl Walk<'_, '_> {
     }
 
     /// a + c: c' = (c − z) / s, a' = a / s. (a − c: the sign of z turns; c − a: a' = a / s as well.)
-    fn add(&mut self, node: NodeId, labels: Labels, shift: bool) -> Result<(), String> {
+    fn add(&mut self, node: NodeId, labels: Labels, shift: Shift) -> Result<(), String> {
         let view = self.view;
         let (slot, value) = self.constant_input(node).ok_or_else(|| {
             format!(
@@ -199,13 +199,13 @@ impl Walk<'_, '_> {
                 node,
                 slot,
                 value,
-                shift_sign: if shift { sign } else { 0 },
+                shift_sign: if shift.moves() { sign } else { 0 },
             },
             channels: channels(&own),
-            takes_shift: shift,
+            takes_shift: shift.moves(),
         });
         let labels = self.input_labels(node, 1 - slot, labels)?;
-        self.pass(node, 1 - slot, labels, false)
+        self.pass(node, 1 - slot, labels, Shift::Stays)
     }
 
     /// a · c, a / c, a · b: the scale goes into one factor.
@@ -215,7 +215,7 @@ impl Walk<'_, '_> {
             let scalar = view.scalar(value).is_some();
             if scalar && (slot == 1 || view.op(node) == op::Mul) {
                 let labels = self.input_labels(node, 1 - slot, labels)?;
-                return self.pass(node, 1 - slot, labels, false);
+                return self.pass(node, 1 - slot, labels, Shift::Stays);
             }
             if view.op(node) == op::Mul {
                 let (array, _) = view
@@ -248,7 +248,7 @@ impl Walk<'_, '_> {
             let mut attempt = self.clone();
             let done = attempt
                 .input_labels(node, slot, labels.clone())
-                .and_then(|labels| attempt.pass(node, slot, labels, false));
+                .and_then(|labels| attempt.pass(node, slot, labels, Shift::Stays));
             match done {
                 Ok(()) => {
                     *self = attempt;
@@ -262,11 +262,11 @@ impl Walk<'_, '_> {
     }
 
     /// P V: into V. The rows of a Softmax sum to 1, so that P (V − z) = P V − z.
-    fn product(&mut self, node: NodeId, labels: Labels, shift: bool) -> Result<(), String> {
+    fn product(&mut self, node: NodeId, labels: Labels, shift: Shift) -> Result<(), String> {
         let view = self.view;
         let p = view.input(node, 0).ok_or("an input is missing")?;
         let p = see_through(view, p);
-        if shift
+        if shift.moves()
             && view
                 .producer_is(p, op::Softmax)
                 .is_none_or(|s| !self.over_last_axis(s))
@@ -288,7 +288,7 @@ impl Walk<'_, '_> {
         axis == -1 || rank.is_some_and(|shape| axis + 1 == shape.len() as i64)
     }
 
-    fn concat(&mut self, node: NodeId, labels: &Labels, shift: bool) -> Result<(), String> {
+    fn concat(&mut self, node: NodeId, labels: &Labels, shift: Shift) -> Result<(), String> {
         let rank = labels.ndim() as i64;
         let axis = attr_i(self.view.node(node), "axis").ok_or("its Concat is malformed")?;
         let axis = usize::try_from(if axis < 0 { axis + rank } else { axis }).unwrap_or(0);

@@ -75,6 +75,19 @@ pub struct Trace {
     pub allow_shift: bool,
 }
 
+/// Whether the shift goes backwards with the scale, or only the scale does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shift {
+    Moves,
+    Stays,
+}
+
+impl Shift {
+    pub(super) fn moves(self) -> bool {
+        self == Shift::Moves
+    }
+}
+
 /// The values on the way back from `value` whose shapes [`trace`] may have to know, `value` among them.
 pub(super) fn values_on_the_way(view: &View, found: &Recognised, value: ValueId) -> Vec<ValueId> {
     let mut seen = vec![value];
@@ -136,7 +149,7 @@ pub(super) fn trace(
         .ok_or("its shape is not known")?;
     let channels = shape.last().copied().unwrap_or(0);
     // With a shift if possible; where a rule refuses the shift, the scale alone may pass.
-    let attempt = |shift: bool| {
+    let attempt = |shift: Shift| {
         let mut walk = Walk {
             view,
             found,
@@ -148,10 +161,10 @@ pub(super) fn trace(
         Ok::<_, String>(Trace {
             ties: walk.ties.groups(),
             folds: walk.folds,
-            allow_shift: shift,
+            allow_shift: shift.moves(),
         })
     };
-    attempt(true).or_else(|_| attempt(false))
+    attempt(Shift::Moves).or_else(|_| attempt(Shift::Stays))
 }
 
 #[derive(Clone)]
@@ -176,7 +189,7 @@ impl Walk<'_, '_> {
         &mut self,
         value: ValueId,
         mut labels: Labels,
-        shift: bool,
+        shift: Shift,
         from: &[Use],
     ) -> Result<(), String> {
         let view = self.view;
@@ -220,7 +233,7 @@ impl Walk<'_, '_> {
     }
 
     /// The norm or Linear takes the affine.
-    fn fold_sink(&mut self, place: Place, labels: &Labels, shift: bool) -> Result<(), String> {
+    fn fold_sink(&mut self, place: Place, labels: &Labels, shift: Shift) -> Result<(), String> {
         let count = match place {
             Place::Linear(l) => {
                 let linear = &self.found.linears[l];
@@ -234,7 +247,7 @@ impl Walk<'_, '_> {
             }
             Place::Norm(n) => {
                 let norm = &self.found.norms[n];
-                if shift && norm.beta.is_none() {
+                if shift.moves() && norm.beta.is_none() {
                     return Err("its bias cannot take a shift".to_owned());
                 }
                 norm.channels
@@ -247,7 +260,7 @@ impl Walk<'_, '_> {
         self.folds.push(Fold {
             place,
             channels: channels(&columns),
-            takes_shift: shift,
+            takes_shift: shift.moves(),
         });
         Ok(())
     }

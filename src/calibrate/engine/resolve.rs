@@ -11,7 +11,7 @@ use crate::calibrate::data::array::Values;
 use crate::calibrate::data::input::Batch;
 use crate::calibrate::engine::error::EngineError;
 use crate::calibrate::engine::plan::{Engine, Wanted};
-use crate::graph::branches::{first_condition, flatten, take};
+use crate::graph::branches::{Branch, first_condition, flatten, take};
 use crate::graph::{inline, opset};
 use crate::onnx::node::{int_attr, make_node, subgraphs};
 use crate::onnx::op;
@@ -42,8 +42,11 @@ pub(super) fn resolve(
     flatten(&mut resolved);
     let mut absent = BTreeSet::new();
     while let Some(condition) = first_condition(&resolved) {
-        let then = value(engine, &resolved, condition, like)?;
-        absent.extend(take(&mut resolved, then));
+        let branch = match value(engine, &resolved, condition, like)? {
+            true => Branch::Then,
+            false => Branch::Else,
+        };
+        absent.extend(take(&mut resolved, branch));
     }
     Ok(Resolved {
         model: Some(resolved),

@@ -169,14 +169,26 @@ fn first(nodes: &[NodeProto]) -> Option<(usize, usize, usize)> {
     None
 }
 
+/// A branch of an If.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Branch {
+    /// That of a condition which is true.
+    Then,
+    /// That of one which is false.
+    Else,
+}
+
 /// Puts one branch of the first If in the place of the If, and leaves the other out. Returns the names of the values
 /// that nothing computes any more.
-pub fn take(model: &mut Model, then: bool) -> Vec<String> {
+pub fn take(model: &mut Model, branch: Branch) -> Vec<String> {
     let Some((start, second, end)) = first(&model.graph().node) else {
         return Vec::new();
     };
     let nodes = std::mem::take(&mut model.graph_mut().node);
-    let wanted = if then { "then_branch" } else { "else_branch" };
+    let wanted = match branch {
+        Branch::Then => "then_branch",
+        Branch::Else => "else_branch",
+    };
     let first_is_wanted = nodes[start].op_type() == wanted;
     let mut dropped = Vec::new();
     let mut kept = Vec::with_capacity(nodes.len());

@@ -42,8 +42,10 @@ impl Folded {
         let model = &prepared.model;
         let view = model.view();
         let rows = prepared.sites.iter().map(|(_, row)| row);
-        let migrations: Vec<(&Site, Affine)> =
-            rows.zip(&plan.sites).filter_map(migration).collect();
+        let migrations: Vec<(&Site, Affine)> = rows
+            .zip(&plan.sites)
+            .filter_map(|(row, plan)| migration(row, plan.as_ref()?))
+            .collect();
         let fold = |precision| -> Result<FlatModel, Error> {
             let mut names = Names::new(model.as_model());
             let (found, names) = (&prepared.found, &mut names);
@@ -66,8 +68,8 @@ impl Folded {
 }
 
 /// What is folded at a site, if anything is.
-fn migration<'a>((row, plan): (&'a SiteRow, &Option<SitePlan>)) -> Option<(&'a Site, Affine)> {
-    let transform = &plan.as_ref()?.transform;
+fn migration<'a>(row: &'a SiteRow, plan: &SitePlan) -> Option<(&'a Site, Affine)> {
+    let transform = &plan.transform;
     let affine = Affine {
         shift: transform.shift.clone(),
         scale: transform.scale.clone(),

@@ -24,6 +24,14 @@ pub(crate) struct Wish {
     pub min_sqnr_db: Option<f64>,
 }
 
+impl Wish {
+    /// Whether every output has the SQNR asked for, if one was.
+    fn is_reached(self, outputs: &[OutputComparison]) -> bool {
+        let wanted = self.min_sqnr_db;
+        wanted.is_none_or(|db| lowest(outputs) >= db)
+    }
+}
+
 /// What is written with Linears in float as was asked: at most so many, or as few as reach the SQNR asked for.
 ///
 /// # Errors
@@ -31,24 +39,24 @@ pub(crate) struct Wish {
 pub(crate) fn keep_float(
     mut written: Measured,
     wish: Wish,
-    (sites, units): (&SiteTable, &[Unit]),
+    sites: &SiteTable,
+    units: &[Unit],
     judge: &mut dyn Judge,
 ) -> Result<Measured, Error> {
-    let reached = |outputs: &[OutputComparison]| {
-        let wanted = wish.min_sqnr_db;
-        wanted.is_none_or(|db| lowest(outputs) >= db)
-    };
-    if wish.budget.is_none() && reached(&written.outputs) {
+    if wish.budget.is_none() && wish.is_reached(&written.outputs) {
         return Ok(written);
     }
     let sensitivity = judge.sensitivity(&written.plan)?;
     let chosen = choose(&sensitivity, wish.budget);
     let best = {
-        let without = |n: usize| in_float(&written.plan, &chosen[..n], (sites, units));
-        search(&written, &chosen, &sensitivity, wish, (&without, judge))?
+        let without = |n: usize| in_float(&written.plan, &chosen[..n], sites, units);
+        search(&written, &chosen, &sensitivity, wish, &without, judge)?
     };
     let after = best.as_ref().map_or(&written, |(_, m)| m);
-    if let Some(db) = wish.min_sqnr_db.filter(|_| !reached(&after.outputs)) {
+    if let Some(db) = wish
+        .min_sqnr_db
+        .filter(|_| !wish.is_reached(&after.outputs))
+    {
         return Err(Error::MinSqnr {
             wanted: db,
             best: lowest(&after.outputs),
@@ -69,14 +77,7 @@ pub(crate) fn keep_float(
     let outputs = best.as_ref().map_or(&written.outputs, |(_, m)| &m.outputs);
     let account = account(&sensitivity, kept, [&written.outputs, outputs]);
     if let Some((_, mut variant)) = best {
-        let shares = account.linears.iter().zip(kept);
-        for (entry, linear) in shares {
-            variant.plan.linears[linear.linear] = Precision::Float(format!(
-                "left in float: {:.0} % of the error, {:.1} % of the multiplications",
-                100.0 * entry.error,
-                100.0 * entry.work
-            ));
-        }
+        give_reasons(&mut variant.plan, &account, kept);
         match judge.float_check(&variant.plan) {
             Ok(_) => written = variant,
             Err(error @ (Error::FloatCheck { .. } | Error::Rounding { .. }))
@@ -91,6 +92,17 @@ pub(crate) fn keep_float(
     }
     written.account.kept_float = Some(account);
     Ok(written)
+}
+
+/// Says at every Linear that is left in float what it would have cost.
+fn give_reasons(plan: &mut Plan, account: &KeptFloat, kept: &[Sensitivity]) {
+    for (entry, linear) in account.linears.iter().zip(kept) {
+        plan.linears[linear.linear] = Precision::Float(format!(
+            "left in float: {:.0} % of the error, {:.1} % of the multiplications",
+            100.0 * entry.error,
+            100.0 * entry.work
+        ));
+    }
 }
 
 /// What may be left in float, in the order in which it should be; one Linear at least is quantized.
@@ -110,16 +122,13 @@ fn search(
     chosen: &[Sensitivity],
     sensitivity: &[Sensitivity],
     wish: Wish,
-    (without, judge): (&dyn Fn(usize) -> Plan, &mut dyn Judge),
+    without: &dyn Fn(usize) -> Plan,
+    judge: &mut dyn Judge,
 ) -> Result<Option<(usize, Measured)>, Error> {
     let mut best: Option<(usize, Measured)> = None;
-    let reached = |outputs: &[OutputComparison]| {
-        let wanted = wish.min_sqnr_db;
-        wanted.is_none_or(|db| lowest(outputs) >= db)
-    };
     let mut try_with = |n: usize| -> Result<bool, Error> {
         let variant = measure(judge, without(n))?;
-        let enough = reached(&variant.outputs);
+        let enough = wish.is_reached(&variant.outputs);
         let nearer = |(_, b): &(usize, Measured)| lowest(&variant.outputs) > lowest(&b.outputs);
         if enough || best.as_ref().is_none_or(nearer) {
             best = Some((n, variant));
@@ -130,7 +139,7 @@ fn search(
         _ if chosen.is_empty() => {}
         // Without a figure to reach, all that the budget allows.
         None => _ = try_with(chosen.len())?,
-        Some(_) if reached(&written.outputs) => {}
+        Some(_) if wish.is_reached(&written.outputs) => {}
         Some(db) => {
             let gain = db - lowest(&written.outputs);
             let start = predict(chosen, total(sensitivity, |c| c.error), gain);
@@ -141,7 +150,7 @@ fn search(
 }
 
 /// The plan with some Linears in float; what is decided for their sites alone is dropped.
-fn in_float(plan: &Plan, kept: &[Sensitivity], (sites, units): (&SiteTable, &[Unit])) -> Plan {
+fn in_float(plan: &Plan, kept: &[Sensitivity], sites: &SiteTable, units: &[Unit]) -> Plan {
     let mut plan = plan.clone();
     let kept: BTreeSet<LinearId> = kept.iter().map(|c| c.linear).collect();
     for &linear in &kept {

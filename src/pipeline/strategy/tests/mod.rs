@@ -288,7 +288,7 @@ fn decide(
     let units = super::units(&written.plan, sites, reaches);
     let written = super::drop_what_hurts(written, &units, judge)?;
     let units = super::units(&written.plan, sites, reaches);
-    let written = super::keep_float(written, wish, (sites, &units), judge)?;
+    let written = super::keep_float(written, wish, sites, &units, judge)?;
     let mut written = super::compare_with_qdq(written, judge)?;
     let check = super::conclude(&mut written, judge)?;
     Ok((written, check))

@@ -47,6 +47,11 @@ proptest! {
             prop_assert!(unit.sites.iter().all(|&s| table.leader(s) == leader));
             let reached: BTreeSet<usize> = unit.sites.iter().map(|s| sites[s.index()].3).collect();
             prop_assert_eq!(&unit.reaches, &reached);
+            // 0 a Mul, 2 a margin alone, 3 a norm.
+            let kind = |s: &SiteId| [0, 3, 2][sites[s.index()].0];
+            prop_assert_eq!(Some(unit.kind), unit.sites.iter().map(kind).min());
+            let gain = |s: &SiteId| sites[s.index()].1;
+            prop_assert_eq!(Some(unit.gain as i32), unit.sites.iter().map(gain).min());
         }
         let leaders: BTreeSet<SiteId> = units.iter().map(|u| table.leader(u.sites[0])).collect();
         prop_assert_eq!(leaders.len(), units.len());
