@@ -31,6 +31,7 @@ mod quantize_relu;
 mod recognise;
 mod response;
 mod rewrite;
+mod run;
 mod schema;
 mod shared;
 mod site;
