@@ -15,7 +15,7 @@ use crate::recognise::{Linear, LinearId, Recognised};
 use crate::rewrite::Rounded;
 use crate::solve::correction::{Means, correction, means};
 use crate::solve::feedback::{Feedback, output_error};
-use crate::solve::quantize_weight;
+use crate::solve::{QuantizedWeight, WeightSpec, quantize_weight};
 
 /// Tokens, about, on which error feedback must be better.
 const CONFIRMED_BY: usize = 128;
@@ -102,7 +102,7 @@ impl Refine<'_> {
         id: SiteId,
         plan: &SitePlan,
         linears: &[LinearId],
-    ) -> Option<Vec<(LinearId, Arc<crate::solve::QuantizedWeight>)>> {
+    ) -> Option<Vec<(LinearId, Arc<QuantizedWeight>)>> {
         // What is shared is rounded for the tokens of all.
         let stats = self.source.calibrated.prepared.sites.joint_statistics(id)?;
         if linears.is_empty() {
@@ -122,15 +122,7 @@ impl Refine<'_> {
             .into_owned();
         let round = |&l: &LinearId| {
             let w = self.found.linears[l].load_weight(&self.view)?;
-            let nearest = quantize_weight(w.view(), &spec);
-            let better = feedback.quantize(w.view(), &spec);
-            let error = |q| output_error(&other, w.view(), q);
-            let best = if error(&better) < error(&nearest) {
-                better
-            } else {
-                nearest
-            };
-            Some((l, Arc::new(best)))
+            Some((l, Arc::new(confirmed(&feedback, &w, &other, &spec))))
         };
         Some(linears.iter().filter_map(round).collect())
     }
@@ -157,5 +149,55 @@ impl Refine<'_> {
             Some((*l, correction(w.view(), &quantized, means)?))
         };
         jobs.par_iter().filter_map(correct).collect()
+    }
+}
+
+/// A weight rounded with error feedback if that is better on `other` tokens than to the nearest.
+fn confirmed(
+    feedback: &Feedback,
+    w: &Array2<f32>,
+    other: &Array2<f32>,
+    spec: &WeightSpec,
+) -> QuantizedWeight {
+    let nearest = quantize_weight(w.view(), spec);
+    let better = feedback.quantize(w.view(), spec);
+    let error = |q| output_error(other, w.view(), q);
+    if error(&better) < error(&nearest) {
+        better
+    } else {
+        nearest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Tokens in which every channel is nearly the one before it times `sign`.
+    fn tokens(sign: f32) -> Array2<f32> {
+        let noise = |t: usize, c: usize| ((t * 37 + c * 101) % 23) as f32 / 46.0 - 0.25;
+        Array2::from_shape_fn((64, 8), |(t, c)| {
+            let common = ((t * 13) % 29) as f32 / 14.5 - 1.0;
+            common * if c % 2 == 1 { sign } else { 1.0 } + 0.05 * noise(t, c)
+        })
+    }
+
+    #[test]
+    fn feedback_is_taken_where_other_tokens_confirm_it() {
+        let spec = WeightSpec {
+            bits: 4,
+            per_channel: true,
+        };
+        let w = Array2::from_shape_fn((8, 16), |(c, n)| {
+            ((c * 29 + n * 17) % 31) as f32 / 15.5 - 1.0
+        });
+        let feedback = Feedback::new(&tokens(1.0)).unwrap();
+        let with = feedback.quantize(w.view(), &spec);
+        let nearest = quantize_weight(w.view(), &spec);
+        assert_ne!(with.q, nearest.q);
+        // Tokens alike confirm it; where what made up for an error adds to it, it is not taken.
+        let chosen = |other| confirmed(&feedback, &w, &tokens(other), &spec).q;
+        assert_eq!(chosen(1.0), with.q);
+        assert_eq!(chosen(-1.0), nearest.q);
     }
 }
