@@ -1,10 +1,8 @@
 //! The flat form of If nodes from outside: there and back again, and one branch taken.
 
 use crate::common::graphs::{info, model};
-use onnx_osplus::graph::branches::{
-    Branch, branch_of_nodes, first_condition, flatten, take, unflatten,
-};
-use onnx_osplus::graph::{NodeId, Patch, View, apply, check};
+use onnx_osplus::graph::branches::{Branch, FlatModel};
+use onnx_osplus::graph::{NodeId, Patch, check};
 use onnx_osplus::onnx::node::{graph_attr, int_attr, make_node, subgraphs};
 use onnx_osplus::onnx::proto::*;
 use onnx_osplus::onnx::{DataType, Model, tensor};
@@ -119,35 +117,38 @@ fn nested() -> Model {
     )
 }
 
-fn flat(model: &Model) -> Model {
-    let mut flat = model.clone();
-    flatten(&mut flat);
-    flat
+fn flat(model: &Model) -> FlatModel {
+    FlatModel::of(model.clone())
 }
 
 #[test]
 fn there_and_back_is_the_same_model() {
     let model = nested();
     let flat = flat(&model);
-    check(&flat).unwrap();
-    let ops: Vec<&str> = flat.graph().node.iter().map(|n| n.op_type()).collect();
+    let view = flat.view();
+    check(view.model()).unwrap();
+    let ops: Vec<&str> = view.graph().node.iter().map(|n| n.op_type()).collect();
     // The If on data stays a node.
     assert_eq!(ops.iter().filter(|op| **op == "If").count(), 3);
     for op in ["Add", "Sub", "Mul", "Neg"] {
         assert!(ops.contains(&op), "{op} is in the list: {ops:?}");
     }
-    assert_eq!(unflatten(&flat), model);
-    let mut twice = flat.clone();
-    flatten(&mut twice);
+    assert_eq!(flat.unflatten(), model);
+    let twice = FlatModel::of(view.model().clone());
     assert_eq!(twice, flat, "what is flat stays so");
 }
 
 #[test]
 fn nodes_know_their_branch() {
     let flat = flat(&nested());
-    let branches = branch_of_nodes(&flat);
+    let branches = flat.branch_of_nodes();
     let of = |op: &str| {
-        let at = flat.graph().node.iter().position(|n| n.op_type() == op);
+        let at = flat
+            .view()
+            .graph()
+            .node
+            .iter()
+            .position(|n| n.op_type() == op);
         branches[at.unwrap()].clone()
     };
     assert_eq!(of("Abs"), None);
@@ -161,18 +162,18 @@ fn nodes_know_their_branch() {
 fn one_branch_is_taken() {
     for (then, kept, left_out) in [(true, "Add", "Sub"), (false, "Sub", "Add")] {
         let mut taken = flat(&nested());
-        assert_eq!(first_condition(&taken), Some("flag"));
-        let dropped = take(&mut taken, if then { Branch::Then } else { Branch::Else });
-        check(&taken).unwrap();
-        let has = |op: &str| taken.graph().node.iter().any(|n| n.op_type() == op);
+        assert_eq!(taken.first_condition(), Some("flag"));
+        let dropped = taken.take(if then { Branch::Then } else { Branch::Else });
+        check(taken.view().model()).unwrap();
+        let has = |op: &str| taken.view().graph().node.iter().any(|n| n.op_type() == op);
         assert!(has(kept) && !has(left_out));
         assert!(!dropped.is_empty());
         if then {
-            assert_eq!(first_condition(&taken), Some("other"));
-            take(&mut taken, Branch::Else);
+            assert_eq!(taken.first_condition(), Some("other"));
+            taken.take(Branch::Else);
         }
-        assert_eq!(first_condition(&taken), None);
-        check(&taken).unwrap();
+        assert_eq!(taken.first_condition(), None);
+        check(taken.view().model()).unwrap();
     }
 }
 
@@ -196,7 +197,7 @@ fn conditions_on_data_are_not_flattened() {
             ..GraphProto::default()
         };
         let before = model(17, 8, graph);
-        flat(&before) == before
+        *flat(&before).view().model() == before
     };
     assert!(reads("ReduceMax", "x"), "the data itself");
     assert!(!reads("Shape", "x"), "shapes are fixed for a plan");
@@ -218,7 +219,7 @@ fn insertions_stay_in_their_branch() {
         ..GraphProto::default()
     };
     let mut changed = flat(&model(17, 8, graph));
-    let view = View::new(&changed);
+    let view = changed.view();
     let at = |op: &str| NodeId(view.nodes().position(|(_, n)| n.op_type() == op).unwrap());
     // The branches are in the order of the file: else comes first.
     let first = at("Exp");
@@ -228,8 +229,8 @@ fn insertions_stay_in_their_branch() {
     for op in ["Exp", "Neg", "Log"] {
         patch.rewire(at(op), 0, "halved");
     }
-    apply(&mut changed, vec![patch]).unwrap();
-    let result = unflatten(&changed);
+    changed.apply(vec![patch]).unwrap();
+    let result = changed.unflatten();
     check(&result).unwrap();
     let ops = |nodes: &[NodeProto]| -> Vec<String> {
         nodes.iter().map(|n| n.op_type().to_owned()).collect()

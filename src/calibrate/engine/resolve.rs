@@ -11,7 +11,7 @@ use crate::calibrate::data::array::Values;
 use crate::calibrate::data::input::Batch;
 use crate::calibrate::engine::error::EngineError;
 use crate::calibrate::engine::plan::{Engine, Wanted};
-use crate::graph::branches::{Branch, first_condition, flatten, take};
+use crate::graph::branches::{Branch, FlatModel};
 use crate::graph::{inline, opset};
 use crate::onnx::node::{int_attr, make_node, subgraphs};
 use crate::onnx::op;
@@ -39,17 +39,17 @@ pub(super) fn resolve(
     }
     let mut resolved = model.clone();
     without_functions(&mut resolved)?;
-    flatten(&mut resolved);
+    let mut resolved = FlatModel::of(resolved);
     let mut absent = BTreeSet::new();
-    while let Some(condition) = first_condition(&resolved) {
-        let branch = match value(engine, &resolved, condition, like)? {
+    while let Some(condition) = resolved.first_condition() {
+        let branch = match value(engine, resolved.as_model(), condition, like)? {
             true => Branch::Then,
             false => Branch::Else,
         };
-        absent.extend(take(&mut resolved, branch));
+        absent.extend(resolved.take(branch));
     }
     Ok(Resolved {
-        model: Some(resolved),
+        model: Some(resolved.into_copy()),
         absent,
     })
 }

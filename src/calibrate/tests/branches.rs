@@ -39,7 +39,7 @@ fn choice(condition: &str, output: &str, then: &[NodeProto], otherwise: &[NodePr
 
 /// y = flag ? −x : eˣ, where both branches call their result t.
 fn switched() -> Model {
-    let mut flat = model(
+    let flat = model(
         17,
         vec![
             info("x", DataType::Float, &["n", "4"]),
@@ -57,8 +57,7 @@ fn switched() -> Model {
         vec![],
         &["z"],
     );
-    crate::graph::branches::flatten(&mut flat);
-    flat
+    crate::graph::branches::FlatModel::of(flat).into_copy()
 }
 
 fn batch(row: u64, flag: bool) -> Batch {
@@ -92,7 +91,7 @@ fn each_batch_runs_its_branch() {
     let first: Vec<f32> = all.batches.iter().map(|o| o["z"][[0, 0]]).collect();
     assert_eq!(first, [-1.0, 2f32.exp(), -3.0]);
     // The same from the file's own form.
-    let merged = crate::graph::branches::unflatten(&model);
+    let merged = crate::graph::branches::FlatModel::of(model).unflatten();
     assert_eq!(
         outputs(&TractEngine, &merged, &batches, 1, &NoProgress).unwrap(),
         all

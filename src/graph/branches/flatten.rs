@@ -18,7 +18,7 @@ use crate::onnx::proto::{
 use crate::onnx::{DataType, Model};
 
 /// Flattens every If of the main graph that can be decided by shapes and boolean inputs, and those in its branches.
-pub fn flatten(model: &mut Model) {
+pub(super) fn flatten(model: &mut Model) {
     let graph = model.graph();
     if !graph.node.iter().any(is_if) {
         return;

@@ -7,11 +7,11 @@
 //! A merged decoder is one If whose branches are a whole model each. In the flat form norms, Linears, sites and
 //! weights of both branches are found, folded and quantized by the same code as everywhere else, and a weight that both
 //! read is seen to be shared. Markers in the list say where a branch begins; If' keeps what else there is to say of
-//! the If, and reads the branches' outputs. Nothing outside of a run ever sees the form: [`unflatten()`] turns it back,
-//! byte for byte where nothing was changed.
+//! the If, and reads the branches' outputs. Nothing outside of a run ever sees the form, because it is a type of its own, [`FlatModel`], which no file is written
+//! from: [`FlatModel::unflatten`] turns it back, byte for byte where nothing was changed.
 //!
 //! Flattened is every If whose condition follows from the shapes of the inputs and from inputs of one boolean
-//! (`use_cache_branch`): for given inputs one branch can be [taken](take), and the rest left out.
+//! (`use_cache_branch`): for given inputs one branch can be [taken](FlatModel::take), and the rest left out.
 
 mod flatten;
 mod names;
@@ -23,8 +23,8 @@ use crate::onnx::node::{attr, attr_i, make_node};
 use crate::onnx::op;
 use crate::onnx::proto::NodeProto;
 
-pub use flatten::flatten;
-pub use unflatten::unflatten;
+use flatten::flatten;
+use unflatten::unflatten;
 
 /// A model in flat form. What it holds is read through a [`View`] and changed by patches; the only way to a model that can
 /// be saved is [`FlatModel::unflatten`].
@@ -63,11 +63,32 @@ impl FlatModel {
         Ok(done)
     }
 
+    /// For each node of the list the innermost branch it is in, in words; `None` outside.
+    pub fn branch_of_nodes(&self) -> Vec<Option<String>> {
+        branch_of_nodes(&self.0)
+    }
+
+    /// The condition of the first If that is in no other; `None` if there is no If left to decide.
+    pub fn first_condition(&self) -> Option<&str> {
+        first_condition(&self.0)
+    }
+
+    /// Puts one branch of the first If in the place of the If, and leaves the other out. Returns the names of the values
+    /// that nothing computes any more.
+    pub fn take(&mut self, branch: Branch) -> Vec<String> {
+        take(&mut self.0, branch)
+    }
+
+    /// The list as a model, for copies that are run and thrown away: of the calibration, of the comparison of Linears.
+    pub(crate) fn into_copy(self) -> Model {
+        self.0
+    }
+
     /// Applies patches to the list.
     ///
     /// # Errors
     /// Those of [`super::apply`].
-    pub(crate) fn apply(&mut self, patches: Vec<Patch>) -> Result<(), PatchError> {
+    pub fn apply(&mut self, patches: Vec<Patch>) -> Result<(), PatchError> {
         super::apply(&mut self.0, patches)
     }
 }
@@ -123,7 +144,7 @@ fn paths(nodes: &[NodeProto]) -> Vec<Vec<(usize, usize)>> {
 }
 
 /// For each node of a model in flat form the innermost branch it is in, in words; `None` outside.
-pub fn branch_of_nodes(model: &Model) -> Vec<Option<String>> {
+pub(crate) fn branch_of_nodes(model: &Model) -> Vec<Option<String>> {
     let nodes = &model.graph().node;
     let mut open: Vec<String> = Vec::new();
     let mut all = Vec::with_capacity(nodes.len());
@@ -145,7 +166,7 @@ pub fn branch_of_nodes(model: &Model) -> Vec<Option<String>> {
 }
 
 /// The condition of the first If of a model in flat form that is in no other; `None` if there is no If left to decide.
-pub fn first_condition(model: &Model) -> Option<&str> {
+fn first_condition(model: &Model) -> Option<&str> {
     let (_, _, end) = first(&model.graph().node)?;
     model.graph().node[end].input.first().map(String::as_str)
 }
@@ -180,7 +201,7 @@ pub enum Branch {
 
 /// Puts one branch of the first If in the place of the If, and leaves the other out. Returns the names of the values
 /// that nothing computes any more.
-pub fn take(model: &mut Model, branch: Branch) -> Vec<String> {
+fn take(model: &mut Model, branch: Branch) -> Vec<String> {
     let Some((start, second, end)) = first(&model.graph().node) else {
         return Vec::new();
     };

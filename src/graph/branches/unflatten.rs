@@ -17,7 +17,7 @@ use crate::onnx::proto::{GraphProto, NodeProto, TensorProto, ValueInfoProto};
 type Path = Vec<(usize, usize)>;
 
 /// The model with its If nodes again.
-pub fn unflatten(model: &Model) -> Model {
+pub(super) fn unflatten(model: &Model) -> Model {
     if !model.graph().node.iter().any(is_marker) {
         return model.clone();
     }

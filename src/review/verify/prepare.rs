@@ -1,6 +1,6 @@
 //! Models in the form in which Linears and values are matched.
 
-use crate::graph::branches::flatten;
+use crate::graph::branches::FlatModel;
 use crate::graph::{self, Names, View, inline, opset};
 use crate::onnx::op;
 use crate::onnx::{Model, tensor};
@@ -12,8 +12,7 @@ const OPSET: i64 = 13;
 /// A copy of `model` (weights shared) in which functions are inlined and branches laid open, under the names that they get
 /// in the main job. What cannot be opened stays closed: its Linears are then not compared.
 pub(super) fn opened(model: &Model) -> Model {
-    let mut opened = model.clone();
-    flatten(&mut opened);
+    let mut opened = FlatModel::of(model.clone()).into_copy();
     if inline(&mut opened, &|_| true).is_err() {
         return model.clone();
     }
@@ -21,8 +20,7 @@ pub(super) fn opened(model: &Model) -> Model {
         // A function of an older operator set could not be inlined before; what is left stays a call.
         let _ = inline(&mut opened, &|_| true);
     }
-    flatten(&mut opened);
-    opened
+    FlatModel::of(opened).into_copy()
 }
 
 /// [`opened`], and the Linears inside of ONNX Runtime's operators taken out, as in the main job.
