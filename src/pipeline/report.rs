@@ -141,9 +141,14 @@ impl Account<'_> {
 
     /// The outputs that end clearly below plain, although no plan was found that keeps them.
     fn below_plain(&self) -> Vec<BelowPlain> {
-        let lost = losses(&self.written.outputs, self.plain.unwrap_or_default());
+        let Measured {
+            outputs, account, ..
+        } = self.written;
+        let mut lost = losses(outputs, self.plain.unwrap_or_default());
+        // Of these a note of its own says what keeps them.
+        lost.retain(|l| !account.below_by_attention.contains(&outputs[l.output].name));
         let entry = |loss: &Loss| BelowPlain {
-            output: self.written.outputs[loss.output].name.clone(),
+            output: outputs[loss.output].name.clone(),
             sqnr_db: loss.sqnr_db,
             // Exact by plain quantization.
             plain_sqnr_db: Some(loss.plain_sqnr_db).filter(|db| db.is_finite()),

@@ -76,4 +76,5 @@ def test_random_numbers_are_the_same_for_all_that_is_compared(run, op):
         ]
     )
     assert report["outputs"]["y"]["sqnr_db"] > 30
-    assert report["float_check"]["max_relative_error"] <= 1e-4
+    # Nothing was migrated or rewritten, so that there is no other float model to check.
+    assert report["float_check"] is None

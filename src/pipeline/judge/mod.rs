@@ -8,6 +8,8 @@ pub(crate) mod held_out;
 pub(crate) mod rows;
 mod sensitivity;
 
+use std::collections::BTreeSet;
+
 use super::build::Candidate;
 use super::plan::{AttentionRanges, Plan};
 use crate::calibrate::{EngineError, OutputComparison};
@@ -36,6 +38,8 @@ pub(crate) struct Account {
     pub kept_float: Option<KeptFloat>,
     /// What int8 attention costs, if any is in int8.
     pub attention_cost: Option<AttentionCost>,
+    /// The outputs, by name, that int8 attention has taken below plain min-max quantization, which has attention in float.
+    pub below_by_attention: BTreeSet<String>,
 }
 
 /// What one Linear adds to the error of the outputs.

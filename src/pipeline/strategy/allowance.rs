@@ -11,8 +11,8 @@ use crate::calibrate::{OutputComparison, RowError};
 /// Measurements that are kept for models which might be written.
 const RESERVED: usize = 3;
 
-/// An output whose error is this many dB below it is good enough, whatever was lost, as long as plain min-max
-/// quantization is not better.
+/// An output whose error is this many dB below it is good enough, whatever was lost: plain min-max quantization, which has
+/// attention in float, may then be better, and that is said.
 const GOOD_DB: f64 = 30.0;
 
 /// What the outputs may lose by int8 attention.
@@ -30,7 +30,7 @@ impl Allowance<'_> {
     /// uses most; outputs are in the same order.
     ///
     /// With R the squares of an output and E its squared error, E may become `max(R · 10^(−GOOD_DB / 10),
-    /// E · 10^(loss_db / 10))`, but no more than that of the floor, nor than leaves what was asked for.
+    /// min(E · 10^(loss_db / 10), E of the floor))`, and no more than leaves what was asked for.
     pub fn used(&self, with: &[OutputComparison], without: &[OutputComparison]) -> f64 {
         let energies = |o: &OutputComparison| {
             let sum = |f: fn(&RowError) -> f64| o.rows.iter().map(f).sum::<f64>();
@@ -38,12 +38,12 @@ impl Allowance<'_> {
         };
         let used = |(i, (with, without)): (usize, (&OutputComparison, &OutputComparison))| {
             let ((reference, before), (_, after)) = (energies(without), energies(with));
-            let error = |db: f64| reference * 10f64.powf(-db / 10.0);
             let mut limit = before * 10f64.powf(self.loss_db / 10.0);
-            limit = limit.max(error(GOOD_DB));
             if let Some(floor) = self.floor.and_then(|floor| floor.get(i)) {
                 limit = limit.min(energies(floor).1);
             }
+            let error = |db: f64| reference * 10f64.powf(-db / 10.0);
+            let limit = limit.max(error(GOOD_DB));
             let limit = self.asked_db.map_or(limit, |db| limit.min(error(db)));
             match after - before {
                 added if added <= 0.0 => 0.0,
@@ -159,9 +159,8 @@ mod tests {
         near(used(250.0, 100.0, None), 1.5);
         // Plain min-max is at 120.
         near(used(150.0, 100.0, Some(120.0)), 2.5);
-        // 30 dB are good enough, but not where plain gives more.
-        near(used(10.0, 1.0, Some(20.0)), 1.0);
-        near(used(10.0, 1.0, Some(2.0)), 9.0);
+        // 30 dB are good enough, whatever plain gives.
+        near(used(10.0, 1.0, Some(2.0)), 1.0);
         near(used(4.0, 2.0, None), 0.25);
         // A gain uses nothing; where there is no room, everything is too much.
         near(used(90.0, 100.0, Some(50.0)), 0.0);

@@ -10,9 +10,9 @@ use super::super::judge::{Judge, Measured};
 use super::super::plan::{
     AttentionPlan, AttentionRanges, AttentionType, Dropped, Guard, Plan, Precision,
 };
-use super::super::verdict::mean_sqnr;
+use super::super::verdict::{losses, mean_sqnr};
 use super::allowance::{Allowance, keep_within};
-use crate::calibrate::EngineError;
+use crate::calibrate::{EngineError, OutputComparison};
 use crate::error::Error;
 use crate::onnx::DataType;
 use crate::options::{AttentionMode, Options};
@@ -150,7 +150,7 @@ impl Step<'_> {
     ) -> Result<Measured, Error> {
         let auto = self.options.attention == AttentionMode::Auto;
         let plain = judge.plain().map(|plain| plain.outputs.clone());
-        let floor = plain.filter(|_| auto && decides(&written.plan));
+        let floor = plain.clone().filter(|_| auto && decides(&written.plan));
         let allowance = Allowance {
             loss_db: if auto { AUTO_LOSS_DB } else { ASKED_LOSS_DB },
             floor: floor.as_deref(),
@@ -178,6 +178,7 @@ impl Step<'_> {
             Ok::<_, Error>(used)
         })?;
         let float_db = mean_sqnr(&written.outputs);
+        let before = written.outputs.clone();
         let all = match all_db {
             Some(db) => format!("all in int8 give {db:.2} dB, none {float_db:.2} dB"),
             None => "with all in int8 an output is not finite".to_owned(),
@@ -193,6 +194,7 @@ impl Step<'_> {
                 int8_sqnr_db: mean_sqnr(&result.outputs),
             });
         }
+        tell_losses(&mut result, &before, &plain.unwrap_or_default());
         let decided = self.with(plans, able, &kept);
         plans.clone_from_slice(&decided);
         for ((i, ..), kept) in able.iter().zip(kept) {
@@ -256,6 +258,24 @@ impl Step<'_> {
                 self.opset
             )
         })
+    }
+}
+
+/// Names the outputs that are below plain min-max quantization by int8 attention: a plan with attention in float keeps
+/// them, and whoever reads this can choose it.
+fn tell_losses(result: &mut Measured, before: &[OutputComparison], plain: &[OutputComparison]) {
+    let lost_before = losses(before, plain);
+    for loss in losses(&result.outputs, plain) {
+        if lost_before.iter().any(|l| l.output == loss.output) {
+            continue;
+        }
+        let name = result.outputs[loss.output].name.clone();
+        result.plan.notes.push(format!(
+            "int8 attention takes output `{name}` to {:.2} dB, where plain min-max quantization with attention in float \
+             has {:.2} dB; attention float keeps that",
+            loss.sqnr_db, loss.plain_sqnr_db
+        ));
+        result.account.below_by_attention.insert(name);
     }
 }
 
