@@ -16,6 +16,7 @@
 //!
 //! Arithmetic only: this module knows arrays, no graph. Results do not depend on the number of threads.
 
+pub mod balance;
 pub mod correction;
 pub mod damage;
 pub mod feedback;
@@ -24,6 +25,7 @@ pub mod migration;
 pub mod output;
 pub mod quantize;
 pub mod response;
+pub mod rotation;
 pub mod search;
 pub mod smoothquant;
 pub mod survey;
@@ -35,6 +37,7 @@ pub use quantize::{
     ActivationSpec, QuantParams, QuantizedWeight, WeightSpec, fake_quantize, quantize_weight,
 };
 pub use response::Response;
+pub use rotation::Rotation;
 pub use search::{Recipe, solve_block, solve_site, solve_site_with};
 
 use ndarray::ArrayView2;
