@@ -103,7 +103,7 @@ impl Run<'_> {
 pub(crate) fn units(blocks: &Blocks, solutions: &Solutions) -> Vec<Unit> {
     let decision = |(site, solution): (usize, &Option<Solution>)| {
         let solution = solution.as_ref().filter(|s| !is_plain(s))?;
-        let migrates = solution.shift.is_some() || solution.scale.is_some();
+        let migrates = migrates(solution);
         let kind = match &blocks.sites[site].sink {
             // A margin alone.
             _ if !migrates => 2,
@@ -141,9 +141,13 @@ fn grouped(
     units
 }
 
+/// Whether a solution changes the float model.
+pub(super) fn migrates(s: &Solution) -> bool {
+    s.shift.is_some() || s.scale.is_some() || s.rotation.is_some()
+}
+
 pub(super) fn is_plain(solution: &Solution) -> bool {
-    let migrates = solution.shift.is_some() || solution.scale.is_some();
-    !migrates && solution.range == solution.range_before
+    !migrates(solution) && solution.range == solution.range_before
 }
 
 /// The solutions with plain min-max at the sites of every unit that is not kept.
@@ -161,6 +165,7 @@ pub(super) fn plain(solution: Solution) -> Solution {
     Solution {
         shift: None,
         scale: None,
+        rotation: None,
         range: solution.range_before,
         range_after: solution.range_before,
         threshold: None,
@@ -181,6 +186,7 @@ mod tests {
         Solution {
             shift: None,
             scale: Some(vec![channel as f32 + 2.0]),
+            rotation: None,
             range: (-1.5, 1.5),
             range_before: (-4.0, 8.0),
             range_after: (-1.0, 1.0),

@@ -331,6 +331,7 @@ pub(super) fn migration(solution: &Solution) -> Migration {
     Migration {
         shift: solution.shift.clone(),
         scale: solution.scale.clone(),
+        rotation: solution.rotation.clone(),
     }
 }
 

@@ -21,7 +21,7 @@ use crate::graph::branches::branch_of_nodes;
 use crate::graph::{ValueId, View};
 use crate::recognise::Linear;
 use crate::site::{Place, Sink, Site};
-use crate::solve::{Migration, Solution};
+use crate::solve::{Fold, Migration, Solution};
 
 /// Sites that are decided together.
 pub(crate) struct Group {
@@ -272,11 +272,8 @@ impl Group {
         let Some(all) = known.cloned().reduce(|a, b| both(&a, &b)) else {
             return joint.clone();
         };
-        let migration = Migration {
-            shift: joint.shift.clone(),
-            scale: joint.scale.clone(),
-        };
-        let (low, high) = migration.range(&all.min, &all.max);
+        let migration = super::quantize::migration(joint);
+        let (low, high) = migration.range_of_all(statistics.folds.iter().map(as_fold));
         Solution {
             range: (low * joint.margin, high * joint.margin),
             range_before: Migration::default().range(&all.min, &all.max),
@@ -344,6 +341,15 @@ fn merge_folds(all: &[&FoldStats]) -> Option<FoldStats> {
         row.assign(&all[member].sample.row(i));
     }
     Some(FoldStats { sample, ..merged })
+}
+
+/// What the solver reads of statistics.
+pub(super) fn as_fold(fold: &FoldStats) -> Fold<'_> {
+    Fold {
+        min: &fold.min,
+        max: &fold.max,
+        sample: fold.sample.view(),
+    }
 }
 
 /// Extremes and number of the tokens of both; the sample of the first.

@@ -20,6 +20,11 @@ use super::{Fold, migration};
 /// with many dead channels the closed form without a floor lost 2 dB.
 const FLOOR: f32 = 0.2;
 
+/// What part of its extreme over all tokens the rms of a channel is at least: that of one burst among a hundred tokens. A
+/// channel that fires for few tokens may be dead in a sample. On an ALBERT 0 took the whole gain away; 0.04 to 0.25 gained
+/// 1.1 to 2.1 dB, and differed by 0.1 dB on MiniLM.
+const BURST: f32 = 0.1;
+
 /// Scales beyond this factor of their geometric mean, both ways, are cut.
 const LARGEST: f32 = 1e4;
 
@@ -41,7 +46,7 @@ pub enum Balance {
 pub struct Channels {
     /// Mean over the tokens, `[C]`.
     pub mean: Vec<f32>,
-    /// rms of x − mean over the tokens, `[C]`.
+    /// rms of x − mean over the tokens, `[C]`, or a part of its extreme.
     pub deviation: Vec<f32>,
 }
 
@@ -58,13 +63,13 @@ impl Channels {
             }
         }
         let [sums, squares] = [sums, squares].map(|v| joined(v, ties));
-        let moments = sums.iter().zip(&squares);
-        let moments = moments.map(|(sum, square)| {
+        let moments = sums.iter().zip(&squares).zip(fold.min.iter().zip(fold.max));
+        let moments = moments.map(|((sum, square), (min, max))| {
             let mean = sum / tokens;
-            (
-                mean as f32,
-                (square / tokens - mean * mean).max(0.0).sqrt() as f32,
-            )
+            let deviation = (square / tokens - mean * mean).max(0.0).sqrt() as f32;
+            let mean = mean as f32;
+            let extreme = (max - mean).max(mean - min);
+            (mean, deviation.max(BURST * extreme))
         });
         let (mean, deviation) = moments.unzip();
         Self { mean, deviation }

@@ -30,19 +30,20 @@ pub struct Rotation {
 }
 
 impl Rotation {
-    /// The rotation of `channels` = A · B channels with A ≤ B as near to each other as they can be, and random signs that
-    /// are the same for the same `seed`.
+    /// The rotation of `channels` = A · B channels, with the factors that cost least and random signs that are the same for
+    /// the same `seed`.
     ///
     /// `None` where A + B is more than half of the channels: for primes, twice a prime, and fewer than 16 channels. There a
     /// rotation would cost as much as a small Linear.
     pub fn of(channels: usize, seed: u64) -> Option<Self> {
-        let root = (1..).take_while(|a| a * a <= channels);
-        let outer = root.filter(|a| channels % a == 0).last()?;
-        let inner = channels / outer;
+        let pairs = (1..=channels).filter(|b| channels % b == 0);
+        let pairs = pairs.map(|inner| (channels / inner, inner));
+        let usable = pairs.filter(|(outer, inner)| 2 * (outer + inner) <= channels);
+        let factors = usable.min_by(|&a, &b| padded(a).total_cmp(&padded(b)))?;
         let start = mix(seed);
         let flipped = |j: usize| mix(start.wrapping_add(j as u64)) & 1 == 1;
-        (2 * (outer + inner) <= channels).then(|| Self {
-            factors: (outer, inner),
+        Some(Self {
+            factors,
             flipped: (0..channels).map(flipped).collect(),
         })
     }
@@ -144,6 +145,16 @@ impl Rotation {
     }
 }
 
+/// Columns that matrix products compute at a time.
+const LANES: usize = 16;
+
+/// Multiplications per element that both products take where B is padded to whole lanes: for 384 channels, 24 · 16 took 63 µs
+/// in ONNX Runtime where 16 · 24 took 82.
+fn padded((outer, inner): (usize, usize)) -> f64 {
+    let columns = inner.next_multiple_of(LANES) as f64;
+    columns * (outer + inner) as f64 / inner as f64
+}
+
 /// `out = x h`, `x: [R, B]` row-major, `h: [B, B]`.
 fn product((x, shape): (&[f32], (usize, usize)), h: &Array2<f32>, out: &mut [f32]) {
     if let (Ok(x), Ok(mut out)) = (
@@ -230,19 +241,19 @@ mod tests {
     }
 
     #[test]
-    fn the_factors_are_as_near_to_each_other_as_they_can_be() {
+    fn factors_are_near_to_each_other_and_whole_lanes() {
         let factors = |k| Rotation::of(k, 0).map(|r| r.factors());
         for (k, expected) in [
             (16, (4, 4)),
             (128, (8, 16)),
             (192, (12, 16)),
-            (384, (16, 24)),
-            (576, (24, 24)),
+            (384, (24, 16)),
+            (576, (18, 32)),
             (768, (24, 32)),
             (1365, (35, 39)),
-            (1536, (32, 48)),
+            (1536, (48, 32)),
             (2816, (44, 64)),
-            (3072, (48, 64)),
+            (3072, (64, 48)),
         ] {
             assert_eq!(factors(k), Some(expected), "{k}");
         }
