@@ -68,7 +68,10 @@ impl Walk<'_, '_> {
         match op {
             op::Add | op::Sub => self.add(node, labels, shift),
             op::Mul | op::Div if !shift => self.multiply(node, labels),
-            op::Relu if !shift => self.pass(node, 0, labels, false),
+            op::Relu if !shift => {
+                self.positive = true;
+                self.pass(node, 0, labels, false)
+            }
             op::MatMul => self.product(node, labels, shift),
             op::Attention if output == 0 => self.attention(node, &labels, shift),
             op::Transpose => {

@@ -73,6 +73,8 @@ pub struct Trace {
     pub ties: Option<Vec<u32>>,
     /// Whether a shift can be folded as well.
     pub allow_shift: bool,
+    /// Whether the scale must be positive: the way passes a Relu.
+    pub positive: bool,
 }
 
 /// The values on the way back from `value` whose shapes [`trace`] may have to know, `value` among them.
@@ -143,12 +145,14 @@ pub fn trace(
             shapes,
             ties: Ties::new(channels),
             folds: Vec::new(),
+            positive: false,
         };
         walk.visit(value, channels_last(shape), shift, readers)?;
         Ok::<_, String>(Trace {
             ties: walk.ties.groups(),
             folds: walk.folds,
             allow_shift: shift,
+            positive: walk.positive,
         })
     };
     attempt(true).or_else(|_| attempt(false))
@@ -161,6 +165,8 @@ pub(super) struct Walk<'a, 'm> {
     pub(super) shapes: &'a Shapes,
     pub(super) ties: Ties,
     pub(super) folds: Vec<Fold>,
+    /// See [`Trace::positive`].
+    pub(super) positive: bool,
 }
 
 /// A norm or Linear whose output is `value`.

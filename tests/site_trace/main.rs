@@ -4,6 +4,7 @@
 mod common;
 mod contrib;
 mod prove;
+mod rotated;
 mod shared;
 mod sinks;
 mod stories;
