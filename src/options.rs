@@ -91,6 +91,9 @@ pub struct Options {
     pub seed: u64,
     /// Whether a Mul may be inserted where no constant can take a scale; it costs run time.
     pub extra_nodes: bool,
+    /// How much slower than without rotations the result may be for them, in percent, by an estimate: see
+    /// [`crate::rewrite::Rotated`]. They need extra nodes.
+    pub max_slowdown: f64,
     /// Whether what exporters leave behind and a runtime rejects is removed first: see [`crate::rewrite::clean`].
     pub clean: bool,
     /// Tokens kept per Linear input and fold for the search.
@@ -116,6 +119,7 @@ impl Default for Options {
             threads: 0,
             seed: 0,
             extra_nodes: true,
+            max_slowdown: 15.0,
             clean: false,
             sample_tokens: 384,
         }

@@ -13,6 +13,7 @@ mod portion;
 mod products;
 mod quantize;
 mod responses;
+mod rotation;
 mod search;
 mod shared;
 mod subset;
@@ -31,7 +32,7 @@ use crate::graph::{self, Names, View, opset};
 use crate::onnx::Model;
 use crate::progress::Progress;
 use crate::review::{Decision, REPORT_SCHEMA, Report, Settings, linear_report, site_report};
-use crate::rewrite::{self, Affine};
+use crate::rewrite::{self, Affine, Rotated};
 use crate::site::{ResponseKind, Sink, Site};
 use crate::solve::Solution;
 use crate::target::MIN_OPSET;
@@ -39,6 +40,7 @@ use crate::{Error, Format, Inspection, Options};
 pub(crate) use anatomy::anatomy;
 use blocks::Blocks;
 pub(crate) use drop::Source;
+use drop::migrates;
 use folded::Folded;
 use portion::row_count;
 use products::Products;
@@ -258,6 +260,8 @@ impl<'a> Run<'a> {
         let extra_nodes = self.options.extra_nodes;
         let notes = blocks.join_shared(&View::new(model), &mut stats, extra_nodes);
         self.report.notes.extend(notes);
+        let rank = |value| stats.get(value).map_or(0, |s| s.rank);
+        blocks.ranks = blocks.values.iter().map(rank).collect();
         blocks.check_any()?;
         self.finish_step("calibrate");
         Ok(stats)
@@ -318,8 +322,7 @@ impl<'a> Run<'a> {
             let Some(stats) = statistics.get(value).filter(|_| drops) else {
                 continue;
             };
-            let migrated = |s: &Solution| s.shift.is_some() || s.scale.is_some();
-            if site.has_sink() && solution.as_ref().is_some_and(migrated) {
+            if site.has_sink() && solution.as_ref().is_some_and(migrates) {
                 let plain = Site {
                     sink: Sink::None(String::new()),
                     ..site.clone()
@@ -363,17 +366,9 @@ impl<'a> Run<'a> {
         let migrations: Vec<(&Site, Affine)> = blocks
             .sites
             .iter()
+            .zip(&blocks.ranks)
             .zip(solutions)
-            .filter_map(|(site, solution)| Some((site, solution.as_ref()?)))
-            .map(|(site, s)| {
-                (
-                    site,
-                    Affine {
-                        shift: s.shift.clone(),
-                        scale: s.scale.clone(),
-                    },
-                )
-            })
+            .filter_map(|((site, &rank), s)| Some((site, affine(s.as_ref()?, rank))))
             .filter(|(site, affine)| site.has_sink() && !affine.is_identity())
             .collect();
         self.migrated_sites = migrations.len();
@@ -445,5 +440,15 @@ impl<'a> Run<'a> {
             .near_misses
             .extend(found.near_misses.into_iter().map(Into::into));
         report
+    }
+}
+
+/// What a solution does to the float model at a value of so many axes.
+fn affine(solution: &Solution, rank: usize) -> Affine {
+    let rotation = solution.rotation.clone();
+    Affine {
+        shift: solution.shift.clone(),
+        scale: solution.scale.clone(),
+        rotation: rotation.map(|rotation| Rotated { rotation, rank }),
     }
 }

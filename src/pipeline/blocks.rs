@@ -16,6 +16,8 @@ pub(crate) struct Blocks {
     pub sites: Vec<Site>,
     /// The name of each site's value.
     pub values: Vec<String>,
+    /// The number of axes of each site's value; empty before calibration, 0 where no data reaches it.
+    pub ranks: Vec<usize>,
     /// Why a Linear is left in float, per Linear.
     pub skipped: Vec<Option<String>>,
     /// Sites that are decided together; no site is in two.
@@ -57,6 +59,7 @@ impl Blocks {
             found,
             sites,
             values,
+            ranks: Vec::new(),
             skipped,
             groups: Vec::new(),
         };

@@ -8,7 +8,9 @@ use crate::graph::View;
 use crate::onnx::Model;
 use crate::recognise::Linear;
 use crate::site::{Sink, Site, Trace};
-use crate::solve::{Fold, Method, Response, SiteProblem, Solution, SolveSettings, solve_block};
+use crate::solve::{
+    Fold, Method, Response, SiteProblem, Solution, SolveSettings, Turn, solve_both,
+};
 
 /// What an explicit Mul must gain at its site to be worth its run time.
 const EXPLICIT_GAIN_DB: f64 = 1.0;
@@ -37,20 +39,27 @@ impl Run<'_> {
                     };
                     let block = responses.as_ref().and_then(|r| r.joint(blocks, i, members));
                     let response = block.as_ref().map(|b| b as &dyn Response);
-                    self.solve_site(&view, blocks, site, stats, response)
+                    let turn = self.turn(blocks, members);
+                    self.solve_both(&view, blocks, site, stats, response, turn.as_ref())
                 });
             self.progress.advance(1);
-            solution
+            match solution {
+                Some((solution, rotated)) => (Some(solution), rotated),
+                None => (None, None),
+            }
         };
         let sites = blocks.sites.iter().zip(&blocks.values).enumerate();
-        let mut solutions: Solutions = sites.map(solve).collect();
+        let (mut solutions, mut rotated): (Solutions, Solutions) = sites.map(solve).unzip();
         for group in &blocks.groups {
-            let joint = solutions[group.leader].clone();
-            for &i in &group.members {
-                let own = joint.as_ref().zip(statistics.get(&blocks.values[i]));
-                solutions[i] = own.map(|(joint, stats)| group.of_member(joint, stats));
+            for solutions in [&mut solutions, &mut rotated] {
+                let joint = solutions[group.leader].clone();
+                for &i in &group.members {
+                    let own = joint.as_ref().zip(statistics.get(&blocks.values[i]));
+                    solutions[i] = own.map(|(joint, stats)| group.of_member(joint, stats));
+                }
             }
         }
+        self.buy_rotations(blocks, statistics, &mut solutions, rotated);
         self.progress.end();
         self.finish_step("search");
         solutions
@@ -64,6 +73,19 @@ impl Run<'_> {
         stats: &ChannelStats,
         response: Option<&dyn Response>,
     ) -> Solution {
+        self.solve_both(view, blocks, site, stats, response, None).0
+    }
+
+    /// The solution of a site, and a better one with a rotation, if there is one.
+    fn solve_both(
+        &self,
+        view: &View,
+        blocks: &Blocks,
+        site: &Site,
+        stats: &ChannelStats,
+        response: Option<&dyn Response>,
+        turn: Option<&Turn>,
+    ) -> (Solution, Option<Solution>) {
         let linears: Vec<&Linear> = blocks.selected(site).collect();
         let weights: Vec<_> = linears.iter().filter_map(|l| l.load_weight(view)).collect();
         let extremes: Vec<_> = stats
@@ -91,13 +113,13 @@ impl Run<'_> {
             weight: self.options.weight(),
             method: self.options.method,
         };
-        let solution = solve_block(&problem, &settings, response);
+        let (solution, rotated) = solve_both(&problem, &settings, response, turn);
         let costs_a_node = matches!(site.sink, Sink::Explicit(_)) && solution.scale.is_some();
         if costs_a_node && solution.validated_gain_db < EXPLICIT_GAIN_DB {
             problem.allow_scale = false;
-            return solve_block(&problem, &settings, response);
+            return (solve_both(&problem, &settings, response, None).0, rotated);
         }
-        solution
+        (solution, rotated)
     }
 }
 
