@@ -25,7 +25,9 @@ impl Run<'_> {
     /// What a rotation may do at sites that are decided together.
     pub(super) fn turn<'b>(&self, blocks: &'b Blocks, members: &[usize]) -> Option<Turn<'b>> {
         let options = self.options;
-        let wanted = options.format != Format::Float && options.extra_nodes;
+        // The outputs of integer operators are measured before migration, and would have to be followed through signs; a float
+        // model is for another tool, which would take the products for Linears.
+        let wanted = options.format == Format::Qdq && options.extra_nodes;
         if !wanted || options.max_slowdown <= 0.0 {
             return None;
         }
