@@ -184,6 +184,9 @@ pub struct Options {
     pub seed: u64,
     /// Whether a Mul may be inserted where no constant can take a scale; it costs run time.
     pub extra_nodes: bool,
+    /// How much slower than without rotations the result may be for them, in percent, by an estimate: see
+    /// [`crate::rewrite::Rotated`]. They need extra nodes.
+    pub max_slowdown: f64,
     /// Whether what exporters leave behind and a runtime rejects is removed first: see [`crate::rewrite::clean`].
     pub clean: bool,
     /// Tokens kept per Linear input and fold for the search.
@@ -209,6 +212,7 @@ impl Default for Options {
             threads: 0,
             seed: 0,
             extra_nodes: true,
+            max_slowdown: 0.0,
             clean: false,
             sample_tokens: 384,
         }

@@ -13,12 +13,15 @@ use onnx_osplus::onnx::{DataType, Model, TextOptions, tensor, text};
 use onnx_osplus::progress::NoProgress;
 use onnx_osplus::recognise::{LinearForm, recognise};
 use onnx_osplus::rewrite::{
-    Activation, Affine, Precision, QuantizePlan, WeightStorage, migrate_in, quantize,
+    Activation, Affine, Precision, QuantizePlan, Rotated, WeightStorage, migrate_in, quantize,
 };
 use onnx_osplus::site::{Site, find_sites};
-use onnx_osplus::solve::{ActivationSpec, WeightSpec};
+use onnx_osplus::solve::{ActivationSpec, Rotation, WeightSpec};
 use onnx_osplus::target::Target;
 use proptest::prelude::*;
+
+/// What rotates the sites of a model: nothing, or a rotation for x of this rank.
+type Turns = Option<usize>;
 
 /// Migrates every site that has a sink; shift and scale are `numbers()` for each channel.
 fn migrated(model: &Model, numbers: &mut dyn FnMut() -> (f32, f32)) -> Model {
@@ -30,6 +33,16 @@ fn migrated_in(
     model: &Model,
     numbers: &mut dyn FnMut() -> (f32, f32),
 ) -> Model {
+    rotated_in(precision, None, model, numbers)
+}
+
+/// [`migrated_in`], with a rotation at every site that can have one.
+fn rotated_in(
+    precision: Precision,
+    turns: Turns,
+    model: &Model,
+    numbers: &mut dyn FnMut() -> (f32, f32),
+) -> Model {
     let view = View::new(model);
     let found = recognise(&view);
     let mut names = Names::new(model);
@@ -38,9 +51,14 @@ fn migrated_in(
         let site: &Site = site;
         let channels = found.linears[site.linears[0]].k;
         let (shift, scale): (Vec<f32>, Vec<f32>) = (0..channels).map(|_| numbers()).unzip();
+        let rotated = |rank| {
+            let rotation = Rotation::of(channels, channels as u64)?;
+            Some(Rotated { rotation, rank })
+        };
         let affine = Affine {
             shift: site.allow_shift.then_some(shift),
             scale: Some(scale),
+            rotation: turns.and_then(rotated),
         };
         (site, affine)
     };
@@ -295,6 +313,32 @@ proptest! {
                         "{} at rank {rank}: {output:?}", form.name
                     );
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_rotation_keeps_the_function_and_is_quantized_behind_it(c in 16..36_usize, n in 1..9_usize, seed in any::<u64>()) {
+        for form in FORMS {
+            for &rank in form.ranks {
+                let size = Size { c, n, rank };
+                let mut next = numbers(seed);
+                let original = form.model(size, &mut || 2.0 * next());
+                // A rotation adds up channels: scales that are far apart would cost digits.
+                let numbers = &mut || (3.0 * next(), 4_f32.powf(next()));
+                let rotated = rotated_in(Precision::OfFile, Some(rank), &original, numbers);
+                let batches = [batch(size, &mut next)];
+                let engine = TractEngine;
+                let compared = compare(&engine, &original, &[&rotated], &batches, 1, &NoProgress).unwrap();
+                for output in &compared[0] {
+                    prop_assert!(
+                        output.max_relative_error < 1e-4,
+                        "{} at rank {rank}: {output:?}", form.name
+                    );
+                }
+                let quantized = quantized(&rotated, rank, Target::Ort, 8);
+                check_weights(&rotated, &quantized);
+                compare(&engine, &original, &[&quantized], &batches, 1, &NoProgress).unwrap();
             }
         }
     }

@@ -128,6 +128,11 @@ pub(crate) struct Arguments {
     #[arg(long)]
     no_extra_nodes: bool,
 
+    /// How much slower the result may be for rotations before its Linears, about: they spread outlier tokens over all
+    /// channels, and go where they gain most for their time; 0 means none [example: --max-slowdown 15]
+    #[arg(long, value_name = "PERCENT", default_value_t = 0.0, value_parser = parse_slowdown)]
+    max_slowdown: f64,
+
     /// Remove what exporters leave behind and TensorRT rejects: Dropout in training mode, outputs, nodes and constants
     /// that nothing reads, sequences that are a Split [example: --clean]
     #[arg(long)]
@@ -219,6 +224,13 @@ pub(super) fn parse_batch(text: &str) -> Result<usize, String> {
     }
 }
 
+fn parse_slowdown(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(percent) if percent >= 0.0 && percent.is_finite() => Ok(percent),
+        _ => Err("expected a number of percent, 0 or more".to_owned()),
+    }
+}
+
 fn parse_keep_float(text: &str) -> Result<KeepFloat, String> {
     let wrong =
         || format!("`{text}` is neither a number of Linears nor a part of the work such as 20%");
@@ -287,6 +299,7 @@ impl Arguments {
             threads: self.threads,
             seed: self.seed,
             extra_nodes: !self.no_extra_nodes,
+            max_slowdown: self.max_slowdown,
             clean: self.clean,
             ..Options::default()
         }

@@ -116,6 +116,8 @@ fn best_plan(
     let written = strategy::widen_if_below(written, judge)?;
     let units = strategy::units(&written.plan, sites, &reaches);
     let written = strategy::drop_what_hurts(written, &units, judge)?;
+    let offers = strategy::offers(&written.plan, sites, &source.calibrated.prepared.found);
+    let written = strategy::rotate(written, offers, job.options.max_slowdown, judge)?;
     let units = strategy::units(&written.plan, sites, &reaches);
     let wish = Wish {
         budget: job.options.keep_float,

@@ -33,6 +33,8 @@ pub(crate) struct Plan {
 pub(crate) struct SitePlan {
     /// What the search found, used or not.
     pub found: Solution,
+    /// A better solution with a rotation before the Linears, which costs run time, if the search was asked for one.
+    pub rotated: Option<Box<Solution>>,
     /// The block whose response the loss was measured at, if it was.
     pub response: Option<ResponseKind>,
     /// x' = (x − z) / s.
@@ -135,14 +137,28 @@ impl SitePlan {
     pub fn of(found: Solution, response: Option<ResponseKind>) -> SitePlan {
         SitePlan {
             response: response.filter(|_| found.at_response),
-            transform: Migration {
-                shift: found.shift.clone(),
-                scale: found.scale.clone(),
-            },
+            transform: transform(&found),
+            rotated: None,
             range: found.range,
             margin: found.margin,
             dropped: None,
             found,
+        }
+    }
+
+    /// The same with a better solution at hand that has a rotation.
+    pub fn with_rotated(self, rotated: Option<Solution>) -> SitePlan {
+        SitePlan {
+            rotated: rotated.map(Box::new),
+            ..self
+        }
+    }
+
+    /// The solution with the rotation in the place of what is done.
+    pub fn rotate(&mut self) {
+        if let Some(found) = self.rotated.take() {
+            let response = self.response;
+            *self = SitePlan::of(*found, response);
         }
     }
 
@@ -222,6 +238,15 @@ impl Plan {
     }
 }
 
+/// What a solution does to the float model.
+fn transform(found: &Solution) -> Migration {
+    Migration {
+        shift: found.shift.clone(),
+        scale: found.scale.clone(),
+        rotation: found.rotation.clone(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -232,6 +257,7 @@ mod tests {
         Solution {
             shift: Some(vec![0.5]),
             scale: Some(vec![2.0]),
+            rotation: None,
             range: (-1.1, 1.1),
             range_before: (-4.0, 8.0),
             range_after: (-1.0, 1.0),

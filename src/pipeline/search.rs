@@ -6,15 +6,22 @@ use super::calibrate::Calibrated;
 use super::job::Job;
 use super::plan::{Plan, Precision, Rounding, SitePlan};
 use super::responses::{Responses, Sequences};
-use super::sites::{SiteId, SiteRow, of_member, tied};
+use super::sites::{SiteId, SiteRow, SiteTable, of_member, tied};
 use crate::calibrate::ChannelStats;
 use crate::graph::View;
+use crate::options::Format;
 use crate::recognise::Linear;
 use crate::site::{Sink, Site};
-use crate::solve::{Fold, Method, Response, SiteProblem, Solution, SolveSettings, solve_block};
+use crate::solve::{
+    Fold, Method, Response, SiteProblem, Solution, SolveSettings, Turn, solve_both,
+};
 
 /// What an explicit Mul must gain at its site to be worth its run time.
 const EXPLICIT_GAIN_DB: f64 = 1.0;
+
+/// What a rotation must gain at least over what is found without, in dB: behind a norm, and elsewhere.
+const BEHIND_NORM_DB: f64 = 2.0;
+const ELSEWHERE_DB: f64 = 1.0;
 
 impl Plan {
     /// Shift, scale and range of every site; every Linear that can be quantized is.
@@ -28,20 +35,22 @@ impl Plan {
             job.progress.advance(1);
             solution
         };
-        let mut solutions: IndexVec<SiteId, Option<Solution>> =
-            prepared.sites.iter().map(solve).collect();
+        let mut found: IndexVec<SiteId, Option<Found>> = prepared.sites.iter().map(solve).collect();
         for group in prepared.sites.groups() {
-            let joint = solutions[group.leader].clone();
+            let joint = found[group.leader].clone();
             for &i in &group.members {
-                let own = joint
-                    .as_ref()
-                    .zip(prepared.sites.row(i).statistics.as_ref());
-                solutions[i] = own.map(|(joint, stats)| of_member(joint, stats));
+                let stats = prepared.sites.row(i).statistics.as_ref();
+                found[i] = joint.as_ref().zip(stats).map(|(joint, stats)| Found {
+                    solution: of_member(&joint.solution, stats),
+                    rotated: joint.rotated.as_ref().map(|r| of_member(r, stats)),
+                });
             }
         }
         let kind = |id| responses.as_ref().and_then(|r| r.kind(id));
-        let sites = solutions.into_iter_enumerated();
-        let sites = sites.map(|(id, s)| s.map(|solution| SitePlan::of(solution, kind(id))));
+        let plan =
+            |id, found: Found| SitePlan::of(found.solution, kind(id)).with_rotated(found.rotated);
+        let sites = found.into_iter_enumerated();
+        let sites = sites.map(|(id, found)| Some(plan(id, found?)));
         let linears = prepared.skipped.iter().map(|skipped| match skipped {
             Some(reason) => Precision::Float(reason.clone()),
             None => Precision::Integer,
@@ -63,6 +72,14 @@ impl Plan {
     }
 }
 
+/// What is found for a site.
+#[derive(Clone, Debug)]
+struct Found {
+    solution: Solution,
+    /// A better one with a rotation, if there is one.
+    rotated: Option<Solution>,
+}
+
 /// The solution of a site on the tokens of all sites that are decided with it; `None` if another leads, or nothing is known.
 fn solve_joint(
     job: &Job,
@@ -70,7 +87,7 @@ fn solve_joint(
     view: &View,
     responses: Option<&Responses>,
     id: SiteId,
-) -> Option<Solution> {
+) -> Option<Found> {
     let sites = &calibrated.prepared.sites;
     let row = sites.row(id);
     if row.statistics.is_none() || row.linears.is_empty() || sites.leader(id) != id {
@@ -86,7 +103,38 @@ fn solve_joint(
         linears,
         statistics: sites.joint_statistics(id)?,
     };
-    Some(solve_site(job, view, &site, response))
+    let turn = turn(job, sites, members);
+    Some(solve_site(job, view, &site, response, turn.as_ref()))
+}
+
+/// What a rotation may do at sites that are decided together; `None` if none is wanted.
+fn turn<'a>(job: &Job, sites: &'a SiteTable, members: &[SiteId]) -> Option<Turn<'a>> {
+    let options = job.options;
+    // The outputs of integer operators are measured before migration, and would have to be followed through signs; a float
+    // model is for another tool, which would take the products for Linears.
+    let wanted = options.format == Format::Qdq && options.extra_nodes;
+    if !wanted || options.max_slowdown <= 0.0 {
+        return None;
+    }
+    let rows = || members.iter().map(|&i| sites.row(i));
+    let ties = |row: &'a SiteRow| match &row.site.sink {
+        Sink::Traced(trace) => trace.ties.as_deref(),
+        _ => None,
+    };
+    let first = ties(sites.row(*members.first()?));
+    let usable = |row: &'a SiteRow| {
+        let rank = row.statistics.as_ref().map_or(0, |s| s.rank);
+        row.site.has_sink() && rank > 1 && ties(row) == first
+    };
+    let behind_norm = rows().any(|row| matches!(row.site.sink, Sink::Norm(_)));
+    rows().all(usable).then(|| Turn {
+        ties: first,
+        signs: rows().all(|row| row.site.allow_signs()),
+        least_gain_db: match behind_norm {
+            true => BEHIND_NORM_DB,
+            false => ELSEWHERE_DB,
+        },
+    })
 }
 
 /// The solution of a site if nothing can be folded: a range for the value as it is.
@@ -102,7 +150,7 @@ pub(super) fn solve_unmigrated(job: &Job, calibrated: &Calibrated, id: SiteId) -
         statistics: row.statistics.as_ref()?,
     };
     let view = calibrated.prepared.model.view();
-    Some(solve_site(job, &view, &site, None))
+    Some(solve_site(job, &view, &site, None, None).solution)
 }
 
 /// What one search works with.
@@ -118,7 +166,8 @@ fn solve_site(
     view: &View,
     data: &SiteData,
     response: Option<&dyn Response>,
-) -> Solution {
+    turn: Option<&Turn>,
+) -> Found {
     let (site, linears) = (data.site, &data.linears);
     let weights: Vec<_> = linears.iter().filter_map(|l| l.load_weight(view)).collect();
     let folds = &data.statistics.folds;
@@ -144,11 +193,12 @@ fn solve_site(
         weight: options.weight(),
         method: options.method,
     };
-    let solution = solve_block(&problem, &settings, response);
+    let (solution, rotated) = solve_both(&problem, &settings, response, turn);
     let costs_a_node = matches!(site.sink, Sink::Explicit(_)) && solution.scale.is_some();
     if costs_a_node && solution.validated_gain_db < EXPLICIT_GAIN_DB {
         problem.allow_scale = false;
-        return solve_block(&problem, &settings, response);
+        let (solution, _) = solve_both(&problem, &settings, response, None);
+        return Found { solution, rotated };
     }
-    solution
+    Found { solution, rotated }
 }

@@ -123,6 +123,9 @@ pub(super) fn match_at(view: &View, node: NodeId) -> Option<Result<Linear, Strin
         op::MatMul | op::Gemm => {}
         _ => return other_product(view, node).map(Err),
     }
+    if super::rotation_part(view, node).is_some() {
+        return None;
+    }
     let (x, w) = (view.input(node, 0)?, view.input(node, 1)?);
     if view.is_constant(w) {
         return Some(match_constant(view, node, x, w));

@@ -9,12 +9,14 @@ mod decomposed;
 mod linear;
 mod moments;
 mod norm;
+mod rotation;
 mod transparent;
 
 pub use attention::{Attention, Attentions, Product, attentions};
 pub use contrib::{Composite, MICROSOFT, composite, microsoft_op};
 pub use linear::{Bias, Linear, LinearForm};
 pub use norm::{Norm, NormKind, NormParam};
+pub use rotation::{WrittenRotation, rotation_part};
 pub use transparent::{Passage, passage, see_through};
 
 use oxc_index::IndexVec;

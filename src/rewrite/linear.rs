@@ -181,12 +181,12 @@ pub(super) fn without_factors(
 /// Everything that changes in one Linear y = x W + b:
 ///
 /// ```text
-/// W' = diag(s) W diag(1/s_y)        b' = (b + z W − z_y) / s_y
+/// W' = Rᵀ diag(s) W diag(1/s_y)        b' = (b + z W − z_y) / s_y
 /// ```
 ///
-/// with z, s: [C] of the site that the Linear reads and z_y, s_y: [N] of the sites that read its output.
+/// with z, s: [C] and R of the site that the Linear reads and z_y, s_y: [N] of the sites that read its output.
 pub(super) struct LinearFold {
-    /// z, s.
+    /// z, s, R.
     input: Affine,
     /// z_y.
     pub output_shift: Vec<f32>,
@@ -224,7 +224,8 @@ impl LinearFold {
         let unreadable = || RewriteError::Constant(view.name(linear.weight).to_owned());
         let scales_output = self.output_scale.iter().any(|&s| s != 1.0);
         let shifts_output = self.output_shift.iter().any(|&z| z != 0.0);
-        let new_weight = self.input.scale.is_some() || scales_output;
+        let rotation = self.input.rotation.as_ref().map(|r| &r.rotation);
+        let new_weight = self.input.scale.is_some() || rotation.is_some() || scales_output;
         let new_bias =
             self.input.shift.is_some() || shifts_output || (scales_output && linear.bias.is_some());
         let mut weight = linear.load_weight(view).ok_or_else(unreadable)?;
@@ -244,7 +245,9 @@ impl LinearFold {
             set_bias(of_bias, view, linear, bias, patch, names)?;
         }
         if new_weight {
-            if let Some(s) = &self.input.scale {
+            if let Some(rotation) = rotation {
+                weight = rotation.rotate_weight(weight.view(), self.input.scale.as_deref());
+            } else if let Some(s) = &self.input.scale {
                 weight
                     .axis_iter_mut(Axis(0))
                     .zip(s)

@@ -1,4 +1,4 @@
-//! Migration: x becomes x' = (x − z) / s, and everything that computes or reads it is told.
+//! Migration: x becomes x' = ((x − z) / s) R, and everything that computes or reads it is told.
 //!
 //! ```text
 //! norm      γ' = γ / s               β' = (β − z) / s                    γ, β, z, s: [C]
@@ -6,6 +6,8 @@
 //! constants c' = (c − z) / s  or  c / s
 //! others    x  = x' s + z            by one Mul and one Add, under the old name of x
 //! Reshapes  that Linears and others read: a copy hands x' to the Linears
+//! R         R = diag(d) (H_Aᵀ ⊗ H_B): d goes into s, the rest is a chain of four nodes before the Linears ([`super::rotate`]),
+//!           which read W' = Rᵀ diag(s) W
 //! ```
 //!
 //! where z_y, s_y belong to a site that reads the Linear's own output. Exact in real arithmetic; what float rounding
@@ -14,49 +16,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::RewriteError;
+use super::affine::Affine;
 use super::linear::{Copies, LinearFold, NewConstant, Precision, set_constant};
+use super::rotate::{Rotated, Rotations};
 use crate::graph::{Names, NodeId, Patch, ValueId, View};
 use crate::onnx::DataType;
 use crate::onnx::node::make_node;
 use crate::onnx::op;
 use crate::recognise::{LinearId, Norm, NormParam, Recognised};
 use crate::site::{Fold, Place, Sink, Site};
-
-/// The affine x' = (x − z) / s of one site; a missing part is the identity.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Affine {
-    /// `z: [C]`.
-    pub shift: Option<Vec<f32>>,
-    /// `s: [C]`, every element > 0.
-    pub scale: Option<Vec<f32>>,
-}
-
-impl Affine {
-    /// Whether this changes nothing.
-    pub fn is_identity(&self) -> bool {
-        self.shift.is_none() && self.scale.is_none()
-    }
-
-    /// z of one channel; 0 for none.
-    fn z(&self, channel: Option<u32>) -> f32 {
-        let z = self.shift.as_ref().zip(channel);
-        z.map_or(0.0, |(z, c)| z[c as usize])
-    }
-
-    /// s of one channel; 1 for none.
-    fn s(&self, channel: Option<u32>) -> f32 {
-        let s = self.scale.as_ref().zip(channel);
-        s.map_or(1.0, |(s, c)| s[c as usize])
-    }
-
-    fn parts(&self) -> &'static str {
-        match (&self.shift, &self.scale) {
-            (Some(_), Some(_)) => "shift and scale",
-            (Some(_), None) => "shift",
-            _ => "scale",
-        }
-    }
-}
 
 /// The patches that migrate sites, each with its affine. Sites must have a sink, and a shift needs
 /// [`Site::allow_shift`].
@@ -99,6 +67,7 @@ pub fn migrate_in(
         found,
         names,
         copies: Copies::new(),
+        rotations: Rotations::default(),
         patches: Vec::new(),
         linears: BTreeMap::new(),
         constants: BTreeMap::new(),
@@ -124,6 +93,7 @@ struct Migration<'a, 'm> {
     found: &'a Recognised,
     names: &'a mut Names,
     copies: Copies,
+    rotations: Rotations,
     patches: Vec<Patch>,
     linears: BTreeMap<LinearId, LinearFold>,
     constants: BTreeMap<(NodeId, usize), ConstantFold>,
@@ -132,29 +102,57 @@ struct Migration<'a, 'm> {
 impl Migration<'_, '_> {
     fn add(&mut self, site: &Site, affine: &Affine) -> Result<(), RewriteError> {
         let value = self.view.name(site.value);
+        if !site.has_sink() {
+            return Ok(());
+        }
         let mut patch = Patch::new(format!("fold the {} of `{value}`", affine.parts()));
-        match &site.sink {
-            Sink::None(_) => return Ok(()),
-            Sink::Norm(norm) => {
-                let norm = &self.found.norms[*norm];
-                let channels: Vec<_> = (0..norm.channels as u32).map(Some).collect();
-                self.fold_norm(norm, affine, &channels, &mut patch)?;
-                if site.restore {
-                    self.restore(norm, site, affine, &mut patch)?;
-                }
-            }
-            Sink::Traced(trace) => {
-                for fold in &trace.folds {
-                    self.fold(fold, affine, &mut patch)?;
-                }
-            }
-            Sink::Explicit(_) => self.explicit(site, affine, &mut patch)?,
+        // The Linears read x', and where there is a rotation, what it makes of it.
+        let rotated = affine.rotation.as_ref();
+        let rotated = rotated.map(|r| (r, self.names.derive(value, "rotated")));
+        let reads = rotated.as_ref().map(|(_, name)| name.as_str());
+        let folded = affine.folded();
+        let before = match folded.is_identity() {
+            true => None,
+            false => self.fold_into_sink(site, &folded, reads, &mut patch)?,
+        };
+        if let Some((rotation, name)) = &rotated {
+            let before = before.unwrap_or_else(|| value.to_owned());
+            self.rotate(site, rotation, (&before, name), &mut patch)?;
         }
         for &l in &site.linears {
             self.linear(l).absorb(affine);
         }
         self.patches.push(patch);
         Ok(())
+    }
+
+    /// Folds an affine. The Linears will read `reads`, or else x', whose name is returned where it is not that of x.
+    fn fold_into_sink(
+        &mut self,
+        site: &Site,
+        affine: &Affine,
+        reads: Option<&str>,
+        patch: &mut Patch,
+    ) -> Result<Option<String>, RewriteError> {
+        match &site.sink {
+            Sink::None(_) => Ok(None),
+            Sink::Norm(norm) => {
+                let norm = &self.found.norms[*norm];
+                let channels: Vec<_> = (0..norm.channels as u32).map(Some).collect();
+                self.fold_norm(norm, affine, &channels, patch)?;
+                match site.restore {
+                    true => self.restore(norm, site, affine, reads, patch).map(Some),
+                    false => Ok(None),
+                }
+            }
+            Sink::Traced(trace) => {
+                for fold in &trace.folds {
+                    self.fold(fold, affine, patch)?;
+                }
+                Ok(None)
+            }
+            Sink::Explicit(_) => self.explicit(site, affine, reads, patch).map(Some),
+        }
     }
 
     fn linear(&mut self, l: LinearId) -> &mut LinearFold {
@@ -183,8 +181,8 @@ impl Migration<'_, '_> {
                 let affine = match fold.takes_shift {
                     true => affine.clone(),
                     false => Affine {
-                        shift: None,
                         scale: affine.scale.clone(),
+                        ..Affine::default()
                     },
                 };
                 self.fold_norm(&self.found.norms[n], &affine, &fold.channels, patch)
@@ -302,26 +300,15 @@ impl Migration<'_, '_> {
         norm: &Norm,
         site: &Site,
         affine: &Affine,
+        reads: Option<&str>,
         patch: &mut Patch,
-    ) -> Result<(), RewriteError> {
+    ) -> Result<String, RewriteError> {
         let original = self.view.name(site.value);
         let migrated = self.names.derive(original, "migrated");
+        let absorbed = reads.unwrap_or(&migrated).to_owned();
         let slot = self.view.producer(site.value).map_or(0, |(_, slot)| slot);
         patch.rename_output(norm.last, slot, migrated.clone());
-        for &(node, input) in &site.absorb {
-            patch.rewire(node, input, migrated.clone());
-        }
-        for (reshape, readers) in &site.copies {
-            let mut copy = self.view.node(*reshape).clone();
-            copy.name = Some(self.names.derive(self.view.node_name(*reshape), "migrated"));
-            copy.input[0] = migrated.clone();
-            let rows = self.names.derive(&copy.output[0], "migrated");
-            copy.output[0] = rows.clone();
-            patch.insert_after(*reshape, copy);
-            for &(node, input) in readers {
-                patch.rewire(node, input, rows.clone());
-            }
-        }
+        self.hand_to_linears(site, &absorbed, patch);
         let steps = [
             (op::Mul, "restore_scale", affine.scale.clone()),
             (op::Add, "restore_shift", affine.shift.clone()),
@@ -330,7 +317,7 @@ impl Migration<'_, '_> {
         let nodes = self.chain(
             steps,
             (&norm.name, original),
-            migrated,
+            migrated.clone(),
             original,
             dtype,
             patch,
@@ -338,7 +325,25 @@ impl Migration<'_, '_> {
         nodes
             .into_iter()
             .for_each(|node| patch.insert_after(norm.last, node));
-        Ok(())
+        Ok(migrated)
+    }
+
+    /// Makes the Linears read `value`, through copies of the Reshapes that others read too.
+    fn hand_to_linears(&mut self, site: &Site, value: &str, patch: &mut Patch) {
+        for &(node, input) in &site.absorb {
+            patch.rewire(node, input, value);
+        }
+        for (reshape, readers) in &site.copies {
+            let mut copy = self.view.node(*reshape).clone();
+            copy.name = Some(self.names.derive(self.view.node_name(*reshape), "migrated"));
+            copy.input[0] = value.to_owned();
+            let rows = self.names.derive(&copy.output[0], "migrated");
+            copy.output[0] = rows.clone();
+            patch.insert_after(*reshape, copy);
+            for &(node, input) in readers {
+                patch.rewire(node, input, rows.clone());
+            }
+        }
     }
 
     /// x' = x (1/s) − z/s on the way to the Linears alone.
@@ -346,8 +351,9 @@ impl Migration<'_, '_> {
         &mut self,
         site: &Site,
         affine: &Affine,
+        reads: Option<&str>,
         patch: &mut Patch,
-    ) -> Result<(), RewriteError> {
+    ) -> Result<String, RewriteError> {
         let linear = &self.found.linears[site.linears[0]];
         let original = self.view.name(site.value);
         let migrated = self.names.derive(original, "migrated");
@@ -375,17 +381,53 @@ impl Migration<'_, '_> {
             self.precision.of(linear.dtype),
             patch,
         )?;
-        let first = site
-            .absorb
-            .iter()
-            .map(|&(node, _)| node)
-            .min()
-            .unwrap_or(linear.node);
+        let first = self.first_reader(site);
         nodes
             .into_iter()
             .for_each(|node| patch.insert_before(first, node));
         for &(node, input) in &site.absorb {
-            patch.rewire(node, input, migrated.clone());
+            patch.rewire(node, input, reads.unwrap_or(&migrated));
+        }
+        Ok(migrated)
+    }
+
+    /// The first node that reads x for the Linears.
+    fn first_reader(&self, site: &Site) -> NodeId {
+        let first = site.absorb.iter().map(|&(node, _)| node).min();
+        first.unwrap_or(self.found.linears[site.linears[0]].node)
+    }
+
+    /// The chain that rotates the value `before` to the value `after`, and the Linears' side of it where nothing else has been
+    /// folded.
+    fn rotate(
+        &mut self,
+        site: &Site,
+        rotated: &Rotated,
+        (before, after): (&str, &str),
+        patch: &mut Patch,
+    ) -> Result<(), RewriteError> {
+        let linear = &self.found.linears[site.linears[0]];
+        let norm = match site.sink {
+            Sink::Norm(norm) => Some(&self.found.norms[norm]),
+            _ => None,
+        };
+        let dtype = match norm {
+            Some(norm) => self.read(norm.gamma)?.1,
+            None => self.precision.of(linear.dtype),
+        };
+        let base = norm.map_or(&linear.name, |norm| &norm.name);
+        let nodes =
+            self.rotations
+                .chain(rotated, dtype, (base, before, after), patch, self.names)?;
+        let rewires_itself = before != self.view.name(site.value);
+        if !rewires_itself {
+            self.hand_to_linears(site, after, patch);
+        }
+        for node in nodes {
+            match norm {
+                Some(norm) => patch.insert_after(norm.last, node),
+                None => patch.insert_before(self.first_reader(site), node),
+            }
         }
         Ok(())
     }

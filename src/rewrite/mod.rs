@@ -1,24 +1,28 @@
 //! From decisions to patches: [`clean()`] removes what exporters leave behind, [`take_apart()`] frees Linears from operators
-//! that hold them, migration ([`migrate()`]) folds shift and scale into constants, [`correct_biases`] takes mean errors off
+//! that hold them, migration ([`migrate()`]) folds shift and scale into constants and writes rotations before the Linears, [`correct_biases`] takes mean errors off
 //! the biases, quantization ([`quantize()`], [`quantize_attention`]) inserts QuantizeLinear and DequantizeLinear.
 
+mod affine;
 mod attention;
 mod clean;
 mod correct;
 mod linear;
 mod migrate;
 mod quantize;
+mod rotate;
 mod take_apart;
 
+pub use affine::Affine;
 pub use attention::{AttentionParams, FLOAT16_OPSET, quantize_attention};
 pub use clean::clean;
 pub use correct::correct_biases;
 pub use linear::Precision;
-pub use migrate::{Affine, migrate, migrate_in};
+pub use migrate::{migrate, migrate_in};
 pub use quantize::{
     Activation, IntegerProduct, IntegerProducts, QuantizePlan, Rounded, WeightStorage, quantize,
     quantize_as_operators,
 };
+pub use rotate::Rotated;
 pub use take_apart::take_apart;
 
 use thiserror::Error;

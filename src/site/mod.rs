@@ -55,6 +55,11 @@ pub struct Site {
 }
 
 impl Site {
+    /// Whether a scale may be negative where it is folded: everywhere but before a Relu.
+    pub fn allow_signs(&self) -> bool {
+        !matches!(&self.sink, Sink::Traced(trace) if trace.positive)
+    }
+
     /// Whether the affine can be folded at all.
     pub fn has_sink(&self) -> bool {
         !matches!(self.sink, Sink::None(_))

@@ -68,7 +68,10 @@ impl Walk<'_, '_> {
         match op {
             op::Add | op::Sub => self.add(node, labels, shift),
             op::Mul | op::Div if !shift.moves() => self.multiply(node, labels),
-            op::Relu if !shift.moves() => self.pass(node, 0, labels, Shift::Stays),
+            op::Relu if !shift.moves() => {
+                self.positive = true;
+                self.pass(node, 0, labels, Shift::Stays)
+            }
             op::MatMul => self.product(node, labels, shift),
             op::Attention if output == 0 => self.attention(node, &labels, shift),
             op::Transpose => {

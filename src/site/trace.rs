@@ -73,6 +73,8 @@ pub struct Trace {
     pub ties: Option<Vec<u32>>,
     /// Whether a shift can be folded as well.
     pub allow_shift: bool,
+    /// Whether the scale must be positive: the way passes a Relu.
+    pub positive: bool,
 }
 
 /// Whether the shift goes backwards with the scale, or only the scale does.
@@ -156,12 +158,14 @@ pub(super) fn trace(
             shapes,
             ties: Ties::new(channels),
             folds: Vec::new(),
+            positive: false,
         };
         walk.visit(value, channels_last(shape), shift, readers)?;
         Ok::<_, String>(Trace {
             ties: walk.ties.groups(),
             folds: walk.folds,
             allow_shift: shift.moves(),
+            positive: walk.positive,
         })
     };
     attempt(Shift::Moves).or_else(|_| attempt(Shift::Stays))
@@ -174,6 +178,8 @@ pub(super) struct Walk<'a, 'm> {
     pub(super) shapes: &'a Shapes,
     pub(super) ties: Ties,
     pub(super) folds: Vec<Fold>,
+    /// See [`Trace::positive`].
+    pub(super) positive: bool,
 }
 
 /// A norm or Linear whose output is `value`.

@@ -31,11 +31,15 @@ pub struct Means {
 pub fn means(sample: &Array2<f32>, migration: &Migration, params: &QuantParams) -> Means {
     let (tokens, channels) = sample.dim();
     let (mut x, mut quantized) = (vec![0.0f64; channels], vec![0.0f64; channels]);
-    let mut migrated = vec![0.0; channels];
-    for row in sample.as_standard_layout().rows() {
+    let migrated = migration.tokens(sample, false);
+    for row in migrated.rows() {
         // A row of an array in standard layout is a slice.
-        migration.apply_rows(row.as_slice().unwrap_or(&[]), &mut migrated);
-        add(&migrated, params, &mut x, &mut quantized);
+        add(
+            row.as_slice().unwrap_or(&[]),
+            params,
+            &mut x,
+            &mut quantized,
+        );
     }
     let mean = |sums: Vec<f64>| {
         sums.iter()

@@ -56,7 +56,11 @@ pub fn migrate(kind: ShiftKind, threshold: Option<f32>, min: &[f32], max: &[f32]
     let shift = migration::shift(kind, min, max);
     let extremes = migration::extremes(min, max, shift.as_deref());
     let scale = threshold.and_then(|t| migration::scale(&extremes, t));
-    Migration { shift, scale }
+    Migration {
+        shift,
+        scale,
+        rotation: None,
+    }
 }
 
 /// One direction of the cross-fit: ranges from one half of the tokens, loss on the other half.
@@ -68,7 +72,7 @@ pub(super) struct Direction {
     /// Tokens of the other half, `[T, C]`.
     pub x: Array2<f32>,
     /// `(x − z) W`, `[T, N]`, for each [`ShiftKind`]; computed when first needed.
-    targets: [OnceLock<Array2<f32>>; 3],
+    targets: [OnceLock<Array2<f32>>; 4],
 }
 
 impl Direction {
@@ -140,6 +144,16 @@ impl SiteLoss {
         (&d.min, &d.max)
     }
 
+    /// The half that sets the ranges in `direction`: its extremes over all tokens, and its sample.
+    pub(super) fn fit(&self, direction: usize) -> Fold<'_> {
+        let (min, max) = self.fit_range(direction);
+        Fold {
+            min,
+            max,
+            sample: self.directions[1 - direction].x.view(),
+        }
+    }
+
     /// Loss of a shift and threshold in one direction, for each of its margins.
     pub fn evaluate(&self, trial: &Trial, direction: usize) -> Vec<f64> {
         let (min, max) = self.fit_range(direction);
@@ -152,7 +166,8 @@ impl SiteLoss {
         )
     }
 
-    /// [`SiteLoss::evaluate`] for any scale; the shift must be that of `kind`, the range still comes from the fit half.
+    /// [`SiteLoss::evaluate`] for any scale and rotation; the shift must be that of `kind` (or always the same in this
+    /// direction, for [`ShiftKind::Mean`]), the range still comes from the fit half.
     ///
     /// Serial, with sums in a fixed order: the result is the same on any thread.
     pub fn evaluate_migration(
@@ -168,7 +183,16 @@ impl SiteLoss {
             return vec![0.0; margins.len()];
         }
         let target = d.target(kind, migration.shift.as_deref(), &self.w);
-        let (low, high) = migration.range(&d.min, &d.max);
+        let fold = self.fit(direction);
+        // The half that sets the ranges also says what is taken off the bias.
+        let fit = &self.directions[1 - direction].x;
+        let turned = migration.rotation.as_ref();
+        let wanted = fit.nrows() > 0 && (corrected || turned.is_some());
+        let fit = wanted.then(|| MeanError::new(fit, migration, &self.w));
+        let (low, high) = match (turned, &fit) {
+            (Some(_), Some(fit)) => migration.range_of_rotated(&fold, &fit.x),
+            _ => migration.range(&d.min, &d.max),
+        };
         let mut work = self.pool.take(t, c, n);
         let Workspace {
             w,
@@ -178,18 +202,15 @@ impl SiteLoss {
             out,
         } = &mut work;
         let (x, q, out) = (&mut x[..t * c], &mut q[..t * c], &mut out[..t * n]);
-        fake_quantize_weight_into(
-            flat(&self.w),
-            migration.scale.as_deref(),
-            &self.weight,
-            &self.ends,
-            steps,
-            w,
-        );
+        let scale = migration.scale.as_deref();
+        let rotated = turned.map(|r| r.rotate_weight(self.w.view(), scale));
+        let (before, scale) = match &rotated {
+            Some(w) => (w, None),
+            None => (&self.w, scale),
+        };
+        fake_quantize_weight_into(flat(before), scale, &self.weight, &self.ends, steps, w);
         migration.apply_rows(flat(&d.x), x);
-        // The half that sets the ranges also says what is taken off the bias.
-        let fit = &self.directions[1 - direction].x;
-        let fit = (corrected && fit.nrows() > 0).then(|| MeanError::new(fit, migration, &self.w));
+        let fit = fit.filter(|_| corrected);
         let mut losses = Vec::with_capacity(margins.len());
         for margin in margins {
             let params = self.activation.params(low * margin, high * margin);
@@ -223,7 +244,7 @@ impl MeanError {
         if let Some(out) = migrated.as_slice_mut() {
             migration.apply_rows(flat(x), out);
         }
-        // x' diag(s) = x − z
+        // x' Rᵀ diag(s) = x − z
         let mut shifted = mean(x);
         if let Some(z) = &migration.shift {
             shifted -= &ndarray::aview1(z);

@@ -1,9 +1,11 @@
 //! Shift, scale and range from per-channel extremes: the closed-form half of Outlier Suppression+.
 //!
 //! Per-channel `min, max: [C]` → shift `z` ([`shift`]) → extremes after the shift ([`extremes`]) → scale `s` for a
-//! threshold ([`scale`]) → range of `x' = (x − z) / s` ([`Migration::range`]).
+//! threshold ([`scale`]) → range of `x' = (x − z) / s` ([`Migration::range`]). A rotation behind them mixes channels, so
+//! that its range has to be seen on tokens ([`Migration::range_of`]).
 
 use super::wide::wide;
+use super::{Fold, Rotation};
 use ndarray::{Array2, Axis};
 use serde::{Deserialize, Serialize};
 
@@ -16,19 +18,23 @@ pub enum ShiftKind {
     OneSided,
     /// Every channel, as in the paper.
     MidRange,
+    /// Every channel, by its mean over the tokens: before a rotation.
+    Mean,
 }
 
-/// A per-channel affine of one value: `x' = (x − z) / s`.
+/// A per-channel affine of one value and a rotation behind it: `x' = ((x − z) / s) R`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Migration {
     /// z, `[C]`; `None` = 0.
     pub shift: Option<Vec<f32>>,
     /// s, `[C]`, all positive; `None` = 1.
     pub scale: Option<Vec<f32>>,
+    /// R; `None` = I.
+    pub rotation: Option<Rotation>,
 }
 
 impl Migration {
-    /// x' of one value of channel `j`.
+    /// `(x − z) / s` of one value of channel `j`.
     #[inline]
     pub fn apply(&self, j: usize, x: f32) -> f32 {
         let shifted = self.shift.as_ref().map_or(x, |z| x - z[j]);
@@ -43,6 +49,9 @@ impl Migration {
         }
         if let Some(s) = self.scale.as_ref().filter(|s| !s.is_empty()) {
             divide(out, s);
+        }
+        if let Some(r) = &self.rotation {
+            r.rotate_tokens(out);
         }
     }
 
@@ -59,7 +68,53 @@ impl Migration {
         out
     }
 
-    /// (smallest, largest) x' over all channels, from the channels' extremes before. (0, 0) if there is no channel.
+    /// (smallest, largest) x' over the tokens of a fold.
+    ///
+    /// What a rotation makes of tokens that are not in the sample is not known. The range is that of the sample, unless a channel
+    /// has been so much larger in another token that the rotation cannot bring it into that range.
+    pub fn range_of(&self, fold: &Fold) -> (f32, f32) {
+        match self.rotation {
+            None => self.range(fold.min, fold.max),
+            Some(_) => self.range_of_rotated(fold, &self.tokens(&fold.sample.to_owned(), false)),
+        }
+    }
+
+    /// [`Migration::range_of`] over the tokens of several folds; those without a sample are left out.
+    pub fn range_of_all<'a>(&self, folds: impl IntoIterator<Item = Fold<'a>>) -> (f32, f32) {
+        let known = folds.into_iter().filter(|f| f.sample.nrows() > 0);
+        let wider = |a: (f32, f32), b: (f32, f32)| (a.0.min(b.0), a.1.max(b.1));
+        let ranges = known.map(|fold| self.range_of(&fold));
+        ranges.reduce(wider).unwrap_or((0.0, 0.0))
+    }
+
+    /// [`Migration::range_of`] a fold whose sample has become `x: [T, C]`.
+    pub(super) fn range_of_rotated(&self, fold: &Fold, x: &Array2<f32>) -> (f32, f32) {
+        let range = |(low, high): (f32, f32), &v: &f32| (low.min(v), high.max(v));
+        let (low, high) = x.iter().fold((0.0, 0.0), range);
+        let growth = self.unseen(fold, x) / high.max(-low);
+        match growth > 1.0 && growth.is_finite() {
+            true => (low * growth, high * growth),
+            false => (low, high),
+        }
+    }
+
+    /// The largest value that is to be expected of a token that is not in the sample, whose largest channel is that of all
+    /// tokens: a rotation spreads it to `e / √C`, beside the largest value of an ordinary token `x: [T, C]`.
+    fn unseen(&self, fold: &Fold, x: &Array2<f32>) -> f32 {
+        let channels = fold.min.iter().zip(fold.max).enumerate();
+        let extreme = channels.fold(0.0f32, |largest, (j, (&min, &max))| {
+            largest.max(self.apply(j, min).abs().max(self.apply(j, max).abs()))
+        });
+        let largest =
+            |row: ndarray::ArrayView1<f32>| row.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        let mut ordinary: Vec<f32> = x.rows().into_iter().map(largest).collect();
+        ordinary.sort_by(f32::total_cmp);
+        let median = ordinary.get(ordinary.len() / 2).copied().unwrap_or(0.0);
+        extreme / (x.ncols().max(1) as f32).sqrt() + median
+    }
+
+    /// (smallest, largest) x' over all channels, from the channels' extremes before, where nothing is rotated. (0, 0) if
+    /// there is no channel.
     pub fn range(&self, min: &[f32], max: &[f32]) -> (f32, f32) {
         let range = min.iter().zip(max).enumerate().fold(
             (f32::INFINITY, f32::NEG_INFINITY),
@@ -104,6 +159,8 @@ pub fn shift(kind: ShiftKind, min: &[f32], max: &[f32]) -> Option<Vec<f32>> {
         ShiftKind::None => false,
         ShiftKind::OneSided => min > 0.0 || max < 0.0,
         ShiftKind::MidRange => true,
+        // The extremes do not tell it: see `balance::Channels`.
+        ShiftKind::Mean => false,
     };
     // Halves are added, not the sum halved: the sum could overflow.
     let z: Vec<f32> = min

@@ -16,6 +16,7 @@
 //!
 //! Arithmetic only: this module knows arrays, no graph. Results do not depend on the number of threads.
 
+pub mod balance;
 pub mod correction;
 pub mod damage;
 pub mod feedback;
@@ -24,6 +25,8 @@ pub mod migration;
 pub mod output;
 pub mod quantize;
 pub mod response;
+pub mod rotate;
+pub mod rotation;
 pub mod search;
 pub mod smoothquant;
 pub mod survey;
@@ -35,7 +38,9 @@ pub use quantize::{
     ActivationSpec, QuantParams, QuantizedWeight, WeightSpec, fake_quantize, quantize_weight,
 };
 pub use response::Response;
-pub use search::{Recipe, solve_block, solve_site, solve_site_with};
+pub use rotate::Turn;
+pub use rotation::Rotation;
+pub use search::{Recipe, solve_block, solve_both, solve_site, solve_site_with};
 
 use ndarray::ArrayView2;
 use serde::{Deserialize, Serialize};
@@ -110,7 +115,9 @@ pub struct Solution {
     pub shift: Option<Vec<f32>>,
     /// Scale s, `[C]`, all positive; `None` = no scale.
     pub scale: Option<Vec<f32>>,
-    /// Quantization range of `x' = (x − z) / s`: (smallest, largest) over all tokens, times the margin.
+    /// Rotation R behind shift and scale; `None` = none.
+    pub rotation: Option<Rotation>,
+    /// Quantization range of `x' = ((x − z) / s) R`: (smallest, largest) over all tokens, times the margin.
     pub range: (f32, f32),
     /// Range of x over all tokens, without margin.
     pub range_before: (f32, f32),

@@ -15,7 +15,7 @@ use super::migration::Migration;
 use super::quantize::{fake_quantize_into, fake_quantize_weight_into};
 use super::search::Scored;
 use super::wide::row_times;
-use super::{QuantParams, SiteProblem, SolveSettings};
+use super::{Fold, QuantParams, SiteProblem, SolveSettings};
 use ndarray::{Array2, ArrayView2, Axis};
 use rayon::prelude::*;
 
@@ -100,6 +100,20 @@ pub(super) fn search(
     Some(scored)
 }
 
+/// Migration and quantization parameters from one half of the calibration tokens.
+pub(super) type Fitted<'a> = dyn Fn(&Fold) -> (Migration, QuantParams) + Sync + 'a;
+
+/// The loss of one candidate, a function of the half that sets the ranges; `None` if the block cannot be run.
+pub(super) fn score(
+    response: &dyn Response,
+    problem: &SiteProblem,
+    settings: &SolveSettings,
+    fitted: &Fitted,
+    corrected: bool,
+) -> Option<f64> {
+    Block::new(response, problem, settings).loss(fitted, corrected)
+}
+
 /// What is the same for all candidates.
 struct Block<'a, 'p> {
     response: &'a dyn Response,
@@ -136,9 +150,28 @@ impl<'a, 'p> Block<'a, 'p> {
 
     /// The candidate with its loss here.
     fn score(&self, candidate: Scored) -> Option<Scored> {
+        let Scored {
+            shift,
+            threshold,
+            margin,
+            corrected,
+            ..
+        } = candidate;
+        let fitted = |fit: &Fold| {
+            let migration = migrate(shift, threshold, fit.min, fit.max);
+            let (low, high) = migration.range(fit.min, fit.max);
+            let params = self.settings.activation.params(low * margin, high * margin);
+            (migration, params)
+        };
+        let loss = self.loss(&fitted, corrected)?;
+        Some(Scored { loss, ..candidate })
+    }
+
+    /// The loss of what is `fitted` to one half of the calibration tokens and quantizes the other.
+    fn loss(&self, fitted: &Fitted, corrected: bool) -> Option<f64> {
         let halves: Vec<Vec<Array2<f32>>> = (0..2)
             .into_par_iter()
-            .map(|half| self.outputs(&candidate, half))
+            .map(|half| self.outputs(fitted, corrected, half))
             .collect();
         let mut products = self.products.clone();
         for ((tokens, _), outputs) in self.halves.iter().zip(&halves) {
@@ -149,18 +182,14 @@ impl<'a, 'p> Block<'a, 'p> {
             }
         }
         let loss = self.response.loss(products)?;
-        loss.is_finite().then_some(Scored { loss, ..candidate })
+        loss.is_finite().then_some(loss)
     }
 
     /// What every Linear gives for the tokens of one half, `[T, Nᵢ]`.
-    fn outputs(&self, candidate: &Scored, half: usize) -> Vec<Array2<f32>> {
+    fn outputs(&self, fitted: &Fitted, corrected: bool, half: usize) -> Vec<Array2<f32>> {
         let (_, x) = &self.halves[half];
         let (_, fit_x) = &self.halves[1 - half];
-        let fit = &self.problem.folds[1 - half];
-        let migration = migrate(candidate.shift, candidate.threshold, fit.min, fit.max);
-        let (low, high) = migration.range(fit.min, fit.max);
-        let (low, high) = (low * candidate.margin, high * candidate.margin);
-        let params = self.settings.activation.params(low, high);
+        let (migration, params) = fitted(&self.problem.folds[1 - half]);
         let mut migrated = Array2::zeros(x.raw_dim());
         let mut quantized = Array2::zeros(x.raw_dim());
         // `select` gives standard layout.
@@ -175,7 +204,7 @@ impl<'a, 'p> Block<'a, 'p> {
         let weights = self.problem.weights.iter();
         weights
             .map(|w| {
-                let corrected = (candidate.corrected && fit_x.nrows() > 0).then_some(fit_x);
+                let corrected = (corrected && fit_x.nrows() > 0).then_some(fit_x);
                 product(
                     &quantized,
                     *w,
@@ -199,8 +228,15 @@ fn product(
     let w = w.as_standard_layout().into_owned();
     let mut quantized = Array2::zeros(w.raw_dim());
     let mut steps = vec![0.0; w.ncols()];
-    if let (Some(w), Some(quantized)) = (w.as_slice(), quantized.as_slice_mut()) {
-        let (scale, ends) = (migration.scale.as_deref(), [steps.len()]);
+    let scale = migration.scale.as_deref();
+    let rotation = migration.rotation.as_ref();
+    let rotated = rotation.map(|r| r.rotate_weight(w.view(), scale));
+    let (before, scale) = match &rotated {
+        Some(w) => (w, None),
+        None => (&w, scale),
+    };
+    if let (Some(w), Some(quantized)) = (before.as_slice(), quantized.as_slice_mut()) {
+        let ends = [steps.len()];
         fake_quantize_weight_into(w, scale, &settings.weight, &ends, &mut steps, quantized);
     }
     let mut outputs = x.dot(&quantized);

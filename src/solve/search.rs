@@ -13,7 +13,7 @@ use super::loss::{SiteLoss, Trial, migrate};
 use super::migration::{Migration, ShiftKind, extremes, shift};
 use super::response::{self, Response};
 use super::survey::Survey;
-use super::{CurvePoint, Method, SiteProblem, Solution, SolveSettings, smoothquant};
+use super::{CurvePoint, Method, SiteProblem, Solution, SolveSettings, Turn, rotate, smoothquant};
 use rayon::prelude::*;
 
 /// What a candidate's loss must be of that of doing nothing: 0.3 dB less.
@@ -96,7 +96,17 @@ pub fn solve_block(
     settings: &SolveSettings,
     response: Option<&dyn Response>,
 ) -> Solution {
-    solve(problem, settings, &Recipe::default(), response)
+    solve(problem, settings, &Recipe::default(), response, None).0
+}
+
+/// [`solve_block`], and a second solution with a rotation if `turn` allows one and its loss is lower.
+pub fn solve_both(
+    problem: &SiteProblem,
+    settings: &SolveSettings,
+    response: Option<&dyn Response>,
+    turn: Option<&Turn>,
+) -> (Solution, Option<Solution>) {
+    solve(problem, settings, &Recipe::default(), response, turn)
 }
 
 /// Finds the migration of one site.
@@ -107,7 +117,7 @@ pub fn solve_site_with(
     settings: &SolveSettings,
     recipe: &Recipe,
 ) -> Solution {
-    solve(problem, settings, recipe, None)
+    solve(problem, settings, recipe, None, None).0
 }
 
 fn solve(
@@ -115,7 +125,8 @@ fn solve(
     settings: &SolveSettings,
     recipe: &Recipe,
     response: Option<&dyn Response>,
-) -> Solution {
+    turn: Option<&Turn>,
+) -> (Solution, Option<Solution>) {
     let all = all_tokens(problem);
     let columns = match settings.method {
         // Its scale is made from all columns.
@@ -136,15 +147,22 @@ fn solve(
             let mut solution = apply(&loss, &all, scored[0].loss, winner(&scored));
             solution.curve = curve(&surveyed, solution.shift_kind);
             solution.at_response = at_response;
-            solution
+            let rotated = turn.and_then(|turn| {
+                let estimate = lowest(&surveyed).loss / surveyed_tokens(problem, recipe);
+                let block = response.filter(|_| at_response);
+                let site = rotate::Site::new(problem, settings, &loss, turn);
+                site.search(estimate, &solution, block)
+            });
+            (solution, rotated)
         }
         Method::SmoothQuant { alpha } => {
-            smoothquant::solve(problem, &loss, (&all.min, &all.max), alpha)
+            let all = (&all.min[..], &all.max[..]);
+            (smoothquant::solve(problem, &loss, all, alpha), None)
         }
         Method::OsPlus | Method::None => {
             let trials = [Trial::nothing(vec![1.0])];
             let nothing = score(loss.directions(), &trials, |t, d| loss.evaluate(t, d))[0];
-            apply(&loss, &all, nothing.loss, nothing)
+            (apply(&loss, &all, nothing.loss, nothing), None)
         }
     }
 }
@@ -232,6 +250,18 @@ fn survey(
         step = step.sqrt();
     }
     scored
+}
+
+/// Tokens that the survey adds up over.
+fn surveyed_tokens(problem: &SiteProblem, recipe: &Recipe) -> f64 {
+    let rows = problem.folds.map(|f| f.sample.nrows());
+    let rows = match rows {
+        [0, n] | [n, 0] => [n / 2, n - n / 2],
+        both => both,
+    };
+    rows.iter()
+        .map(|&n| n.min(recipe.survey_tokens) as f64)
+        .sum()
 }
 
 /// What the final scores: doing nothing with margin 1 first, then the best of the survey with their best margins.
@@ -393,6 +423,7 @@ impl Solution {
             range_after: (low, high),
             shift: migration.shift,
             scale: migration.scale,
+            rotation: migration.rotation,
             threshold: None,
             margin,
             shift_kind: ShiftKind::None,
@@ -406,7 +437,7 @@ impl Solution {
 }
 
 /// `10 · log10(before / after)`, within ±120 dB so that a loss of 0 gives a number.
-fn gain_db(before: f64, after: f64) -> f64 {
+pub(super) fn gain_db(before: f64, after: f64) -> f64 {
     if before == after {
         0.0
     } else {

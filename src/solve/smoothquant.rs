@@ -37,6 +37,7 @@ pub(super) fn solve(
         scale: problem
             .allow_scale
             .then(|| scale(min, max, loss.weight(), alpha)),
+        rotation: None,
     };
     let losses: Vec<[f64; 2]> = (0..loss.directions())
         .into_par_iter()

@@ -64,6 +64,7 @@ pub fn fold(model: &Model) -> (Model, usize) {
                 .allow_shift
                 .then(|| (0..k).map(|c| 1.5 - 0.4 * c as f32).collect()),
             scale: Some((0..k).map(|c| 0.5 + 0.3 * (c % 5) as f32).collect()),
+            ..Affine::default()
         };
         patches.extend(migrate(&view, &found, &[(site, affine)], &mut names).unwrap());
         sites += 1;

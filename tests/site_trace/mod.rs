@@ -2,6 +2,7 @@
 
 mod contrib;
 mod prove;
+mod rotated;
 mod shared;
 mod sinks;
 mod stories;

@@ -114,6 +114,7 @@ pub fn affines(found: &Recognised, sites: &[Site], next: &mut dyn FnMut() -> f32
             true => Affine {
                 shift: site.allow_shift.then_some(z),
                 scale: Some(s),
+                ..Affine::default()
             },
             false => Affine::default(),
         }

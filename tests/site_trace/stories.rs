@@ -29,6 +29,7 @@ fn story(build: impl FnOnce(&mut Builder)) -> String {
     let affine = |site: &Site| Affine {
         shift: site.allow_shift.then(|| vec![1.0, 0.0, -2.0, 0.5]),
         scale: Some(vec![2.0, 1.0, 0.5, 4.0]),
+        ..Affine::default()
     };
     // The graph input is left as it is.
     let migrations: Vec<_> = sites

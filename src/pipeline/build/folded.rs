@@ -15,7 +15,7 @@ use crate::graph::branches::FlatModel;
 use crate::onnx::proto::TensorProto;
 use crate::onnx::{DataType, Model, tensor};
 use crate::recognise::LinearId;
-use crate::rewrite::{self, Affine, Precision, RewriteError};
+use crate::rewrite::{self, Affine, Precision, RewriteError, Rotated};
 use crate::site::Site;
 
 /// A migrated model.
@@ -70,9 +70,12 @@ impl Folded {
 /// What is folded at a site, if anything is.
 fn migration<'a>(row: &'a SiteRow, plan: &SitePlan) -> Option<(&'a Site, Affine)> {
     let transform = &plan.transform;
+    let rank = row.statistics.as_ref().map_or(0, |s| s.rank);
+    let rotation = transform.rotation.clone();
     let affine = Affine {
         shift: transform.shift.clone(),
         scale: transform.scale.clone(),
+        rotation: rotation.map(|rotation| Rotated { rotation, rank }),
     };
     (row.site.has_sink() && !affine.is_identity()).then_some((&row.site, affine))
 }

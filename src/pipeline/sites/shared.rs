@@ -20,7 +20,7 @@ use crate::graph::branches::branch_of_nodes;
 use crate::graph::{ValueId, View};
 use crate::recognise::{Linear, LinearId, Recognised};
 use crate::site::{Place, Sink, Site, Trace};
-use crate::solve::{Migration, Solution};
+use crate::solve::{Fold, Migration, Solution};
 
 /// A branch that no calibration data takes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -275,8 +275,9 @@ pub(in crate::pipeline) fn of_member(joint: &Solution, statistics: &ChannelStats
     let migration = Migration {
         shift: joint.shift.clone(),
         scale: joint.scale.clone(),
+        rotation: joint.rotation.clone(),
     };
-    let (low, high) = migration.range(&all.min, &all.max);
+    let (low, high) = migration.range_of_all(statistics.folds.iter().map(as_fold));
     Solution {
         range: (low * joint.margin, high * joint.margin),
         range_before: Migration::default().range(&all.min, &all.max),
@@ -343,6 +344,15 @@ fn merge_folds(all: &[&FoldStats]) -> Option<FoldStats> {
         row.assign(&all[member].sample.row(i));
     }
     Some(FoldStats { sample, ..merged })
+}
+
+/// What the solver reads of statistics.
+fn as_fold(fold: &FoldStats) -> Fold<'_> {
+    Fold {
+        min: &fold.min,
+        max: &fold.max,
+        sample: fold.sample.view(),
+    }
 }
 
 /// Extremes and number of the tokens of both; the sample of the first.

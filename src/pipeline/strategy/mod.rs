@@ -1,7 +1,7 @@
 //! Strategies: each takes what would be written, asks the judge about other plans, and returns the better one.
 //!
 //! ```text
-//! exact ─▶ open ─▶ wider ─▶ drop ─▶ keep_float ─▶ attention ─▶ qoperator (a note) ─▶ written
+//! exact ─▶ open ─▶ wider ─▶ drop ─▶ rotate ─▶ keep_float ─▶ attention ─▶ qoperator (a note) ─▶ written
 //! ```
 //!
 //! Numbers decide; no strategy knows an engine, or how a model is made.
@@ -14,6 +14,7 @@ mod exact;
 mod keep_float;
 mod open;
 mod qoperator;
+mod rotate;
 mod subset;
 #[cfg(test)]
 mod tests;
@@ -25,4 +26,5 @@ pub(crate) use exact::make_exact;
 pub(crate) use keep_float::{Wish, keep_float};
 pub(crate) use open::{conclude, open};
 pub(crate) use qoperator::compare_with_qdq;
+pub(crate) use rotate::{offers, rotate};
 pub(crate) use wider::widen_if_below;

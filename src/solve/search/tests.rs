@@ -319,7 +319,7 @@ proptest! {
     ) {
         let owned = sample(seed, [9, 1], &[4], &[(0.0, 3.0); 6]);
         let (x, w) = (&owned.folds[0].2, &owned.weights[0]);
-        let migration = Migration { shift: Some(z.clone()), scale: Some(s.clone()) };
+        let migration = Migration { shift: Some(z.clone()), scale: Some(s.clone()), rotation: None };
         let mut migrated = x.clone();
         migration.apply_rows(x.as_slice().unwrap(), migrated.as_slice_mut().unwrap());
         for ((t, j), &v) in migrated.indexed_iter() {

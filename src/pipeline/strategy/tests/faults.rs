@@ -130,6 +130,7 @@ fn what_is_not_exact_is_not_migrated() {
         folds: Vec::new(),
         ties: None,
         allow_shift: false,
+        positive: false,
     };
     let sinks = [
         Sink::Norm(0.into()),

@@ -63,6 +63,7 @@ impl Situation {
                 folds: Vec::new(),
                 ties: None,
                 allow_shift: false,
+                positive: false,
             }),
         };
         let sinks: Vec<Sink> = self

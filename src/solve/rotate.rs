@@ -1,0 +1,548 @@
+//! The search for a rotation: "scale, then rotate".
+//!
+//! ```text
+//! x' = ((x − z) / s) R        W' = Rᵀ diag(s) W        z: 0 or the mean, s: a [`Balance`], R: four seeds
+//! ```
+//!
+//! A rotation spreads the error evenly, so that it can be told without outputs. With the step `Δ` of x' and the crest
+//! factor c of Gaussian numbers,
+//!
+//! ```text
+//! ‖error‖² ≈ ‖diag(s) W‖² ( T Δ² / 12 + c² ‖x'‖² / (12 K q²) )        q: the largest integer of a weight
+//! ```
+//!
+//! where only Δ needs rotated tokens, and of these only the largest. All pairs of shift and scale are ranked by it, then the
+//! seeds. The best is scored by the loss itself, cross-fitted as every candidate ([`super::search`]), at the response of the
+//! block where there is one, and must beat the best solution without a rotation.
+//!
+//! Ranges get no margin: after a rotation every channel sees nearly the same distribution, and wider ranges only cost. Below 8
+//! bits narrower ones are tried.
+
+use ndarray::{Array2, Axis, concatenate, s};
+use rayon::prelude::*;
+
+use super::balance::{Balance, Channels, row_rms};
+use super::loss::SiteLoss;
+use super::response::{self, Response};
+use super::search::gain_db;
+use super::{
+    Fold, Migration, Rotation, ShiftKind, SiteProblem, Solution, SolveSettings, migration,
+};
+
+/// The smallest and the largest value of every channel.
+type Extremes = (Vec<f32>, Vec<f32>);
+
+/// Seeds of the signs.
+const SEEDS: u64 = 4;
+
+/// Tokens that are rotated to find the range: those of most energy.
+const LARGEST: usize = 48;
+
+/// Thresholds of [`Balance::Threshold`] over the largest extreme.
+const THRESHOLDS: [f32; 3] = [0.4, 0.15, 0.05];
+
+/// How far the noise model may be off, in dB.
+const DOUBT_DB: f64 = 0.5;
+
+/// What a rotation may do at a site.
+#[derive(Debug, Clone, Copy)]
+pub struct Turn<'a> {
+    /// For every channel one that must have the same shift, scale and sign; `None` if all are free.
+    pub ties: Option<&'a [u32]>,
+    /// Whether signs can be folded where the scale is.
+    pub signs: bool,
+    /// What the rotation must gain over the best solution without one, in dB.
+    pub least_gain_db: f64,
+}
+
+/// One shift, scale and rotation, as functions of the tokens that set them.
+#[derive(Debug, Clone, PartialEq)]
+struct Candidate {
+    shift: bool,
+    balance: Balance,
+    rotation: Rotation,
+}
+
+/// One site whose solution without a rotation is known.
+pub(super) struct Site<'a, 'p> {
+    problem: &'a SiteProblem<'p>,
+    settings: &'a SolveSettings,
+    loss: &'a SiteLoss,
+    turn: &'a Turn<'a>,
+    /// rms of the rows of all weights, `[C]`.
+    weights: Vec<f32>,
+}
+
+impl<'a, 'p> Site<'a, 'p> {
+    /// Of losses that have a direction at least.
+    pub(super) fn new(
+        problem: &'a SiteProblem<'p>,
+        settings: &'a SolveSettings,
+        loss: &'a SiteLoss,
+        turn: &'a Turn<'a>,
+    ) -> Self {
+        Self {
+            weights: row_rms(loss.weight(), turn.ties),
+            problem,
+            settings,
+            loss,
+            turn,
+        }
+    }
+
+    /// The best solution with a rotation, if its loss is below that of `best`, without one, by [`Turn::least_gain_db`].
+    /// `estimate` is what the survey's noise model says of `best`, per token.
+    pub(super) fn search(
+        &self,
+        estimate: f64,
+        best: &Solution,
+        response: Option<&dyn Response>,
+    ) -> Option<Solution> {
+        let ranked = self.ranked()?;
+        let (candidate, noise) = ranked.first()?;
+        if gain_db(estimate, *noise) < self.turn.least_gain_db - DOUBT_DB {
+            return None;
+        }
+        let (margin, after) = self.score(candidate, response)?;
+        if gain_db(best.loss_after, after) < self.turn.least_gain_db {
+            return None;
+        }
+        Some(self.solution(candidate, margin, after, best))
+    }
+
+    /// Candidates, the best first, with what the noise model says of them per token.
+    fn ranked(&self) -> Option<Vec<(Candidate, f64)>> {
+        let (x, all) = self.all_tokens()?;
+        let fold = Fold {
+            min: &all.0,
+            max: &all.1,
+            sample: x.view(),
+        };
+        let first = self.rotation(0)?;
+        let channels = Channels::of(&fold, self.turn.ties);
+        let mut ranked = Vec::new();
+        for shift in [false, true] {
+            if shift && !self.problem.allow_shift {
+                continue;
+            }
+            let largest = migration::extremes(fold.min, fold.max, None);
+            let largest = largest.iter().fold(0.0f32, |a, &b| a.max(b));
+            // A threshold on what is left of the mean has never been the best.
+            let thresholds = THRESHOLDS.iter().filter(|_| !shift);
+            let thresholds = thresholds.map(|t| Balance::Threshold(t * largest));
+            let closed = [Balance::None, Balance::Both, Balance::Activation];
+            let balances = closed.into_iter().chain(thresholds);
+            let scales = |b: &Balance| self.problem.allow_scale || *b == Balance::None;
+            ranked.extend(balances.filter(scales).map(|balance| Candidate {
+                shift,
+                balance,
+                rotation: first.clone(),
+            }));
+        }
+        let noise = |candidate: Candidate| {
+            let migration = candidate.migration(&channels, &self.weights, &fold);
+            let noise = self.noise(&migration, &x);
+            (candidate, noise)
+        };
+        let mut ranked: Vec<_> = ranked.into_par_iter().map(noise).collect();
+        ranked.sort_by(|a, b| a.1.total_cmp(&b.1));
+        let best = ranked.first()?.0.clone();
+        let seeds = (1..SEEDS).filter(|_| self.turn.signs).collect::<Vec<_>>();
+        let others = seeds.into_par_iter().filter_map(|seed| {
+            Some(Candidate {
+                rotation: self.rotation(seed)?,
+                ..best.clone()
+            })
+        });
+        ranked.extend(others.map(noise).collect::<Vec<_>>());
+        ranked.sort_by(|a, b| a.1.total_cmp(&b.1));
+        Some(ranked)
+    }
+
+    fn rotation(&self, seed: u64) -> Option<Rotation> {
+        let rotation = Rotation::of(self.weights.len(), seed)?;
+        let rotation = match self.turn.ties {
+            Some(ties) => rotation.tied(ties),
+            None => rotation,
+        };
+        Some(match self.turn.signs {
+            true => rotation,
+            false => rotation.unsigned(),
+        })
+    }
+
+    /// Every other token of both halves, and the extremes of every channel.
+    fn all_tokens(&self) -> Option<(Array2<f32>, Extremes)> {
+        let folds: Vec<Fold> = (0..self.loss.directions())
+            .map(|d| self.loss.fit(d))
+            .collect();
+        let some = |f: &Fold<'a>| f.sample.slice_move(s![..;2, ..]);
+        let tokens: Vec<_> = folds.iter().map(some).collect();
+        let x = concatenate(Axis(0), &tokens).ok()?;
+        let pairs = |f: fn(f32, f32) -> f32, pick: fn(&Fold) -> Vec<f32>| {
+            let extremes = folds.iter().map(pick);
+            extremes.reduce(|a, b| a.iter().zip(&b).map(|(a, b)| f(*a, *b)).collect())
+        };
+        let min = pairs(f32::min, |f| f.min.to_vec())?;
+        let max = pairs(f32::max, |f| f.max.to_vec())?;
+        Some((x, (min, max)))
+    }
+
+    /// What the noise model says of tokens `x: [T, C]`, per token.
+    fn noise(&self, migration: &Migration, x: &Array2<f32>) -> f64 {
+        let before = Migration {
+            rotation: None,
+            ..migration.clone()
+        };
+        let (tokens, channels) = x.dim();
+        let x = before.tokens(x, false);
+        let energy_of = |row: ndarray::ArrayView1<f32>| row.dot(&row);
+        let energies: Vec<f32> = x.rows().into_iter().map(energy_of).collect();
+        let mut order: Vec<usize> = (0..tokens).collect();
+        order.sort_by(|&a, &b| energies[b].total_cmp(&energies[a]).then(a.cmp(&b)));
+        order.truncate(LARGEST);
+        let mut largest = x.select(Axis(0), &order);
+        if let (Some(r), Some(x)) = (&migration.rotation, largest.as_slice_mut()) {
+            r.rotate_tokens(x);
+        }
+        let range = |(low, high): (f32, f32), &v: &f32| (low.min(v), high.max(v));
+        let (low, high) = largest.iter().fold((0.0, 0.0), range);
+        let step = f64::from(self.settings.activation.params(low, high).scale);
+        let scale = |j: usize| migration.scale.as_ref().map_or(1.0, |s| f64::from(s[j]));
+        let rows = self.weights.iter().enumerate();
+        let weight: f64 = rows.map(|(j, w)| (scale(j) * f64::from(*w)).powi(2)).sum();
+        let weight = weight * self.loss.weight().ncols() as f64;
+        let mut energy = energies.iter().map(|e| f64::from(*e)).sum::<f64>() / tokens as f64;
+        if self.problem.correct_bias
+            && let Some(mean) = x.mean_axis(Axis(0))
+        {
+            energy -= mean.iter().map(|m| f64::from(*m).powi(2)).sum::<f64>();
+        }
+        let channels = channels as f64;
+        let crest = 2.0 * (2.0 * channels).ln();
+        let limit = f64::from(self.settings.weight.qmax());
+        weight / 12.0 * (step * step + crest * energy / (channels * limit * limit))
+    }
+
+    /// The best margin of a candidate, and its cross-fitted loss.
+    fn score(&self, candidate: &Candidate, response: Option<&dyn Response>) -> Option<(f32, f64)> {
+        let low_bits = self.settings.activation.bits < 8;
+        let margins: &[f32] = match low_bits {
+            true => &[1.0, 0.85, 0.7],
+            false => &[1.0],
+        };
+        let corrected = self.problem.correct_bias;
+        let fitted = |fold: &Fold| {
+            let channels = Channels::of(fold, self.turn.ties);
+            candidate.migration(&channels, &self.weights, fold)
+        };
+        let losses: Vec<f64> = match response {
+            Some(response) => {
+                let score = |&margin: &f32| {
+                    let fitted = |fold: &Fold| {
+                        let migration = fitted(fold);
+                        let (low, high) = migration.range_of(fold);
+                        let activation = &self.settings.activation;
+                        (migration, activation.params(low * margin, high * margin))
+                    };
+                    let of = (self.problem, self.settings);
+                    response::score(response, of.0, of.1, &fitted, corrected)
+                };
+                margins.iter().map(score).collect::<Option<_>>()?
+            }
+            None => {
+                let kind = candidate.kind();
+                let evaluate = |direction: usize| {
+                    let migration = fitted(&self.loss.fit(direction));
+                    let of = (kind, &migration);
+                    self.loss
+                        .evaluate_migration(of, margins, corrected, direction)
+                };
+                let directions = (0..self.loss.directions()).into_par_iter();
+                let losses: Vec<Vec<f64>> = directions.map(evaluate).collect();
+                let total = |i: usize| losses.iter().map(|l| l[i]).sum();
+                (0..margins.len()).map(total).collect()
+            }
+        };
+        let both = margins.iter().copied().zip(losses);
+        both.min_by(|a, b| a.1.total_cmp(&b.1))
+    }
+
+    /// A candidate applied to all tokens.
+    fn solution(
+        &self,
+        candidate: &Candidate,
+        margin: f32,
+        after: f64,
+        best: &Solution,
+    ) -> Solution {
+        let folds = &self.problem.folds;
+        let known: Vec<&Fold> = folds.iter().filter(|f| f.sample.nrows() > 0).collect();
+        let samples: Vec<_> = known.iter().map(|f| f.sample).collect();
+        let sample = concatenate(Axis(0), &samples).unwrap_or_default();
+        let join = |f: fn(f32, f32) -> f32, pick: fn(&Fold) -> Vec<f32>| {
+            let extremes = known.iter().map(|fold| pick(fold));
+            let joined = extremes.reduce(|a, b| a.iter().zip(&b).map(|(a, b)| f(*a, *b)).collect());
+            joined.unwrap_or_default()
+        };
+        let (min, max) = (
+            join(f32::min, |f| f.min.to_vec()),
+            join(f32::max, |f| f.max.to_vec()),
+        );
+        let all = Fold {
+            min: &min,
+            max: &max,
+            sample: sample.view(),
+        };
+        let channels = Channels::of(&all, self.turn.ties);
+        let migration = candidate.migration(&channels, &self.weights, &all);
+        let (low, high) = migration.range_of_all(folds.iter().copied());
+        Solution {
+            range: (low * margin, high * margin),
+            range_after: (low, high),
+            threshold: match candidate.balance {
+                Balance::Threshold(t) => migration.scale.is_some().then_some(t),
+                _ => None,
+            },
+            margin,
+            shift_kind: candidate.kind(),
+            loss_after: after,
+            validated_gain_db: gain_db(best.loss_before, after),
+            shift: migration.shift,
+            scale: migration.scale,
+            rotation: migration.rotation,
+            ..best.clone()
+        }
+    }
+}
+
+impl Candidate {
+    fn kind(&self) -> ShiftKind {
+        match self.shift {
+            true => ShiftKind::Mean,
+            false => ShiftKind::None,
+        }
+    }
+
+    /// Shift, scale and rotation from the tokens of a fold.
+    fn migration(&self, channels: &Channels, weights: &[f32], fold: &Fold) -> Migration {
+        let shift = self.shift.then(|| channels.mean.clone());
+        let scale = self
+            .balance
+            .scale(channels, weights, shift.as_deref(), fold);
+        Migration {
+            shift,
+            scale,
+            rotation: Some(self.rotation.clone()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::solve::loss::mix;
+    use crate::solve::{
+        ActivationSpec, Method, WeightSpec, fake_quantize, quantize_weight, solve_both,
+    };
+
+    /// Numbers in −1 ..= 1.
+    fn noise(rows: usize, columns: usize, seed: u64) -> Array2<f32> {
+        Array2::from_shape_fn((rows, columns), |(i, j)| {
+            (mix(seed + (i * columns + j) as u64) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+    }
+
+    /// What GELU gives: most values just below 0, some channels large, one token in sixteen larger.
+    fn activations(tokens: usize, channels: usize, seed: u64) -> Array2<f32> {
+        let mut x = noise(tokens, channels, seed) + noise(tokens, channels, seed + 50_000_000);
+        for ((t, j), v) in x.indexed_iter_mut() {
+            let size = if j % 37 == 0 { 9.0 } else { 0.7 } * if t % 16 == 0 { 2.5 } else { 1.0 };
+            *v = (*v * size).max(-0.17);
+        }
+        x
+    }
+
+    struct Owned {
+        folds: [(Vec<f32>, Vec<f32>, Array2<f32>); 2],
+        weight: Array2<f32>,
+    }
+
+    impl Owned {
+        fn new(channels: usize, make: fn(usize, usize, u64) -> Array2<f32>) -> Self {
+            let fold = |seed| {
+                let x = make(200, channels, seed);
+                let pick = |start: f32, f: fn(f32, f32) -> f32| {
+                    x.fold_axis(Axis(0), start, |a, b| f(*a, *b)).to_vec()
+                };
+                (
+                    pick(f32::INFINITY, f32::min),
+                    pick(f32::NEG_INFINITY, f32::max),
+                    x,
+                )
+            };
+            Self {
+                folds: [fold(1), fold(9_000_000)],
+                weight: noise(channels, 96, 3),
+            }
+        }
+
+        fn problem(&self) -> SiteProblem<'_> {
+            let fold = |i: usize| Fold {
+                min: &self.folds[i].0,
+                max: &self.folds[i].1,
+                sample: self.folds[i].2.view(),
+            };
+            SiteProblem {
+                folds: [fold(0), fold(1)],
+                weights: vec![self.weight.view()],
+                allow_shift: true,
+                allow_scale: true,
+                correct_bias: true,
+            }
+        }
+    }
+
+    fn settings(bits: u8) -> SolveSettings {
+        SolveSettings {
+            activation: ActivationSpec {
+                bits,
+                symmetric: false,
+            },
+            weight: WeightSpec {
+                bits,
+                per_channel: true,
+            },
+            method: Method::OsPlus,
+        }
+    }
+
+    const FREE: Turn = Turn {
+        ties: None,
+        signs: true,
+        least_gain_db: 1.0,
+    };
+
+    /// Sum of squared errors of the outputs on tokens that no one has seen.
+    fn unseen_error(owned: &Owned, solution: &Solution, settings: &SolveSettings) -> f64 {
+        let x = activations(300, owned.weight.nrows(), 70_000_000);
+        let migration = Migration {
+            shift: solution.shift.clone(),
+            scale: solution.scale.clone(),
+            rotation: solution.rotation.clone(),
+        };
+        let scale = solution.scale.as_deref();
+        let weight = match &solution.rotation {
+            Some(r) => r.rotate_weight(owned.weight.view(), scale),
+            None => {
+                let s = scale.map_or(vec![1.0; x.ncols()], <[f32]>::to_vec);
+                &owned.weight * &ndarray::aview1(&s).insert_axis(Axis(1))
+            }
+        };
+        let mut migrated = migration.tokens(&x, false);
+        let float = migrated.dot(&weight);
+        let params = settings
+            .activation
+            .params(solution.range.0, solution.range.1);
+        fake_quantize(migrated.as_slice_mut().unwrap(), &params);
+        let weight = quantize_weight(weight.view(), &settings.weight).dequantize();
+        let error = migrated.dot(&weight) - float;
+        let error = &error - &error.mean_axis(Axis(0)).unwrap();
+        error.iter().map(|e| f64::from(*e).powi(2)).sum()
+    }
+
+    /// The ranking means nothing if the noise model is far from the loss.
+    #[test]
+    fn the_noise_model_predicts_the_loss() {
+        for channels in [96, 384, 512] {
+            let owned = Owned::new(channels, activations);
+            let (problem, settings) = (owned.problem(), settings(8));
+            let loss = SiteLoss::new(&problem, &settings, 256, 4096);
+            let site = Site::new(&problem, &settings, &loss, &FREE);
+            for (candidate, noise) in site.ranked().unwrap() {
+                let (_, real) = site.score(&candidate, None).unwrap();
+                let ratio = noise * 400.0 / real;
+                assert!(
+                    (0.5..2.0).contains(&ratio),
+                    "{channels} {candidate:?}: {ratio}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn outlier_tokens_are_what_a_scale_cannot_cure() {
+        for bits in [8, 6] {
+            let owned = Owned::new(192, activations);
+            let settings = settings(bits);
+            let (plain, rotated) = solve_both(&owned.problem(), &settings, None, Some(&FREE));
+            let rotated = rotated.expect("a gain");
+            assert!(rotated.rotation.is_some() && plain.rotation.is_none());
+            assert!(gain_db(plain.loss_after, rotated.loss_after) > 3.0);
+            let [plain, turned] = [&plain, &rotated].map(|s| unseen_error(&owned, s, &settings));
+            assert!(
+                gain_db(plain, turned) > 3.0,
+                "{bits} bits: {plain} -> {turned}"
+            );
+            // The same again, on any thread.
+            let again = solve_both(&owned.problem(), &settings, None, Some(&FREE)).1;
+            assert_eq!(again, Some(rotated));
+        }
+    }
+
+    /// Channels and tokens alike: nothing to spread. And a prime number of channels has no rotation.
+    #[test]
+    fn no_rotation_without_a_reason() {
+        for (channels, make) in [(96, noise as fn(usize, usize, u64) -> _), (97, activations)] {
+            let owned = Owned::new(channels, make);
+            let (_, rotated) = solve_both(&owned.problem(), &settings(8), None, Some(&FREE));
+            assert_eq!(rotated, None);
+        }
+        let owned = Owned::new(96, activations);
+        assert_eq!(
+            solve_both(&owned.problem(), &settings(8), None, None).1,
+            None
+        );
+    }
+
+    #[test]
+    fn tied_channels_and_walls_for_signs() {
+        let owned = Owned::new(192, activations);
+        let ties: Vec<u32> = (0..192).map(|j| j / 2 * 2).collect();
+        let turn = Turn {
+            ties: Some(&ties),
+            signs: true,
+            least_gain_db: -60.0,
+        };
+        let (_, rotated) = solve_both(&owned.problem(), &settings(8), None, Some(&turn));
+        let rotated = rotated.unwrap();
+        let signs = rotated.rotation.as_ref().unwrap().signs();
+        let pairs = |v: &[f32]| v.chunks(2).all(|pair| pair[0] == pair[1]);
+        assert!(pairs(&signs) && pairs(rotated.scale.as_ref().unwrap()));
+        assert!(rotated.shift.is_none_or(|z| pairs(&z)));
+        let turn = Turn {
+            signs: false,
+            ..turn
+        };
+        let (_, rotated) = solve_both(&owned.problem(), &settings(8), None, Some(&turn));
+        assert_eq!(rotated.unwrap().rotation.unwrap().signs(), [1.0; 192]);
+    }
+
+    /// A channel that is dead in one half and fires in the other does not get all the precision.
+    #[test]
+    fn bursts_do_not_take_the_gain_away() {
+        let mut owned = Owned::new(192, activations);
+        for half in 0..2 {
+            let (min, max, sample) = &mut owned.folds[half];
+            for j in (half..192).step_by(12) {
+                sample.column_mut(j).fill(-0.01);
+                (min[j], max[j]) = (-0.17, 6.0);
+                sample[[7, (j + 6) % 192]] = 6.0;
+                max[(j + 6) % 192] = max[(j + 6) % 192].max(6.0);
+            }
+        }
+        let (plain, rotated) = solve_both(&owned.problem(), &settings(8), None, Some(&FREE));
+        let rotated = rotated.expect("a gain");
+        assert!(gain_db(plain.loss_after, rotated.loss_after) > 2.0);
+    }
+}
