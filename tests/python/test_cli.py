@@ -16,7 +16,7 @@ from measure import constants, largest_relative_error, outputs
 from onnx import TensorProto, helper, numpy_helper
 
 OPTIONS = """--calib --target --format --method --weight-bits --activation-bits --include --exclude --batch --threads --seed
---no-extra-nodes --keep-float --min-sqnr --report --no-layers --external-data --no-metadata --force --quiet --verbose --version --help""".split()
+--no-extra-nodes --max-slowdown --keep-float --min-sqnr --report --no-layers --external-data --no-metadata --force --quiet --verbose --version --help""".split()
 
 
 def float_mlp(path, channels=16, linear=True):
