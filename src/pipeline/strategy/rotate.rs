@@ -24,11 +24,11 @@ const PASSES: f64 = 40.0;
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Offer {
     /// Sites that are decided together.
-    sites: Vec<SiteId>,
+    pub(super) sites: Vec<SiteId>,
     /// Over the best solution without it, in dB.
-    gain: f64,
+    pub(super) gain: f64,
     /// Percent of the run time.
-    price: f64,
+    pub(super) price: f64,
 }
 
 /// What is written with rotations at those sites that gain most per run time, for `percent` of it, if that is clearly

@@ -2,6 +2,7 @@
 
 mod faults;
 mod random;
+mod rotations;
 mod units;
 
 use std::collections::BTreeSet;
