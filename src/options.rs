@@ -91,6 +91,12 @@ pub enum OptionsError {
     /// An SQNR that no output can be compared with.
     #[error("the SQNR that every output must have is a finite number of decibels, not {0}")]
     MinSqnr(f64),
+    /// [`Options::max_slowdown`] that is no price.
+    #[error("what rotations may cost is a number of percent, 0 or more, not {0}")]
+    Slowdown(f64),
+    /// Rotations in a format that has none.
+    #[error("rotations (max_slowdown) are for format qdq with extra nodes, not for {0}")]
+    NoRotations(&'static str),
     /// A search that would see nothing.
     #[error("the search needs tokens: sample_tokens is at least 1")]
     NoSampleTokens,
@@ -297,6 +303,12 @@ impl Options {
         if let (false, Some((setting, _))) = (self.format.quantizes(), asked.next()) {
             return Err(OptionsError::QuantizesNothing { format, setting });
         }
+        if self.max_slowdown > 0.0 && self.format != Format::Qdq {
+            return Err(OptionsError::NoRotations(format));
+        }
+        if self.max_slowdown > 0.0 && !self.extra_nodes {
+            return Err(OptionsError::NoRotations("constants alone"));
+        }
         if self.format != Format::Qdq && self.weight_storage == WeightStorage::FloatQdq {
             return Err(OptionsError::NoQdqWeights { format });
         }
@@ -328,6 +340,10 @@ impl Options {
         match self.min_sqnr_db {
             Some(db) if !db.is_finite() => return Err(OptionsError::MinSqnr(db)),
             _ => {}
+        }
+        // A NaN is in no range.
+        if !(0.0..f64::INFINITY).contains(&self.max_slowdown) {
+            return Err(OptionsError::Slowdown(self.max_slowdown));
         }
         match self.sample_tokens {
             0 => Err(OptionsError::NoSampleTokens),

@@ -61,6 +61,9 @@ fn usage(error: &OptionsError) -> Option<String> {
         OptionsError::NoQdqWeights { format } => {
             format!("--weights-as-float-qdq needs --format qdq, not {format}")
         }
+        OptionsError::NoRotations(_) => {
+            "--max-slowdown needs --format qdq, and goes without --no-extra-nodes".to_owned()
+        }
         OptionsError::MinSqnr(_) => "--min-sqnr takes a number such as 25".to_owned(),
         _ => return None,
     };

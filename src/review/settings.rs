@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::json::number;
 use crate::options::{KeepFloat, Options};
 use crate::rewrite::WeightStorage;
 use crate::solve::Method;
@@ -43,6 +44,9 @@ pub struct Settings {
     pub seed: u64,
     /// Whether a Mul could be inserted where no constant can take a scale.
     pub extra_nodes: bool,
+    /// Percent of the run time that rotations could cost.
+    #[serde(deserialize_with = "number")]
+    pub max_slowdown: f64,
     /// Whether what exporters leave behind was removed first.
     pub clean: bool,
     /// Tokens per Linear input and half of the data that the search saw.
@@ -89,6 +93,7 @@ impl From<&Options> for Settings {
             min_sqnr_db: options.min_sqnr_db,
             seed: options.seed,
             extra_nodes: options.extra_nodes,
+            max_slowdown: options.max_slowdown,
             clean: options.clean,
             sample_tokens: options.sample_tokens,
             ..Settings::default()
