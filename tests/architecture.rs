@@ -300,10 +300,9 @@ const CIRCLES: &[(&str, &str, &str)] = &[
     ("recognise/", "decomposed, moments, norm", "the forms of a norm take its types"),
     ("review/diff/", "change, compare, rest, .", "the parts take the types of the root"),
     ("review/verify/", "layers, .", "the parts take the types of the root"),
-    ("rewrite/", "linear, migrate", "a Linear is written with the decisions of a migration"),
     ("rewrite/quantize/", "weight, .", "the parts take the types of the root"),
     ("site/", "compound, contrib, rules, sizes, trace", "the rules take the types of the trace that has their table"),
-    ("solve/", "response, search", "the search is told by the response which takes its settings"),
+    ("solve/", "response, rotate, search", "the search is told by the response which takes its settings, and hands on to rotations"),
     ("target/", "profile, table, .", "the table is made of the types of the profile"),
     ("target/lint/", "onnxruntime, onnxruntime/products, openvino, tensorrt, tensorrt/parser, .", "the rules take the types of the root"),
 ];

@@ -16,7 +16,8 @@ use crate::onnx::node::{attr_f, attr_i, attr_ints, attr_s};
 use crate::onnx::op;
 use crate::onnx::{DataType, tensor};
 
-use super::linear::{Bias, weight_facts};
+use super::linear::Bias;
+use super::weight::weight_facts;
 
 /// The domain of ONNX Runtime's own operators.
 pub const MICROSOFT: &str = "com.microsoft";

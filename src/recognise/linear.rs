@@ -11,6 +11,7 @@
 
 use ndarray::{Array1, Array2, Ix2};
 
+use super::weight::weight_facts;
 use crate::graph::{NodeId, Source, Use, ValueId, View};
 use crate::onnx::DataType;
 use crate::onnx::node::{attr_f, attr_i};
@@ -318,17 +319,6 @@ fn match_constant(view: &View, node: NodeId, x: ValueId, w: ValueId) -> Result<L
         form,
         k,
         n,
-    })
-}
-
-/// Shape and type of a constant; reads the elements only where an expression stands before them.
-pub(super) fn weight_facts(view: &View, value: ValueId) -> Option<(Vec<usize>, DataType)> {
-    if let Some(tensor) = view.initializer(value) {
-        return Some((tensor::shape(tensor).ok()?, tensor::dtype(tensor)?));
-    }
-    Some(match view.constant(value)? {
-        crate::graph::Constant::Float { array, dtype } => (array.shape().to_vec(), dtype),
-        crate::graph::Constant::Int(array) => (array.shape().to_vec(), DataType::Int64),
     })
 }
 

@@ -11,6 +11,7 @@ mod moments;
 mod norm;
 mod rotation;
 mod transparent;
+mod weight;
 
 pub use attention::{Attention, Attentions, Product, attentions};
 pub use contrib::{Composite, MICROSOFT, composite, microsoft_op};

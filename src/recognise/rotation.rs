@@ -13,6 +13,7 @@
 
 use ndarray::{Array2, Ix2};
 
+use super::weight::weight_facts;
 use crate::graph::{NodeId, View};
 use crate::onnx::op;
 
@@ -57,7 +58,7 @@ pub fn rotation_part(view: &View, node: NodeId) -> Option<WrittenRotation> {
         return None;
     }
     // Sizes first: they cost nothing to read.
-    let square = |value| match super::linear::weight_facts(view, value)?.0[..] {
+    let square = |value| match weight_facts(view, value)?.0[..] {
         [rows, columns] => (rows == columns).then_some(rows),
         _ => None,
     };

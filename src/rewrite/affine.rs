@@ -1,6 +1,15 @@
 //! What happens to the value of one site.
 
-use super::rotate::Rotated;
+use crate::solve::Rotation;
+
+/// A rotation, and what must be known to write it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rotated {
+    /// R.
+    pub rotation: Rotation,
+    /// The number of axes of x.
+    pub rank: usize,
+}
 
 /// The transform x' = ((x − z) / s) R of one site; a missing part is the identity.
 #[derive(Clone, Debug, Default, PartialEq)]

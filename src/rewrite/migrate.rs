@@ -16,9 +16,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::RewriteError;
-use super::affine::Affine;
+use super::affine::{Affine, Rotated};
 use super::linear::{Copies, LinearFold, NewConstant, Precision, set_constant};
-use super::rotate::{Rotated, Rotations};
+use super::rotate::Rotations;
 use crate::graph::{Names, NodeId, Patch, ValueId, View};
 use crate::onnx::DataType;
 use crate::onnx::node::make_node;

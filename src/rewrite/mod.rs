@@ -12,7 +12,7 @@ mod quantize;
 mod rotate;
 mod take_apart;
 
-pub use affine::Affine;
+pub use affine::{Affine, Rotated};
 pub use attention::{AttentionParams, FLOAT16_OPSET, quantize_attention};
 pub use clean::clean;
 pub use correct::correct_biases;
@@ -22,7 +22,6 @@ pub use quantize::{
     Activation, IntegerProduct, IntegerProducts, QuantizePlan, Rounded, WeightStorage, quantize,
     quantize_as_operators,
 };
-pub use rotate::Rotated;
 pub use take_apart::take_apart;
 
 use thiserror::Error;

@@ -14,21 +14,12 @@ use std::collections::BTreeMap;
 use ndarray::Array2;
 
 use super::RewriteError;
+use super::affine::Rotated;
 use super::linear::NewConstant;
 use crate::graph::{Names, Patch};
 use crate::onnx::node::make_node;
 use crate::onnx::proto::NodeProto;
 use crate::onnx::{DataType, op, tensor};
-use crate::solve::Rotation;
-
-/// A rotation, and what must be known to write it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Rotated {
-    /// R.
-    pub rotation: Rotation,
-    /// The number of axes of x.
-    pub rank: usize,
-}
 
 /// The constants of all rotations of a model: those of equal elements are one.
 #[derive(Default)]

@@ -237,7 +237,7 @@ mod tests {
     fn noise(rows: usize, columns: usize, seed: u64) -> Array2<f32> {
         Array2::from_shape_fn((rows, columns), |(i, j)| {
             let n = seed + (i * columns + j) as u64;
-            (crate::solve::loss::mix(n) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+            (crate::solve::mix::mix(n) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
         })
     }
 

@@ -15,6 +15,7 @@
 //! six margins at N = 3 C, both cost the same, so every candidate is scored directly, which is simpler to check.
 
 use super::migration::{self, Migration, ShiftKind};
+use super::mix::mix;
 use super::quantize::{fake_quantize_into, fake_quantize_weight_into};
 use super::wide::{row_times, wide};
 use super::{ActivationSpec, Fold, QuantParams, SiteProblem, SolveSettings, WeightSpec};
@@ -388,14 +389,6 @@ fn subset(sample: ArrayView2<f32>, tokens: usize) -> Array2<f32> {
         row.assign(&sample.row(place));
     }
     chosen
-}
-
-/// The finalizer of the SplitMix64 generator: a fixed, well mixed number for every `i`.
-pub(super) fn mix(i: u64) -> u64 {
-    let z = i.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
 }
 
 /// Buffers for one evaluation at a time.

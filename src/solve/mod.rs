@@ -22,6 +22,7 @@ pub mod damage;
 pub mod feedback;
 pub mod loss;
 pub mod migration;
+mod mix;
 pub mod output;
 pub mod quantize;
 pub mod response;

@@ -192,7 +192,7 @@ mod tests {
 
     /// Numbers in −1..1 without a pattern.
     fn noise(i: usize) -> f32 {
-        (super::super::loss::mix(i as u64) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        (super::super::mix::mix(i as u64) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
 
     fn folds(columns: &[f32], stride: usize) -> [ProductFold; 2] {

@@ -341,7 +341,7 @@ impl Candidate {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::solve::loss::mix;
+    use crate::solve::mix::mix;
     use crate::solve::{
         ActivationSpec, Method, WeightSpec, fake_quantize, quantize_weight, solve_both,
     };

@@ -18,7 +18,7 @@ use ndarray::linalg::{general_mat_mul, kron};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use serde::{Deserialize, Serialize};
 
-use super::loss::mix;
+use super::mix::mix;
 use super::wide::wide;
 
 /// One rotation of K channels. Plain data: the matrices follow from it.

@@ -76,7 +76,7 @@ mod tests {
     /// What AVX2 gives is what any computer gives.
     #[test]
     fn the_same_bits_as_the_plain_loop() {
-        let noise = |i: u64| (crate::solve::loss::mix(i) >> 40) as f32 / 1e5 - 83.0;
+        let noise = |i: u64| (crate::solve::mix::mix(i) >> 40) as f32 / 1e5 - 83.0;
         let row: Vec<f32> = (0..37).map(noise).collect();
         let mut plain: Vec<f32> = (100..137).map(noise).collect();
         let mut found = plain.clone();
