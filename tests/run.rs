@@ -7,7 +7,7 @@ use onnx_osplus::onnx::proto::NodeProto;
 use onnx_osplus::progress::NoProgress;
 use onnx_osplus::review::{Decision, Report};
 use onnx_osplus::solve::Method;
-use onnx_osplus::{Format, Options, onnx, run};
+use onnx_osplus::{Format, KeepFloat, Options, Quantizer, onnx, run};
 
 fn export(name: &str) -> onnx::Model {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/architectures");
@@ -84,4 +84,33 @@ fn a_float_model_is_checked_and_told() {
     }
     assert!(!report.outputs.is_empty());
     assert!(report.outputs.values().all(|o| o.plain_sqnr_db.is_none()));
+}
+
+/// What is left in float is float in the file, and the rest is not.
+#[test]
+fn what_is_kept_in_float_is_float_in_the_file() {
+    let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny");
+    let model = onnx::load(tiny.join("model.onnx")).unwrap();
+    let job = Quantizer::new(&model).keep_float(KeepFloat::Linears(2));
+    let done = job
+        .calibrate(tiny.join("calib.npz"))
+        .unwrap()
+        .run()
+        .unwrap();
+    let kept: Vec<String> = done
+        .report
+        .kept_float
+        .unwrap()
+        .linears
+        .into_iter()
+        .map(|l| l.name)
+        .collect();
+    assert_eq!(kept.len(), 2);
+    let nodes = &done.model.graph().node;
+    for linear in &done.report.linears {
+        let node = nodes.iter().find(|n| n.name() == linear.name).unwrap();
+        let weight = nodes.iter().find(|n| n.output.contains(&node.input[1]));
+        let quantized = weight.is_some_and(|w| w.op_type() == "DequantizeLinear");
+        assert_eq!(quantized, !kept.contains(&linear.name), "{}", linear.name);
+    }
 }

@@ -367,3 +367,116 @@ fn both(a: &FoldStats, b: &FoldStats) -> FoldStats {
         sample: a.sample.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::branches::FlatModel;
+    use crate::onnx::node::{float_value, graph_attr, make_node};
+    use crate::onnx::proto::{GraphProto, ModelProto, OperatorSetIdProto, ValueInfoProto};
+    use crate::onnx::{DataType, Model, op, tensor};
+    use crate::recognise::recognise;
+    use crate::site::find_sites;
+
+    /// Both branches multiply x by the same numbers, each by its own copy.
+    fn twins() -> FlatModel {
+        let branch = |name: &str| {
+            let weight = format!("{name}.weight");
+            GraphProto {
+                node: vec![make_node(
+                    op::MatMul,
+                    name,
+                    &["x", &weight],
+                    &[name],
+                    vec![],
+                )],
+                initializer: vec![tensor::from_f32(
+                    &weight,
+                    &[2, 2],
+                    &[1., 2., 3., 4.],
+                    DataType::Float,
+                )],
+                output: vec![float_value(name, &[1, 2])],
+                ..GraphProto::default()
+            }
+        };
+        let attributes = vec![
+            graph_attr("then_branch", branch("first")),
+            graph_attr("else_branch", branch("second")),
+        ];
+        let mut flag = float_value("flag", &[1]);
+        if let Some(crate::onnx::proto::type_proto::Value::TensorType(t)) =
+            flag.r#type.as_mut().and_then(|t| t.value.as_mut())
+        {
+            t.elem_type = Some(DataType::Bool as i32);
+        }
+        let graph = GraphProto {
+            node: vec![make_node(op::If, "choice", &["flag"], &["y"], attributes)],
+            input: vec![float_value("x", &[1, 2]), flag],
+            output: vec![ValueInfoProto {
+                name: Some("y".to_owned()),
+                ..ValueInfoProto::default()
+            }],
+            ..GraphProto::default()
+        };
+        FlatModel::of(Model {
+            proto: ModelProto {
+                ir_version: Some(8),
+                opset_import: vec![OperatorSetIdProto {
+                    domain: None,
+                    version: Some(17),
+                }],
+                graph: Some(graph),
+                ..ModelProto::default()
+            },
+        })
+    }
+
+    fn seen(low: f32, high: f32) -> ChannelStats {
+        let fold = FoldStats {
+            min: vec![low; 2],
+            max: vec![high; 2],
+            tokens: 1,
+            sample: Array2::from_elem((1, 2), high),
+        };
+        ChannelStats {
+            rank: 2,
+            folds: [fold.clone(), fold],
+        }
+    }
+
+    /// One network run in two ways: what one of them has seen, the other may see.
+    #[test]
+    fn branches_with_the_same_weights_share_what_they_saw() {
+        let model = twins();
+        let view = model.view();
+        let found = recognise(&view);
+        assert_eq!(found.linears.len(), 2);
+        let sites = find_sites(&view, &found, &BTreeMap::new(), true);
+        // Both read x, so they are one site unless each has its own; statistics are per row.
+        let mut table = SiteTable::of_rows(
+            found
+                .linears
+                .iter_enumerated()
+                .map(|(l, linear)| Site {
+                    linears: vec![l],
+                    absorb: vec![(linear.node, 0)],
+                    ranks: vec![None],
+                    ..sites[0].clone()
+                })
+                .collect(),
+            &[],
+        );
+        table.rows[SiteId::from(0usize)].statistics = Some(seen(-1.0, 2.0));
+        table.rows[SiteId::from(1usize)].statistics = Some(seen(-3.0, 1.0));
+        assert_eq!(table.join_shared(&view, &found, true), []);
+        for (_, row) in table.iter() {
+            assert_eq!(row.min_max(), Some((-3.0, 2.0)));
+        }
+        // A branch that no data takes has the statistics of the other.
+        table.rows[SiteId::from(1usize)].statistics = None;
+        let silent = table.join_shared(&view, &found, true);
+        assert_eq!((silent.len(), silent[0].taken), (1, 1));
+        assert_eq!(table.row(SiteId::from(1usize)).min_max(), Some((-3.0, 2.0)));
+    }
+}
