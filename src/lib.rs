@@ -22,7 +22,6 @@ mod error;
 pub mod graph;
 pub mod onnx;
 mod options;
-#[allow(unreachable_pub, reason = "being rewritten")]
 mod pipeline;
 pub mod progress;
 mod quantizer;

@@ -27,7 +27,7 @@ impl Calibrated {
     ///
     /// # Errors
     /// What the engine refuses; that no Linear to quantize is left.
-    pub fn new(
+    pub(super) fn new(
         job: &Job,
         mut prepared: Prepared,
         rows: &Rows,

@@ -29,7 +29,7 @@ struct Times {
 
 impl Clock {
     /// Starts now.
-    pub fn start() -> Clock {
+    pub(super) fn start() -> Clock {
         Clock(Mutex::new(Times {
             last: Instant::now(),
             seconds: BTreeMap::new(),
@@ -37,7 +37,7 @@ impl Clock {
     }
 
     /// Books the time since the last step under `step`.
-    pub fn finish(&self, step: &str) {
+    pub(super) fn finish(&self, step: &str) {
         let mut times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let seconds = (now - times.last).as_secs_f64();
@@ -46,7 +46,7 @@ impl Clock {
     }
 
     /// What was booked so far.
-    pub fn seconds(&self) -> BTreeMap<String, f64> {
+    pub(super) fn seconds(&self) -> BTreeMap<String, f64> {
         let times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         times.seconds.clone()
     }

@@ -60,7 +60,7 @@ pub(crate) enum Dropped {
 
 impl Dropped {
     /// The reason in words.
-    pub fn reason(&self) -> &str {
+    pub(super) fn reason(&self) -> &str {
         match self {
             Dropped::Validation(reason) => reason,
             Dropped::PlainIsBetter => "plain min-max was better for the whole model",
@@ -134,7 +134,7 @@ pub(crate) enum AttentionType {
 
 impl SitePlan {
     /// What the search found, to be done.
-    pub fn of(found: Solution, response: Option<ResponseKind>) -> SitePlan {
+    pub(super) fn of(found: Solution, response: Option<ResponseKind>) -> SitePlan {
         SitePlan {
             response: response.filter(|_| found.at_response),
             transform: transform(&found),
@@ -147,7 +147,7 @@ impl SitePlan {
     }
 
     /// The same with a better solution at hand that has a rotation.
-    pub fn with_rotated(self, rotated: Option<Solution>) -> SitePlan {
+    pub(super) fn with_rotated(self, rotated: Option<Solution>) -> SitePlan {
         SitePlan {
             rotated: rotated.map(Box::new),
             ..self
@@ -155,7 +155,7 @@ impl SitePlan {
     }
 
     /// The solution with the rotation in the place of what is done.
-    pub fn rotate(&mut self) {
+    pub(super) fn rotate(&mut self) {
         if let Some(found) = self.rotated.take() {
             let response = self.response;
             *self = SitePlan::of(*found, response);
@@ -163,7 +163,7 @@ impl SitePlan {
     }
 
     /// Plain min-max in its place.
-    pub fn drop(&mut self, why: Dropped) {
+    pub(super) fn drop(&mut self, why: Dropped) {
         self.transform = Migration::default();
         self.range = self.found.range_before;
         self.margin = 1.0;
@@ -171,24 +171,24 @@ impl SitePlan {
     }
 
     /// Whether anything is folded.
-    pub fn migrates(&self) -> bool {
+    pub(super) fn migrates(&self) -> bool {
         self.transform != Migration::default()
     }
 
     /// Whether this is plain min-max quantization.
-    pub fn is_plain(&self) -> bool {
+    pub(super) fn is_plain(&self) -> bool {
         !self.migrates() && self.range == self.found.range_before
     }
 }
 
 impl Plan {
     /// The Linears that are computed with integers.
-    pub fn quantizes(&self, linear: LinearId) -> bool {
+    pub(super) fn quantizes(&self, linear: LinearId) -> bool {
         self.format.quantizes() && self.linears[linear] == Precision::Integer
     }
 
     /// Plain min-max quantization of the same Linears: what every other plan competes with.
-    pub fn plain(&self, sites: &SiteTable) -> Plan {
+    pub(super) fn plain(&self, sites: &SiteTable) -> Plan {
         let mut plain = Plan {
             rounding: Rounding::Nearest,
             attention: Vec::new(),
@@ -204,13 +204,13 @@ impl Plan {
     }
 
     /// Whether this is [`Plan::plain`], because that was better.
-    pub fn is_all_plain(&self) -> bool {
+    pub(super) fn is_all_plain(&self) -> bool {
         let plain = |site: &SitePlan| site.dropped == Some(Dropped::PlainIsBetter);
         self.rounding == Rounding::Nearest && self.sites.iter().flatten().any(plain)
     }
 
     /// How many sites are migrated; `sites` are those of the plan.
-    pub fn migrated<'a>(&self, sites: impl Iterator<Item = &'a Site>) -> usize {
+    pub(super) fn migrated<'a>(&self, sites: impl Iterator<Item = &'a Site>) -> usize {
         let planned = self.sites.iter().zip(sites);
         let migrates = |(plan, site): &(&Option<SitePlan>, &Site)| {
             site.has_sink() && plan.as_ref().is_some_and(SitePlan::migrates)
@@ -219,7 +219,7 @@ impl Plan {
     }
 
     /// Whether the float model of both is the same, constants included.
-    pub fn folds_like(&self, other: &Plan) -> bool {
+    pub(super) fn folds_like(&self, other: &Plan) -> bool {
         let transform = |site: &Option<SitePlan>| site.as_ref().map(|s| s.transform.clone());
         let sites = self.sites.iter().zip(&other.sites);
         self.format.quantizes() == other.format.quantizes()
@@ -230,7 +230,7 @@ impl Plan {
     }
 
     /// The plan with all attention in float.
-    pub fn without_attention(&self) -> Plan {
+    pub(super) fn without_attention(&self) -> Plan {
         Plan {
             attention: Vec::new(),
             ..self.clone()

@@ -33,7 +33,7 @@ pub(super) struct Account<'a> {
 
 impl Account<'_> {
     /// The report.
-    pub fn report(self) -> Report {
+    pub(super) fn report(self) -> Report {
         let prepared = &self.calibrated.prepared;
         let plan = &self.written.plan;
         let changes = &prepared.changes;

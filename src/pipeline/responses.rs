@@ -61,7 +61,7 @@ impl<'m> Responses<'m> {
     }
 
     /// Names of what the blocks read of the float model, and of what they give.
-    pub fn wanted(prepared: &Prepared) -> Vec<String> {
+    pub(super) fn wanted(prepared: &Prepared) -> Vec<String> {
         let view = prepared.model.view();
         let responses = Responses::find(&view, prepared);
         let mut wanted = BTreeSet::new();
@@ -78,7 +78,7 @@ impl<'m> Responses<'m> {
     }
 
     /// The blocks of a model, with the values of [`Responses::wanted`]; `None` if none were kept.
-    pub fn new(
+    pub(super) fn new(
         prepared: &'m Prepared,
         engine: &'m dyn Engine,
         sequences: Sequences,
@@ -95,13 +95,13 @@ impl<'m> Responses<'m> {
     }
 
     /// The kind of a site's response.
-    pub fn kind(&self, site: SiteId) -> Option<ResponseKind> {
+    pub(super) fn kind(&self, site: SiteId) -> Option<ResponseKind> {
         self.blocks[site].as_ref().map(|response| response.kind)
     }
 
     /// The responses of the `members` of a group as one, for the Linears of `site`; of those alone that have its weights
     /// and can be run.
-    pub fn joint(&self, site: SiteId, members: &[SiteId]) -> Option<Joint> {
+    pub(super) fn joint(&self, site: SiteId, members: &[SiteId]) -> Option<Joint> {
         let (sites, found) = (&self.prepared.sites, &self.prepared.found);
         let members = members.iter().copied();
         let alike = members.filter(|&i| sites.same_weights(&self.view, found, i, site));

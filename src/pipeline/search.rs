@@ -25,7 +25,7 @@ const ELSEWHERE_DB: f64 = 1.0;
 
 impl Plan {
     /// Shift, scale and range of every site; every Linear that can be quantized is.
-    pub fn search(job: &Job, calibrated: &Calibrated, sequences: Sequences) -> Plan {
+    pub(super) fn search(job: &Job, calibrated: &Calibrated, sequences: Sequences) -> Plan {
         let prepared = &calibrated.prepared;
         let responses = Responses::new(prepared, job.engine, sequences);
         let view = prepared.model.view();

@@ -10,7 +10,7 @@ use crate::calibrate::OutputComparison;
 const LIMIT_DB: f64 = 60.0;
 
 /// Differences below this are none if there are too few rows to tell how much they vary.
-pub const CLEAR_DB: f64 = 0.3;
+pub(super) const CLEAR_DB: f64 = 0.3;
 
 /// A gain of more than this, and of so many standard errors, is there on other rows too. With four rows and no gain, one
 /// case in a hundred looks like that.
@@ -30,13 +30,17 @@ fn sqnr(output: &OutputComparison, without: Option<u64>) -> f64 {
 }
 
 /// The mean SQNR of the outputs, in dB.
-pub fn mean_sqnr(outputs: &[OutputComparison]) -> f64 {
+pub(super) fn mean_sqnr(outputs: &[OutputComparison]) -> f64 {
     outputs.iter().map(|o| sqnr(o, None)).sum::<f64>() / outputs.len().max(1) as f64
 }
 
 /// How far `ours` is above `plain`: the mean over the outputs of the gain in SQNR in dB, a loss counted twice. Outputs are
 /// in the same order; 0 if there are none.
-pub fn score(ours: &[OutputComparison], plain: &[OutputComparison], without: Option<u64>) -> f64 {
+pub(super) fn score(
+    ours: &[OutputComparison],
+    plain: &[OutputComparison],
+    without: Option<u64>,
+) -> f64 {
     let gains = ours.iter().zip(plain).map(|(ours, plain)| {
         let gain = sqnr(ours, without) - sqnr(plain, without);
         gain.min(2.0 * gain)
@@ -46,7 +50,11 @@ pub fn score(ours: &[OutputComparison], plain: &[OutputComparison], without: Opt
 
 /// The standard error of [`score`]`(a) − score(b)` over the rows, by the jackknife: with d₋ᵢ the difference without row i,
 /// `√((n − 1)/n · Σ (d₋ᵢ − mean)²)`. With less than two rows [`CLEAR_DB`].
-pub fn spread(a: &[OutputComparison], b: &[OutputComparison], plain: &[OutputComparison]) -> f64 {
+pub(super) fn spread(
+    a: &[OutputComparison],
+    b: &[OutputComparison],
+    plain: &[OutputComparison],
+) -> f64 {
     let mut rows: Vec<u64> = a.iter().flat_map(|o| &o.rows).map(|r| r.row).collect();
     rows.sort_unstable();
     rows.dedup();
@@ -62,13 +70,13 @@ pub fn spread(a: &[OutputComparison], b: &[OutputComparison], plain: &[OutputCom
 }
 
 /// Whether `ours` is below plain over all outputs, or in one of them by more than one standard error and 0.1 dB.
-pub fn is_below(ours: &[OutputComparison], plain: &[OutputComparison]) -> bool {
+pub(super) fn is_below(ours: &[OutputComparison], plain: &[OutputComparison]) -> bool {
     score(ours, plain, None) < 0.0 || !losses(ours, plain).is_empty()
 }
 
 /// Whether more rows would not change the verdict that `ours` is above plain: it is over all outputs by [`SURE_DB`] and in
 /// none of them below by what [`SURE_ERRORS`] standard errors could hide.
-pub fn is_clearly_above(ours: &[OutputComparison], plain: &[OutputComparison]) -> bool {
+pub(super) fn is_clearly_above(ours: &[OutputComparison], plain: &[OutputComparison]) -> bool {
     let sure = |(ours, plain): (&OutputComparison, &OutputComparison)| {
         let (ours, plain) = (std::slice::from_ref(ours), std::slice::from_ref(plain));
         score(ours, plain, None) >= SURE_ERRORS * spread(ours, plain, plain)
@@ -86,7 +94,7 @@ fn is_output_below(ours: &OutputComparison, plain: &OutputComparison) -> bool {
 
 /// An output that ends clearly below plain min-max quantization.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Loss {
+pub(super) struct Loss {
     /// Its number.
     pub output: usize,
     /// What it has, in dB.
@@ -96,7 +104,7 @@ pub struct Loss {
 }
 
 /// Every output of `ours` that is clearly below plain.
-pub fn losses(ours: &[OutputComparison], plain: &[OutputComparison]) -> Vec<Loss> {
+pub(super) fn losses(ours: &[OutputComparison], plain: &[OutputComparison]) -> Vec<Loss> {
     let pairs = ours.iter().zip(plain).enumerate();
     let below = pairs.filter(|(_, (ours, plain))| is_output_below(ours, plain));
     let loss = |(output, (ours, plain)): (usize, (&OutputComparison, &OutputComparison))| Loss {
@@ -110,7 +118,7 @@ pub fn losses(ours: &[OutputComparison], plain: &[OutputComparison]) -> Vec<Loss
 /// Whether a model in which no output is clearly below plain, `safe`, may be written in place of `best`, in which some are:
 /// it must not take more from any other output than `best` takes from those. Where it would, the model with the better
 /// worst output is written.
-pub fn prefers_safe(
+pub(super) fn prefers_safe(
     safe: &[OutputComparison],
     best: &[OutputComparison],
     plain: &[OutputComparison],
@@ -132,7 +140,7 @@ pub fn prefers_safe(
 
 /// Whether `new` must not be written in place of `before`: an output is clearly below plain, and `before` or plain avoids that
 /// ([`prefers_safe`]).
-pub fn breaks_promise(
+pub(super) fn breaks_promise(
     new: &[OutputComparison],
     before: &[OutputComparison],
     plain: &[OutputComparison],

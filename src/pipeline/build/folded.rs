@@ -33,7 +33,7 @@ impl Folded {
     ///
     /// # Errors
     /// A constant that cannot be read, or does not fit its type after migration.
-    pub fn new(
+    pub(crate) fn new(
         source: Source,
         plan: &Plan,
         replaced: &BTreeSet<LinearId>,

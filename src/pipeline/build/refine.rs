@@ -43,7 +43,7 @@ struct Refine<'a> {
 
 impl Refinement {
     /// That of a migrated model; nothing for a plan that rounds to the nearest.
-    pub fn of(source: Source, migrated: &FlatModel, plan: &Plan) -> Refinement {
+    pub(crate) fn of(source: Source, migrated: &FlatModel, plan: &Plan) -> Refinement {
         if plan.rounding == Rounding::Nearest {
             return Refinement::default();
         }

@@ -52,7 +52,7 @@ pub(crate) struct JudgedOn {
 
 impl<'a> HeldOut<'a> {
     /// Runs nothing yet.
-    pub fn new(job: &'a Job<'a>, source: Source<'a>, rows: &'a Rows) -> HeldOut<'a> {
+    pub(crate) fn new(job: &'a Job<'a>, source: Source<'a>, rows: &'a Rows) -> HeldOut<'a> {
         HeldOut {
             job,
             source,
@@ -68,7 +68,7 @@ impl<'a> HeldOut<'a> {
     }
 
     /// What it judges by.
-    pub fn judged_on(&self) -> JudgedOn {
+    pub(crate) fn judged_on(&self) -> JudgedOn {
         let (judging, reserve) = (self.judging, row_count(&self.reserve));
         match self.held_out {
             true => JudgedOn {

@@ -38,7 +38,7 @@ pub(crate) struct Rows {
 
 impl Rows {
     /// The rows of a run.
-    pub fn of(data: &Dataset, options: &Options) -> Rows {
+    pub(crate) fn of(data: &Dataset, options: &Options) -> Rows {
         let split = data.split();
         let (judging, reserve) = judging(&split, options);
         Rows {

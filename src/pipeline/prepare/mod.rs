@@ -46,7 +46,7 @@ impl Prepared {
     /// # Errors
     /// Options that do not go together; an operator set that cannot be raised; no Linear to quantize; NaN or infinity in a
     /// constant of one that is, or of the norm before it; what the engine refuses.
-    pub fn new(job: &Job, small: &[Batch]) -> Result<Prepared, Error> {
+    pub(super) fn new(job: &Job, small: &[Batch]) -> Result<Prepared, Error> {
         job.options.validate()?;
         graph::check(job.original)?;
         let mut changes = Changes::default();
@@ -59,7 +59,7 @@ impl Prepared {
     }
 
     /// For each site the graph outputs, by their numbers, that depend on its Linears.
-    pub fn reaches(&self) -> IndexVec<SiteId, BTreeSet<usize>> {
+    pub(super) fn reaches(&self) -> IndexVec<SiteId, BTreeSet<usize>> {
         let view = self.model.view();
         let reach = |(_, row): (SiteId, &super::sites::SiteRow)| {
             let linears = row.site.linears.iter();
@@ -69,7 +69,7 @@ impl Prepared {
     }
 
     /// Refuses to go on without a Linear to quantize.
-    pub fn check_any(&self) -> Result<(), Error> {
+    pub(super) fn check_any(&self) -> Result<(), Error> {
         if self.skipped.iter().all(Option::is_some) {
             return Err(Error::NothingToQuantize(self.nothing_because()));
         }

@@ -59,7 +59,7 @@ pub(crate) struct SiteTable {
 impl SiteTable {
     /// The sites of a model. Statistics are per value, and a value has its channels on one axis: where a second site has the
     /// value of a first, the reason is given in `skipped` for its Linears.
-    pub fn new(
+    pub(super) fn new(
         view: &View,
         sites: Vec<Site>,
         skipped: &mut IndexSlice<LinearId, [Option<String>]>,
@@ -91,7 +91,7 @@ impl SiteTable {
 
     /// A table of sites and of groups of them, each with its leader.
     #[cfg(test)]
-    pub fn of_rows(sites: Vec<Site>, groups: &[(SiteId, Vec<SiteId>)]) -> SiteTable {
+    pub(super) fn of_rows(sites: Vec<Site>, groups: &[(SiteId, Vec<SiteId>)]) -> SiteTable {
         let row = |(i, site): (usize, Site)| SiteRow {
             name: format!("value {i}"),
             linears: site.linears.clone(),
@@ -125,37 +125,37 @@ impl SiteTable {
     }
 
     /// One row.
-    pub fn row(&self, id: SiteId) -> &SiteRow {
+    pub(super) fn row(&self, id: SiteId) -> &SiteRow {
         &self.rows[id]
     }
 
     /// Every row with its number.
-    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (SiteId, &SiteRow)> + Clone {
+    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = (SiteId, &SiteRow)> + Clone {
         self.rows.iter_enumerated()
     }
 
     /// How many sites there are.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.rows.len()
     }
 
     /// The group that a site is decided with.
-    pub fn group(&self, id: SiteId) -> Option<&Group> {
+    pub(super) fn group(&self, id: SiteId) -> Option<&Group> {
         self.rows[id].group.map(|group| &self.groups[group])
     }
 
     /// The leader of a site's group; without a group the site itself.
-    pub fn leader(&self, id: SiteId) -> SiteId {
+    pub(super) fn leader(&self, id: SiteId) -> SiteId {
         self.group(id).map_or(id, |group| group.leader)
     }
 
     /// Every group.
-    pub fn groups(&self) -> impl Iterator<Item = &Group> {
+    pub(super) fn groups(&self) -> impl Iterator<Item = &Group> {
         self.groups.iter()
     }
 
     /// What the search of a site works with: the tokens of all that are decided with it.
-    pub fn joint_statistics(&self, id: SiteId) -> Option<&ChannelStats> {
+    pub(super) fn joint_statistics(&self, id: SiteId) -> Option<&ChannelStats> {
         match self.group(id) {
             Some(group) => Some(&group.statistics),
             None => self.rows[id].statistics.as_ref(),
@@ -163,19 +163,25 @@ impl SiteTable {
     }
 
     /// Whether two sites have Linears of the same weights, in the same order.
-    pub fn same_weights(&self, view: &View, found: &Recognised, a: SiteId, b: SiteId) -> bool {
+    pub(super) fn same_weights(
+        &self,
+        view: &View,
+        found: &Recognised,
+        a: SiteId,
+        b: SiteId,
+    ) -> bool {
         let linears = |id: SiteId| self.rows[id].linears.iter();
         let weights = |id| linears(id).map(|&l| view.derivation(found.linears[l].weight));
         weights(a).eq(weights(b))
     }
 
     /// The sites without their rows.
-    pub fn into_sites(self) -> Vec<Site> {
+    pub(super) fn into_sites(self) -> Vec<Site> {
         self.rows.into_iter().map(|row| row.site).collect()
     }
 
     /// Hands the statistics of values to the rows that are to be quantized.
-    pub fn observe(&mut self, mut statistics: BTreeMap<String, ChannelStats>) {
+    pub(super) fn observe(&mut self, mut statistics: BTreeMap<String, ChannelStats>) {
         for row in self.rows.iter_mut().filter(|row| !row.linears.is_empty()) {
             row.statistics = statistics.remove(&row.name);
         }
@@ -184,12 +190,15 @@ impl SiteTable {
 
 impl SiteRow {
     /// The Linears that are to be quantized.
-    pub fn selected<'a>(&'a self, found: &'a Recognised) -> impl Iterator<Item = &'a Linear> {
+    pub(super) fn selected<'a>(
+        &'a self,
+        found: &'a Recognised,
+    ) -> impl Iterator<Item = &'a Linear> {
         self.linears.iter().map(|&l| &found.linears[l])
     }
 
     /// The range of the value over all calibration tokens.
-    pub fn min_max(&self) -> Option<(f32, f32)> {
+    pub(super) fn min_max(&self) -> Option<(f32, f32)> {
         let folds = &self.statistics.as_ref()?.folds;
         let low = folds.iter().flat_map(|f| &f.min).copied();
         let high = folds.iter().flat_map(|f| &f.max).copied();

@@ -45,7 +45,7 @@ struct Shared<'v, 'm> {
 impl SiteTable {
     /// Finds sites that must be decided together. A site of which nothing is known gets the statistics of its group;
     /// without a group, its Linears cannot be quantized and leave the table. Returns the branches where that was so.
-    pub fn join_shared(
+    pub(crate) fn join_shared(
         &mut self,
         view: &View,
         found: &Recognised,

@@ -31,7 +31,7 @@ impl Allowance<'_> {
     ///
     /// With R the squares of an output and E its squared error, E may become `max(R · 10^(−GOOD_DB / 10),
     /// min(E · 10^(loss_db / 10), E of the floor))`, and no more than leaves what was asked for.
-    pub fn used(&self, with: &[OutputComparison], without: &[OutputComparison]) -> f64 {
+    pub(super) fn used(&self, with: &[OutputComparison], without: &[OutputComparison]) -> f64 {
         let energies = |o: &OutputComparison| {
             let sum = |f: fn(&RowError) -> f64| o.rows.iter().map(f).sum::<f64>();
             (sum(|r| r.reference), sum(|r| r.error))

@@ -8,7 +8,7 @@ use crate::options::KeepFloat;
 
 /// The candidates in the order in which they should be left in float: most error for the least work first, but those
 /// with less than the mean error only after all others, however little they cost.
-pub fn order(candidates: &[Sensitivity]) -> Vec<Sensitivity> {
+pub(super) fn order(candidates: &[Sensitivity]) -> Vec<Sensitivity> {
     let mean = total(candidates, |c| c.error) / candidates.len().max(1) as f64;
     let gain = |c: &Sensitivity| c.error / c.work.max(1.0);
     let mut order = candidates.to_vec();
@@ -24,7 +24,7 @@ pub fn order(candidates: &[Sensitivity]) -> Vec<Sensitivity> {
 }
 
 /// Those of `order` that a budget has room for: what does not fit is passed over, not the end.
-pub fn within(order: &[Sensitivity], budget: KeepFloat) -> Vec<Sensitivity> {
+pub(super) fn within(order: &[Sensitivity], budget: KeepFloat) -> Vec<Sensitivity> {
     match budget {
         KeepFloat::Linears(n) => order.iter().take(n).cloned().collect(),
         KeepFloat::Work(part) => {
@@ -41,7 +41,7 @@ pub fn within(order: &[Sensitivity], budget: KeepFloat) -> Vec<Sensitivity> {
 }
 
 /// How many of `chosen`, from the first on, are needed to raise the SQNR by `gain_db`, if errors add up: at least 1.
-pub fn predict(chosen: &[Sensitivity], all: f64, gain_db: f64) -> usize {
+pub(super) fn predict(chosen: &[Sensitivity], all: f64, gain_db: f64) -> usize {
     let allowed = all * 10f64.powf(-gain_db / 10.0);
     let mut left = all;
     let enough = chosen.iter().position(|c| {
@@ -56,7 +56,7 @@ pub fn predict(chosen: &[Sensitivity], all: f64, gain_db: f64) -> usize {
 ///
 /// # Errors
 /// What `enough` returns.
-pub fn smallest<E>(
+pub(super) fn smallest<E>(
     start: usize,
     most: usize,
     mut enough: impl FnMut(usize) -> Result<bool, E>,
@@ -80,7 +80,7 @@ pub fn smallest<E>(
 }
 
 /// The sum of one figure.
-pub fn total(candidates: &[Sensitivity], figure: impl Fn(&Sensitivity) -> f64) -> f64 {
+pub(super) fn total(candidates: &[Sensitivity], figure: impl Fn(&Sensitivity) -> f64) -> f64 {
     candidates.iter().map(figure).sum()
 }
 

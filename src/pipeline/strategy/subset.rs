@@ -7,10 +7,10 @@
 use std::ops::Range;
 
 /// Candidate models measured at most.
-pub const BUDGET: usize = 8;
+pub(super) const BUDGET: usize = 8;
 
 /// One measured subset.
-pub struct Trial<M> {
+pub(super) struct Trial<M> {
     /// Which units are kept.
     pub kept: Vec<bool>,
     /// What was measured.
@@ -40,7 +40,7 @@ impl Part {
 ///
 /// # Errors
 /// What `measure` returns.
-pub fn search<M, E>(
+pub(super) fn search<M, E>(
     kinds: &[usize],
     all: f64,
     budget: usize,
@@ -146,7 +146,7 @@ fn middle(units: &Range<usize>, kinds: &[usize]) -> usize {
 /// below the best, the one that keeps most; the better one of equals. `spread(a, b)` is the standard error of the
 /// difference of two scores (the rule of one standard error: Breiman et al., Classification and Regression Trees, 1984).
 /// `None` if none is: the best of several trials on few rows is above plain by chance alone.
-pub fn choose<M>(
+pub(super) fn choose<M>(
     trials: &[Trial<M>],
     score: impl Fn(&M) -> f64,
     clear: impl Fn(&M) -> f64,

@@ -93,7 +93,6 @@ impl<'g> Scope<'g> {
     }
 
     /// The constant of the file called `name`, in its own type.
-    #[allow(dead_code, reason = "for decompositions that fold weights")]
     pub(super) fn constant(&self, name: &str) -> Option<&'g TensorProto> {
         self.constants.get(name).copied()
     }
