@@ -111,6 +111,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether a float model was run, and is not the original.
+    pub(crate) fn is_of_float_check(&self) -> bool {
+        matches!(self, Error::FloatCheck { .. } | Error::Rounding { .. })
+    }
+
     /// Whether the type of the file is too coarse or too small for the migrated constants.
     pub(crate) fn is_of_rounding(&self) -> bool {
         matches!(

@@ -1,14 +1,12 @@
 //! The float check: before anything is quantized, the model that is to be must be the original.
 
 use super::super::build::{Folded, rounding_error};
-use super::super::job::Job;
 use super::super::plan::Plan;
 use super::Judge;
 use super::held_out::{Checked, HeldOut};
 use crate::calibrate::{OutputComparison, compare_few};
 use crate::error::Error;
-use crate::graph::branches::FlatModel;
-use crate::onnx::{DataType, Model};
+use crate::onnx::DataType;
 use crate::review::{FLOAT_LIMIT, FloatCheck, ROUNDING_LIMIT, RoundedCheck};
 
 impl HeldOut<'_> {
@@ -46,7 +44,7 @@ impl HeldOut<'_> {
         // A mistake of the folding shows in every row; rounding, and what is not quantized, is measured on all of them.
         let few = plan.format.quantizes() && unrounded.is_none();
         let mut compared = match few {
-            true => self.compare_few(&models)?,
+            true => self.compare_by(compare_few, &models)?,
             false => self.compare(&models)?,
         };
         let agrees = |c: &Vec<OutputComparison>| worst(c).1 <= FLOAT_LIMIT;
@@ -79,26 +77,6 @@ impl HeldOut<'_> {
             }),
             outputs: (!few).then_some(in_file),
         })
-    }
-
-    /// [`HeldOut::compare`] on few of the rows.
-    fn compare_few(&mut self, models: &[&FlatModel]) -> Result<Vec<Vec<OutputComparison>>, Error> {
-        let models: Vec<Model> = models.iter().map(|m| m.unflatten()).collect();
-        let models: Vec<&Model> = models.iter().collect();
-        let Job {
-            engine,
-            options,
-            progress,
-            ..
-        } = *self.job;
-        let reference = &mut self.reference;
-        Ok(compare_few(
-            engine,
-            reference,
-            &models,
-            options.threads,
-            progress,
-        )?)
     }
 }
 

@@ -6,13 +6,23 @@ use super::super::plan::{AttentionRanges, Plan};
 use super::rows::{Rows, row_count};
 use super::{Account, Judge, Measured, Sensitivity};
 use crate::calibrate::{
-    Batch, EngineError, OutputComparison, Ranged, Reference, compare_with, ranges,
+    Batch, Engine, EngineError, OutputComparison, Ranged, Reference, compare_with, ranges,
 };
 use crate::error::Error;
 use crate::graph::branches::FlatModel;
 use crate::onnx::Model;
+use crate::progress::Progress;
 use crate::recognise::Attention;
 use crate::review::FloatCheck;
+
+/// [`compare_with`] or [`compare_few`](crate::calibrate::compare_few).
+type Compare = fn(
+    &dyn Engine,
+    &mut Reference<'_>,
+    &[&Model],
+    usize,
+    &dyn Progress,
+) -> Result<Vec<Vec<OutputComparison>>, EngineError>;
 
 /// Owns the rows and the reference.
 pub(crate) struct HeldOut<'a> {
@@ -87,13 +97,28 @@ impl<'a> HeldOut<'a> {
         &mut self,
         models: &[&FlatModel],
     ) -> Result<Vec<Vec<OutputComparison>>, Error> {
+        let compared = self.compare_by(compare_with, models)?;
+        self.job.clock.finish("verify");
+        Ok(compared)
+    }
+
+    /// [`HeldOut::compare`] on all of the rows or on few.
+    pub(super) fn compare_by(
+        &mut self,
+        compare: Compare,
+        models: &[&FlatModel],
+    ) -> Result<Vec<Vec<OutputComparison>>, Error> {
         let models: Vec<Model> = models.iter().map(|m| m.unflatten()).collect();
         let models: Vec<&Model> = models.iter().collect();
         let (engine, threads) = (self.job.engine, self.job.options.threads);
         let reference = &mut self.reference;
-        let compared = compare_with(engine, reference, &models, threads, self.job.progress)?;
-        self.job.clock.finish("verify");
-        Ok(compared)
+        Ok(compare(
+            engine,
+            reference,
+            &models,
+            threads,
+            self.job.progress,
+        )?)
     }
 
     /// The float model of a plan: the one that was checked last, if it is that.
@@ -126,7 +151,7 @@ impl Judge for HeldOut<'_> {
         // A plan in float has been run by its check already.
         let checked = self
             .checked
-            .as_mut()
+            .as_ref()
             .and_then(|checked| match &candidates[..] {
                 [only] if !only.plan.format.quantizes() && checked.plan.folds_like(&only.plan) => {
                     checked.outputs.clone()

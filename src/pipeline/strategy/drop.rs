@@ -150,9 +150,9 @@ fn take(
     let reason = format!("dropped after validation: {with:.2} dB -> {without_it:.2} dB{others}");
     let plan = without(&ours.plan, units, &kept, Dropped::Validation(reason));
     if let Err(error) = judge.float_check(&plan) {
-        let (Error::FloatCheck { .. } | Error::Rounding { .. }) = error else {
+        if !error.is_of_float_check() {
             return Err(error);
-        };
+        }
         let mut ours = ours;
         let note = format!("no part of the migrations was tried alone: {error}");
         ours.plan.notes.push(note);

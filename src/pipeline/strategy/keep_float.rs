@@ -80,9 +80,7 @@ pub(crate) fn keep_float(
         give_reasons(&mut variant.plan, &account, kept);
         match judge.float_check(&variant.plan) {
             Ok(_) => written = variant,
-            Err(error @ (Error::FloatCheck { .. } | Error::Rounding { .. }))
-                if wish.min_sqnr_db.is_none() =>
-            {
+            Err(error) if error.is_of_float_check() && wish.min_sqnr_db.is_none() => {
                 let note = format!("nothing was left in float: {error}");
                 written.plan.notes.push(note);
                 return Ok(written);

@@ -58,9 +58,9 @@ pub(crate) fn rotate(
         }
     }
     if let Err(error) = judge.float_check(&plan) {
-        let (Error::FloatCheck { .. } | Error::Rounding { .. }) = error else {
+        if !error.is_of_float_check() {
             return Err(error);
-        };
+        }
         let note = format!("rotations were left out: {error}");
         written.plan.notes.push(note);
         return Ok(written);
