@@ -3,12 +3,12 @@
 
     models/fetch --decoder
     python models/build_llama.py models/real/smollm2.gguf smollm2.onnx
-    python models/build_llama.py models/real/smollm2.gguf smol6.onnx --layers 6 --output hidden
+    python models/build_llama.py models/real/smollm2.gguf smol6.onnx --layers 6 --output residual
 
 RMSNorm, rotary embedding, grouped-query heads, causal and padding mask, SiLU gate, no bias; the output weight is the
 embedding table unless the file has one of its own. Inputs input_ids, attention_mask: int64 [batch, sequence]; output
-logits: f32 [batch, sequence, vocabulary], or last_hidden_state: f32 [batch, sequence, H] behind the last norm. Needs
-numpy and onnx.
+logits: f32 [batch, sequence, vocabulary], or f32 [batch, sequence, H]: last_hidden_state, which the last norm gives, or
+residual, which it reads. Needs numpy and onnx.
 """
 
 import argparse
@@ -118,32 +118,35 @@ def repeat_by_expand(g, path, x, config):
 
 
 def decoder_layers(g, weights, config, x, rotation, mask, repeat):
-    """Every layer and the last norm. x: the embedded tokens [B, S, H]; rotation: names of cos and sin; mask: what is
+    """The residual stream behind every layer. x: the embedded tokens [B, S, H]; rotation: names of cos and sin; mask: what is
     added to the scores; repeat(path, x): serves all heads with keys or values. Weights are [N, K], as PyTorch has them."""
 
+    def weight(path):
+        return weights[path.strip("/").replace("/", ".") + ".weight"]
+
     def linear(path, x):
-        return g.linear(path, x, weights[path.strip("/").replace("/", ".") + ".weight"].T)
+        return g.linear(path, x, weight(path).T)
 
     def norm(path, x):
-        return rms_norm(g, path, x, weights[path.strip("/").replace("/", ".") + ".weight"], config.epsilon)
+        return rms_norm(g, path, x, weight(path), config.epsilon)
 
     for number in range(config.layers):
         layer = f"/layers.{number}"
         n = norm(f"{layer}/input_layernorm", x)
-        attention = f"{layer}/self_attn"
+        attention, size = f"{layer}/self_attn", config.head_size
         q, k, v = (linear(f"{attention}/{part}_proj", n) for part in "qkv")
-        q = rotate(g, f"{attention}/q", g.split_heads(f"{attention}/q", q, config.heads, [0, 2, 1, 3]), *rotation)
-        k = rotate(g, f"{attention}/k", g.split_heads(f"{attention}/k", k, config.kv_heads, [0, 2, 1, 3]), *rotation)
+        q = rotate(g, f"{attention}/q", g.split_heads(f"{attention}/q", q, config.heads, [0, 2, 1, 3]), *rotation, size)
+        k = rotate(g, f"{attention}/k", g.split_heads(f"{attention}/k", k, config.kv_heads, [0, 2, 1, 3]), *rotation, size)
         v = g.split_heads(f"{attention}/v", v, config.kv_heads, [0, 2, 1, 3])
         k_t = g.add("Transpose", f"{attention}/k_t/Transpose", [repeat(f"{attention}/repeat_k", k)], perm=[0, 1, 3, 2])
-        y = g.attend(attention, q, k_t, repeat(f"{attention}/repeat_v", v), config.head_size, mask)
+        y = g.attend(attention, q, k_t, repeat(f"{attention}/repeat_v", v), size, mask)
         x = g.add("Add", f"{layer}/Add", [x, linear(f"{attention}/o_proj", y)])
         n = norm(f"{layer}/post_attention_layernorm", x)
         gate, up = linear(f"{layer}/mlp/gate_proj", n), linear(f"{layer}/mlp/up_proj", n)
         act = g.add("Mul", f"{layer}/mlp/act_fn/Mul", [gate, g.add("Sigmoid", f"{layer}/mlp/act_fn/Sigmoid", [gate])])
         y = linear(f"{layer}/mlp/down_proj", g.add("Mul", f"{layer}/mlp/Mul", [act, up]))
         x = g.add("Add", f"{layer}/Add_1", [x, y])
-    return norm("/norm", x)
+    return x
 
 
 def rotary_embedding(g, positions, config):
@@ -167,21 +170,27 @@ def causal_and_padding_mask(g, positions):
     return g.add("Where", "/Where", [seen, g.constant("nothing", np.float32(0)), g.constant("masked", MASKED)])
 
 
-def llama_model(config, weights, *, hidden=False, name="llama"):
-    """The decoder as a ModelProto, opset 17. hidden: ends behind the last norm, without the output weight."""
+OUTPUTS = {"logits": "logits", "hidden": "last_hidden_state", "residual": "residual"}
+
+
+def llama_model(config, weights, *, output="logits", name="llama"):
+    """The decoder as a ModelProto, opset 17. output: logits, hidden (what the last norm gives) or residual (what it
+    reads)."""
     g = Graph()
     table = g.constant("embed_tokens.weight", weights["embed_tokens.weight"])
     x = g.add("Gather", "/embed_tokens/Gather", [table, "input_ids"])
     length = g.add("Gather", "/Gather", [g.add("Shape", "/Shape", ["input_ids"]), g.constant("second", np.int64(1))], axis=0)
     ends = [g.constant("first", np.int64(0)), length, g.constant("step", np.int64(1))]
     positions = g.add("Range", "/Range", ends)
-    rotation = (*rotary_embedding(g, positions, config), config.head_size)
+    rotation = rotary_embedding(g, positions, config)
     mask = causal_and_padding_mask(g, positions)
     x = decoder_layers(g, weights, config, x, rotation, mask, lambda path, x: repeat_by_expand(g, path, x, config))
     inputs, (vocabulary, width) = ["input_ids", "attention_mask"], weights["embed_tokens.weight"].shape
-    if hidden:
-        g.nodes[-1].output[0] = "last_hidden_state"
-        return g.model(name, inputs, "last_hidden_state", width, 17)
+    if output != "residual":
+        x = rms_norm(g, "/norm", x, weights["norm.weight"], config.epsilon)
+    if output != "logits":
+        g.nodes[-1].output[0] = OUTPUTS[output]
+        return g.model(name, inputs, OUTPUTS[output], width, 17)
     if "lm_head.weight" in weights:
         weight = g.constant("lm_head.weight_t", weights["lm_head.weight"].T)
     else:
@@ -195,9 +204,9 @@ def main():
     parser.add_argument("weights", help="a .gguf file; tensors in F32, F16, Q4_1 or Q8_0")
     parser.add_argument("out", help="the ONNX file to write")
     parser.add_argument("--layers", type=int, help="only the first layers; all of them without this option")
-    parser.add_argument("--output", choices=["logits", "hidden"], default="logits", help="hidden: what the last norm gives")
+    parser.add_argument("--output", choices=OUTPUTS, default="logits", help="hidden: behind the last norm; residual: before it")
     args = parser.parse_args()
-    model = llama_model(*read_llama(args.weights, args.layers), hidden=args.output == "hidden", name=Path(args.weights).stem)
+    model = llama_model(*read_llama(args.weights, args.layers), output=args.output, name=Path(args.weights).stem)
     onnx.checker.check_model(model, full_check=True)
     Path(args.out).write_bytes(model.SerializeToString(deterministic=True))
 

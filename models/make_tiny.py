@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from build_bert import MASKED, Graph, bert_model
+from build_llama import Config, decoder_layers, rms_norm
 
 HERE = Path(__file__).resolve().parent
 LAYERS, HIDDEN, HEADS, FFN, VOCABULARY, POSITIONS = 2, 64, 4, 256, 500, 64
@@ -97,27 +98,42 @@ def bert_weights(random):
     return w
 
 
-def llama_model(random):
-    """Pre-norm decoder; inputs input_ids, attention_mask: int64 [B, S]; output logits: f32 [B, S, VOCABULARY]."""
-    g, kv_heads, ffn, head = Graph(), 2, 160, HIDDEN // HEADS
-    table = g.constant("embed_tokens.weight", random.normal((VOCABULARY, HIDDEN), 1.0))
+def llama_weights(random, config, ffn):
+    """Weights under PyTorch's names, [N, K], drawn in the order of the graph."""
+    kv_width = config.kv_heads * config.head_size
+    w = {"embed_tokens.weight": random.normal((VOCABULARY, HIDDEN), 1.0)}
 
-    def linear(path, x, k, n, deviation, large=(), columns=()):
+    def norm(name):
+        w[f"{name}.weight"], _ = plant_norm(random, ordinary=1.0, offset=False)
+
+    def linear(name, k, n, deviation, large=(), columns=()):
         weight = shrink_rows(random.normal((n, k), deviation), large, 1 / 12)
         weight[list(columns)] *= np.float32(10)
-        return g.linear(path, x, weight.T)
+        w[f"{name}.weight"] = weight
 
-    def rms_norm(path, x):
-        """x / √(mean(x²) + ε) · γ, as TorchScript writes it"""
-        gamma, _ = plant_norm(random, ordinary=1.0, offset=False)
-        y = g.add("Pow", f"{path}/Pow", [x, g.constant("two", np.float32(2))])
-        y = g.add("ReduceMean", f"{path}/ReduceMean", [y], axes=[-1])
-        y = g.add("Add", f"{path}/Add", [y, g.constant("rms_norm_epsilon", np.float32(1e-6))])
-        y = g.add("Div", f"{path}/Div", [g.constant("one", np.float32(1)), g.add("Sqrt", f"{path}/Sqrt", [y])])
-        y = g.add("Mul", f"{path}/Mul", [x, y])
-        return g.add("Mul", f"{path}/Mul_1", [g.constant(path.strip("/").replace("/", ".") + ".weight", gamma), y])
+    for number in range(LAYERS):
+        layer = f"layers.{number}"
+        norm(f"{layer}.input_layernorm")
+        linear(f"{layer}.self_attn.q_proj", HIDDEN, HIDDEN, 0.15, OUTLIERS)
+        linear(f"{layer}.self_attn.k_proj", HIDDEN, kv_width, 0.15, OUTLIERS)
+        linear(f"{layer}.self_attn.v_proj", HIDDEN, kv_width, 0.12, OUTLIERS)
+        linear(f"{layer}.self_attn.o_proj", HIDDEN, HIDDEN, 0.1)
+        norm(f"{layer}.post_attention_layernorm")
+        hot = [9 + 40 * i + number for i in range(4)]
+        linear(f"{layer}.mlp.gate_proj", HIDDEN, ffn, 0.15, OUTLIERS)
+        linear(f"{layer}.mlp.up_proj", HIDDEN, ffn, 0.12, OUTLIERS, columns=hot)
+        linear(f"{layer}.mlp.down_proj", ffn, HIDDEN, 0.08, hot)
+    norm("norm")
+    return w
 
-    zero, axis_0, axis_3, half, end = (
+
+def llama_model(random):
+    """Pre-norm decoder; inputs input_ids, attention_mask: int64 [B, S]; output logits: f32 [B, S, VOCABULARY]. Rotation
+    and causal mask are slices of tables, heads are repeated by Concat: build_llama.py computes and expands them."""
+    config = Config(layers=LAYERS, heads=HEADS, kv_heads=2, head_size=HIDDEN // HEADS, epsilon=1e-6)
+    weights, g, head = llama_weights(random, config, 160), Graph(), config.head_size
+    table = g.constant("embed_tokens.weight", weights["embed_tokens.weight"])
+    zero, axis_0, axis_3, _, _ = (
         g.constant(name, np.array([value], np.int64))
         for name, value in (("zero", 0), ("axis_0", 0), ("axis_3", 3), ("half_head", head // 2), ("end", 1 << 30))
     )
@@ -125,56 +141,28 @@ def llama_model(random):
     # Angles are rounded to 2⁻¹²: the last bits of sin and cos are the business of each machine's libm.
     angle = np.arange(POSITIONS)[:, None] * 10000.0 ** (-np.arange(0, head, 2) / head)
     angle = np.concatenate([angle, angle], axis=1)
-    rotation = {}
+    rotation = []
     for name, function in (("cos", np.cos), ("sin", np.sin)):
         values = (np.rint(function(angle) * 4096) / 4096).astype(np.float32)
-        rotation[name] = g.add("Slice", f"/{name}/Slice", [g.constant(f"rotary.{name}", values), zero, length, axis_0])
+        rotation.append(g.add("Slice", f"/{name}/Slice", [g.constant(f"rotary.{name}", values), zero, length, axis_0]))
     causal = g.constant("causal_mask", np.triu(np.full((1, 1, POSITIONS, POSITIONS), MASKED), 1))
     causal = g.add("Slice", "/causal/Slice", [causal, zero, length, g.constant("axis_2", np.array([2], np.int64))])
     causal = g.add("Slice", "/causal/Slice_1", [causal, zero, length, axis_3])
     mask = g.add("Min", "/causal/Min", [causal, g.padding_mask()])
 
-    def rotate(path, x):
-        """x cos + rotate_half(x) sin with x: [B, heads, S, D]"""
-        first = g.add("Slice", f"{path}/Slice", [x, zero, half, axis_3])
-        second = g.add("Slice", f"{path}/Slice_1", [x, half, end, axis_3])
-        turned = g.add("Concat", f"{path}/Concat", [g.add("Neg", f"{path}/Neg", [second]), first], axis=-1)
-        even = g.add("Mul", f"{path}/Mul", [x, rotation["cos"]])
-        return g.add("Add", f"{path}/Add", [even, g.add("Mul", f"{path}/Mul_1", [turned, rotation["sin"]])])
-
     def repeat(path, x):
-        """Each key/value head serves HEADS / kv_heads query heads: [B, kv, S, D] → [B, HEADS, S, D]"""
+        """Each key/value head serves heads / kv_heads query heads: [B, kv, S, D] → [B, heads, S, D]"""
         x = g.add("Unsqueeze", f"{path}/Unsqueeze", [x, g.constant("axes_2", np.array([2], np.int64))])
-        x = g.add("Concat", f"{path}/Concat", [x] * (HEADS // kv_heads), axis=2)
-        shape = g.constant("merge_groups", np.array([0, HEADS, -1, head], np.int64))
+        x = g.add("Concat", f"{path}/Concat", [x] * (config.heads // config.kv_heads), axis=2)
+        shape = g.constant("merge_groups", np.array([0, config.heads, -1, head], np.int64))
         return g.add("Reshape", f"{path}/Reshape", [x, shape])
 
     x = g.add("Gather", "/embed_tokens/Gather", [table, "input_ids"])
-    for number in range(LAYERS):
-        layer = f"/layers.{number}"
-        n = rms_norm(f"{layer}/input_layernorm", x)
-        attention = f"{layer}/self_attn"
-        q = linear(f"{attention}/q_proj", n, HIDDEN, HIDDEN, 0.15, OUTLIERS)
-        k = linear(f"{attention}/k_proj", n, HIDDEN, kv_heads * head, 0.15, OUTLIERS)
-        v = linear(f"{attention}/v_proj", n, HIDDEN, kv_heads * head, 0.12, OUTLIERS)
-        q = rotate(f"{attention}/q", g.split_heads(f"{attention}/q", q, HEADS, [0, 2, 1, 3]))
-        k = rotate(f"{attention}/k", g.split_heads(f"{attention}/k", k, kv_heads, [0, 2, 1, 3]))
-        v = g.split_heads(f"{attention}/v", v, kv_heads, [0, 2, 1, 3])
-        k_t = g.add("Transpose", f"{attention}/k_t/Transpose", [repeat(f"{attention}/repeat_k", k)], perm=[0, 1, 3, 2])
-        y = g.attend(attention, q, k_t, repeat(f"{attention}/repeat_v", v), head, mask)
-        y = linear(f"{attention}/o_proj", y, HIDDEN, HIDDEN, 0.1)
-        x = g.add("Add", f"{layer}/Add", [x, y])
-        n = rms_norm(f"{layer}/post_attention_layernorm", x)
-        hot = [9 + 40 * i + number for i in range(4)]
-        gate = linear(f"{layer}/mlp/gate_proj", n, HIDDEN, ffn, 0.15, OUTLIERS)
-        up = linear(f"{layer}/mlp/up_proj", n, HIDDEN, ffn, 0.12, OUTLIERS, columns=hot)
-        act = g.add("Mul", f"{layer}/mlp/act_fn/Mul", [gate, g.add("Sigmoid", f"{layer}/mlp/act_fn/Sigmoid", [gate])])
-        y = g.add("Mul", f"{layer}/mlp/Mul", [act, up])
-        y = linear(f"{layer}/mlp/down_proj", y, ffn, HIDDEN, 0.08, hot)
-        x = g.add("Add", f"{layer}/Add_1", [x, y])
+    x = decoder_layers(g, weights, config, x, rotation, mask, repeat)
     # The output layer reads the embedding table, transposed.
     weight = g.add("Transpose", "/lm_head/Transpose", [table], perm=[1, 0])
-    g.add("MatMul", "/lm_head/MatMul", [rms_norm("/norm", x), weight], "logits")
+    x = rms_norm(g, "/norm", x, weights["norm.weight"], config.epsilon)
+    g.add("MatMul", "/lm_head/MatMul", [x, weight], "logits")
     return g.model("tiny-llama", ["input_ids", "attention_mask"], "logits", VOCABULARY, 17)
 
 
