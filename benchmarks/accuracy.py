@@ -3,6 +3,7 @@
 
     cargo build --release && models/fetch
     .venv/bin/python benchmarks/accuracy.py [--bits 8]
+    .venv/bin/python benchmarks/accuracy.py --bars …    what rotations must reach: the table of benchmarks/bars.py
 
 Every model is quantized from models/real/calib.npz and run in ONNX Runtime on models/real/heldout.npz, other sentences.
 The table shows the SQNR of the token embeddings over unpadded tokens, 10 log10(sum r^2 / sum (r - q)^2) in dB, and how
@@ -72,4 +73,10 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    if "--bars" in sys.argv:
+        import bars
+
+        sys.argv.remove("--bars")
+        bars.main()
+    else:
+        main()

@@ -6,10 +6,14 @@
 
 Every tool quantizes the same models from the same calibration rows and is measured on the same held-out ones: static
 per-tensor activations, one weight scale per output channel, except where the table says otherwise. Each gets the best
-setting that was found for it. The script needs Python alone: it installs each tool, pinned, into .venv-peers/NAME; what
+setting that was found for it; where SmoothQuant has an α, seven are tried, .50 to .95, and the one that does best on
+calibration rows it was not given is taken (peer_tools/sweep.py; CPU, wall and peak are of the sweep, eight runs). ViT and
+T5 are the small exports of models/architectures with random weights, because no registry has real ones. The script needs Python alone: it installs each tool, pinned, into .venv-peers/NAME; what
 cannot be installed, or fails, is named with the reason below the table. Columns:
 
-    SQNR, cosine    of the token embeddings (SPLADE: the sparse vector) over unpadded held-out tokens, against float32
+    SQNR, cosine    of the token embeddings (SPLADE: the sparse vector; SmolLM2: the residual stream; ViT, T5 decoder: the
+                    logits) over unpadded held-out tokens, against float32
+    per token       the mean over tokens of each one's SQNR
     probe r, acc.   a ridge regression from float32 sentence embeddings to human sentiment scores, trained on 2000
                     sentences, applied to the quantized model's embeddings of 1000 others: correlation, right sign
     top-1, top-10   share of nearest neighbours among those 1000 sentences that float32 finds too
@@ -48,31 +52,37 @@ class Tool:
     setting: str = ""
     options: tuple = ()  # of the binary
     note: str = ""  # where it is no static 8-bit uint8 quantizer
+    swept: bool = False  # at the best α of sweep.py, chosen on calibration rows
 
 
 SIX = ("--weight-bits", "6", "--activation-bits", "6")
 TABLE = (
     Tool("**onnx-osplus**", OURS),
+    Tool("onnx-osplus --max-slowdown 0", OURS, options=("--max-slowdown", "0")),
+    Tool("onnx-osplus --max-slowdown 50", OURS, options=("--max-slowdown", "50")),
     Tool("onnxruntime, best: inputs of Linears only", "onnxruntime", "quantize_ort.py", "best"),
     Tool("onnxruntime, default for MatMul", "onnxruntime", "quantize_ort.py", "default"),
-    Tool("onnxruntime + neural-compressor SmoothQuant α .95", "neural-compressor", "quantize_ort.py", "smoothquant"),
-    Tool("onnxruntime + neural-compressor SmoothQuant α .5", "neural-compressor", "quantize_ort.py", "smoothquant-0.5"),
-    Tool("onnxsim SmoothQuant α .95 → onnxruntime", "onnxsim", "quantize_onnxsim.py", "smoothquant"),
+    Tool("onnxsim → onnxruntime, best", "onnxsim", "quantize_onnxsim.py", "simplify"),
+    Tool("onnxslim → onnxruntime, best", "onnxslim", "quantize_onnxslim.py", "best"),
+    Tool("onnxruntime + neural-compressor SmoothQuant", "neural-compressor", "quantize_ort.py", "smoothquant", swept=True),
+    Tool("onnxsim SmoothQuant → onnxruntime", "onnxsim", "quantize_onnxsim.py", "smoothquant", swept=True),
     Tool("onnxsim OS+ α .5 → onnxruntime", "onnxsim", "quantize_onnxsim.py", "osplus"),
     Tool("NNCF, transformer preset", "nncf", "quantize_nncf.py", "transformer"),
+    Tool("NNCF", "nncf", "quantize_nncf.py", "transformer", swept=True),
     Tool("NNCF, SmoothQuant off", "nncf", "quantize_nncf.py", "no-smoothquant"),
-    Tool("AMD Quark, SmoothQuant α .95", "quark", "quantize_quark.py", "smoothquant"),
+    Tool("AMD Quark, SmoothQuant", "quark", "quantize_quark.py", "smoothquant", swept=True),
     Tool("AMD Quark", "quark", "quantize_quark.py", "static"),
     Tool("onnx-neural-compressor", "onnx-neural-compressor", "quantize_onc.py", "static"),
-    Tool("onnx-neural-compressor, SmoothQuant α .95", "onnx-neural-compressor", "quantize_onc.py", "smoothquant"),
+    Tool("onnx-neural-compressor, SmoothQuant", "onnx-neural-compressor", "quantize_onc.py", "smoothquant", swept=True),
     Tool("**onnx-osplus** --target portable", OURS, options=("--target", "portable"), note="symmetric"),
     Tool("onnxruntime, best", "onnxruntime", "quantize_ort.py", "symmetric", note="symmetric"),
     Tool(
-        "onnxsim SmoothQuant α .95 → onnxruntime",
+        "onnxsim SmoothQuant → onnxruntime",
         "onnxsim",
         "quantize_onnxsim.py",
         "smoothquant-symmetric",
         note="symmetric",
+        swept=True,
     ),
     Tool("onnxruntime dynamic", "onnxruntime", "quantize_ort.py", "dynamic", note="dynamic"),
     Tool("**onnx-osplus**", OURS, options=SIX, note="6 bits"),
@@ -124,7 +134,8 @@ def quantize(tool, model, folder, args):
         variables = dict(os.environ)
     else:
         interpreter = environments.python(tool.environment)
-        command = [interpreter, TOOLS / tool.script, tool.setting, model["file"], out, model["calib"]]
+        script = [TOOLS / "sweep.py", tool.script] if tool.swept else [TOOLS / tool.script]
+        command = [interpreter, *script, tool.setting, model["file"], out, model["calib"]]
         variables = environments.variables(interpreter)
     out.parent.mkdir(parents=True, exist_ok=True)
     for file in out.parent.iterdir():
@@ -154,15 +165,17 @@ def measure(runs, model, folder, args):
     size = sum(file.stat().st_size for file in out.parent.iterdir()) / 1e6
     row = {"wall_s": wall, "cpu_s": cpu, "peak_mb": peak, "file_mb": size}
     row |= score("accuracy", model["file"], out, model["heldout"], model["task"], model["cache"])
-    if args.rounds:
+    chosen = re.findall(r"^alpha ([\d.]+)$", (folder / "log.txt").read_text(errors="replace"), re.MULTILINE)
+    row |= {"alpha": float(chosen[-1])} if chosen else {}
+    if args.rounds and model.get("speed", True):
         row |= score("speed", model["file"], out, args.rounds)
     return row
 
 
 def table_row(name, tool_label, kind, row):
     cell = readme.cell
-    cells = [name, tool_label, kind]
-    cells += [cell(row, "sqnr_db", "{:.2f}"), cell(row, "cosine", "{:.5f}")]
+    cells = [name, tool_label + (f", α {row['alpha']:.2f}" if "alpha" in row else ""), kind]
+    cells += [cell(row, "sqnr_db", "{:.2f}"), cell(row, "token_db", "{:.2f}"), cell(row, "cosine", "{:.5f}")]
     cells += [cell(row, "probe_r", "{:.3f}"), cell(row, "probe_accuracy", "{:.1f} %", 100)]
     cells += [cell(row, "top_1", "{:.1f} %", 100), cell(row, "top_10", "{:.1f} %", 100)]
     cells += [cell(row, "cpu_s", "{:.1f}"), cell(row, "wall_s", "{:.1f}"), cell(row, "peak_mb", "{:.0f}")]
@@ -171,8 +184,8 @@ def table_row(name, tool_label, kind, row):
 
 
 HEAD = (
-    "| model | tool | activations | SQNR dB | cosine | probe r | probe acc. | top-1 | top-10 | CPU s | wall s | peak MB "
-    "| file MB | speed-up | int8 Linears |\n|" + "---|" * 15
+    "| model | tool | activations | SQNR dB | per token dB | cosine | probe r | probe acc. | top-1 | top-10 | CPU s | wall s | peak MB "
+    "| file MB | speed-up | int8 Linears |\n|" + "---|" * 16
 )
 
 

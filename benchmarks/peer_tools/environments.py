@@ -16,6 +16,7 @@ PACKAGES = {
     "onnx-neural-compressor": "onnx-neural-compressor",
     "nncf": "nncf",
     "onnxsim": "onnxsim",
+    "onnxslim": "onnxslim",
     "quark": "amd-quark",
 }
 WITH_DEPENDENCIES = ("quark",)  # PyTorch brings libraries that differ from machine to machine

@@ -2,7 +2,7 @@
 """onnx-neural-compressor: quantize_onc.py SETTING MODEL OUT CALIB
 
 static        its static quantizer, inputs of Linears only
-smoothquant   the same after its SmoothQuant, α = 0.95, not folded
+smoothquant:α the same after its SmoothQuant, not folded
 """
 
 import sys
@@ -15,9 +15,10 @@ LINEARS = ["MatMul", "Gemm"]
 
 def main():
     setting, model, out, calib = sys.argv[1:]
+    setting, _, alpha = setting.partition(":")
     options = {"OpTypesToExcludeOutputQuantization": LINEARS, "DedicatedQDQPair": True}
     if setting == "smoothquant":
-        options |= {"SmoothQuant": True, "SmoothQuantAlpha": 0.95, "SmoothQuantFolding": False}
+        options |= {"SmoothQuant": True, "SmoothQuantAlpha": float(alpha), "SmoothQuantFolding": False}
     settings = config.StaticQuantConfig(
         Reader(model, calib, padded=True),
         quant_format=QuantFormat.QDQ,

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """onnxsim's migrations, then ONNX Runtime's static quantizer at its best setting: quantize_onnxsim.py SETTING MODEL OUT CALIB
 
-smoothquant             its SmoothQuant of Quark's flow, α = 0.95; the pass of the same name migrates 2-D activations only
-smoothquant-symmetric   the same, then int8 activations with zero point 0
+smoothquant:α           its SmoothQuant of Quark's flow; the pass of the same name migrates 2-D activations only
+smoothquant-symmetric:α the same, then int8 activations with zero point 0
+simplify                shapes and constants folded, nothing migrated
 osplus                  its Outlier Suppression+, α = 0.5 (2-D activations only: a Linear on [batch, tokens, channels] stays)
 """
 
@@ -19,11 +20,14 @@ from onnxsim.quark_smoothquant import smooth_quant
 
 def main():
     setting, model, out, calib = sys.argv[1:]
+    setting, _, alpha = setting.partition(":")
     rows, original = batches(model, calib), onnx.load(model)
     if setting == "osplus":
         migrated = onnxsim.apply_outlier_suppression_plus(original, rows, alpha=0.5)
+    elif setting == "simplify":
+        migrated, _ = onnxsim.simplify(original)
     else:
-        migrated = smooth_quant(original, rows, alpha=0.95)
+        migrated = smooth_quant(original, rows, alpha=float(alpha))
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "migrated.onnx")
         onnx.save(migrated, path)

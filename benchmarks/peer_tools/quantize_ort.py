@@ -4,8 +4,7 @@
 default      quantize_static as it is, for MatMul and Gemm: outputs and attention are quantized too
 best         inputs of Linears only, a Q/DQ pair per reader, so that the residual reads the float value
 symmetric    the same with int8 activations, zero point 0
-smoothquant  best after neural-compressor's SmoothQuant, α = 0.95, not folded (folding fails on a shared norm)
-smoothquant-0.5   the same with the library's default α
+smoothquant:α     best after neural-compressor's SmoothQuant, not folded (folding fails on a shared norm)
 dynamic      quantize_dynamic: scales at run time
 """
 
@@ -21,13 +20,13 @@ SETTINGS = {
     "default": {},
     "best": INPUTS_ONLY,
     "symmetric": INPUTS_ONLY | {"ActivationSymmetric": True},
-    "smoothquant": INPUTS_ONLY | SMOOTH | {"SmoothQuantAlpha": 0.95},
-    "smoothquant-0.5": INPUTS_ONLY | SMOOTH | {"SmoothQuantAlpha": 0.5},
+    "smoothquant": INPUTS_ONLY | SMOOTH,
 }
 
 
 def static(setting, model, out, calib):
-    options = SETTINGS[setting]
+    setting, _, alpha = setting.partition(":")
+    options = SETTINGS[setting] | ({"SmoothQuantAlpha": float(alpha)} if alpha else {})
     activations = QuantType.QInt8 if "ActivationSymmetric" in options else QuantType.QUInt8
     quantize_static(
         model,

@@ -2,7 +2,7 @@
 """AMD Quark for ONNX: quantize_quark.py SETTING MODEL OUT CALIB
 
 static        uint8 activations, int8 weights per channel, inputs of Linears only
-smoothquant   the same after its SmoothQuant, α = 0.95
+smoothquant:α the same after its SmoothQuant
 """
 
 import sys
@@ -16,11 +16,12 @@ LINEARS = ["MatMul", "Gemm"]
 
 def main():
     setting, model, out, calib = sys.argv[1:]
+    setting, _, alpha = setting.partition(":")
     weights = Int8Spec(quant_granularity=QuantGranularity.Channel, calibration_method=CalibMethod.MinMax)
     settings = QConfig(
         global_config=QLayerConfig(activation=UInt8Spec(calibration_method=CalibMethod.MinMax), weight=weights),
         exclude=not_linear(model),
-        algo_config=[SmoothQuantConfig(alpha=0.95)] if setting == "smoothquant" else None,
+        algo_config=[SmoothQuantConfig(alpha=float(alpha))] if setting == "smoothquant" else None,
         OpTypesToQuantize=LINEARS,
         OpTypesToExcludeOutputQuantization=LINEARS,
         DedicatedQDQPair=True,

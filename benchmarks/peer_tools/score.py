@@ -2,7 +2,7 @@
 """What a quantized model is worth against its original; prints JSON. peers.py runs this in the environment of ONNX Runtime.
 
     score.py models FOLDER                              write the models; {name: {file, calib, heldout, task}}
-    score.py accuracy ORIGINAL QUANTIZED HELDOUT TASK CACHE     sqnr_db, cosine, and per task probe, top_1, top_10
+    score.py accuracy ORIGINAL QUANTIZED HELDOUT TASK CACHE     sqnr_db, token_db, cosine, and per task probe, top_1, top_10
     score.py speed ORIGINAL QUANTIZED ROUNDS            CPU-time ratio on one thread, quartiles, int8 Linears
 
 TASK: `sentiment` (embeddings of sentences, and a probe for human scores), `retrieval` (embeddings alone) or `none`.
@@ -23,9 +23,17 @@ import measure  # noqa: E402  (needs the path above)
 import speed  # noqa: E402
 from build_albert import albert_model, read_torch  # noqa: E402
 from build_bert import bert_model, read_safetensors  # noqa: E402
+from build_llama import llama_model, read_llama  # noqa: E402
+from specified import arrays as specified_arrays  # noqa: E402
 
 REAL = ROOT / "models" / "real"
 TRAINED = 2000  # sentences of the first half of the text; the others are in the half that calibrates nothing
+# Exports of models/architectures that stand for architectures whose real weights no registry has: small and random.
+EXPORTS = {
+    "ViT": "vit-script17-sdpa.onnx",
+    "T5 encoder": "t5_encoder-script13-eager.onnx",
+    "T5 decoder": "t5_decoder-script14-eager.onnx",
+}
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
@@ -47,30 +55,58 @@ def models(folder):
             path = folder / f"{name.replace(' ', '-').lower()}-{'fused' if fused else 'decomposed'}.onnx"
             path.write_bytes(model.SerializeToString(deterministic=True))
             found[name + form] = data | {"file": str(path), "task": task}
+    return found | decoder(folder) | exports(folder)
+
+
+def decoder(folder):
+    """Six layers of SmolLM2, if models/fetch --decoder was run."""
+    weights, path = REAL / "smollm2.gguf", folder / "smollm2-6.onnx"
+    if not weights.is_file():
+        print("SmolLM2 is missing: run models/fetch --decoder", file=sys.stderr)
+        return {}
+    path.write_bytes(llama_model(*read_llama(weights, 6), output="residual").SerializeToString(deterministic=True))
+    data = {half: str(REAL / f"smollm2-{half}.npz") for half in ("calib", "heldout")}
+    return {"SmolLM2, 6 layers": data | {"file": str(path), "task": "none"}}
+
+
+def exports(folder):
+    """The models of EXPORTS; speed says nothing of models that small."""
+    table = ROOT / "models" / "architectures"
+    rows = {row["file"]: row for row in json.loads((table / "table.json").read_text())["rows"]}
+    found = {}
+    for name, file in EXPORTS.items():
+        found[name] = {"file": str(table / file), "task": "none", "speed": False}
+        for half, count, seed in (("calib", 64, 1), ("heldout", 64, 2)):
+            path = folder / f"{Path(file).stem}-{half}.npz"
+            np.savez(path, **specified_arrays(rows[file]["inputs"], count, seed))
+            found[name][half] = str(path)
     return found
 
 
 def main_output(session, feeds):
     """Token embeddings [B, S, H] if the model has them, else its first output [B, …]."""
     arrays = session.run(None, feeds)
-    return next((a for a in arrays if a.ndim == 3 and a.shape[:2] == feeds["input_ids"].shape), arrays[0])
+    tokens = feeds["input_ids"].shape if "input_ids" in feeds else None
+    return next((a for a in arrays if a.ndim == 3 and a.shape[:2] == tokens), arrays[0])
 
 
 def feeds_of(session, arrays, rows=slice(None), tokens=None):
-    ids, mask = arrays["input_ids"][rows, :tokens], arrays["attention_mask"][rows, :tokens]
-    known = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    """The inputs of the model; token_type_ids are zeros. tokens: of ids and masks, if not all of them."""
+    known = {name: array[rows, :tokens] if tokens else array[rows] for name, array in arrays.items()}
+    if "input_ids" in known:
+        known["token_type_ids"] = np.zeros_like(known["input_ids"])
     return {value.name: known[value.name] for value in session.get_inputs()}
 
 
 def values(path, heldout):
-    """The output on the held-out rows, tokens that are padding left out."""
+    """The output on the held-out rows, [tokens, C], tokens that are padding left out."""
     session, arrays = measure.session(path), dict(np.load(heldout))
     parts = []
-    for start in range(0, len(arrays["input_ids"]), 8):
+    for start in range(0, len(next(iter(arrays.values()))), 8):
         feeds = feeds_of(session, arrays, slice(start, start + 8))
         out = main_output(session, feeds)
-        real = feeds["attention_mask"].astype(bool)
-        parts.append((out[real] if out.shape[:2] == real.shape else out).astype(np.float64).ravel())
+        real = feeds.get("attention_mask", np.ones(out.shape[:-1])).astype(bool)
+        parts.append((out[real] if out.shape[:-1] == real.shape else out.reshape(-1, out.shape[-1])).astype(np.float64))
     return np.concatenate(parts)
 
 
@@ -136,8 +172,10 @@ def accuracy(original, quantized, heldout, task, cache):
         np.savez(cache, **kept)
     kept = np.load(cache)
     reference, got = kept["values"], values(quantized, heldout)
-    cosine = reference @ got / (np.linalg.norm(reference) * np.linalg.norm(got))
-    result = {"sqnr_db": measure.sqnr(reference, got) if not np.array_equal(reference, got) else None, "cosine": cosine}
+    cosine = np.vdot(reference, got) / (np.linalg.norm(reference) * np.linalg.norm(got))
+    result = {"sqnr_db": None, "token_db": None, "cosine": cosine}
+    if not np.array_equal(reference, got):
+        result |= {"sqnr_db": measure.sqnr(reference, got), "token_db": measure.sqnr_per_token(reference, got)}
     if task != "none":
         vectors = embeddings(quantized, TRAINED)
         before = kept["embeddings"][-len(vectors) :]

@@ -12,6 +12,7 @@ import measure
 import numpy as np
 import onnx
 from conftest import MODELS, run_tool
+from specified import arrays
 
 FOLDER = MODELS / "architectures"
 ROWS = {row["file"].removesuffix(".onnx"): row for row in json.loads((FOLDER / "table.json").read_text())["rows"]}
@@ -20,30 +21,6 @@ CALIBRATION, HELD_OUT = (32, 1), (64, 2)  # rows, seed
 _folder = tempfile.TemporaryDirectory(prefix="onnx-osplus-architectures-")
 atexit.register(_folder.cleanup)
 _done = {}
-
-
-def arrays(specs, rows, seed):
-    """Data for inputs as table.json specifies them; models/architectures/zoo.py plants outliers on the same."""
-    random = np.random.RandomState(seed)
-    made = {}
-    for spec in specs:
-        shape = [rows if d == "batch" else d for d in spec["shape"]]
-        if spec["kind"] == "ids":
-            a = random.randint(spec["low"], spec["high"], shape)
-        elif spec["kind"] == "mask":
-            a = np.ones(shape)
-            for row in range(2, rows, 3):  # every third row is padded at its end
-                a[row, shape[1] - 1 - (5 * row) % 8 :] = 0
-        elif spec["kind"] == "zeros":
-            a = np.zeros(shape)
-        elif spec["kind"] == "bool":
-            a = np.full(shape, spec["value"])
-        else:
-            a = random.randint(-1024, 1025, [6, *shape]).sum(axis=0) / (1024 * 2**0.5)
-            for channel, factor in spec.get("outliers", {}).items():
-                a[..., int(channel)] = abs(a[..., int(channel)]) * factor
-        made[spec["name"]] = a.astype(spec["dtype"])
-    return made
 
 
 def feeds_of(row, model, rows, seed, specs=None):

@@ -47,6 +47,13 @@ def sqnr(reference, got):
     return 10 * np.log10(np.square(reference).sum() / np.square(reference - got).sum())
 
 
+def sqnr_per_token(reference, got):
+    """Mean over tokens, the rows of both, of their SQNR in dB; a token without an error counts as 150 dB."""
+    reference, got = reference.astype(np.float64), got.astype(np.float64)
+    signal, noise = np.square(reference).sum(axis=-1), np.square(reference - got).sum(axis=-1)
+    return float(np.mean(10 * np.log10(signal / np.maximum(noise, 1e-15 * signal))))
+
+
 def heldout_sqnr(case, path):
     """dB, over the unpadded tokens of the held-out text, of the file at `path` against the original model."""
     feeds = case.load_heldout()
