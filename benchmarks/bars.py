@@ -93,7 +93,9 @@ MODELS = {
 
 
 def model_file(name, folder):
-    make, _ = MODELS[name]
+    make, data = MODELS[name]
+    if not (REAL / f"{data}heldout.npz").is_file():
+        sys.exit(f"{REAL / data}heldout.npz is missing: run models/fetch" + " --decoder" * data.startswith("smollm2"))
     if make is None:
         return REAL / "minilm-l3.onnx"
     path = folder / f"{list(MODELS).index(name)}.onnx"
