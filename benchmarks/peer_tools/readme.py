@@ -4,7 +4,8 @@ from pathlib import Path
 
 README = Path(__file__).resolve().parent.parent.parent / "README.md"
 BEGIN, END = "<!-- peers -->", "<!-- /peers -->"
-MODELS = ("MiniLM-L3", "MiniLM-L6", "BERT-tiny SPLADE", "ALBERT")  # SQNR and cost of these, and everything else of one
+COSTED = ("MiniLM-L3", "MiniLM-L6", "BERT-tiny SPLADE", "ALBERT")  # SQNR and cost of these, and everything else of one
+MODELS = (*COSTED, "SmolLM2, 6 layers", "ViT", "T5 encoder", "T5 decoder")  # SQNR of these
 MAIN = "MiniLM-L6"
 COSTS = (("CPU s", "cpu_s", "{:.1f}"), ("peak MB", "peak_mb", "{:.0f}"))
 COLUMNS = (
@@ -35,7 +36,7 @@ def table(rows):
     for (tool, activations), found in rows.items():
         cells = [cell(found.get(model, {}), "sqnr_db", "{:.2f}") for model in MODELS]
         for _, key, form in COSTS:
-            cells.append(" / ".join(cell(found.get(model, {}), key, form) for model in MODELS))
+            cells.append(" / ".join(cell(found.get(model, {}), key, form) for model in COSTED))
         cells += [cell(found.get(MAIN, {}), key, form, factor) for _, key, form, factor in COLUMNS]
         lines.append(f"| {tool} | {activations} | {' | '.join(cells)} |")
     return lines
