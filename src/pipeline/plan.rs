@@ -269,6 +269,7 @@ mod tests {
             validated_gain_db: 3.0,
             curve: Vec::new(),
             at_response: true,
+            energy: 1.0,
         }
     }
 
@@ -297,6 +298,7 @@ mod tests {
         // A loss at the outputs of Linears was measured at no block.
         let elsewhere = Solution {
             at_response: false,
+            energy: 1.0,
             ..found()
         };
         let site = SitePlan::of(elsewhere, Some(ResponseKind::Gated));

@@ -139,6 +139,22 @@ impl SiteLoss {
         self.w.view()
     }
 
+    /// Sum of squares of the outputs of the Linears over the tokens of all directions, less their mean.
+    ///
+    /// The mean is no signal: a bias takes it.
+    pub(super) fn energy(&self) -> f64 {
+        let of = |d: &Direction| {
+            let y = d.target(ShiftKind::None, None, &self.w);
+            let mean = mean(y);
+            let centred = y.rows().into_iter().map(|row| {
+                let pairs = row.iter().zip(&mean);
+                pairs.map(|(y, m)| f64::from(y - m).powi(2)).sum::<f64>()
+            });
+            centred.sum::<f64>()
+        };
+        self.directions.iter().map(of).sum()
+    }
+
     /// Smallest and largest value of every channel in the half that sets the ranges in `direction`, `[C]` each.
     pub fn fit_range(&self, direction: usize) -> (&[f32], &[f32]) {
         let d = &self.directions[direction];

@@ -134,6 +134,8 @@ pub struct Solution {
     pub loss_before: f64,
     /// Cross-fitted loss of this solution, same tokens.
     pub loss_after: f64,
+    /// Energy of what the losses are the error of, on the same tokens: their ratio is that of noise to signal.
+    pub energy: f64,
     /// `10 · log10(loss_before / loss_after)` in dB, within ±120. Never negative for [`Method::OsPlus`]; a method that
     /// does not validate (SmoothQuant) can make things worse, and then it is.
     pub validated_gain_db: f64,

@@ -147,6 +147,10 @@ fn solve(
             let mut solution = apply(&loss, &all, scored[0].loss, winner(&scored));
             solution.curve = curve(&surveyed, solution.shift_kind);
             solution.at_response = at_response;
+            solution.energy = match response.filter(|_| at_response) {
+                Some(response) => response.energy(),
+                None => loss.energy(),
+            };
             let rotated = turn.and_then(|turn| {
                 let estimate = lowest(&surveyed).loss / surveyed_tokens(problem, recipe);
                 let block = response.filter(|_| at_response);
@@ -432,6 +436,7 @@ impl Solution {
             validated_gain_db: gain_db(loss_before, loss_after),
             curve: Vec::new(),
             at_response: false,
+            energy: 0.0,
         }
     }
 }

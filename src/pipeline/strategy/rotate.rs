@@ -104,6 +104,16 @@ pub(crate) fn offers(plan: &Plan, sites: &SiteTable, found: &Recognised) -> Vec<
             gain: gain(&site.found, rotated),
             price: 0.0,
         });
+        if std::env::var("DBG").is_ok() {
+            eprintln!(
+                "OFFER {} {:.2} dB nsr {:.1} -> {:.1} dB price {:.2}",
+                row.name,
+                gain(&site.found, rotated),
+                10.0 * (site.found.loss_after / site.found.energy).log10(),
+                10.0 * (rotated.loss_after / site.found.energy).log10(),
+                100.0 * SPEED_UP * RATE * multiplications(rotated) * tokens(row) / work
+            );
+        }
         offer.sites.push(id);
         offer.price += 100.0 * SPEED_UP * RATE * multiplications(rotated) * tokens(row) / work;
     }

@@ -212,6 +212,7 @@ fn solution() -> Solution {
         validated_gain_db: 3.0,
         curve: Vec::new(),
         at_response: false,
+        energy: 1.0,
     }
 }
 
