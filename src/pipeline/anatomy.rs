@@ -131,6 +131,7 @@ fn measured(
     });
     let options = StatOptions {
         sample_tokens: options.sample_tokens,
+        sizes_only: Default::default(),
         seed: options.seed,
         threads: options.threads,
         channels_first: transposed.map(name).collect(),

@@ -176,6 +176,7 @@ fn solve_site(
         min: &extremes[i].0,
         max: &extremes[i].1,
         sample: folds[i].sample.view(),
+        weights: folds[i].weights.as_deref(),
     };
     let options = job.options;
     // SmoothQuant's scale depends on each channel's weights, so it does not come out alike for tied channels.

@@ -49,7 +49,8 @@ struct Group {
 }
 
 impl Feedback {
-    /// From tokens `x: [T, C]`, after migration and, where the biases will be corrected, less their mean.
+    /// From tokens `x: [T, C]`, after migration and, where the biases will be corrected, less their mean, each times the root
+    /// of what its squared error counts.
     ///
     /// `None` if there is nothing to learn: no tokens, or no energy.
     pub fn new(x: &Array2<f32>) -> Option<Self> {

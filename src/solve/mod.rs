@@ -70,6 +70,8 @@ pub struct Fold<'a> {
     pub max: &'a [f32],
     /// Some tokens of the fold, `[T, C]`; no rows if the fold is empty, then `min` and `max` are not read.
     pub sample: ArrayView2<'a, f32>,
+    /// What the squared error of each of these tokens counts, `[T]`; none if all count the same.
+    pub weights: Option<&'a [f32]>,
 }
 
 /// Everything the solver has to know about one site. All values are finite, and C is the same everywhere: anything else

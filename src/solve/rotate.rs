@@ -112,11 +112,12 @@ impl<'a, 'p> Site<'a, 'p> {
 
     /// Candidates, the best first, with what the noise model says of them per token.
     fn ranked(&self) -> Option<Vec<(Candidate, f64)>> {
-        let (x, all) = self.all_tokens()?;
+        let (x, weights, all) = self.all_tokens()?;
         let fold = Fold {
             min: &all.0,
             max: &all.1,
             sample: x.view(),
+            weights: weights.as_deref(),
         };
         let first = self.rotation(0)?;
         let channels = Channels::of(&fold, self.turn.ties);
@@ -141,7 +142,7 @@ impl<'a, 'p> Site<'a, 'p> {
         }
         let noise = |candidate: Candidate| {
             let migration = candidate.migration(&channels, &self.weights, &fold);
-            let noise = self.noise(&migration, &x);
+            let noise = self.noise(&migration, &x, weights.as_deref());
             (candidate, noise)
         };
         let mut ranked: Vec<_> = ranked.into_par_iter().map(noise).collect();
@@ -172,7 +173,7 @@ impl<'a, 'p> Site<'a, 'p> {
     }
 
     /// Every other token of both halves, and the extremes of every channel.
-    fn all_tokens(&self) -> Option<(Array2<f32>, Extremes)> {
+    fn all_tokens(&self) -> Option<(Array2<f32>, Option<Vec<f32>>, Extremes)> {
         let folds: Vec<Fold> = (0..self.loss.directions())
             .map(|d| self.loss.fit(d))
             .collect();
@@ -185,11 +186,16 @@ impl<'a, 'p> Site<'a, 'p> {
         };
         let min = pairs(f32::min, |f| f.min.to_vec())?;
         let max = pairs(f32::max, |f| f.max.to_vec())?;
-        Some((x, (min, max)))
+        let weight = |f: &Fold<'a>| {
+            let every_other = f.weights?.iter().step_by(2);
+            Some(every_other.copied().collect::<Vec<f32>>())
+        };
+        let weights: Option<Vec<_>> = folds.iter().map(weight).collect();
+        Some((x, weights.map(|w| w.concat()), (min, max)))
     }
 
-    /// What the noise model says of tokens `x: [T, C]`, per token.
-    fn noise(&self, migration: &Migration, x: &Array2<f32>) -> f64 {
+    /// What the noise model says of tokens `x: [T, C]` that count `weights: [T]`, per token.
+    fn noise(&self, migration: &Migration, x: &Array2<f32>, weights: Option<&[f32]>) -> f64 {
         let before = Migration {
             rotation: None,
             ..migration.clone()
@@ -212,16 +218,20 @@ impl<'a, 'p> Site<'a, 'p> {
         let rows = self.weights.iter().enumerate();
         let weight: f64 = rows.map(|(j, w)| (scale(j) * f64::from(*w)).powi(2)).sum();
         let weight = weight * self.loss.weight().ncols() as f64;
-        let mut energy = energies.iter().map(|e| f64::from(*e)).sum::<f64>() / tokens as f64;
+        let count = |t: usize| weights.map_or(1.0, |w| f64::from(w[t]));
+        let counts = (0..tokens).map(count).sum::<f64>() / tokens as f64;
+        let energies = energies.iter().enumerate();
+        let mut energy =
+            energies.map(|(t, e)| count(t) * f64::from(*e)).sum::<f64>() / tokens as f64;
         if self.problem.correct_bias
             && let Some(mean) = x.mean_axis(Axis(0))
         {
-            energy -= mean.iter().map(|m| f64::from(*m).powi(2)).sum::<f64>();
+            energy -= counts * mean.iter().map(|m| f64::from(*m).powi(2)).sum::<f64>();
         }
         let channels = channels as f64;
         let crest = 2.0 * (2.0 * channels).ln();
         let limit = f64::from(self.settings.weight.qmax());
-        weight / 12.0 * (step * step + crest * energy / (channels * limit * limit))
+        weight / 12.0 * (counts * step * step + crest * energy / (channels * limit * limit))
     }
 
     /// The best margin of a candidate, and its cross-fitted loss.
@@ -293,6 +303,7 @@ impl<'a, 'p> Site<'a, 'p> {
             min: &min,
             max: &max,
             sample: sample.view(),
+            weights: None,
         };
         let channels = Channels::of(&all, self.turn.ties);
         let migration = candidate.migration(&channels, &self.weights, &all);

@@ -84,12 +84,14 @@ impl Survey {
             let mut x = vec![0.0; t * c];
             migration.apply_rows(d.x.as_slice().unwrap_or(&[]), &mut x);
             let (mut sums, mut squares) = (vec![0.0; c], vec![0.0; c]);
-            moments(&x, &mut sums, &mut squares);
+            let weights = d.weights.clone().unwrap_or_else(|| vec![1.0; t]);
+            let t = weights.iter().map(|w| f64::from(*w)).sum::<f64>();
+            moments((&x, &weights), &mut sums, &mut squares);
             let scale = migration.scale.as_deref();
             let from_weights = self.weight_error((&sums, &squares), t, scale, trial.corrected);
             for (total, margin) in total.iter_mut().zip(&trial.margins) {
                 let params = self.activation.params(low * margin, high * margin);
-                error_moments(&x, &params, &mut sums, &mut squares);
+                error_moments((&x, &weights), &params, &mut sums, &mut squares);
                 *total +=
                     from_weights + self.output_energy((&sums, &squares), t, scale, trial.corrected);
             }
@@ -99,12 +101,12 @@ impl Survey {
 
     /// `T ‖mean(x') Δ‖² + Σ_j T var(x'_j) ‖Δ_j‖²`.
     ///
-    /// `sums, squares: [C]` are those of x' over all tokens.
+    /// `sums, squares: [C]` are those of x' over all tokens, `tokens` their number; all weighted.
     #[inline(always)]
     fn weight_error(
         &self,
         (sums, squares): (&[f32], &[f32]),
-        tokens: usize,
+        tokens: f64,
         scale: Option<&[f32]>,
         corrected: bool,
     ) -> f64 {
@@ -146,22 +148,21 @@ impl Survey {
         if corrected {
             own
         } else {
-            own + tokens as f64 * common
+            own + tokens * common
         }
     }
 
     /// `T ‖mean(δ) W'‖² + Σ_j T var(δ_j) s_j² ‖W_j‖²`.
     ///
-    /// `sums, squares: [C]` are those of δ over all tokens.
+    /// `sums, squares: [C]` are those of δ over all t tokens; all weighted.
     #[inline(always)]
     fn output_energy(
         &self,
         (sums, squares): (&[f32], &[f32]),
-        tokens: usize,
+        t: f64,
         scale: Option<&[f32]>,
         corrected: bool,
     ) -> f64 {
-        let t = tokens as f64;
         let mut common = [0.0f32; PROJECTION];
         let mut own = 0.0;
         for (j, (&sum, &square)) in sums.iter().zip(squares).enumerate() {
@@ -189,30 +190,35 @@ fn rows(w: &Array2<f32>) -> impl Iterator<Item = &[f32]> {
     w.as_slice().unwrap_or(&[]).chunks_exact(w.ncols().max(1))
 }
 
-/// Sum and sum of squares over the tokens of x, `[C]` each, for `x: [T, C]`.
+/// Weighted sum and sum of squares over the tokens of x, `[C]` each, for `x: [T, C]` and weights `[T]`.
 #[inline(always)]
-fn moments(x: &[f32], sums: &mut [f32], squares: &mut [f32]) {
-    for row in x.chunks_exact(sums.len().max(1)) {
+fn moments((x, weights): (&[f32], &[f32]), sums: &mut [f32], squares: &mut [f32]) {
+    for (row, w) in x.chunks_exact(sums.len().max(1)).zip(weights) {
         for ((sum, square), &v) in sums.iter_mut().zip(&mut *squares).zip(row) {
-            *sum += v;
-            *square += v * v;
+            *sum += w * v;
+            *square += w * v * v;
         }
     }
 }
 
-/// Sum and sum of squares over the tokens of `Q(x) − x`, `[C]` each, for `x: [T, C]`.
+/// Weighted sum and sum of squares over the tokens of `Q(x) − x`, `[C]` each, for `x: [T, C]` and weights `[T]`.
 #[inline(always)]
-fn error_moments(x: &[f32], params: &QuantParams, sums: &mut [f32], squares: &mut [f32]) {
+fn error_moments(
+    (x, weights): (&[f32], &[f32]),
+    params: &QuantParams,
+    sums: &mut [f32],
+    squares: &mut [f32],
+) {
     let (scale, low, high) = limits(params);
     // A reciprocal here, a division in the loss: candidates are ranked, not scored.
     let inverse = 1.0 / scale;
     sums.fill(0.0);
     squares.fill(0.0);
-    for row in x.chunks_exact(sums.len().max(1)) {
+    for (row, w) in x.chunks_exact(sums.len().max(1)).zip(weights) {
         for ((sum, square), &v) in sums.iter_mut().zip(&mut *squares).zip(row) {
             let error = saturate_round(v * inverse, low, high) * scale - v;
-            *sum += error;
-            *square += error * error;
+            *sum += w * error;
+            *square += w * error * error;
         }
     }
 }

@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::{Arc, Mutex};
 
-use ndarray::{Array2, ArrayViewD};
+use ndarray::{Array2, ArrayD, ArrayView1, ArrayViewD, Axis, CowArray};
 
 use crate::calibrate::data::input::Batch;
 use crate::calibrate::data::tokens::TokenContext;
@@ -35,6 +35,8 @@ pub struct StatOptions {
     pub channels_first: BTreeSet<String>,
     /// Those of the values of which no tokens are kept, only the extremes.
     pub extremes_only: BTreeSet<String>,
+    /// Those of which only the size of every token is kept, `Σ_c (x_c − mean(x))²`: one channel in place of C.
+    pub sizes_only: BTreeSet<String>,
 }
 
 /// Statistics of one value `x: [tokens, C]` (last axis C); padding never enters.
@@ -58,7 +60,48 @@ pub struct FoldStats {
     pub tokens: u64,
     /// A random choice of the tokens in the order of row and position: `[T, C]`, T ≤ [`StatOptions::sample_tokens`].
     pub sample: Array2<f32>,
+    /// Row and position of the tokens of the sample. Values with the same tokens have the same sample.
+    pub places: Vec<(u64, u64)>,
+    /// What the squared error of each token of the sample counts; none if all count the same.
+    pub weights: Option<Vec<f32>>,
 }
+
+impl FoldStats {
+    /// Lets the error of a token count by one over its size, where `stream` has the sizes of the same tokens, `[T, 1]`, or
+    /// the tokens themselves, `[T, C]`.
+    ///
+    /// Nothing changes if they are of other tokens. What is far smaller than most is taken for larger, so that no token
+    /// decides alone.
+    fn weigh(&mut self, stream: &FoldStats) {
+        if stream.places != self.places || self.places.is_empty() {
+            return;
+        }
+        let tokens = stream.sample.view();
+        let sizes: Vec<f32> = match tokens.ncols() {
+            1 => tokens.iter().copied().collect(),
+            _ => tokens.rows().into_iter().map(size).collect(),
+        };
+        let mut sorted = sizes.clone();
+        sorted.sort_by(f32::total_cmp);
+        let least = SMALLEST_TOKEN * sorted[sorted.len() / 2];
+        if least > 0.0 {
+            let weight = |size: &f32| 1.0 / size.max(least);
+            self.weights = Some(sizes.iter().map(weight).collect());
+        }
+    }
+}
+
+impl ChannelStats {
+    /// [`FoldStats::weigh`] of both halves.
+    pub fn weigh(&mut self, stream: &ChannelStats) {
+        for (fold, stream) in self.folds.iter_mut().zip(&stream.folds) {
+            fold.weigh(stream);
+        }
+    }
+}
+
+/// The size that a smaller token is taken for, over the median.
+const SMALLEST_TOKEN: f32 = 0.01;
 
 /// Runs `batches` and returns the statistics of `values`, which are names of float values of the model's main graph.
 /// Those in a branch that no batch takes are left out.
@@ -221,7 +264,9 @@ impl Collector {
                 true => 0,
                 false => options.sample_tokens,
             };
-            Mutex::new(Accumulator::new(name, channels_first, sample_tokens))
+            let mut accumulator = Accumulator::new(name, channels_first, sample_tokens);
+            accumulator.sizes_only = options.sizes_only.contains(name);
+            Mutex::new(accumulator)
         };
         Collector {
             values: names.iter().map(accumulator).collect(),
@@ -235,6 +280,20 @@ impl Collector {
 struct BatchSink {
     collector: Arc<Collector>,
     context: TokenContext,
+}
+
+/// `Σ_c (x_c − mean(x))²` over the last axis, which becomes one.
+fn sizes(value: &ArrayViewD<f32>) -> ArrayD<f32> {
+    let axis = Axis(value.ndim().saturating_sub(1));
+    value.map_axis(axis, size).insert_axis(axis)
+}
+
+/// `Σ_c (x_c − mean(x))²` of one token `x: [C]`.
+fn size(x: ArrayView1<f32>) -> f32 {
+    let mean = x.mean().unwrap_or(0.0);
+    let sum = x.fold(0.0, |sum, v| sum + (v - mean) * (v - mean));
+    // Too large for the type is as good as the largest; NaN stays what it is.
+    if sum > f32::MAX { f32::MAX } else { sum }
 }
 
 /// Locks; a panic of another thread while it held the lock has already made the run fail.
@@ -251,18 +310,27 @@ impl TapSink for BatchSink {
             return Ok(());
         }
         let rank = value.ndim();
-        let (name, channels_first) = {
+        let (name, channels_first, sizes_only) = {
             let accumulator = lock(&collector.values[tap]);
-            (accumulator.name.clone(), accumulator.channels_first)
+            let Accumulator {
+                name,
+                channels_first,
+                sizes_only,
+                ..
+            } = &*accumulator;
+            (name.clone(), *channels_first, *sizes_only)
         };
         let value = if channels_first {
             value.reversed_axes()
         } else {
             value
         };
-        let channels = value.shape().last().copied().unwrap_or(1);
         let places = self.context.places(value.shape());
-        let standard = value.as_standard_layout();
+        let standard = match sizes_only {
+            true => CowArray::from(sizes(&value)),
+            false => value.as_standard_layout(),
+        };
+        let channels = standard.shape().last().copied().unwrap_or(1);
         // `as_standard_layout` makes the memory contiguous.
         let Some(data) = standard.as_slice() else {
             return Ok(());
@@ -358,6 +426,7 @@ fn priority(seed: u64, row: u64, position: u64) -> u64 {
 struct Accumulator {
     name: String,
     channels_first: bool,
+    sizes_only: bool,
     /// Most tokens kept per fold.
     sample_tokens: usize,
     /// Whether it was computed at all.
@@ -384,6 +453,7 @@ impl Accumulator {
         Accumulator {
             name: name.to_owned(),
             channels_first,
+            sizes_only: false,
             sample_tokens,
             seen: false,
             rank: 0,
@@ -476,6 +546,11 @@ impl Fold {
             max: positive_zero(self.extremes.max),
             tokens: self.extremes.tokens,
             sample,
+            places: tokens
+                .iter()
+                .map(|(key, _)| (key.row, key.position))
+                .collect(),
+            weights: None,
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ndarray::{Array2, s};
+use ndarray::{Array2, Axis, s};
 use rayon::prelude::*;
 
 use super::super::plan::{Plan, Rounding, SitePlan};
@@ -111,7 +111,14 @@ impl Refine<'_> {
         let spec = self.source.options.weight();
         let biases = linears.iter().map(|&l| self.found.linears[l].bias);
         let centred = biases.into_iter().all(|bias| bias.is_some());
-        let tokens = |i: usize| plan.transform.tokens(&stats.folds[i].sample, centred);
+        let tokens = |i: usize| {
+            let mut x = plan.transform.tokens(&stats.folds[i].sample, centred);
+            if let Some(weights) = &stats.folds[i].weights {
+                let roots: Vec<f32> = weights.iter().map(|w| w.sqrt()).collect();
+                x *= &ndarray::aview1(&roots).insert_axis(Axis(1));
+            }
+            x
+        };
         let (fit, other) = (tokens(0), tokens(1));
         let feedback = Feedback::new(&fit).filter(|_| other.nrows() > 0)?;
         // It is better by 1 dB and more, or not: some tokens tell.

@@ -316,6 +316,7 @@ fn site_damage(
         min: &stats.folds[i].min,
         max: &stats.folds[i].max,
         sample: stats.folds[i].sample.view(),
+        weights: None,
     });
     let (activation, weight) = &subject.bits;
     let mut total = Energy::default();
@@ -392,6 +393,8 @@ mod tests {
             max: max[i].to_vec(),
             tokens: 1,
             sample: Array2::zeros((0, min[i].len())),
+            places: Vec::new(),
+            weights: None,
         };
         ChannelStats {
             rank: 3,
