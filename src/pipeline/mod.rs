@@ -35,7 +35,7 @@ use crate::solve::Method;
 pub use anatomy::anatomy;
 pub use inspect::{Inspection, inspect};
 
-use build::Source;
+use build::{KnownWeights, Source};
 use calibrate::Calibrated;
 use job::{Clock, Job};
 use judge::rows::Rows;
@@ -73,9 +73,11 @@ pub fn run(
         let prepared = Prepared::new(&job, &rows.small)?;
         let (calibrated, sequences) = Calibrated::new(&job, prepared, &rows)?;
         let plan = Plan::search(&job, &calibrated, sequences);
+        let known = KnownWeights::default();
         let source = Source {
             options,
             calibrated: &calibrated,
+            known: &known,
         };
         let mut judge = HeldOut::new(&job, source, &rows);
         let mut written = best_plan(&job, source, plan, &mut judge)?;
@@ -116,7 +118,7 @@ fn best_plan(
     let written = strategy::widen_if_below(written, judge)?;
     let units = strategy::units(&written.plan, sites, &reaches);
     let written = strategy::drop_what_hurts(written, &units, judge)?;
-    let offers = strategy::offers(&written.plan, sites, &source.calibrated.prepared.found);
+    let offers = strategy::offers(&written.plan, &source.calibrated.prepared);
     let written = strategy::rotate(written, offers, job.options.max_slowdown, judge)?;
     let units = strategy::units(&written.plan, sites, &reaches);
     let wish = Wish {

@@ -270,6 +270,7 @@ mod tests {
             curve: Vec::new(),
             at_response: true,
             energy: 1.0,
+            share: None,
         }
     }
 
@@ -299,6 +300,7 @@ mod tests {
         let elsewhere = Solution {
             at_response: false,
             energy: 1.0,
+            share: None,
             ..found()
         };
         let site = SitePlan::of(elsewhere, Some(ResponseKind::Gated));

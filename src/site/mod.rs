@@ -18,7 +18,7 @@ use crate::onnx::op;
 use crate::recognise::{Linear, LinearForm, LinearId, NormId, Passage, Recognised, passage};
 
 pub use response::{Response, ResponseKind, response};
-pub use stream::normed_stream;
+pub use stream::{behind, normed_stream};
 pub use trace::{Fold, Place, Shapes, Trace};
 
 /// The place whose constants take the affine.

@@ -8,6 +8,8 @@
 //! The norm behind divides every token by its own size. So an error of `x W` counts in relation to the size of that token
 //! of the stream: on a token that is fifty times larger than the others, an error fifty times larger.
 
+use std::collections::BTreeSet;
+
 use crate::graph::{Use, ValueId, View};
 use crate::onnx::op;
 use crate::recognise::{LinearId, Passage, Recognised, passage};
@@ -52,4 +54,34 @@ fn normed(view: &View, found: &Recognised, value: ValueId, steps: usize) -> Opti
     behind
         .filter_map(|next| normed(view, found, next, steps - 1))
         .next()
+}
+
+/// Nodes between the Linears of a site and those behind it, at most.
+const MOST_NODES: usize = 500;
+
+/// The Linears that the outputs of `linears` reach without passing through another Linear; none if too much lies between.
+pub fn behind(view: &View, found: &Recognised, linears: &[LinearId]) -> BTreeSet<LinearId> {
+    let mut reached = BTreeSet::new();
+    let mut seen = BTreeSet::new();
+    let products = linears
+        .iter()
+        .filter_map(|&l| view.output(found.linears[l].node, 0));
+    let mut values: Vec<ValueId> = products.collect();
+    while let Some(value) = values.pop() {
+        for reader in view.uses(value) {
+            let Use::Node { node, .. } = *reader else {
+                continue;
+            };
+            if let Some(linear) = found.linears.position(|l| l.node == node) {
+                reached.insert(linear);
+            } else if seen.insert(node) {
+                let outputs = 0..view.node(node).output.len();
+                values.extend(outputs.filter_map(|i| view.output(node, i)));
+            }
+        }
+        if seen.len() > MOST_NODES {
+            return BTreeSet::new();
+        }
+    }
+    reached
 }

@@ -226,12 +226,21 @@ fn factor(h: &mut Array2<f32>) -> Option<Vec<f32>> {
         let (top, mut below) = h.view_mut().split_at(Axis(0), end);
         let diagonal = top.slice(s![start.., start..end]).to_owned();
         let mut panel = below.slice_mut(s![.., start..end]);
-        for mut row in panel.rows_mut() {
-            for c in 0..end - start {
-                let known: f32 = (0..c).map(|k| row[k] * diagonal[[c, k]]).sum();
-                row[c] = (row[c] - known) / diagonal[[c, c]];
+        // Row by row of its transpose, so that the loops run over long slices.
+        let mut columns = panel.t().as_standard_layout().into_owned();
+        for c in 0..end - start {
+            let (known, mut rest) = columns.view_mut().split_at(Axis(0), c);
+            let mut column = rest.row_mut(0);
+            let Some(column) = column.as_slice_mut() else {
+                continue;
+            };
+            for (k, known) in known.rows().into_iter().enumerate() {
+                add_scaled(column, -diagonal[[c, k]], known.to_slice().unwrap_or(&[]));
             }
+            let pivot = diagonal[[c, c]];
+            column.iter_mut().for_each(|v| *v /= pivot);
         }
+        panel.assign(&columns.t());
         let panel = panel.to_owned();
         // Only the lower triangle, in stripes.
         for stripe in (0..n - end).step_by(4 * BLOCK) {

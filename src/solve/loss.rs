@@ -152,14 +152,22 @@ impl SiteLoss {
         let of = |d: &Direction| {
             let y = d.target(ShiftKind::None, None, &self.w);
             let mean = mean(y);
-            let centred = y.rows().into_iter().enumerate().map(|(t, row)| {
-                let pairs = row.iter().zip(&mean);
-                let squares: f64 = pairs.map(|(y, m)| f64::from(y - m).powi(2)).sum();
-                squares * d.weights.as_ref().map_or(1.0, |w| f64::from(w[t]))
+            let mean = mean.as_slice().unwrap_or(&[]);
+            let rows = flat(y).chunks_exact(mean.len().max(1)).enumerate();
+            let centred = rows.map(|(t, row)| {
+                let weight = d.weights.as_ref().map_or(1.0, |w| f64::from(w[t]));
+                squared_error(row, mean) * weight
             });
             centred.sum::<f64>()
         };
         self.directions.iter().map(of).sum()
+    }
+
+    /// Energy of the outputs over that of the stream they are written to: the mean over the tokens, if these are weighed.
+    pub(super) fn share(&self) -> Option<f64> {
+        let weighed = self.directions.iter().all(|d| d.weights.is_some());
+        let tokens: usize = self.directions.iter().map(|d| d.x.nrows()).sum();
+        (weighed && tokens > 0).then(|| self.energy() / tokens as f64)
     }
 
     /// Smallest and largest value of every channel in the half that sets the ranges in `direction`, `[C]` each.

@@ -138,6 +138,9 @@ pub struct Solution {
     pub loss_after: f64,
     /// Energy of what the losses are the error of, on the same tokens: their ratio is that of noise to signal.
     pub energy: f64,
+    /// Energy of the outputs over that of the stream that they are written to, where that is normed behind: the mean over the
+    /// tokens.
+    pub share: Option<f64>,
     /// `10 · log10(loss_before / loss_after)` in dB, within ±120. Never negative for [`Method::OsPlus`]; a method that
     /// does not validate (SmoothQuant) can make things worse, and then it is.
     pub validated_gain_db: f64,

@@ -239,7 +239,7 @@ impl<'a, 'p> Site<'a, 'p> {
         let low_bits = self.settings.activation.bits < 8;
         let margins: &[f32] = match low_bits {
             true => &[1.0, 0.85, 0.7],
-            false => &[1.0],
+            false => &[1.0, 0.9, 0.8],
         };
         let corrected = self.problem.correct_bias;
         let fitted = |fold: &Fold| {

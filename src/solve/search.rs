@@ -151,6 +151,7 @@ fn solve(
                 Some(response) => response.energy(),
                 None => loss.energy(),
             };
+            solution.share = loss.share();
             let rotated = turn.and_then(|turn| {
                 let estimate = lowest(&surveyed).loss / surveyed_tokens(problem, recipe);
                 let block = response.filter(|_| at_response);
@@ -437,6 +438,7 @@ impl Solution {
             curve: Vec::new(),
             at_response: false,
             energy: 0.0,
+            share: None,
         }
     }
 }

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::super::plan::{Plan, Rounding, SitePlan};
 use super::super::sites::{SiteId, SiteRow};
+use super::known::RoundedFrom;
 use super::source::{Source, recognised};
 use crate::graph::View;
 use crate::graph::branches::FlatModel;
@@ -103,6 +104,19 @@ impl Refine<'_> {
         plan: &SitePlan,
         linears: &[LinearId],
     ) -> Option<Vec<(LinearId, Arc<QuantizedWeight>)>> {
+        let known = self.source.known;
+        let weight = |&l: &LinearId| {
+            let w = self.found.linears[l].load_weight(&self.view)?;
+            let from = RoundedFrom::of(&w, &plan.transform);
+            Some((l, w, from))
+        };
+        let weights: Vec<_> = linears.iter().filter_map(weight).collect();
+        let before = weights
+            .iter()
+            .map(|(l, _, from)| Some((*l, known.get(*l, from)?)));
+        if let Some(all) = before.collect::<Option<Vec<_>>>() {
+            return Some(all);
+        }
         // What is shared is rounded for the tokens of all.
         let stats = self.source.calibrated.prepared.sites.joint_statistics(id)?;
         if linears.is_empty() {
@@ -127,11 +141,12 @@ impl Refine<'_> {
             .slice_move(s![..;every, ..])
             .as_standard_layout()
             .into_owned();
-        let round = |&l: &LinearId| {
-            let w = self.found.linears[l].load_weight(&self.view)?;
-            Some((l, Arc::new(confirmed(&feedback, &w, &other, &spec))))
+        let round = |(l, w, from): (LinearId, Array2<f32>, RoundedFrom)| {
+            let rounded = Arc::new(confirmed(&feedback, &w, &other, &spec));
+            known.keep(l, from, rounded.clone());
+            (l, rounded)
         };
-        Some(linears.iter().filter_map(round).collect())
+        Some(weights.into_iter().map(round).collect())
     }
 
     /// What to add to the biases of Linears, so that quantization keeps the mean of their outputs.

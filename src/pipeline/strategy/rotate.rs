@@ -4,11 +4,14 @@
 use std::collections::BTreeMap;
 
 use super::super::judge::{Judge, Measured, measure};
-use super::super::plan::Plan;
+use super::super::plan::{Plan, SitePlan};
+use super::super::prepare::Prepared;
 use super::super::sites::{SiteId, SiteRow, SiteTable};
 use super::super::verdict::{CLEAR_DB, breaks_promise, mean_sqnr, score};
 use crate::error::Error;
-use crate::recognise::Recognised;
+use crate::graph::View;
+use crate::recognise::{LinearId, Recognised};
+use crate::site::behind;
 use crate::solve::Solution;
 
 /// How much faster a model is whose Linears run in int8, about.
@@ -25,8 +28,8 @@ const PASSES: f64 = 40.0;
 pub(crate) struct Offer {
     /// Sites that are decided together.
     pub(super) sites: Vec<SiteId>,
-    /// Over the best solution without it, in dB.
-    pub(super) gain: f64,
+    /// What it takes off the noise in the streams of the model, over their energy.
+    pub(super) relief: f64,
     /// Percent of the run time.
     pub(super) price: f64,
 }
@@ -83,7 +86,14 @@ pub(crate) fn rotate(
 }
 
 /// All rotations of a plan, with their prices.
-pub(crate) fn offers(plan: &Plan, sites: &SiteTable, found: &Recognised) -> Vec<Offer> {
+pub(crate) fn offers(plan: &Plan, prepared: &Prepared) -> Vec<Offer> {
+    let Prepared { found, sites, .. } = prepared;
+    let view = prepared.model.view();
+    let writer = writers(&view, found, sites);
+    let share = |id: SiteId, site: &SitePlan| {
+        let behind = writer(id).and_then(|w| plan.sites[w].as_ref()?.found.share);
+        site.found.share.or(behind).unwrap_or(1.0)
+    };
     let tokens = |row: &SiteRow| -> f64 {
         let stats = row.statistics.as_ref();
         stats.map_or(0.0, |s| s.folds.iter().map(|f| f.tokens as f64).sum())
@@ -101,16 +111,17 @@ pub(crate) fn offers(plan: &Plan, sites: &SiteTable, found: &Recognised) -> Vec<
         };
         let offer = offers.entry(sites.leader(id)).or_insert(Offer {
             sites: Vec::new(),
-            gain: gain(&site.found, rotated),
+            relief: 0.0,
             price: 0.0,
         });
+        let relief = (site.found.loss_after - rotated.loss_after) / site.found.energy;
+        offer.relief += relief * share(id, site);
         if std::env::var("DBG").is_ok() {
             eprintln!(
-                "OFFER {} {:.2} dB nsr {:.1} -> {:.1} dB price {:.2}",
+                "OFFER {} {relief:.2e} share {:.2e} = {:.2e} price {:.2}",
                 row.name,
-                gain(&site.found, rotated),
-                10.0 * (site.found.loss_after / site.found.energy).log10(),
-                10.0 * (rotated.loss_after / site.found.energy).log10(),
+                share(id, site),
+                relief * share(id, site),
                 100.0 * SPEED_UP * RATE * multiplications(rotated) * tokens(row) / work
             );
         }
@@ -120,8 +131,21 @@ pub(crate) fn offers(plan: &Plan, sites: &SiteTable, found: &Recognised) -> Vec<
     offers.into_values().collect()
 }
 
-fn gain(before: &Solution, after: &Solution) -> f64 {
-    10.0 * (before.loss_after / after.loss_after).log10()
+/// For every site the one behind it whose Linears write what its outputs have become to a stream: that of the output
+/// projection for Q, K and V.
+fn writers<'a>(
+    view: &'a View,
+    found: &'a Recognised,
+    sites: &'a SiteTable,
+) -> impl Fn(SiteId) -> Option<SiteId> + 'a {
+    let owners = sites
+        .iter()
+        .flat_map(|(id, row)| row.linears.iter().map(move |&l| (l, id)));
+    let owners: BTreeMap<LinearId, SiteId> = owners.collect();
+    move |id| {
+        let behind = behind(view, found, &sites.row(id).linears);
+        behind.iter().find_map(|l| owners.get(l)).copied()
+    }
 }
 
 /// What a rotation costs per token, in multiplications of a float Linear.
@@ -132,7 +156,7 @@ fn multiplications(rotated: &Solution) -> f64 {
 
 /// The offers that gain most for their price, within a budget; what does not fit is passed over.
 fn affordable(mut offers: Vec<Offer>, budget: f64) -> Vec<Offer> {
-    let value = |o: &Offer| o.gain / o.price;
+    let value = |o: &Offer| o.relief / o.price;
     offers.sort_by(|a, b| value(b).total_cmp(&value(a)).then(a.sites.cmp(&b.sites)));
     let mut left = budget;
     offers.retain(|offer| {
@@ -149,9 +173,9 @@ mod tests {
 
     #[test]
     fn most_gain_for_the_price_within_the_budget() {
-        let offer = |site: usize, gain: f64, price: f64| Offer {
+        let offer = |site: usize, relief: f64, price: f64| Offer {
             sites: vec![site.into()],
-            gain,
+            relief,
             price,
         };
         let offers = vec![

@@ -213,6 +213,7 @@ fn solution() -> Solution {
         curve: Vec::new(),
         at_response: false,
         energy: 1.0,
+        share: None,
     }
 }
 
