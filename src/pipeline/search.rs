@@ -19,10 +19,8 @@ use crate::solve::{
 /// What an explicit Mul must gain at its site to be worth its run time.
 const EXPLICIT_GAIN_DB: f64 = 1.0;
 
-/// What a rotation must gain at least over what is found without, in dB: behind a norm, and elsewhere.
-fn env(n: &str, d: f64) -> f64 {
-    std::env::var(n).map_or(d, |v| v.parse().unwrap())
-}
+/// What a rotation must gain at least over what is found without, in dB.
+const LEAST_GAIN_DB: f64 = 0.5;
 
 impl Plan {
     /// Shift, scale and range of every site; every Linear that can be quantized is.
@@ -127,14 +125,10 @@ fn turn<'a>(job: &Job, sites: &'a SiteTable, members: &[SiteId]) -> Option<Turn<
         let rank = row.statistics.as_ref().map_or(0, |s| s.rank);
         row.site.has_sink() && rank > 1 && ties(row) == first
     };
-    let behind_norm = rows().any(|row| matches!(row.site.sink, Sink::Norm(_)));
     rows().all(usable).then(|| Turn {
         ties: first,
         signs: rows().all(|row| row.site.allow_signs()),
-        least_gain_db: match behind_norm {
-            true => env("BN", 2.0),
-            false => env("EW", 1.0),
-        },
+        least_gain_db: LEAST_GAIN_DB,
     })
 }
 
@@ -196,26 +190,6 @@ fn solve_site(
         method: options.method,
     };
     let (solution, rotated) = solve_both(&problem, &settings, response, turn);
-    if std::env::var("DBG").is_ok() {
-        let db = |s: &Solution| 10.0 * (s.loss_after / s.energy).log10();
-        eprintln!(
-            "SITE {:?} turn {} signs {:?} plain {:.1} found {:.2} rotated {:?} gain {:?} resp {} abs {:.3e} {:?} kind {:?} {:?}",
-            data.linears.iter().map(|l| &l.name).collect::<Vec<_>>(),
-            turn.is_some(),
-            turn.map(|t| t.signs),
-            10.0 * (solution.loss_before / solution.energy).log10(),
-            db(&solution),
-            rotated.as_ref().map(db),
-            rotated.as_ref().map(|r| db(&solution) - db(r)),
-            solution.at_response,
-            solution.loss_after,
-            rotated.as_ref().map(|r| r.loss_after),
-            rotated.as_ref().map(|r| r.shift_kind),
-            rotated
-                .as_ref()
-                .map(|r| (r.threshold, r.scale.is_some(), r.margin))
-        );
-    }
     let costs_a_node = matches!(site.sink, Sink::Explicit(_)) && solution.scale.is_some();
     if costs_a_node && solution.validated_gain_db < EXPLICIT_GAIN_DB {
         problem.allow_scale = false;

@@ -331,7 +331,7 @@ fn product(a: &[f32], b: &[f32], out: &mut [f32], (t, c, n): (usize, usize, usiz
 
 wide! {
     /// `Σ (a − b)²` in f64. Eight interleaved sums, in a fixed order, so that it vectorizes.
-    fn squared_error(a: &[f32], b: &[f32]) -> f64 = sum_of_squares;
+    pub(crate) fn squared_error(a: &[f32], b: &[f32]) -> f64 = sum_of_squares;
 }
 
 #[inline(always)]
@@ -353,12 +353,16 @@ fn sum_of_squares(a: &[f32], b: &[f32]) -> f64 {
     sums.iter().sum()
 }
 
+/// Output columns of all Linears of a site.
+pub(super) fn all_columns(problem: &SiteProblem) -> usize {
+    problem.weights.iter().map(|w| w.ncols()).sum()
+}
+
 /// The weights of a site side by side, `[C, N]`, and the column at which each ends: about `columns` output columns in all,
 /// every k-th of each Linear.
 pub(super) fn side_by_side(problem: &SiteProblem, columns: usize) -> (Array2<f32>, Vec<usize>) {
     let channels = problem.weights.first().map_or(0, |w| w.nrows());
-    let total: usize = problem.weights.iter().map(|w| w.ncols()).sum();
-    let stride = (total / columns.max(1)).max(1);
+    let stride = (all_columns(problem) / columns.max(1)).max(1);
     let mut ends = Vec::with_capacity(problem.weights.len());
     let mut end = 0;
     for w in &problem.weights {

@@ -11,7 +11,7 @@
 //! biases will be corrected ([`super::correction`]), the means do not count. Everything is measured element by element, clipping included. That is `T·C` operations for a candidate instead of
 //! `2·T·C·N`, so that the search can look at many, and score only the best of them with [`super::loss::SiteLoss`].
 
-use super::loss::{Direction, Trial, directions, migrate, side_by_side};
+use super::loss::{Direction, Trial, all_columns, directions, migrate, side_by_side};
 use super::mix::mix;
 use super::quantize::{QuantParams, column_scales, limits, saturate_round};
 use super::wide::wide;
@@ -35,6 +35,8 @@ pub struct Survey {
     w: Array2<f32>,
     /// Where each weight ends in `w`.
     ends: Vec<usize>,
+    /// Output columns of the site over those in `w`.
+    columns: f64,
     activation: ActivationSpec,
     weight: WeightSpec,
 }
@@ -62,6 +64,7 @@ impl Survey {
             row_energy: w.rows().into_iter().enumerate().map(energy).collect(),
             projected,
             directions: directions(&problem.folds, tokens),
+            columns: all_columns(problem) as f64 / w.ncols().max(1) as f64,
             w,
             ends,
             activation: settings.activation,
@@ -71,7 +74,8 @@ impl Survey {
 
     /// Estimated loss of a shift and threshold, for each of its margins: the sum of both directions of the cross-fit.
     pub fn evaluate(&self, trial: &Trial) -> Vec<f64> {
-        evaluate(self, trial)
+        let losses = evaluate(self, trial);
+        losses.into_iter().map(|loss| loss * self.columns).collect()
     }
 
     #[inline(always)]

@@ -134,7 +134,7 @@ impl Refine<'_> {
             x
         };
         let (fit, other) = (tokens(0), tokens(1));
-        let feedback = Feedback::new(&fit).filter(|_| other.nrows() > 0)?;
+        let feedback = Feedback::new(&fit, &spec).filter(|_| other.nrows() > 0)?;
         // It is better by 1 dB and more, or not: some tokens tell.
         let every = (other.nrows() / CONFIRMED_BY).max(1);
         let other: Array2<f32> = other
@@ -213,7 +213,7 @@ mod tests {
         let w = Array2::from_shape_fn((8, 16), |(c, n)| {
             ((c * 29 + n * 17) % 31) as f32 / 15.5 - 1.0
         });
-        let feedback = Feedback::new(&tokens(1.0)).unwrap();
+        let feedback = Feedback::new(&tokens(1.0), &spec).unwrap();
         let with = feedback.quantize(w.view(), &spec);
         let nearest = quantize_weight(w.view(), &spec);
         assert_ne!(with.q, nearest.q);
