@@ -22,7 +22,8 @@ pub use quantized::{QuantizedLinear, quantized_linears};
 pub use report::{
     AttentionCost, AttentionReport, BelowPlain, CHANNEL_LINES, ChannelRange, CurveReport, Decision,
     FLOAT_LIMIT, Files, FloatCheck, InlinedReport, KeptFloat, KeptLinear, LinearReport,
-    NearMissReport, OutputReport, REPORT_SCHEMA, ROUNDING_LIMIT, Report, RoundedCheck, SiteReport,
+    NearMissReport, OutputReport, REPORT_SCHEMA, ROUNDING_LIMIT, Report, RotationReport,
+    RotationsReport, RoundedCheck, SiteReport,
 };
 pub use settings::Settings;
 pub use verify::{

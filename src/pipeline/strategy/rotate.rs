@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use super::super::judge::{Judge, Measured, measure};
-use super::super::plan::Plan;
+use super::super::judge::{Gain, Judge, Measured, measure};
+use super::super::plan::{Bought, Plan};
 use super::super::sites::{SiteId, SiteRow, SiteTable};
 use super::super::verdict::{CLEAR_DB, breaks_promise, mean_sqnr, score};
 use crate::error::Error;
@@ -31,6 +31,17 @@ pub(crate) struct Offer {
     pub(super) price: f64,
 }
 
+impl Offer {
+    /// What each of its sites takes of the price, alike: they multiply by the same weights.
+    fn shares(&self) -> impl Iterator<Item = (SiteId, Bought)> {
+        let bought = Bought {
+            percent: self.price / self.sites.len() as f64,
+            gain_db: self.gain,
+        };
+        self.sites.iter().map(move |&site| (site, bought))
+    }
+}
+
 /// What is written with rotations at those sites that gain most per run time, for `percent` of it, if that is clearly
 /// better.
 ///
@@ -47,14 +58,10 @@ pub(crate) fn rotate(
         return Ok(written);
     }
     let mut plan = written.plan.clone();
-    let sites: Vec<SiteId> = bought
-        .iter()
-        .flat_map(|offer| offer.sites.clone())
-        .collect();
-    for &site in &sites {
+    for (site, price) in bought.iter().flat_map(Offer::shares) {
         // What was dropped stays so.
         if let Some(site) = plan.sites[site].as_mut().filter(|s| s.dropped.is_none()) {
-            site.rotate();
+            site.rotate(price);
         }
     }
     if let Err(error) = judge.float_check(&plan) {
@@ -73,12 +80,10 @@ pub(crate) fn rotate(
     if !clear {
         return Ok(written);
     }
-    let price: f64 = bought.iter().map(|offer| offer.price).sum();
-    let (before, after) = (mean_sqnr(&written.outputs), mean_sqnr(&rotated.outputs));
-    rotated.plan.notes.push(format!(
-        "rotations before the Linears of {} sites: {before:.2} dB -> {after:.2} dB for about {price:.1} % of the run time",
-        sites.len()
-    ));
+    rotated.account.rotations = Some(Gain {
+        sqnr_before_db: mean_sqnr(&written.outputs),
+        sqnr_after_db: mean_sqnr(&rotated.outputs),
+    });
     Ok(rotated)
 }
 
