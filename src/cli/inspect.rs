@@ -105,6 +105,7 @@ fn text(anatomy: &Anatomy, path: &Path, verbose: bool, width: Option<usize>) -> 
     page.model(anatomy, path);
     page.architecture(anatomy);
     page.quantized(anatomy, verbose);
+    page.rotations(anatomy, verbose);
     page.sites(anatomy, verbose);
     page.linears(anatomy, verbose);
     page.near_misses(anatomy);
@@ -241,6 +242,24 @@ impl Page {
         }
         for linear in found.linears.iter().filter(|_| verbose) {
             self.named(&format!("  {:<12} ", short_form(linear)), &linear.name, "");
+        }
+    }
+
+    /// `rotated    2 values by 24 x 16`.
+    fn rotations(&mut self, anatomy: &Anatomy, verbose: bool) {
+        let mut sizes: BTreeMap<(usize, usize), usize> = BTreeMap::new();
+        for rotation in &anatomy.rotations {
+            *sizes.entry(rotation.factors).or_default() += 1;
+        }
+        let sizes = sizes.iter();
+        let sizes: Vec<String> = sizes
+            .map(|((a, b), n)| format!("{n} by {a} x {b}"))
+            .collect();
+        if !sizes.is_empty() {
+            self.item("rotations", &sizes.join(", "));
+        }
+        for rotation in anatomy.rotations.iter().filter(|_| verbose) {
+            self.named("  ", &rotation.name, "");
         }
     }
 

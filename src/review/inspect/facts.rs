@@ -33,6 +33,8 @@ pub struct Anatomy {
     pub linears: Vec<LinearFacts>,
     /// Every value that float Linears read, in graph order.
     pub sites: Vec<SiteFacts>,
+    /// Rotations before Linears that are written in the model, in graph order.
+    pub rotations: Vec<RotationFacts>,
     /// What almost matched, and why it did not.
     pub near_misses: Vec<NearMissReport>,
     /// Rows that the outlier tables are from; 0 without data.
@@ -132,6 +134,17 @@ pub struct LinearFacts {
     pub bias: bool,
     /// The type of the weight in the file.
     pub dtype: String,
+}
+
+/// A rotation that is written in the model: Reshape, two MatMuls, Reshape; see [`crate::recognise::rotation_part`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct RotationFacts {
+    /// The name of its first product.
+    pub name: String,
+    /// A and B of A · B channels.
+    pub factors: (usize, usize),
 }
 
 /// One value that Linears read.

@@ -22,12 +22,12 @@ use crate::graph::View;
 use crate::onnx::op;
 use crate::onnx::proto::{TensorProto, type_proto};
 use crate::onnx::{DataType, Model};
-use crate::recognise::{LinearForm, LinearId, Recognised};
+use crate::recognise::{LinearForm, LinearId, Recognised, rotation_part};
 use crate::site::Site;
 use crate::solve::{ActivationSpec, Fold, WeightSpec, damage};
 pub use facts::{
     ANATOMY_SCHEMA, Anatomy, Architecture, BlockFacts, ChannelFacts, LinearFacts, ModelFacts,
-    Outliers, PROVENANCE, Quantized, SiteFacts,
+    Outliers, PROVENANCE, Quantized, RotationFacts, SiteFacts,
 };
 
 /// What was recognised in a model, for [`anatomy`].
@@ -101,9 +101,21 @@ pub fn anatomy(subject: &Subject) -> Anatomy {
             .map(|site| site_facts(subject, &view, site))
             .collect(),
         bits: (activation.bits, weight.bits),
+        rotations: rotations(&view),
         quantized,
         ..Anatomy::default()
     }
+}
+
+fn rotations(view: &View) -> Vec<RotationFacts> {
+    let part = |(node, _)| Some((node, rotation_part(view, node)?));
+    let parts = view.nodes().filter_map(part);
+    let whole = parts.filter(|(node, rotation)| *node == rotation.inner);
+    let facts = whole.map(|(node, rotation)| RotationFacts {
+        name: view.node_name(node).to_owned(),
+        factors: rotation.factors,
+    });
+    facts.collect()
 }
 
 impl Anatomy {
