@@ -22,6 +22,7 @@ mod responses;
 mod search;
 mod sites;
 mod strategy;
+mod token_ids;
 mod verdict;
 
 use crate::calibrate::{Dataset, Engine, with_threads};

@@ -15,7 +15,8 @@ pub use account::{SiteDecision, linear_report, output_reports, site_report};
 pub use html::html;
 pub use inspect::{
     ANATOMY_SCHEMA, Anatomy, Architecture, BlockFacts, ChannelFacts, LinearFacts, ModelFacts,
-    Outliers, PROVENANCE, Quantized, RotationFacts, SiteFacts, Subject, anatomy, outliers,
+    Outliers, PROVENANCE, Quantized, RotationFacts, SiteFacts, Subject, TokenFacts, Tokens,
+    anatomy, outliers,
 };
 pub use provenance::Provenance;
 pub use quantized::{QuantizedLinear, quantized_linears};

@@ -194,6 +194,33 @@ pub struct Outliers {
     pub asymmetry: f32,
     /// The three largest channels.
     pub channels: Vec<ChannelFacts>,
+    /// The median of the tokens' largest magnitudes, over a sample of the tokens.
+    #[serde(deserialize_with = "number")]
+    pub median_token: f32,
+    /// The largest magnitude of a token over `median_token`; `None` if that is 0.
+    pub token_ratio: Option<f32>,
+    /// The three largest tokens.
+    pub tokens: Vec<TokenFacts>,
+}
+
+/// One token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct TokenFacts {
+    /// The number of its row over all data.
+    pub row: u64,
+    /// Its place in the sequence, padding included; `None` where the value's shape does not tell.
+    pub position: Option<usize>,
+    /// What the input of token ids holds there; `None` where there is no such input of that length.
+    pub id: Option<i64>,
+    /// The channel of its largest element.
+    pub channel: usize,
+    /// That element.
+    #[serde(deserialize_with = "number")]
+    pub value: f32,
+    /// Its magnitude over that of the median token; `None` if that is 0.
+    pub ratio: Option<f32>,
 }
 
 /// One channel.
