@@ -13,7 +13,7 @@ import onnx
 import pytest
 import rotations
 import runtimes
-from conftest import run_tool
+from conftest import TINY, run_tool
 from onnx import numpy_helper
 
 LINEARS = ["query/MatMul", "key/MatMul", "value/MatMul", "output/MatMul"]
@@ -296,3 +296,29 @@ def test_what_is_left_is_quantized_in_a_second_run(written, tmp_path):
     assert len(matrices) == 4
     for value in matrices:
         assert np.array_equal(measure.constants(after)[value], measure.constants(onnx.load(first.path))[value])
+
+
+# --- Integer operators ---
+
+
+@small
+def test_integer_operators_have_rotations_too(written, name):
+    """The outputs of Linears are followed through R and its signs: as many integer operators, and better outputs."""
+    ours, without = (written(name, "--format", "qoperator", "--max-slowdown", price) for price in ("100", "0"))
+    rotated = rotation_nodes(onnx.load(ours.path))
+    assert rotated and ours.report["float_check"]["max_relative_error"] <= 1e-5
+    counts = [measure.op_counts(onnx.load(x.path)) for x in (ours, without)]
+    integer = [c["QLinearMatMul"] + c["QGemm"] for c in counts]
+    assert integer == [len(ours.form.linears)] * 2 and counts[0]["MatMul"] == len(rotated) // 2
+    feeds = unseen(ours.form)
+    for output, expected in measure.outputs(ours.source, feeds).items():
+        after, before = (measure.sqnr(expected, measure.outputs(x.path, feeds)[output]) for x in (ours, without))
+        assert after > before + 2, (before, after)
+
+
+def test_signs_in_the_columns_of_v_turn_its_range(job):
+    """The rotation behind attention has its signs in the Linear of V, whose integer output has the range of −V there."""
+    ours, without = (job(TINY, "--format", "qoperator", "--max-slowdown", price) for price in ("100", "0"))
+    rotated = [s for s in ours.report["sites"] if s["rotation"] and s["kind"] == "commuted"]
+    assert rotated and any(s["rotation"]["negative"] for s in rotated)
+    assert measure.heldout_sqnr(TINY, ours.path) > measure.heldout_sqnr(TINY, without.path)
