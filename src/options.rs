@@ -95,7 +95,7 @@ pub enum OptionsError {
     #[error("what rotations may cost is a number of percent, 0 or more, not {0}")]
     Slowdown(f64),
     /// Rotations in a format that has none.
-    #[error("rotations (max_slowdown) are for format qdq with extra nodes, not for {0}")]
+    #[error("rotations (max_slowdown) are for quantized formats with extra nodes, not for {0}")]
     NoRotations(&'static str),
     /// A search that would see nothing.
     #[error("the search needs tokens: sample_tokens is at least 1")]
@@ -303,7 +303,7 @@ impl Options {
         if let (false, Some((setting, _))) = (self.format.quantizes(), asked.next()) {
             return Err(OptionsError::QuantizesNothing { format, setting });
         }
-        if self.max_slowdown > 0.0 && self.format != Format::Qdq {
+        if self.max_slowdown > 0.0 && !self.format.quantizes() {
             return Err(OptionsError::NoRotations(format));
         }
         if self.max_slowdown > 0.0 && !self.extra_nodes {

@@ -11,7 +11,7 @@ use clap::{Args, value_parser};
 use onnx_osplus::Options;
 use onnx_osplus::calibrate::{Dataset, TractEngine};
 use onnx_osplus::onnx;
-use onnx_osplus::review::{Anatomy, PROVENANCE, QuantizedLinear, SiteFacts};
+use onnx_osplus::review::{Anatomy, PROVENANCE, QuantizedLinear, SiteFacts, TokenFacts};
 use onnx_osplus::target::Target;
 
 use super::arguments::{parse_batch, source, targets};
@@ -21,9 +21,12 @@ use super::table;
 /// Rows of a table without -v.
 const SHOWN: usize = 10;
 
+/// From so many times the median token on a token sticks out.
+const OUTLIER_TOKEN: f32 = 2.0;
+
 /// Show what this tool sees in a model: architecture, Linears, sites, near misses, what is quantized already
 ///
-/// With calibration data also which channels of each site stick out, and what plain min-max quantization of the site would
+/// With calibration data also which channels and tokens of each site stick out, and what plain min-max quantization of the site would
 /// do to the outputs of its Linears, worst first.
 #[derive(Debug, Args)]
 #[command(after_help = "Example: onnx-osplus inspect model.onnx --calib data.npz")]
@@ -105,6 +108,7 @@ fn text(anatomy: &Anatomy, path: &Path, verbose: bool, width: Option<usize>) -> 
     page.model(anatomy, path);
     page.architecture(anatomy);
     page.quantized(anatomy, verbose);
+    page.rotations(anatomy, verbose);
     page.sites(anatomy, verbose);
     page.linears(anatomy, verbose);
     page.near_misses(anatomy);
@@ -244,6 +248,24 @@ impl Page {
         }
     }
 
+    /// `rotated    2 values by 24 x 16`.
+    fn rotations(&mut self, anatomy: &Anatomy, verbose: bool) {
+        let mut sizes: BTreeMap<(usize, usize), usize> = BTreeMap::new();
+        for rotation in &anatomy.rotations {
+            *sizes.entry(rotation.factors).or_default() += 1;
+        }
+        let sizes = sizes.iter();
+        let sizes: Vec<String> = sizes
+            .map(|((a, b), n)| format!("{n} by {a} x {b}"))
+            .collect();
+        if !sizes.is_empty() {
+            self.item("rotations", &sizes.join(", "));
+        }
+        for rotation in anatomy.rotations.iter().filter(|_| verbose) {
+            self.named("  ", &rotation.name, "");
+        }
+    }
+
     fn sites(&mut self, anatomy: &Anatomy, verbose: bool) {
         if anatomy.sites.is_empty() {
             return;
@@ -284,6 +306,37 @@ impl Page {
             }
             if verbose {
                 self.site_details(site);
+            }
+        }
+        self.more(sites.len());
+        if anatomy.rows > 0 {
+            self.tokens(&sites);
+        }
+    }
+
+    /// Sites whose largest token sticks out, with that token.
+    fn tokens(&mut self, sites: &[&SiteFacts]) {
+        let ratio = |site: &SiteFacts| site.outliers.as_ref().and_then(|o| o.token_ratio);
+        let outlier = |site: &&&SiteFacts| ratio(site).is_some_and(|r| r >= OUTLIER_TOKEN);
+        let mut sites: Vec<&SiteFacts> = sites.iter().filter(outlier).copied().collect();
+        if sites.is_empty() {
+            let what = format!("none is {OUTLIER_TOKEN} times as large as the median one");
+            return self.item("tokens", &what);
+        }
+        sites.sort_by(|a, b| ratio(b).unwrap_or(0.0).total_cmp(&ratio(a).unwrap_or(0.0)));
+        self.item(
+            "tokens",
+            "that stick out: largest element of a site's largest token over that of the median one; where it is",
+        );
+        let _ = writeln!(
+            self.out,
+            "    ratio  largest     row  position      id  channel  site"
+        );
+        for site in sites.iter().take(self.shown) {
+            let tokens = site.outliers.iter().flat_map(|o| &o.tokens);
+            let shown = if self.shown == SHOWN { 1 } else { usize::MAX };
+            for token in tokens.take(shown) {
+                self.named(&token_row(token), &site.value, "");
             }
         }
         self.more(sites.len());
@@ -386,6 +439,23 @@ fn measured(site: &SiteFacts) -> String {
         o.median,
         o.asymmetry,
         channels.join(",")
+    )
+}
+
+/// The row of one token in the table of outlier tokens.
+fn token_row(token: &TokenFacts) -> String {
+    fn text<T: ToString>(value: Option<T>) -> String {
+        value.map_or("–".to_owned(), |value| value.to_string())
+    }
+    let ratio = token.ratio.map(|r| format!("{r:.1}"));
+    format!(
+        "  {:>7}  {:>7.2}  {:>6}  {:>8}  {:>6}  {:>7}  ",
+        text(ratio),
+        token.value.abs(),
+        token.row,
+        text(token.position),
+        text(token.id),
+        token.channel
     )
 }
 

@@ -11,8 +11,8 @@ use super::verdict::{Loss, losses};
 use crate::calibrate::{Dataset, OutputComparison};
 use crate::options::Format;
 use crate::review::{
-    AttentionReport, BelowPlain, Decision, FloatCheck, REPORT_SCHEMA, Report, Settings,
-    SiteDecision, linear_report, output_reports, site_report,
+    AttentionReport, BelowPlain, Decision, FloatCheck, REPORT_SCHEMA, Report, RotationsReport,
+    Settings, SiteDecision, linear_report, output_reports, site_report,
 };
 use crate::solve::Method;
 use crate::target::lint::Finding;
@@ -64,6 +64,7 @@ impl Account<'_> {
                 .flatten()
                 .filter(|s| was_dropped(s))
                 .count(),
+            rotations: self.rotations(),
             kept_float: self.written.account.kept_float.clone(),
             filled_inputs: self
                 .data
@@ -116,12 +117,27 @@ impl Account<'_> {
                 solution: &plan.found,
                 response: plan.response,
                 transform: &plan.transform,
+                bought: plan.bought.map(|b| (b.percent, b.gain_db)),
                 margin: plan.margin,
                 discarded: plan.dropped.as_ref().map(Dropped::reason),
                 statistics: row.statistics.as_ref(),
             }))
         };
         rows.filter_map(report).collect()
+    }
+
+    /// What those rotations bought that are written.
+    fn rotations(&self) -> Option<RotationsReport> {
+        let gain = self.written.account.rotations?;
+        let sites = self.written.plan.sites.iter().flatten();
+        let rotated = sites.filter(|s| s.transform.rotation.is_some());
+        let prices: Vec<f64> = rotated.filter_map(|s| Some(s.bought?.percent)).collect();
+        (!prices.is_empty()).then(|| RotationsReport {
+            sites: prices.len(),
+            percent: prices.iter().sum(),
+            sqnr_before_db: gain.sqnr_before_db,
+            sqnr_after_db: gain.sqnr_after_db,
+        })
     }
 
     /// What was written, in a word.

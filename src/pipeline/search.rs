@@ -9,7 +9,6 @@ use super::responses::{Responses, Sequences};
 use super::sites::{SiteId, SiteRow, SiteTable, of_member, tied};
 use crate::calibrate::ChannelStats;
 use crate::graph::View;
-use crate::options::Format;
 use crate::recognise::Linear;
 use crate::site::{Sink, Site};
 use crate::solve::{
@@ -109,9 +108,8 @@ fn solve_joint(
 /// What a rotation may do at sites that are decided together; `None` if none is wanted.
 fn turn<'a>(job: &Job, sites: &'a SiteTable, members: &[SiteId]) -> Option<Turn<'a>> {
     let options = job.options;
-    // The outputs of integer operators are measured before migration, and would have to be followed through signs; a float
-    // model is for another tool, which would take the products for Linears.
-    let wanted = options.format == Format::Qdq && options.extra_nodes;
+    // A float model is for another tool, which would take the products for Linears.
+    let wanted = options.format.quantizes() && options.extra_nodes;
     if !wanted || options.max_slowdown <= 0.0 {
         return None;
     }

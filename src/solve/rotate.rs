@@ -429,6 +429,7 @@ mod tests {
                 min: &self.folds[i].0,
                 max: &self.folds[i].1,
                 sample: self.folds[i].2.view(),
+                weights: None,
             };
             SiteProblem {
                 folds: [fold(0), fold(1)],

@@ -267,6 +267,7 @@ mod tests {
             min: &e.0,
             max: &e.1,
             sample: x.view(),
+            weights: None,
         };
         let leak = |x: Array2<f32>| -> &'static Array2<f32> { Box::leak(Box::new(x)) };
         let (ea, eb) = (Box::leak(Box::new(ea)), Box::leak(Box::new(eb)));

@@ -18,6 +18,7 @@ use crate::calibrate::data::tokens::TokenContext;
 use crate::calibrate::engine::error::EngineError;
 use crate::calibrate::engine::plan::{Engine, TapSink, Wanted};
 use crate::calibrate::measure::capture::{Keep, Kept};
+use crate::calibrate::measure::largest::{LargeToken, Largest};
 use crate::calibrate::measure::parallel::{groups, in_parallel, with_threads};
 use crate::onnx::Model;
 use crate::progress::Progress;
@@ -117,8 +118,37 @@ pub fn statistics(
     options: &StatOptions,
     progress: &dyn Progress,
 ) -> Result<BTreeMap<String, ChannelStats>, EngineError> {
-    let (stats, _) = statistics_and(engine, model, batches, values, options, None, progress)?;
+    let run = Run {
+        engine,
+        model,
+        batches,
+        progress,
+    };
+    let (stats, ..) = run.collect(values, options, None, 0)?;
     Ok(stats)
+}
+
+/// [`statistics`] and the `count` tokens of each value with the largest magnitude, the largest first.
+///
+/// # Errors
+/// Those of [`statistics`].
+pub fn statistics_and_tokens(
+    engine: &dyn Engine,
+    model: &Model,
+    batches: &[Batch],
+    values: &[String],
+    options: &StatOptions,
+    count: usize,
+    progress: &dyn Progress,
+) -> Result<(Statistics, BTreeMap<String, Vec<LargeToken>>), EngineError> {
+    let run = Run {
+        engine,
+        model,
+        batches,
+        progress,
+    };
+    let (stats, _, tokens) = run.collect(values, options, None, count)?;
+    Ok((stats, tokens))
 }
 
 /// Statistics of values by their names.
@@ -137,114 +167,101 @@ pub fn statistics_and(
     keep: Option<Keep<'_>>,
     progress: &dyn Progress,
 ) -> Result<(Statistics, Kept), EngineError> {
-    let names: Vec<String> = values
-        .iter()
-        .collect::<BTreeSet<_>>()
-        .into_iter()
-        .cloned()
-        .collect();
-    if names.is_empty() {
-        return Ok(Default::default());
-    }
-    let mut keep = keep.filter(|keep| !keep.values.is_empty());
-    let kept_too = keep.iter().flat_map(|keep| keep.values);
-    let kept_too = kept_too.filter(|value| !names.contains(value));
-    let taps: Vec<String> = names.iter().chain(kept_too).cloned().collect();
-    let rows: BTreeSet<u64> = batches
-        .iter()
-        .flat_map(|b| b.rows.iter().copied())
-        .collect();
-    let collector = Arc::new(Collector::new(&names, options, rows.len() <= 1));
-    let wanted = Wanted {
-        taps: &taps,
-        outputs: false,
+    let run = Run {
+        engine,
+        model,
+        batches,
+        progress,
     };
-    let mut kept = Kept::new();
-    progress.begin("calibration", rows.len() as u64);
-    let run_group = |group: Vec<&Batch>| -> Result<(), EngineError> {
-        let plan = engine.plan(model, group[0], &wanted)?;
-        let run = |_, batch: &Batch| {
-            let sink = BatchSink {
-                collector: collector.clone(),
-                context: TokenContext::new(batch),
+    let (stats, kept, _) = run.collect(values, options, keep, 0)?;
+    Ok((stats, kept))
+}
+
+/// What is run on what.
+struct Run<'a> {
+    engine: &'a dyn Engine,
+    model: &'a Model,
+    batches: &'a [Batch],
+    progress: &'a dyn Progress,
+}
+
+/// What a run gives: statistics, values whole, the largest tokens.
+type Collected = (Statistics, Kept, BTreeMap<String, Vec<LargeToken>>);
+
+impl Run<'_> {
+    fn collect(
+        &self,
+        values: &[String],
+        options: &StatOptions,
+        keep: Option<Keep<'_>>,
+        tokens: usize,
+    ) -> Result<Collected, EngineError> {
+        let Run {
+            engine,
+            model,
+            batches,
+            progress,
+        } = *self;
+        let names: Vec<String> = values
+            .iter()
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .cloned()
+            .collect();
+        if names.is_empty() {
+            return Ok(Default::default());
+        }
+        let mut keep = keep.filter(|keep| !keep.values.is_empty());
+        let kept_too = keep.iter().flat_map(|keep| keep.values);
+        let kept_too = kept_too.filter(|value| !names.contains(value));
+        let taps: Vec<String> = names.iter().chain(kept_too).cloned().collect();
+        let rows: BTreeSet<u64> = batches
+            .iter()
+            .flat_map(|b| b.rows.iter().copied())
+            .collect();
+        let collector = Arc::new(Collector::new(&names, options, rows.len() <= 1, tokens));
+        let wanted = Wanted {
+            taps: &taps,
+            outputs: false,
+        };
+        let mut kept = Kept::new();
+        progress.begin("calibration", rows.len() as u64);
+        let run_group = |group: Vec<&Batch>| -> Result<(), EngineError> {
+            let plan = engine.plan(model, group[0], &wanted)?;
+            let run = |_, batch: &Batch| {
+                let sink = BatchSink {
+                    collector: collector.clone(),
+                    context: TokenContext::new(batch),
+                };
+                plan.run(batch, Some(Arc::new(sink)))?;
+                progress.advance(batch.rows.len() as u64);
+                Ok(())
             };
-            plan.run(batch, Some(Arc::new(sink)))?;
-            progress.advance(batch.rows.len() as u64);
+            in_parallel(&group, run).map(|_: Vec<()>| ())?;
+            if let Some(same) = keep.take_if(|keep| keep.batch.runs_like(group[0])) {
+                kept = same.run(plan.as_ref(), &taps)?;
+            }
             Ok(())
         };
-        in_parallel(&group, run).map(|_: Vec<()>| ())?;
-        if let Some(same) = keep.take_if(|keep| keep.batch.runs_like(group[0])) {
-            kept = same.run(plan.as_ref(), &taps)?;
+        let result = with_threads(options.threads, || {
+            groups(batches).into_iter().try_for_each(run_group)
+        });
+        progress.end();
+        result??;
+        if let Some(keep) = keep {
+            kept = keep.capture(engine, model)?;
         }
-        Ok(())
-    };
-    let result = with_threads(options.threads, || {
-        groups(batches).into_iter().try_for_each(run_group)
-    });
-    progress.end();
-    result??;
-    if let Some(keep) = keep {
-        kept = keep.capture(engine, model)?;
-    }
-    let finish = |(i, name): (usize, String)| {
-        let mut accumulator = lock(&collector.values[i]);
-        let all = std::mem::replace(&mut *accumulator, Accumulator::new("", false, 0));
-        all.seen.then(|| Ok((name, all.finish()?)))
-    };
-    let stats: Result<_, EngineError> = names.into_iter().enumerate().filter_map(finish).collect();
-    Ok((stats?, kept))
-}
-
-/// The shapes of `values` (names of values of the main graph) when `batch` is run; those that are not float, or in a
-/// branch that does not run, are left out.
-///
-/// # Errors
-/// What [`Engine::plan`] and [`crate::calibrate::Plan::run`] refuse.
-pub fn shapes(
-    engine: &dyn Engine,
-    model: &Model,
-    batch: &Batch,
-    values: &[String],
-) -> Result<BTreeMap<String, Vec<usize>>, EngineError> {
-    let mut values = values.to_vec();
-    loop {
-        if values.is_empty() {
-            return Ok(BTreeMap::new());
-        }
-        match engine.shapes(model, batch, &values) {
-            Err(EngineError::NotFloat { name, .. }) if values.contains(&name) => {
-                values.retain(|v| *v != name);
+        let (mut stats, mut largest) = (Statistics::new(), BTreeMap::new());
+        for (i, name) in names.into_iter().enumerate() {
+            let mut accumulator = lock(&collector.values[i]);
+            let mut all = std::mem::replace(&mut *accumulator, Accumulator::new("", false, 0));
+            if all.seen {
+                let tokens = std::mem::take(&mut all.largest).into_tokens();
+                largest.insert(name.clone(), tokens);
+                stats.insert(name, all.finish()?);
             }
-            Ok(None) => break,
-            shapes => return Ok(shapes?.unwrap_or_default()),
         }
-    }
-    let wanted = Wanted {
-        taps: &values,
-        outputs: false,
-    };
-    let plan = engine.plan(model, batch, &wanted)?;
-    let sink = Arc::new(ShapeSink {
-        shapes: Mutex::new(vec![None; values.len()]),
-    });
-    plan.run(batch, Some(sink.clone()))?;
-    let shapes = std::mem::take(&mut *sink.shapes.lock().unwrap_or_else(|p| p.into_inner()));
-    let seen = |(value, shape): (String, Option<_>)| Some((value, shape?));
-    Ok(values.into_iter().zip(shapes).filter_map(seen).collect())
-}
-
-struct ShapeSink {
-    shapes: Mutex<Vec<Option<Vec<usize>>>>,
-}
-
-impl TapSink for ShapeSink {
-    fn take(&self, tap: usize, value: ArrayViewD<'_, f32>) -> Result<(), EngineError> {
-        let mut shapes = self
-            .shapes
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
-        shapes[tap] = Some(value.shape().to_vec());
-        Ok(())
+        Ok((stats, kept, largest))
     }
 }
 
@@ -254,10 +271,12 @@ struct Collector {
     seed: u64,
     /// Folds by position, because all tokens are of one row.
     by_position: bool,
+    /// How many of the largest tokens are kept.
+    tokens: usize,
 }
 
 impl Collector {
-    fn new(names: &[String], options: &StatOptions, by_position: bool) -> Collector {
+    fn new(names: &[String], options: &StatOptions, by_position: bool, tokens: usize) -> Collector {
         let accumulator = |name: &String| {
             let channels_first = options.channels_first.contains(name);
             let sample_tokens = match options.extremes_only.contains(name) {
@@ -266,12 +285,14 @@ impl Collector {
             };
             let mut accumulator = Accumulator::new(name, channels_first, sample_tokens);
             accumulator.sizes_only = options.sizes_only.contains(name);
+            accumulator.largest = Largest::new(tokens);
             Mutex::new(accumulator)
         };
         Collector {
             values: names.iter().map(accumulator).collect(),
             seed: options.seed,
             by_position,
+            tokens,
         }
     }
 }
@@ -337,6 +358,7 @@ impl TapSink for BatchSink {
         };
         let mut extremes = [Extremes::new(channels), Extremes::new(channels)];
         let mut candidates = Vec::new();
+        let mut largest = Largest::new(collector.tokens);
         for (place, x) in places.iter().zip(data.chunks_exact(channels.max(1))) {
             if !place.keep {
                 continue;
@@ -359,6 +381,9 @@ impl TapSink for BatchSink {
                     value,
                 });
             }
+            if collector.tokens > 0 {
+                largest.offer(x, || (row, place.position, place.token));
+            }
             let key = Key {
                 priority: priority(collector.seed, row, place.position),
                 row,
@@ -368,6 +393,7 @@ impl TapSink for BatchSink {
         }
         let mut accumulator = lock(&collector.values[tap]);
         (accumulator.rank, accumulator.seen) = (rank, true);
+        accumulator.largest.merge(largest);
         accumulator.merge(extremes, &candidates)
     }
 }
@@ -433,6 +459,7 @@ struct Accumulator {
     seen: bool,
     rank: usize,
     folds: [Fold; 2],
+    largest: Largest,
 }
 
 struct Fold {
@@ -458,6 +485,7 @@ impl Accumulator {
             seen: false,
             rank: 0,
             folds: [fold(), fold()],
+            largest: Largest::default(),
         }
     }
 

@@ -33,6 +33,7 @@ fn tap(model: &Model, batch: Batch, name: &str) -> Result<(), EngineError> {
     let options = StatOptions {
         channels_first: Default::default(),
         extremes_only: Default::default(),
+        sizes_only: Default::default(),
         sample_tokens: 4,
         seed: 0,
         threads: 1,

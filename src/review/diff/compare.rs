@@ -205,6 +205,7 @@ impl<'m> Comparer<'m, '_> {
             self.explained.0.extend(read(&self.m.a, a));
             self.explained.1.extend(read(&self.m.b, b));
         }
+        let rotated = self.rotated(a, b);
         for (s, t) in slots {
             let x: &'m str = a.input.get(s).map_or("", String::as_str);
             let y: &'m str = b.input.get(t).map_or("", String::as_str);
@@ -227,6 +228,10 @@ impl<'m> Comparer<'m, '_> {
                 if from.nodes.is_empty() && to.nodes.is_empty() && self.m.value(x) == y {
                     continue;
                 }
+                // What no input channel has in common with what it was cannot be compared with it.
+                if rotated && t == weight_slot(b) {
+                    (to.moved, to.rotated) = (true, true);
+                }
                 self.constant_pair(j, (before, from), (after, to));
                 continue;
             }
@@ -238,6 +243,26 @@ impl<'m> Comparer<'m, '_> {
             }
         }
         found
+    }
+
+    /// Whether `weight` is that of a product, node `j` of B, which reads a value that is rotated in one of the models alone.
+    pub(super) fn is_rotated(&self, j: usize, weight: &str) -> bool {
+        let b = self.m.b.node(j);
+        let a = self.m.to_a[j].map(|i| self.m.a.node(i));
+        let own = b.input.get(weight_slot(b)).is_some_and(|v| v == weight);
+        own && a.is_some_and(|a| self.rotated(a, b))
+    }
+
+    /// Whether a product reads a value that is rotated in one of the models alone.
+    fn rotated(&self, a: &'m NodeProto, b: &'m NodeProto) -> bool {
+        if !is_product(a) || !is_product(b) {
+            return false;
+        }
+        let rotated = |scope: &Scope<'m>, matched: &[Option<usize>], node: &'m NodeProto| {
+            let value = node.input.first();
+            value.is_some_and(|v| trace(scope, matched, v).rotated)
+        };
+        rotated(&self.m.a, &self.m.to_b, a) != rotated(&self.m.b, &self.m.to_a, b)
     }
 
     /// A constant that a node read before, and the one that it reads now.

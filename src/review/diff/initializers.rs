@@ -47,7 +47,12 @@ impl<'m> Comparer<'m, '_> {
                 .first()
                 .map(|&(reader, _)| reader);
             change.op = reader.map_or(String::new(), |j| op(self.m.b.node(j)));
-            let whole = Trace::default();
+            let rotated = reader.is_some_and(|j| self.is_rotated(j, y.name()));
+            let whole = Trace {
+                moved: rotated,
+                rotated,
+                ..Trace::default()
+            };
             let change = self.with_job(change, Some((x, whole.clone())), Some((y, whole)), 0);
             match reader {
                 Some(j) => self.at_b[j].push(change),

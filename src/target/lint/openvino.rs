@@ -4,7 +4,7 @@ use super::facts::{Product, Quant};
 use super::operators::{OPENVINO_LACKS, OPENVINO_MICROSOFT};
 use super::scope::Scope;
 use super::tensorrt::trains;
-use super::{Cost, Hits, Rule, Subject};
+use super::{Cost, Hits, Rule, Subject, rotation};
 use crate::onnx::DataType;
 use crate::onnx::op;
 
@@ -92,6 +92,15 @@ pub(super) const RULES: &[Rule] = &[
         source: "OpenVINO 2026.4.1 (CPU), measured against ONNX Runtime without optimizations",
         mend: "use a positive scale",
         find: scale,
+    },
+    Rule {
+        id: "O5-rotation",
+        title: "rotations stay in float",
+        cost: Cost::Inaccurate,
+        subject: Subject::Quantization,
+        source: MEASURED,
+        mend: "leave out the QuantizeLinear and DequantizeLinear before, between and behind its two MatMuls",
+        find: rotation::in_float,
     },
 ];
 

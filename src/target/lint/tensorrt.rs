@@ -9,7 +9,7 @@ pub(super) use parser::trains;
 use super::facts::Quant;
 use super::operators::TENSORRT_MICROSOFT;
 use super::scope::Scope;
-use super::{Cost, Hits, Rule, Subject};
+use super::{Cost, Hits, Rule, Subject, rotation};
 use crate::onnx::DataType;
 use crate::onnx::op;
 
@@ -181,6 +181,15 @@ pub(super) const RULES: &[Rule] = &[
         source: "TensorRT-RTX 1.7.1 parser, measured",
         mend: "make the input int32 or int64",
         find: parser::input,
+    },
+    Rule {
+        id: "T11-rotation",
+        title: "rotations stay in float",
+        cost: Cost::Inaccurate,
+        subject: Subject::Quantization,
+        source: "TensorRT-RTX 1.7.1, measured in the imported network",
+        mend: "leave out the QuantizeLinear and DequantizeLinear before, between and behind its two MatMuls",
+        find: rotation::in_float,
     },
 ];
 
