@@ -333,9 +333,13 @@ fn outputs(out: &mut String, report: &Report) -> std::fmt::Result {
         let sqnr = output
             .sqnr_db
             .map_or("exact".to_owned(), |db| format!("SQNR {db:.2} dB"));
-        write!(out, "  {name}  {sqnr}, cosine {:.6}", output.cosine)?;
+        let per_token =
+            |db: Option<f64>| db.map_or(String::new(), |db| format!(", per token {db:.2}"));
+        let own = per_token(output.token_sqnr_db);
+        write!(out, "  {name}  {sqnr}{own}, cosine {:.6}", output.cosine)?;
         if let Some(plain) = output.plain_sqnr_db {
-            write!(out, " (plain min-max {plain:.2} dB)")?;
+            let own = per_token(output.plain_token_sqnr_db);
+            write!(out, " (plain min-max {plain:.2} dB{own})")?;
         }
         writeln!(out)?;
     }
@@ -351,8 +355,10 @@ fn below_plain(out: &mut String, report: &Report) -> std::fmt::Result {
         writeln!(
             out,
             "warning    output {} ends clearly below plain min-max quantization, although no better plan was found: \
-             {:.2} dB, plain {plain}",
-            lost.output, lost.sqnr_db
+             {:.2} dB{}, plain {plain}",
+            lost.output,
+            lost.sqnr_db,
+            if lost.per_token { " per token" } else { "" }
         )?;
     }
     Ok(())

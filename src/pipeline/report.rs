@@ -7,7 +7,7 @@ use super::judge::held_out::JudgedOn;
 use super::judge::rows::{Rows, row_count};
 use super::plan::{AttentionPlan, Dropped, Guard, Precision, SitePlan};
 use super::sites::SiteRow;
-use super::verdict::{Loss, losses};
+use super::verdict::{Figure, Loss, losses};
 use crate::calibrate::{Dataset, OutputComparison};
 use crate::options::Format;
 use crate::review::{
@@ -165,6 +165,7 @@ impl Account<'_> {
         lost.retain(|l| !account.below_by_attention.contains(&outputs[l.output].name));
         let entry = |loss: &Loss| BelowPlain {
             output: outputs[loss.output].name.clone(),
+            per_token: loss.figure == Figure::PerToken,
             sqnr_db: loss.sqnr_db,
             // Exact by plain quantization.
             plain_sqnr_db: Some(loss.plain_sqnr_db).filter(|db| db.is_finite()),
@@ -183,9 +184,11 @@ impl Account<'_> {
                 None => "the exact result".to_owned(),
             };
             notes.push(format!(
-                "output `{}` has {:.2} dB, less than {plain} of plain min-max quantization: no plan was found that keeps \
+                "output `{}` has {:.2} dB{}, less than {plain} of plain min-max quantization: no plan was found that keeps \
                  it without taking more from another",
-                lost.output, lost.sqnr_db
+                lost.output,
+                lost.sqnr_db,
+                if lost.per_token { " per token" } else { "" }
             ));
         }
         notes

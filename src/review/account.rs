@@ -24,6 +24,8 @@ pub fn output_reports(
                 sqnr_db: finite(o.sqnr_db),
                 cosine: o.cosine,
                 plain_sqnr_db: plain.and_then(|p| finite(p.sqnr_db)),
+                token_sqnr_db: o.token_sqnr_db,
+                plain_token_sqnr_db: plain.and_then(|p| p.token_sqnr_db),
             };
             (o.name.clone(), report)
         })

@@ -349,6 +349,11 @@ pub struct OutputReport {
     pub cosine: f64,
     /// `sqnr_db` of plain min-max quantization of the same Linears.
     pub plain_sqnr_db: Option<f64>,
+    /// The mean over the tokens of their own SQNR in dB, each within ± 60: what becomes of most tokens, where `sqnr_db` is what
+    /// becomes of the largest. `None` of an output that has no vectors of 8 elements or more on its last of several axes.
+    pub token_sqnr_db: Option<f64>,
+    /// `token_sqnr_db` of plain min-max quantization of the same Linears.
+    pub plain_token_sqnr_db: Option<f64>,
 }
 
 /// An output that lost by quantization what plain min-max would not have lost.
@@ -358,6 +363,8 @@ pub struct OutputReport {
 pub struct BelowPlain {
     /// Its name.
     pub output: String,
+    /// Whether it is the mean SQNR of its tokens that fell, [`OutputReport::token_sqnr_db`].
+    pub per_token: bool,
     /// Its SQNR in the written model, in dB; see [`OutputReport::sqnr_db`].
     #[serde(deserialize_with = "number")]
     pub sqnr_db: f64,

@@ -414,21 +414,25 @@ fn comparison_measures_real_tokens_only() {
             range: (-1., 6.),
             elements: 8,
             top1: (4, 4),
+            token_sqnr_db: None,
             rows: vec![
                 RowError {
                     row: 0,
                     reference: 30.0,
-                    error: 0.0
+                    error: 0.0,
+                    tokens: (0, 0.0),
                 },
                 RowError {
                     row: 1,
                     reference: 61.0,
-                    error: 0.0
+                    error: 0.0,
+                    tokens: (0, 0.0),
                 },
                 RowError {
                     row: 2,
                     reference: 1.0,
-                    error: 0.0
+                    error: 0.0,
+                    tokens: (0, 0.0),
                 },
             ],
         }]
