@@ -191,13 +191,17 @@ pub struct Options {
     /// Whether a Mul may be inserted where no constant can take a scale; it costs run time.
     pub extra_nodes: bool,
     /// How much slower than without rotations the result may be for them, in percent, by an estimate: see
-    /// [`crate::rewrite::Rotated`]. They need extra nodes.
-    pub max_slowdown: f64,
+    /// [`crate::rewrite::Rotated`]. `None` for [`MAX_SLOWDOWN`], or 0 where there can be none: they need a quantized format and
+    /// extra nodes.
+    pub max_slowdown: Option<f64>,
     /// Whether what exporters leave behind and a runtime rejects is removed first: see [`crate::rewrite::clean`].
     pub clean: bool,
     /// Tokens kept per Linear input and fold for the search.
     pub sample_tokens: usize,
 }
+
+/// Percent of the run time that rotations may cost if nothing else is said.
+pub const MAX_SLOWDOWN: f64 = 15.0;
 
 impl Default for Options {
     fn default() -> Self {
@@ -218,7 +222,7 @@ impl Default for Options {
             threads: 0,
             seed: 0,
             extra_nodes: true,
-            max_slowdown: 0.0,
+            max_slowdown: None,
             clean: false,
             sample_tokens: 384,
         }
@@ -226,6 +230,16 @@ impl Default for Options {
 }
 
 impl Options {
+    /// [`Options::max_slowdown`], or what stands for it.
+    pub fn slowdown(&self) -> f64 {
+        let possible = self.format.quantizes() && self.extra_nodes;
+        let standard = match self.method {
+            Method::OsPlus if possible => MAX_SLOWDOWN,
+            Method::OsPlus | Method::SmoothQuant { .. } | Method::None => 0.0,
+        };
+        self.max_slowdown.unwrap_or(standard)
+    }
+
     /// The rules of the target.
     pub fn profile(&self) -> Profile {
         self.target.profile()
@@ -303,10 +317,11 @@ impl Options {
         if let (false, Some((setting, _))) = (self.format.quantizes(), asked.next()) {
             return Err(OptionsError::QuantizesNothing { format, setting });
         }
-        if self.max_slowdown > 0.0 && !self.format.quantizes() {
+        let rotates = self.slowdown() > 0.0;
+        if rotates && !self.format.quantizes() {
             return Err(OptionsError::NoRotations(format));
         }
-        if self.max_slowdown > 0.0 && !self.extra_nodes {
+        if rotates && !self.extra_nodes {
             return Err(OptionsError::NoRotations("constants alone"));
         }
         if self.format != Format::Qdq && self.weight_storage == WeightStorage::FloatQdq {
@@ -342,8 +357,8 @@ impl Options {
             _ => {}
         }
         // A NaN is in no range.
-        if !(0.0..f64::INFINITY).contains(&self.max_slowdown) {
-            return Err(OptionsError::Slowdown(self.max_slowdown));
+        if !(0.0..f64::INFINITY).contains(&self.slowdown()) {
+            return Err(OptionsError::Slowdown(self.slowdown()));
         }
         match self.sample_tokens {
             0 => Err(OptionsError::NoSampleTokens),

@@ -129,9 +129,10 @@ pub(crate) struct Arguments {
     no_extra_nodes: bool,
 
     /// How much slower the result may be for rotations before its Linears, about: they spread outlier tokens over all
-    /// channels, and go where they gain most for their time; 0 means none [example: --max-slowdown 15]
-    #[arg(long, value_name = "PERCENT", default_value_t = 0.0, value_parser = parse_slowdown)]
-    max_slowdown: f64,
+    /// channels, and go where they gain most for their time; 0 means none [default: 15, or 0 with --no-extra-nodes and
+    /// --format float] [example: --max-slowdown 50]
+    #[arg(long, value_name = "PERCENT", value_parser = parse_slowdown)]
+    max_slowdown: Option<f64>,
 
     /// Remove what exporters leave behind and TensorRT rejects: Dropout in training mode, outputs, nodes and constants
     /// that nothing reads, sequences that are a Split [example: --clean]

@@ -137,7 +137,7 @@ fn first_plan(
     let plain = |plan: &Plan| (options.method != Method::None).then(|| plan.plain(&prepared.sites));
     let market = strategy::offers(&plan, prepared, options.target);
     let known = plain(&plan);
-    let (known, note) = match strategy::rotate(&plan, known, market, options.max_slowdown, judge)? {
+    let (known, note) = match strategy::rotate(&plan, known, market, options.slowdown(), judge)? {
         Rotated::Better(written) => return Ok(written),
         Rotated::No { measured, note } => (measured, note),
     };

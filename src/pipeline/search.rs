@@ -108,9 +108,7 @@ fn solve_joint(
 /// What a rotation may do at sites that are decided together; `None` if none is wanted.
 fn turn<'a>(job: &Job, sites: &'a SiteTable, members: &[SiteId]) -> Option<Turn<'a>> {
     let options = job.options;
-    // A float model is for another tool, which would take the products for Linears.
-    let wanted = options.format.quantizes() && options.extra_nodes;
-    if !wanted || options.max_slowdown <= 0.0 {
+    if options.slowdown() <= 0.0 {
         return None;
     }
     let rows = || members.iter().map(|&i| sites.row(i));

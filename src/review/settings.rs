@@ -93,7 +93,7 @@ impl From<&Options> for Settings {
             min_sqnr_db: options.min_sqnr_db,
             seed: options.seed,
             extra_nodes: options.extra_nodes,
-            max_slowdown: options.max_slowdown,
+            max_slowdown: options.slowdown(),
             clean: options.clean,
             sample_tokens: options.sample_tokens,
             ..Settings::default()
