@@ -11,10 +11,11 @@ use clap::{Args, value_parser};
 use onnx_osplus::Options;
 use onnx_osplus::calibrate::{Dataset, TractEngine};
 use onnx_osplus::onnx;
-use onnx_osplus::review::{Anatomy, PROVENANCE, QuantizedLinear, SiteFacts, TokenFacts};
+use onnx_osplus::review::{Anatomy, PROVENANCE, SiteFacts, TokenFacts};
 use onnx_osplus::target::Target;
 
 use super::arguments::{parse_batch, source, targets};
+use super::form::{long_form, short_form};
 use super::progress::Terminal;
 use super::table;
 
@@ -457,41 +458,6 @@ fn token_row(token: &TokenFacts) -> String {
         text(token.id),
         token.channel
     )
-}
-
-/// As "u8 x i8/ch".
-pub(super) fn short_form(linear: &QuantizedLinear) -> String {
-    let short = |name: &str| match name {
-        "UINT8" => "u8".to_owned(),
-        "INT8" => "i8".to_owned(),
-        "4 bits" => "4 bits".to_owned(),
-        other => other
-            .to_lowercase()
-            .replace("uint", "u")
-            .replace("int", "i"),
-    };
-    let activation = linear
-        .activation
-        .as_deref()
-        .map_or("float".to_owned(), short);
-    let dynamic = if linear.dynamic { "*" } else { "" };
-    let spread = match linear.granularity.as_str() {
-        "per-channel" => "/ch",
-        "per-block" => "/bl",
-        _ => "",
-    };
-    format!("{activation}{dynamic} x {}{spread}", short(&linear.weight))
-}
-
-/// As "MatMul of UINT8 activations and INT8 weights per-channel".
-fn long_form(linear: &QuantizedLinear) -> String {
-    let activation = match (&linear.activation, linear.dynamic) {
-        (None, _) => "float activations".to_owned(),
-        (Some(dtype), true) => format!("{dtype} activations (scales found at run time)"),
-        (Some(dtype), false) => format!("{dtype} activations"),
-    };
-    let (op, weight, spread) = (&linear.op, &linear.weight, &linear.granularity);
-    format!("{op} of {activation} and {weight} weights, {spread}")
 }
 
 /// As "22.7 M".

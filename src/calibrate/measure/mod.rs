@@ -2,6 +2,7 @@
 
 pub(super) mod capture;
 pub(super) mod compare;
+pub(super) mod extremes;
 pub(super) mod largest;
 pub(super) mod parallel;
 pub(super) mod ranges;

@@ -18,6 +18,7 @@ use crate::calibrate::data::tokens::TokenContext;
 use crate::calibrate::engine::error::EngineError;
 use crate::calibrate::engine::plan::{Engine, TapSink, Wanted};
 use crate::calibrate::measure::capture::{Keep, Kept};
+use crate::calibrate::measure::extremes::Extremes;
 use crate::calibrate::measure::largest::{LargeToken, Largest};
 use crate::calibrate::measure::parallel::{groups, in_parallel, with_threads};
 use crate::onnx::Model;
@@ -395,37 +396,6 @@ impl TapSink for BatchSink {
         (accumulator.rank, accumulator.seen) = (rank, true);
         accumulator.largest.merge(largest);
         accumulator.merge(extremes, &candidates)
-    }
-}
-
-/// Minimum, maximum and count of the tokens of one batch.
-struct Extremes {
-    min: Vec<f32>,
-    max: Vec<f32>,
-    tokens: u64,
-}
-
-impl Extremes {
-    fn new(channels: usize) -> Extremes {
-        Extremes {
-            min: vec![f32::INFINITY; channels],
-            max: vec![f32::NEG_INFINITY; channels],
-            tokens: 0,
-        }
-    }
-
-    /// Adds one vector `x: [C]`; false if it is not finite.
-    fn add(&mut self, x: &[f32]) -> bool {
-        const EXPONENT: u32 = 0x7f80_0000;
-        let mut special = false;
-        for ((x, min), max) in x.iter().zip(&mut self.min).zip(&mut self.max) {
-            *min = if *x < *min { *x } else { *min };
-            *max = if *x > *max { *x } else { *max };
-            // All exponent bits are set in NaN and infinity; a loop without a branch vectorizes.
-            special |= x.to_bits() & EXPONENT == EXPONENT;
-        }
-        self.tokens += 1;
-        !special
     }
 }
 

@@ -155,7 +155,9 @@ impl Effect {
         match (&migration.rotation, &migration.scale) {
             (Some(r), scale) => {
                 w = r.rotate_weight(w.view(), scale.as_deref());
-                offset.as_slice_mut().map(|z| r.rotate_tokens(z));
+                if let Some(z) = offset.as_slice_mut() {
+                    r.rotate_tokens(z);
+                }
             }
             (None, Some(s)) => {
                 let rows = w.axis_iter_mut(Axis(0)).zip(s);
@@ -230,7 +232,7 @@ mod tests {
                 Some(r) => r.rotate_weight(w.view(), Some(scale)),
                 None => &w * &ndarray::aview1(scale).insert_axis(Axis(1)),
             };
-            let migrated = scaled * &ndarray::aview1(&output);
+            let migrated = scaled * ndarray::aview1(&output);
             let products = migration.tokens(&x, false).dot(&migrated);
             let all = |p: &Array2<f32>| {
                 (

@@ -245,26 +245,6 @@ impl<'m> Comparer<'m, '_> {
         found
     }
 
-    /// Whether `weight` is that of a product, node `j` of B, which reads a value that is rotated in one of the models alone.
-    pub(super) fn is_rotated(&self, j: usize, weight: &str) -> bool {
-        let b = self.m.b.node(j);
-        let a = self.m.to_a[j].map(|i| self.m.a.node(i));
-        let own = b.input.get(weight_slot(b)).is_some_and(|v| v == weight);
-        own && a.is_some_and(|a| self.rotated(a, b))
-    }
-
-    /// Whether a product reads a value that is rotated in one of the models alone.
-    fn rotated(&self, a: &'m NodeProto, b: &'m NodeProto) -> bool {
-        if !is_product(a) || !is_product(b) {
-            return false;
-        }
-        let rotated = |scope: &Scope<'m>, matched: &[Option<usize>], node: &'m NodeProto| {
-            let value = node.input.first();
-            value.is_some_and(|v| trace(scope, matched, v).rotated)
-        };
-        rotated(&self.m.a, &self.m.to_b, a) != rotated(&self.m.b, &self.m.to_a, b)
-    }
-
     /// A constant that a node read before, and the one that it reads now.
     fn constant_pair(
         &mut self,
@@ -424,14 +404,14 @@ fn padded<'a>(
 }
 
 /// Where an operator of the MatMul family has its weight.
-fn weight_slot(node: &NodeProto) -> usize {
+pub(super) fn weight_slot(node: &NodeProto) -> usize {
     match node.op_type() {
         op::QLinearMatMul | op::QLinearConv | op::QGemm => 3,
         _ => 1,
     }
 }
 
-fn is_product(node: &NodeProto) -> bool {
+pub(super) fn is_product(node: &NodeProto) -> bool {
     [op::MatMul, op::Conv].contains(&family(node.op_type()))
 }
 

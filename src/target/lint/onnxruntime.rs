@@ -4,8 +4,9 @@
 mod products;
 
 use super::facts::elem_type;
+use super::rotation;
 use super::scope::Scope;
-use super::{Cost, Hits, Rule, Subject, rotation};
+use super::{Cost, Hits, Rule, Subject};
 use crate::graph::{NodeId, Use, ValueId, View};
 use crate::onnx::DataType;
 use crate::onnx::op;
@@ -207,7 +208,7 @@ pub(super) const RULES: &[Rule] = &[
         subject: Subject::Quantization,
         source: "ONNX Runtime 1.31.1, measured: 1.6 times the error at the Linear's output",
         mend: "leave out the QuantizeLinear and DequantizeLinear before, between and behind its two MatMuls",
-        find: rotation::in_float,
+        find: quantized_rotation,
     },
     Rule {
         id: "R11-dense-rotation",
@@ -217,9 +218,17 @@ pub(super) const RULES: &[Rule] = &[
         source: "ONNX Runtime 1.31.1, measured: 768 channels take a tenth of the time as 24 x 32",
         mend: "use a rotation that is a Kronecker product: Reshape to [.., A, B], MatMul from the right, MatMul from the left, \
                Reshape",
-        find: rotation::in_factors,
+        find: dense_rotation,
     },
 ];
+
+fn quantized_rotation(scope: &Scope, hits: &mut Hits) {
+    rotation::quantized(scope).for_each(|(node, what)| hits.at(node, what));
+}
+
+fn dense_rotation(scope: &Scope, hits: &mut Hits) {
+    rotation::dense(scope).for_each(|(node, what)| hits.at(node, what));
+}
 
 fn output_dtype(scope: &Scope, hits: &mut Hits) {
     for quant in scope.facts.quants.iter().filter(|q| q.quantizes) {

@@ -2,9 +2,10 @@
 
 use super::facts::{Product, Quant};
 use super::operators::{OPENVINO_LACKS, OPENVINO_MICROSOFT};
+use super::rotation;
 use super::scope::Scope;
 use super::tensorrt::trains;
-use super::{Cost, Hits, Rule, Subject, rotation};
+use super::{Cost, Hits, Rule, Subject};
 use crate::onnx::DataType;
 use crate::onnx::op;
 
@@ -100,9 +101,13 @@ pub(super) const RULES: &[Rule] = &[
         subject: Subject::Quantization,
         source: MEASURED,
         mend: "leave out the QuantizeLinear and DequantizeLinear before, between and behind its two MatMuls",
-        find: rotation::in_float,
+        find: quantized_rotation,
     },
 ];
+
+fn quantized_rotation(scope: &Scope, hits: &mut Hits) {
+    rotation::quantized(scope).for_each(|(node, what)| hits.at(node, what));
+}
 
 fn operator(scope: &Scope, hits: &mut Hits) {
     for (id, node) in scope.nodes() {

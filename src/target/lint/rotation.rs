@@ -6,7 +6,6 @@
 
 use ndarray::ArrayD;
 
-use super::Hits;
 use super::facts::Quant;
 use super::scope::Scope;
 use crate::graph::{NodeId, ValueId, is_orthogonal};
@@ -24,37 +23,38 @@ struct Factors {
     quantized: bool,
 }
 
-pub(super) fn in_float(scope: &Scope, hits: &mut Hits) {
-    for product in scope.facts.products.iter().filter(|p| !p.gemm) {
-        if let Some(found) = factors(scope, product.node).filter(|f| f.quantized) {
-            let (a, b) = found.size;
-            hits.at(
-                found.inner,
-                format!("it is a part of a rotation by {a} x {b} that is quantized: its error goes into every Linear behind it"),
-            );
-        }
-    }
+/// The rotations with a factor that is quantized: their first product, and what is wrong.
+pub(super) fn quantized<'a>(scope: &'a Scope) -> impl Iterator<Item = (NodeId, String)> + 'a {
+    let products = scope.facts.products.iter().filter(|p| !p.gemm);
+    let found = products.filter_map(|p| factors(scope, p.node).filter(|f| f.quantized));
+    found.map(|f| {
+        let (a, b) = f.size;
+        let what = "that is quantized: its error goes into every Linear behind it";
+        (
+            f.inner,
+            format!("it is a part of a rotation by {a} x {b} {what}"),
+        )
+    })
 }
 
-pub(super) fn in_factors(scope: &Scope, hits: &mut Hits) {
+/// The products with one large orthogonal matrix, and what is wrong.
+pub(super) fn dense<'a>(scope: &'a Scope) -> impl Iterator<Item = (NodeId, String)> + 'a {
     let view = &scope.view;
-    for product in scope.facts.products.iter().filter(|p| !p.gemm) {
-        let Some(weight) = view.input(product.node, 1).filter(|&w| view.is_constant(w)) else {
-            continue;
-        };
-        let Some(h) = matrix(scope, weight).filter(|h| h.shape()[0] >= SMALLEST) else {
-            continue;
-        };
+    let products = scope.facts.products.iter().filter(|p| !p.gemm);
+    products.filter_map(move |product| {
+        let weight = view
+            .input(product.node, 1)
+            .filter(|&w| view.is_constant(w))?;
+        let h = matrix(scope, weight).filter(|h| h.shape()[0] >= SMALLEST)?;
         let n = h.shape()[0];
         // An identity or a permutation is something else, and a factor of a rotation has one already.
         let spreads = h.iter().filter(|v| **v != 0.0).count() > n;
-        if spreads && is_orthogonal(&h) && factors(scope, product.node).is_none() {
-            hits.at(
-                product.node,
-                format!("its weight is orthogonal, [{n}, {n}]: a rotation with {n} multiplications per element"),
-            );
-        }
-    }
+        let alone = spreads && is_orthogonal(&h) && factors(scope, product.node).is_none();
+        let what = format!(
+            "its weight is orthogonal, [{n}, {n}]: a rotation with {n} multiplications per element"
+        );
+        alone.then_some((product.node, what))
+    })
 }
 
 /// The rotation whose first product is `inner`.
