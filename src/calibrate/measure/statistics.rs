@@ -73,7 +73,7 @@ impl FoldStats {
     /// the tokens themselves, `[T, C]`.
     ///
     /// Nothing changes if they are of other tokens. What is far smaller than most is taken for larger, so that no token
-    /// decides alone.
+    /// decides alone. Where the tokens are alike, all count the same.
     fn weigh(&mut self, stream: &FoldStats) {
         if stream.places != self.places || self.places.is_empty() {
             return;
@@ -85,9 +85,13 @@ impl FoldStats {
         };
         let mut sorted = sizes.clone();
         sorted.sort_by(f32::total_cmp);
-        let least = SMALLEST_TOKEN * sorted[sorted.len() / 2];
-        if least > 0.0 {
-            let weight = |size: &f32| 1.0 / size.max(least);
+        let median = sorted[sorted.len() / 2];
+        let mean = sizes.iter().sum::<f32>() / sizes.len() as f32;
+        if median > 0.0 && mean.is_finite() {
+            let weight = |&size: &f32| match mean > UNLIKE * median {
+                true => 1.0 / size.max(SMALLEST_TOKEN * median),
+                false => 1.0 / mean,
+            };
             self.weights = Some(sizes.iter().map(weight).collect());
         }
     }
@@ -104,6 +108,10 @@ impl ChannelStats {
 
 /// The size that a smaller token is taken for, over the median.
 const SMALLEST_TOKEN: f32 = 0.01;
+
+/// The mean size of tokens over the median from which on they differ so much that each counts for itself. Where they are
+/// alike, weights of their own made the unseen result of small models 0.1 dB worse, on average.
+const UNLIKE: f32 = 1.5;
 
 /// Runs `batches` and returns the statistics of `values`, which are names of float values of the model's main graph.
 /// Those in a branch that no batch takes are left out.

@@ -3,13 +3,16 @@
 
 use super::super::judge::{Gain, Judge, Measured};
 use super::super::plan::Plan;
-use super::super::verdict::{CLEAR_DB, breaks_promise, is_clearly_above, mean_sqnr, score};
+use super::super::verdict::{CLEAR_DB, breaks_promise, is_clearly_above, mean_sqnr, score, spread};
 use super::price::{Market, Offer, affordable, enough};
 use crate::error::Error;
 
 /// What may be lost where fewer rotations do, in dB: by the estimate, and on the held-out rows.
 const ESTIMATED_DB: f64 = 0.1;
 const GIVEN_UP_DB: f64 = 0.2;
+
+/// The standard errors over the rows that a gain must be above.
+const DOUBT: f64 = 2.0;
 
 /// The part of the price that must be saved for fewer of them to be tried.
 const WORTH_A_TRIAL: f64 = 0.15;
@@ -79,7 +82,9 @@ pub(crate) fn rotate(
     {
         rotated = fewer;
     }
-    let better = gain(&rotated) >= CLEAR_DB && !broken(&rotated);
+    // What may be gone on other rows is no gain.
+    let doubt = spread(&rotated.outputs, &base.outputs, &plain.outputs);
+    let better = gain(&rotated) >= CLEAR_DB.max(DOUBT * doubt) && !broken(&rotated);
     judge.set_plain(plain);
     if !better {
         return no(Some(base), None);

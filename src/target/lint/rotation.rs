@@ -101,6 +101,9 @@ fn matrix(scope: &Scope, value: ValueId) -> Option<ArrayD<f32>> {
     let array = match dequantizer(scope, value) {
         None => view.constant(value)?.into_float()?.0,
         Some(quant) => {
+            if quant.constant.as_ref().is_some_and(|shape| !square(shape)) {
+                return None;
+            }
             let source = quant.source.and_then(|s| scope.facts.quant(s));
             match source {
                 // Float behind a QuantizeLinear.
