@@ -90,7 +90,7 @@ fn computed_once(
     found
 }
 
-/// A constant with the integers of a fact.
+/// A constant with the integers of a fact, if it is of a type that sizes, indices and choices have.
 fn stored(name: &str, fact: &Fact) -> Option<TensorProto> {
     let Value::Ints(array) = fact.value.as_ref()? else {
         return None;
@@ -102,6 +102,12 @@ fn stored(name: &str, fact: &Fact) -> Option<TensorProto> {
             let data = data.iter().map(|&n| i32::try_from(n).ok());
             let data: Option<Vec<i32>> = data.collect();
             Some(tensor::from_i32(name, array.shape(), &data?))
+        }
+        DataType::Bool => {
+            let data: Vec<u8> = data.iter().map(|&n| u8::from(n != 0)).collect();
+            let mut tensor = tensor::from_u8(name, array.shape(), &data);
+            tensor.data_type = Some(DataType::Bool as i32);
+            Some(tensor)
         }
         _ => None,
     }
