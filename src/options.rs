@@ -196,6 +196,9 @@ pub struct Options {
     pub max_slowdown: Option<f64>,
     /// Whether what exporters leave behind and a runtime rejects is removed first: see [`crate::rewrite::clean`].
     pub clean: bool,
+    /// Whether sizes that the file fixes are stored where that lets runtimes compute something once, when they load the
+    /// model, and not in every run: see [`crate::rewrite::fold_sizes`].
+    pub fold_sizes: bool,
     /// Tokens kept per Linear input and fold for the search.
     pub sample_tokens: usize,
 }
@@ -224,6 +227,7 @@ impl Default for Options {
             extra_nodes: true,
             max_slowdown: None,
             clean: false,
+            fold_sizes: true,
             sample_tokens: 384,
         }
     }

@@ -139,6 +139,11 @@ pub(crate) struct Arguments {
     #[arg(long)]
     clean: bool,
 
+    /// Leave in the graph what follows from sizes that the file fixes, such as the resizing of a table of positions; else
+    /// they are stored, and runtimes compute it once [example: --no-fold-sizes]
+    #[arg(long)]
+    no_fold_sizes: bool,
+
     /// Most rows of calibration data to run at a time; of long sequences it is fewer [example: --batch 1]
     #[arg(long, value_name = "ROWS", default_value_t = 8, value_parser = parse_batch)]
     pub batch: usize,
@@ -302,6 +307,7 @@ impl Arguments {
             extra_nodes: !self.no_extra_nodes,
             max_slowdown: self.max_slowdown,
             clean: self.clean,
+            fold_sizes: !self.no_fold_sizes,
             ..Options::default()
         }
     }

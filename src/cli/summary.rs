@@ -114,6 +114,16 @@ fn cleaned(out: &mut String, report: &Report, verbose: bool) -> std::fmt::Result
     for reason in report.cleaned.iter().filter(|_| verbose) {
         writeln!(out, "  cleaned  {reason}")?;
     }
+    if !report.stored_sizes.is_empty() {
+        let count = report.stored_sizes.len();
+        writeln!(
+            out,
+            "sizes      {count} fixed ones stored, so that what follows from them is computed once"
+        )?;
+    }
+    for reason in report.stored_sizes.iter().filter(|_| verbose) {
+        writeln!(out, "  stored   {reason}")?;
+    }
     Ok(())
 }
 

@@ -73,6 +73,7 @@ impl Account<'_> {
                 .map(|f| (f.input.clone(), f.rule.to_string()))
                 .collect(),
             cleaned: changes.cleaned.clone(),
+            stored_sizes: changes.stored_sizes.clone(),
             notes: self.notes(),
             lint: self.findings,
             seconds: self.job.clock.seconds(),

@@ -67,6 +67,8 @@ pub struct Report {
     pub digests: BTreeMap<String, String>,
     /// What was removed because [`Options::clean`](crate::Options::clean) asked for it, each with the reason.
     pub cleaned: Vec<String>,
+    /// The sizes that were stored because of [`Options::fold_sizes`](crate::Options::fold_sizes), each with the reason.
+    pub stored_sizes: Vec<String>,
     /// What the target would make of the written file.
     pub lint: Vec<Finding>,
     /// What else a reader should know.

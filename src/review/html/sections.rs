@@ -383,7 +383,10 @@ fn notes(report: &Report) -> Markup {
         inlined.map(|call| format!("the call {} of {} was inlined", call.node, call.function));
     let cleaned = report.cleaned.iter();
     let cleaned = cleaned.map(|c| format!("cleaned: {c}"));
+    let stored = report.stored_sizes.iter();
+    let stored = stored.map(|s| format!("sizes: {s}"));
     let notes = report.notes.iter().cloned();
+    let cleaned = cleaned.chain(stored);
     let all: Vec<String> = notes.chain(cleaned).chain(filled).chain(inlined).collect();
     if all.is_empty() {
         return Markup::default();
