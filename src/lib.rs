@@ -33,7 +33,7 @@ pub mod solve;
 pub mod target;
 
 pub use error::Error;
-pub use options::{AttentionMode, Format, KeepFloat, Options, OptionsError};
+pub use options::{AttentionMode, Format, KeepFloat, MAX_SLOWDOWN, Options, OptionsError};
 pub use pipeline::{Inspection, anatomy, inspect, run};
 pub use quantizer::{CalibratedQuantizer, Quantized, Quantizer};
 /// The type of [`Options::include`] and [`Options::exclude`].

@@ -95,7 +95,7 @@ pub enum OptionsError {
     #[error("what rotations may cost is a number of percent, 0 or more, not {0}")]
     Slowdown(f64),
     /// Rotations in a format that has none.
-    #[error("rotations (max_slowdown) are for format qdq with extra nodes, not for {0}")]
+    #[error("rotations (max_slowdown) are for quantized formats with extra nodes, not for {0}")]
     NoRotations(&'static str),
     /// A search that would see nothing.
     #[error("the search needs tokens: sample_tokens is at least 1")]
@@ -191,13 +191,20 @@ pub struct Options {
     /// Whether a Mul may be inserted where no constant can take a scale; it costs run time.
     pub extra_nodes: bool,
     /// How much slower than without rotations the result may be for them, in percent, by an estimate: see
-    /// [`crate::rewrite::Rotated`]. They need extra nodes.
-    pub max_slowdown: f64,
+    /// [`crate::rewrite::Rotated`]. `None` for [`MAX_SLOWDOWN`], or 0 where there can be none: they need a quantized format and
+    /// extra nodes.
+    pub max_slowdown: Option<f64>,
     /// Whether what exporters leave behind and a runtime rejects is removed first: see [`crate::rewrite::clean`].
     pub clean: bool,
+    /// Whether sizes that the file fixes are stored where that lets runtimes compute something once, when they load the
+    /// model, and not in every run: see [`crate::rewrite::fold_sizes`].
+    pub fold_sizes: bool,
     /// Tokens kept per Linear input and fold for the search.
     pub sample_tokens: usize,
 }
+
+/// Percent of the run time that rotations may cost if nothing else is said.
+pub const MAX_SLOWDOWN: f64 = 15.0;
 
 impl Default for Options {
     fn default() -> Self {
@@ -218,14 +225,25 @@ impl Default for Options {
             threads: 0,
             seed: 0,
             extra_nodes: true,
-            max_slowdown: 0.0,
+            max_slowdown: None,
             clean: false,
+            fold_sizes: true,
             sample_tokens: 384,
         }
     }
 }
 
 impl Options {
+    /// [`Options::max_slowdown`], or what stands for it.
+    pub fn slowdown(&self) -> f64 {
+        let possible = self.format.quantizes() && self.extra_nodes;
+        let standard = match self.method {
+            Method::OsPlus if possible => MAX_SLOWDOWN,
+            Method::OsPlus | Method::SmoothQuant { .. } | Method::None => 0.0,
+        };
+        self.max_slowdown.unwrap_or(standard)
+    }
+
     /// The rules of the target.
     pub fn profile(&self) -> Profile {
         self.target.profile()
@@ -303,10 +321,11 @@ impl Options {
         if let (false, Some((setting, _))) = (self.format.quantizes(), asked.next()) {
             return Err(OptionsError::QuantizesNothing { format, setting });
         }
-        if self.max_slowdown > 0.0 && self.format != Format::Qdq {
+        let rotates = self.slowdown() > 0.0;
+        if rotates && !self.format.quantizes() {
             return Err(OptionsError::NoRotations(format));
         }
-        if self.max_slowdown > 0.0 && !self.extra_nodes {
+        if rotates && !self.extra_nodes {
             return Err(OptionsError::NoRotations("constants alone"));
         }
         if self.format != Format::Qdq && self.weight_storage == WeightStorage::FloatQdq {
@@ -342,8 +361,8 @@ impl Options {
             _ => {}
         }
         // A NaN is in no range.
-        if !(0.0..f64::INFINITY).contains(&self.max_slowdown) {
-            return Err(OptionsError::Slowdown(self.max_slowdown));
+        if !(0.0..f64::INFINITY).contains(&self.slowdown()) {
+            return Err(OptionsError::Slowdown(self.slowdown()));
         }
         match self.sample_tokens {
             0 => Err(OptionsError::NoSampleTokens),

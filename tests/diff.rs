@@ -8,6 +8,7 @@ use onnx_osplus::onnx::node::{float_attr, int_attr, make_node, tensor_attr};
 use onnx_osplus::onnx::proto::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 use onnx_osplus::onnx::{DataType, Model, load, tensor};
 use onnx_osplus::review::diff::{Diff, Kind, Sign, Style, diff};
+use onnx_osplus::solve::Rotation;
 use proptest::prelude::*;
 use prost::Message;
 
@@ -401,4 +402,100 @@ fn json_holds_every_change() {
         .iter()
         .find(|c| c["kind"] == "weight");
     assert_eq!(weight.unwrap()["before"]["type"], "float[4, 4]");
+}
+
+/// The value that Linears read, rotated before them: one change, whatever nodes it takes; and back again.
+#[test]
+fn a_rotation_is_one_change() {
+    let before = load(root().join("models/tiny/model.onnx")).unwrap();
+    let rotation = Rotation::of(64, 3).unwrap().unsigned();
+    let mut after = before.clone();
+    let graph = after.graph_mut();
+    let is_reader = |n: &NodeProto| {
+        ["query", "key", "value"]
+            .iter()
+            .any(|q| n.name() == format!("/encoder/layer.0/attention/self/{q}/MatMul"))
+    };
+    let first = graph.node.iter().position(is_reader).unwrap();
+    let value = graph.node[first].input[0].clone();
+    let mut weights = Vec::new();
+    for node in graph.node.iter_mut().filter(|n| is_reader(n)) {
+        node.input[0] = "turned".to_owned();
+        weights.push(node.input[1].clone());
+    }
+    for stored in graph
+        .initializer
+        .iter_mut()
+        .filter(|t| weights.contains(&t.name().to_owned()))
+    {
+        let weight = tensor::float_array(stored)
+            .unwrap()
+            .into_dimensionality()
+            .unwrap();
+        let turned = rotation.rotate_weight(weight.view(), None);
+        *stored = tensor::from_f32(
+            stored.name(),
+            turned.shape(),
+            turned.as_slice().unwrap(),
+            DataType::Float,
+        );
+    }
+    let (a, b) = rotation.factors();
+    let names = ["H_A", "H_B"];
+    for (name, h) in names.iter().zip(rotation.matrices()) {
+        let stored = tensor::from_f32(name, h.shape(), h.as_slice().unwrap(), DataType::Float);
+        graph.initializer.push(stored);
+    }
+    graph
+        .initializer
+        .push(tensor::from_i64("split", &[4], &[0, 0, a as i64, b as i64]));
+    graph
+        .initializer
+        .push(tensor::from_i64("joined", &[3], &[0, 0, 64]));
+    let chain = [
+        ("Reshape", [value.as_str(), "split"], "r1"),
+        ("MatMul", ["r1", "H_B"], "r2"),
+        ("MatMul", ["H_A", "r2"], "r3"),
+        ("Reshape", ["r3", "joined"], "turned"),
+    ];
+    let chain = chain.map(|(op, inputs, output)| make_node(op, output, &inputs, &[output], vec![]));
+    graph.node.splice(first..first, chain);
+
+    for (from, to, sign) in [
+        (&before, &after, Sign::Added),
+        (&after, &before, Sign::Removed),
+    ] {
+        let found = diff(from, to);
+        let all: Vec<_> = found.changes().filter(|c| c.kind != Kind::Order).collect();
+        let kinds = |kind| all.iter().filter(|c| c.kind == kind).count();
+        assert_eq!(
+            (kinds(Kind::Rotation), kinds(Kind::Constant), all.len()),
+            (1, 3, 4),
+            "{}",
+            plain(&found)
+        );
+        let change = all.iter().find(|c| c.kind == Kind::Rotation).unwrap();
+        assert_eq!((change.sign, change.nodes), (sign, 4));
+        let text = found.text(Style {
+            full: true,
+            ..Style::default()
+        });
+        let line = format!("rotated by {a}×{b} before query/MatMul, key/MatMul, value/MatMul on ");
+        assert!(text.contains(&line), "{text}");
+        // How far a rotated weight is from the other one says nothing.
+        assert_eq!(text.matches(", rotated").count(), 3, "{text}");
+        assert!(!text.contains("largest change"), "{text}");
+        let verb = if sign == Sign::Added {
+            "inserted"
+        } else {
+            "removed"
+        };
+        assert!(
+            found.summary().contains(&format!("1 rotation {verb}.")),
+            "{}",
+            found.summary()
+        );
+        let json = serde_json::to_string(&found.json()).unwrap();
+        assert_eq!(json.matches(r#""kind":"rotation""#).count(), 1);
+    }
 }

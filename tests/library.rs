@@ -138,6 +138,7 @@ fn full() -> Report {
     report.files = Some(Files::default());
     report.digests = [("output".to_owned(), "sha256:0".to_owned())].into();
     report.cleaned = vec!["a Dropout".to_owned()];
+    report.stored_sizes = vec!["a size".to_owned()];
     report.notes = vec!["a note".to_owned()];
     report.peak_memory_mb = Some(123.456);
     report.decision = Decision::PartlyMigrated;

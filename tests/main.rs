@@ -17,6 +17,7 @@ mod common;
 mod contrib;
 mod diff;
 mod fixed;
+mod fold_sizes;
 mod graph;
 mod inline;
 mod library;

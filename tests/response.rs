@@ -302,6 +302,10 @@ struct Mock<F> {
 }
 
 impl<F: Fn(&[Array2<f32>]) -> Option<f64> + Sync> Response for Mock<F> {
+    fn energy(&self) -> f64 {
+        1.0
+    }
+
     fn x(&self) -> ArrayView2<'_, f32> {
         self.x.view()
     }
@@ -339,6 +343,7 @@ fn the_solver_believes_the_response_and_does_without_one_that_fails() {
         min: &ends[i].0,
         max: &ends[i].1,
         sample: samples[i].view(),
+        weights: None,
     };
     let problem = SiteProblem {
         folds: [fold(0), fold(1)],

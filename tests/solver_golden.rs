@@ -101,6 +101,7 @@ impl Case {
             min: &self.extremes[i].0,
             max: &self.extremes[i].1,
             sample: self.folds[i].view(),
+            weights: None,
         };
         SiteProblem {
             folds: [fold(0), fold(1)],
@@ -196,6 +197,7 @@ fn plain_threshold_search_agrees() {
             min: &min,
             max: &max,
             sample: x.view(),
+            weights: None,
         };
         let problem = SiteProblem {
             folds: [fold, fold],

@@ -129,14 +129,20 @@ pub(crate) struct Arguments {
     no_extra_nodes: bool,
 
     /// How much slower the result may be for rotations before its Linears, about: they spread outlier tokens over all
-    /// channels, and go where they gain most for their time; 0 means none [example: --max-slowdown 15]
-    #[arg(long, value_name = "PERCENT", default_value_t = 0.0, value_parser = parse_slowdown)]
-    max_slowdown: f64,
+    /// channels, and go where they gain most for their time; 0 means none [default: 15, or 0 with --no-extra-nodes and
+    /// --format float] [example: --max-slowdown 50]
+    #[arg(long, value_name = "PERCENT", value_parser = parse_slowdown)]
+    max_slowdown: Option<f64>,
 
     /// Remove what exporters leave behind and TensorRT rejects: Dropout in training mode, outputs, nodes and constants
     /// that nothing reads, sequences that are a Split [example: --clean]
     #[arg(long)]
     clean: bool,
+
+    /// Leave in the graph what follows from sizes that the file fixes, such as the resizing of a table of positions; else
+    /// they are stored, and runtimes compute it once [example: --no-fold-sizes]
+    #[arg(long)]
+    no_fold_sizes: bool,
 
     /// Most rows of calibration data to run at a time; of long sequences it is fewer [example: --batch 1]
     #[arg(long, value_name = "ROWS", default_value_t = 8, value_parser = parse_batch)]
@@ -301,6 +307,7 @@ impl Arguments {
             extra_nodes: !self.no_extra_nodes,
             max_slowdown: self.max_slowdown,
             clean: self.clean,
+            fold_sizes: !self.no_fold_sizes,
             ..Options::default()
         }
     }

@@ -62,7 +62,8 @@ fn usage(error: &OptionsError) -> Option<String> {
             format!("--weights-as-float-qdq needs --format qdq, not {format}")
         }
         OptionsError::NoRotations(_) => {
-            "--max-slowdown needs --format qdq, and goes without --no-extra-nodes".to_owned()
+            "--max-slowdown needs --format qdq or qoperator, and goes without --no-extra-nodes"
+                .to_owned()
         }
         OptionsError::MinSqnr(_) => "--min-sqnr takes a number such as 25".to_owned(),
         _ => return None,

@@ -11,19 +11,23 @@ use clap::{Args, value_parser};
 use onnx_osplus::Options;
 use onnx_osplus::calibrate::{Dataset, TractEngine};
 use onnx_osplus::onnx;
-use onnx_osplus::review::{Anatomy, PROVENANCE, QuantizedLinear, SiteFacts};
+use onnx_osplus::review::{Anatomy, PROVENANCE, SiteFacts, TokenFacts};
 use onnx_osplus::target::Target;
 
 use super::arguments::{parse_batch, source, targets};
+use super::form::{long_form, short_form};
 use super::progress::Terminal;
 use super::table;
 
 /// Rows of a table without -v.
 const SHOWN: usize = 10;
 
+/// From so many times the median token on a token sticks out.
+const OUTLIER_TOKEN: f32 = 2.0;
+
 /// Show what this tool sees in a model: architecture, Linears, sites, near misses, what is quantized already
 ///
-/// With calibration data also which channels of each site stick out, and what plain min-max quantization of the site would
+/// With calibration data also which channels and tokens of each site stick out, and what plain min-max quantization of the site would
 /// do to the outputs of its Linears, worst first.
 #[derive(Debug, Args)]
 #[command(after_help = "Example: onnx-osplus inspect model.onnx --calib data.npz")]
@@ -105,6 +109,7 @@ fn text(anatomy: &Anatomy, path: &Path, verbose: bool, width: Option<usize>) -> 
     page.model(anatomy, path);
     page.architecture(anatomy);
     page.quantized(anatomy, verbose);
+    page.rotations(anatomy, verbose);
     page.sites(anatomy, verbose);
     page.linears(anatomy, verbose);
     page.near_misses(anatomy);
@@ -244,6 +249,24 @@ impl Page {
         }
     }
 
+    /// `rotated    2 values by 24 x 16`.
+    fn rotations(&mut self, anatomy: &Anatomy, verbose: bool) {
+        let mut sizes: BTreeMap<(usize, usize), usize> = BTreeMap::new();
+        for rotation in &anatomy.rotations {
+            *sizes.entry(rotation.factors).or_default() += 1;
+        }
+        let sizes = sizes.iter();
+        let sizes: Vec<String> = sizes
+            .map(|((a, b), n)| format!("{n} by {a} x {b}"))
+            .collect();
+        if !sizes.is_empty() {
+            self.item("rotations", &sizes.join(", "));
+        }
+        for rotation in anatomy.rotations.iter().filter(|_| verbose) {
+            self.named("  ", &rotation.name, "");
+        }
+    }
+
     fn sites(&mut self, anatomy: &Anatomy, verbose: bool) {
         if anatomy.sites.is_empty() {
             return;
@@ -284,6 +307,37 @@ impl Page {
             }
             if verbose {
                 self.site_details(site);
+            }
+        }
+        self.more(sites.len());
+        if anatomy.rows > 0 {
+            self.tokens(&sites);
+        }
+    }
+
+    /// Sites whose largest token sticks out, with that token.
+    fn tokens(&mut self, sites: &[&SiteFacts]) {
+        let ratio = |site: &SiteFacts| site.outliers.as_ref().and_then(|o| o.token_ratio);
+        let outlier = |site: &&&SiteFacts| ratio(site).is_some_and(|r| r >= OUTLIER_TOKEN);
+        let mut sites: Vec<&SiteFacts> = sites.iter().filter(outlier).copied().collect();
+        if sites.is_empty() {
+            let what = format!("none is {OUTLIER_TOKEN} times as large as the median one");
+            return self.item("tokens", &what);
+        }
+        sites.sort_by(|a, b| ratio(b).unwrap_or(0.0).total_cmp(&ratio(a).unwrap_or(0.0)));
+        self.item(
+            "tokens",
+            "that stick out: largest element of a site's largest token over that of the median one; where it is",
+        );
+        let _ = writeln!(
+            self.out,
+            "    ratio  largest     row  position      id  channel  site"
+        );
+        for site in sites.iter().take(self.shown) {
+            let tokens = site.outliers.iter().flat_map(|o| &o.tokens);
+            let shown = if self.shown == SHOWN { 1 } else { usize::MAX };
+            for token in tokens.take(shown) {
+                self.named(&token_row(token), &site.value, "");
             }
         }
         self.more(sites.len());
@@ -389,39 +443,21 @@ fn measured(site: &SiteFacts) -> String {
     )
 }
 
-/// As "u8 x i8/ch".
-pub(super) fn short_form(linear: &QuantizedLinear) -> String {
-    let short = |name: &str| match name {
-        "UINT8" => "u8".to_owned(),
-        "INT8" => "i8".to_owned(),
-        "4 bits" => "4 bits".to_owned(),
-        other => other
-            .to_lowercase()
-            .replace("uint", "u")
-            .replace("int", "i"),
-    };
-    let activation = linear
-        .activation
-        .as_deref()
-        .map_or("float".to_owned(), short);
-    let dynamic = if linear.dynamic { "*" } else { "" };
-    let spread = match linear.granularity.as_str() {
-        "per-channel" => "/ch",
-        "per-block" => "/bl",
-        _ => "",
-    };
-    format!("{activation}{dynamic} x {}{spread}", short(&linear.weight))
-}
-
-/// As "MatMul of UINT8 activations and INT8 weights per-channel".
-fn long_form(linear: &QuantizedLinear) -> String {
-    let activation = match (&linear.activation, linear.dynamic) {
-        (None, _) => "float activations".to_owned(),
-        (Some(dtype), true) => format!("{dtype} activations (scales found at run time)"),
-        (Some(dtype), false) => format!("{dtype} activations"),
-    };
-    let (op, weight, spread) = (&linear.op, &linear.weight, &linear.granularity);
-    format!("{op} of {activation} and {weight} weights, {spread}")
+/// The row of one token in the table of outlier tokens.
+fn token_row(token: &TokenFacts) -> String {
+    fn text<T: ToString>(value: Option<T>) -> String {
+        value.map_or("–".to_owned(), |value| value.to_string())
+    }
+    let ratio = token.ratio.map(|r| format!("{r:.1}"));
+    format!(
+        "  {:>7}  {:>7.2}  {:>6}  {:>8}  {:>6}  {:>7}  ",
+        text(ratio),
+        token.value.abs(),
+        token.row,
+        text(token.position),
+        text(token.id),
+        token.channel
+    )
 }
 
 /// As "22.7 M".

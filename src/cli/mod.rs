@@ -2,6 +2,7 @@
 
 mod arguments;
 mod diff;
+mod form;
 mod hint;
 mod inspect;
 mod lint;

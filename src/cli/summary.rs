@@ -36,6 +36,7 @@ fn write_summary(
     cleaned(out, report, verbose)?;
     linears(out, report, verbose)?;
     sites(out, report, verbose)?;
+    rotations(out, report)?;
     attention(out, report, verbose)?;
     if verbose {
         for miss in &report.near_misses {
@@ -112,6 +113,16 @@ fn cleaned(out: &mut String, report: &Report, verbose: bool) -> std::fmt::Result
     }
     for reason in report.cleaned.iter().filter(|_| verbose) {
         writeln!(out, "  cleaned  {reason}")?;
+    }
+    if !report.stored_sizes.is_empty() {
+        let count = report.stored_sizes.len();
+        writeln!(
+            out,
+            "sizes      {count} fixed ones stored, so that what follows from them is computed once"
+        )?;
+    }
+    for reason in report.stored_sizes.iter().filter(|_| verbose) {
+        writeln!(out, "  stored   {reason}")?;
     }
     Ok(())
 }
@@ -201,6 +212,10 @@ fn sites(out: &mut String, report: &Report, verbose: bool) -> std::fmt::Result {
         if site.sink.is_some() {
             write!(out, " -> {c:.3}..{d:.3}")?;
         }
+        if let Some(rotation) = &site.rotation {
+            let (a, b) = rotation.factors;
+            write!(out, ", rotated by {a} x {b}")?;
+        }
         write!(out, ", gain {:.1} dB", site.validated_gain_db)?;
         match site.reason.as_deref().filter(|_| verbose) {
             Some(reason) => writeln!(out, " ({reason})")?,
@@ -208,6 +223,28 @@ fn sites(out: &mut String, report: &Report, verbose: bool) -> std::fmt::Result {
         }
     }
     Ok(())
+}
+
+/// What was bought for what.
+fn rotations(out: &mut String, report: &Report) -> std::fmt::Result {
+    let Some(all) = &report.rotations else {
+        return Ok(());
+    };
+    writeln!(
+        out,
+        "rotations  before the Linears of {}: outputs {:.2} dB -> {:.2} dB for about {:.1} % of the run time",
+        plural(all.sites, "site"),
+        all.sqnr_before_db,
+        all.sqnr_after_db,
+        all.percent
+    )
+}
+
+fn plural(n: usize, what: &str) -> String {
+    match n {
+        1 => format!("1 {what}"),
+        n => format!("{n} {what}s"),
+    }
 }
 
 fn attention(out: &mut String, report: &Report, verbose: bool) -> std::fmt::Result {
@@ -270,10 +307,7 @@ fn outputs(out: &mut String, report: &Report) -> std::fmt::Result {
             )?;
         }
         Decision::PartlyMigrated => {
-            let sites = match report.dropped_sites {
-                1 => "1 site".to_owned(),
-                n => format!("{n} sites"),
-            };
+            let sites = plural(report.dropped_sites, "site");
             writeln!(
                 out,
                 "decision   {sites} lowered the outputs on held-out data and went back to min-max"
@@ -309,9 +343,13 @@ fn outputs(out: &mut String, report: &Report) -> std::fmt::Result {
         let sqnr = output
             .sqnr_db
             .map_or("exact".to_owned(), |db| format!("SQNR {db:.2} dB"));
-        write!(out, "  {name}  {sqnr}, cosine {:.6}", output.cosine)?;
+        let per_token =
+            |db: Option<f64>| db.map_or(String::new(), |db| format!(", per token {db:.2}"));
+        let own = per_token(output.token_sqnr_db);
+        write!(out, "  {name}  {sqnr}{own}, cosine {:.6}", output.cosine)?;
         if let Some(plain) = output.plain_sqnr_db {
-            write!(out, " (plain min-max {plain:.2} dB)")?;
+            let own = per_token(output.plain_token_sqnr_db);
+            write!(out, " (plain min-max {plain:.2} dB{own})")?;
         }
         writeln!(out)?;
     }
@@ -327,8 +365,10 @@ fn below_plain(out: &mut String, report: &Report) -> std::fmt::Result {
         writeln!(
             out,
             "warning    output {} ends clearly below plain min-max quantization, although no better plan was found: \
-             {:.2} dB, plain {plain}",
-            lost.output, lost.sqnr_db
+             {:.2} dB{}, plain {plain}",
+            lost.output,
+            lost.sqnr_db,
+            if lost.per_token { " per token" } else { "" }
         )?;
     }
     Ok(())
@@ -337,7 +377,7 @@ fn below_plain(out: &mut String, report: &Report) -> std::fmt::Result {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use onnx_osplus::review::{BelowPlain, FloatCheck};
+    use onnx_osplus::review::{BelowPlain, FloatCheck, RotationsReport};
 
     fn text(report: &Report) -> String {
         summary(report, (0, 0), false)
@@ -349,6 +389,18 @@ mod tests {
         assert!(text(&report).contains("float      check not needed, nothing was changed\n"));
         report.float_check = Some(FloatCheck::default());
         assert!(text(&report).contains("migrated model within 0.0e0 of each output's range"));
+    }
+
+    #[test]
+    fn rotations_are_one_line() {
+        let mut report = Report::default();
+        assert!(!text(&report).contains("rotations"));
+        let mut bought = RotationsReport::default();
+        (bought.sites, bought.percent) = (7, 12.34);
+        (bought.sqnr_before_db, bought.sqnr_after_db) = (24.5, 27.75);
+        report.rotations = Some(bought);
+        let line = "rotations  before the Linears of 7 sites: outputs 24.50 dB -> 27.75 dB for about 12.3 % of the run time";
+        assert_eq!(text(&report).lines().filter(|l| *l == line).count(), 1);
     }
 
     #[test]

@@ -256,5 +256,5 @@ fn form(layer: &LayerError) -> String {
     let Some(form) = &layer.quantized else {
         return if layer.fed.is_some() { "float" } else { "?" }.to_owned();
     };
-    super::inspect::short_form(form)
+    super::form::short_form(form)
 }

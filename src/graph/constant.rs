@@ -1,6 +1,6 @@
 //! Constants: initializers, Constant nodes, and the small expressions exporters leave over them.
 
-use ndarray::ArrayD;
+use ndarray::{Array2, ArrayD, Ix2};
 
 use super::infer::{Call, Fact, Limits, Value, constant_expression, infer};
 use super::view::{NodeId, Source, ValueId, View};
@@ -39,6 +39,23 @@ impl Constant {
             Constant::Float { .. } => None,
         }
     }
+}
+
+/// How far H Hᵀ may be from the identity: bfloat16 has 8 bits.
+const TOLERANCE: f32 = 0.02;
+
+/// Whether `h` is a matrix `[n, n]` with H Hᵀ = I, as far as the coarsest float type can hold it.
+pub fn is_orthogonal(h: &ArrayD<f32>) -> bool {
+    let Ok(h) = h.view().into_dimensionality::<Ix2>() else {
+        return false;
+    };
+    let is_unit = |(j, v): (usize, &f32)| (v - f32::from(u8::from(j == 0))).abs() < TOLERANCE;
+    // No weight of a network comes as far as through its first row.
+    if !h.is_square() || h.is_empty() || !h.dot(&h.row(0)).iter().enumerate().all(is_unit) {
+        return false;
+    }
+    let off = h.dot(&h.t()) - Array2::<f32>::eye(h.nrows());
+    off.iter().all(|v| v.abs() < TOLERANCE)
 }
 
 impl View<'_> {

@@ -17,7 +17,11 @@ impl View<'_> {
     /// What nodes compute from initializers alone, or from such values: no input of the graph reaches it. Runtimes compute
     /// it once, when they load the model.
     pub fn fixed_values(&self) -> BTreeSet<ValueId> {
-        let mut fixed = BTreeSet::new();
+        self.fixed_values_with(BTreeSet::new())
+    }
+
+    /// The values that would be the same in every run if `fixed` were.
+    pub fn fixed_values_with(&self, mut fixed: BTreeSet<ValueId>) -> BTreeSet<ValueId> {
         for (id, node) in self.nodes() {
             let inputs = (0..node.input.len()).filter_map(|slot| self.input(id, slot));
             let known = |value: ValueId| {

@@ -17,7 +17,7 @@ mod patch;
 mod view;
 
 pub use check::{GraphError, check};
-pub use constant::Constant;
+pub use constant::{Constant, is_orthogonal};
 pub use cut::{Cut, cut};
 pub use fixed::is_random;
 pub use infer::constant_expression;

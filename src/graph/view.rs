@@ -341,7 +341,7 @@ impl<'m> View<'m> {
     }
 }
 
-fn tensor_type(ty: &TypeProto) -> Option<&type_proto::Tensor> {
+pub(in crate::graph) fn tensor_type(ty: &TypeProto) -> Option<&type_proto::Tensor> {
     match ty.value.as_ref()? {
         type_proto::Value::TensorType(t) => Some(t),
         _ => None,

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::inspect::{Inspection, inspect};
+use super::token_ids::token_ids;
 use crate::calibrate::{
-    ChannelStats, Dataset, Engine, StatOptions, shapes, statistics, with_threads,
+    Dataset, Engine, StatOptions, Statistics, shapes, statistics_and_tokens, with_threads,
 };
 use crate::error::Error;
 use crate::graph::branches::FlatModel;
@@ -14,7 +15,7 @@ use crate::onnx::op;
 use crate::options::Options;
 use crate::progress::Progress;
 use crate::recognise::recognise;
-use crate::review::{self, Anatomy, Subject};
+use crate::review::{self, Anatomy, Subject, Tokens};
 use crate::site::find_sites;
 
 /// What is seen in a model: its architecture, sites with their sinks, near misses, what is quantized already; with `data`,
@@ -89,9 +90,9 @@ fn dissect(
         attention_shapes
             .extend(shapes(engine, seen.model.as_model(), batch, &softmaxes).unwrap_or_default());
     }
-    let statistics = match data.filter(|_| ran) {
+    let (statistics, tokens) = match data.filter(|_| ran) {
         Some(data) => measured(&seen, data, engine, options, progress)?,
-        None => BTreeMap::new(),
+        None => Default::default(),
     };
     let mut anatomy = review::anatomy(&Subject {
         original,
@@ -100,6 +101,7 @@ fn dissect(
         sites: &seen.sites,
         attention_shapes: &attention_shapes,
         statistics: &statistics,
+        tokens: &tokens,
         bits: (options.activation(), options.weight()),
     });
     anatomy.rows = data.filter(|_| ran).map_or(0, Dataset::rows);
@@ -114,14 +116,17 @@ fn dissect(
     Ok(anatomy)
 }
 
-/// Statistics of the value of every site, over all rows.
+/// Tokens that are told of each value.
+const LARGEST_TOKENS: usize = 3;
+
+/// Statistics of the value of every site, over all rows, and its largest tokens.
 fn measured(
     seen: &Inspection,
     data: &Dataset,
     engine: &dyn Engine,
     options: &Options,
     progress: &dyn Progress,
-) -> Result<BTreeMap<String, ChannelStats>, Error> {
+) -> Result<(Statistics, Tokens), Error> {
     let view = seen.model.view();
     let name = |site: &crate::site::Site| view.name(site.value).to_owned();
     let values: Vec<String> = seen.sites.iter().map(name).collect();
@@ -131,19 +136,22 @@ fn measured(
     });
     let options = StatOptions {
         sample_tokens: options.sample_tokens,
+        sizes_only: Default::default(),
         seed: options.seed,
         threads: options.threads,
         channels_first: transposed.map(name).collect(),
         extremes_only: Default::default(),
     };
-    Ok(statistics(
-        engine,
-        seen.model.as_model(),
-        &data.all(),
-        &values,
-        &options,
-        progress,
-    )?)
+    let batches = data.all();
+    let (model, count) = (seen.model.as_model(), LARGEST_TOKENS);
+    let (statistics, largest) =
+        statistics_and_tokens(engine, model, &batches, &values, &options, count, progress)?;
+    let all = largest.values().flatten();
+    let places = all
+        .filter_map(|token| Some((token.row, token.place?)))
+        .collect();
+    let ids = token_ids(&view, &batches, &places)?;
+    Ok((statistics, Tokens { largest, ids }))
 }
 
 fn without_shapes(error: &dyn std::fmt::Display) -> String {

@@ -6,10 +6,12 @@ use super::job::Job;
 use super::judge::rows::Rows;
 use super::prepare::Prepared;
 use super::responses::{Responses, Sequences};
+use super::sites::SiteRow;
 use crate::calibrate::{Batch, ChannelStats, Keep, Kept, StatOptions, Statistics, statistics_and};
 use crate::error::Error;
 use crate::options::Format;
 use crate::recognise::{LinearForm, LinearId};
+use crate::site::normed_stream;
 use crate::solve::Method;
 
 /// A prepared model with the statistics of its sites; nothing in it changes from here on.
@@ -43,7 +45,14 @@ impl Calibrated {
             rows: &rows.calibration,
             products: &products,
         };
-        let (statistics, sequences) = run.statistics(rows.sequences.clone(), &mut notes)?;
+        let (mut statistics, sequences) = run.statistics(rows.sequences.clone(), &mut notes)?;
+        for (site, stream) in run.streams() {
+            if let Some(sizes) = statistics.get(&stream).cloned()
+                && let Some(site) = statistics.get_mut(&site)
+            {
+                site.weigh(&sizes);
+            }
+        }
         let of_product = |(l, name): (LinearId, String)| Some((l, statistics.get(&name)?.clone()));
         let products = products.into_iter().filter_map(of_product).collect();
         prepared.sites.observe(statistics);
@@ -137,6 +146,22 @@ impl Run<'_> {
         Ok((statistics, Sequences { batch, kept }))
     }
 
+    /// The values whose Linears write a stream that a norm reads, with the stream; by their names.
+    fn streams(&self) -> BTreeMap<String, String> {
+        let Prepared { found, sites, .. } = self.prepared;
+        let view = self.prepared.model.view();
+        let stream = |(_, row): (_, &SiteRow)| {
+            let stream = normed_stream(&view, found, &row.linears)?;
+            Some((row.name.clone(), view.name(stream).to_owned()))
+        };
+        let weighed = self.job.options.method == Method::OsPlus;
+        sites
+            .iter()
+            .filter(|(_, row)| weighed && !row.linears.is_empty())
+            .filter_map(stream)
+            .collect()
+    }
+
     /// The values to be measured, and how.
     fn wanted(&self) -> (Vec<String>, StatOptions) {
         let sites = self.prepared.sites.iter();
@@ -145,6 +170,12 @@ impl Run<'_> {
         let products = self.products.values().filter(|v| !values.contains(v));
         let extremes_only: BTreeSet<String> = products.cloned().collect();
         values.extend(extremes_only.iter().cloned());
+        let streams: BTreeSet<String> = self.streams().into_values().collect();
+        let sizes_only: BTreeSet<String> = streams
+            .into_iter()
+            .filter(|s| !values.contains(s))
+            .collect();
+        values.extend(sizes_only.iter().cloned());
         let found = &self.prepared.found;
         let transposed = sites.filter(|(_, row)| row.selected(found).any(|l| !l.channels_last()));
         let options = self.job.options;
@@ -154,6 +185,7 @@ impl Run<'_> {
             threads: options.threads,
             channels_first: transposed.map(|(_, row)| row.name.clone()).collect(),
             extremes_only,
+            sizes_only,
         };
         (values, options)
     }

@@ -22,6 +22,7 @@ mod responses;
 mod search;
 mod sites;
 mod strategy;
+mod token_ids;
 mod verdict;
 
 use crate::calibrate::{Dataset, Engine, with_threads};
@@ -35,14 +36,14 @@ use crate::solve::Method;
 pub use anatomy::anatomy;
 pub use inspect::{Inspection, inspect};
 
-use build::Source;
+use build::{KnownWeights, Source};
 use calibrate::Calibrated;
 use job::{Clock, Job};
 use judge::rows::Rows;
 use judge::{HeldOut, Judge, Measured};
 use plan::Plan;
 use prepare::Prepared;
-use strategy::Wish;
+use strategy::{Rotated, Wish};
 
 /// Migrates and quantizes `original` by what `data` shows of its activations.
 ///
@@ -73,9 +74,11 @@ pub fn run(
         let prepared = Prepared::new(&job, &rows.small)?;
         let (calibrated, sequences) = Calibrated::new(&job, prepared, &rows)?;
         let plan = Plan::search(&job, &calibrated, sequences);
+        let known = KnownWeights::default();
         let source = Source {
             options,
             calibrated: &calibrated,
+            known: &known,
         };
         let mut judge = HeldOut::new(&job, source, &rows);
         let mut written = best_plan(&job, source, plan, &mut judge)?;
@@ -105,20 +108,15 @@ fn best_plan(
     judge: &mut dyn Judge,
 ) -> Result<Measured, Error> {
     let sites = &source.calibrated.prepared.sites;
-    let unmigrated = |site| search::solve_unmigrated(job, source.calibrated, site);
-    let plan = strategy::make_exact(plan, sites, &unmigrated, judge)?;
     if job.options.format == Format::Float {
+        let plan = exact(job, source, plan, judge)?;
         return judge::measure(judge, plan);
     }
-    let plain = (job.options.method != Method::None).then(|| plan.plain(sites));
     let reaches = source.calibrated.prepared.reaches();
-    let written = strategy::open(plan, plain, judge)?;
+    let written = first_plan(job, source, plan, judge)?;
     let written = strategy::widen_if_below(written, judge)?;
     let units = strategy::units(&written.plan, sites, &reaches);
     let written = strategy::drop_what_hurts(written, &units, judge)?;
-    let offers = strategy::offers(&written.plan, sites, &source.calibrated.prepared.found);
-    let written = strategy::rotate(written, offers, job.options.max_slowdown, judge)?;
-    let units = strategy::units(&written.plan, sites, &reaches);
     let wish = Wish {
         budget: job.options.keep_float,
         min_sqnr_db: job.options.min_sqnr_db,
@@ -126,4 +124,36 @@ fn best_plan(
     let written = strategy::keep_float(written, wish, sites, &units, judge)?;
     let written = strategy::quantize_attention(written, job.options, judge)?;
     strategy::compare_with_qdq(written, judge)
+}
+
+/// The plan that the search has found, with rotations if these are clearly better; plain has been measured.
+fn first_plan(
+    job: &Job,
+    source: Source,
+    plan: Plan,
+    judge: &mut dyn Judge,
+) -> Result<Measured, Error> {
+    let (prepared, options) = (&source.calibrated.prepared, job.options);
+    let plain = |plan: &Plan| (options.method != Method::None).then(|| plan.plain(&prepared.sites));
+    let market = strategy::offers(&plan, prepared, options.target);
+    let known = plain(&plan);
+    let (known, note) = match strategy::rotate(&plan, known, market, options.slowdown(), judge)? {
+        Rotated::Better(written) => return Ok(written),
+        Rotated::No { measured, note } => (measured, note),
+    };
+    let mut plan = exact(job, source, plan, judge)?;
+    plan.notes.extend(note);
+    match known {
+        Some(known) if known.plan == plan => Ok(known),
+        _ => {
+            let plain = plain(&plan);
+            strategy::open(plan, plain, judge)
+        }
+    }
+}
+
+/// The plan, or the one nearest to it whose float model is the original.
+fn exact(job: &Job, source: Source, plan: Plan, judge: &mut dyn Judge) -> Result<Plan, Error> {
+    let unmigrated = |site| search::solve_unmigrated(job, source.calibrated, site);
+    strategy::make_exact(plan, &source.calibrated.prepared.sites, &unmigrated, judge)
 }

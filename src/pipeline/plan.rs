@@ -35,6 +35,8 @@ pub(crate) struct SitePlan {
     pub found: Solution,
     /// A better solution with a rotation before the Linears, which costs run time, if the search was asked for one.
     pub rotated: Option<Box<Solution>>,
+    /// What the rotation of `found` costs and gains, if it has one.
+    pub bought: Option<Bought>,
     /// The block whose response the loss was measured at, if it was.
     pub response: Option<ResponseKind>,
     /// x' = (x − z) / s.
@@ -45,6 +47,15 @@ pub(crate) struct SitePlan {
     pub margin: f32,
     /// Why `found` is not what is done.
     pub dropped: Option<Dropped>,
+}
+
+/// What was paid for a rotation, and what for.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Bought {
+    /// Percent of the run time, by the estimate of [`super::strategy::offers`].
+    pub percent: f64,
+    /// Loss of the best solution without it over the loss with it, on calibration tokens that did not set the ranges, in dB.
+    pub gain_db: f64,
 }
 
 /// Why plain min-max is written for a site although the search had decided otherwise.
@@ -139,6 +150,7 @@ impl SitePlan {
             response: response.filter(|_| found.at_response),
             transform: transform(&found),
             rotated: None,
+            bought: None,
             range: found.range,
             margin: found.margin,
             dropped: None,
@@ -155,10 +167,13 @@ impl SitePlan {
     }
 
     /// The solution with the rotation in the place of what is done.
-    pub(super) fn rotate(&mut self) {
+    pub(super) fn rotate(&mut self, bought: Bought) {
         if let Some(found) = self.rotated.take() {
             let response = self.response;
-            *self = SitePlan::of(*found, response);
+            *self = SitePlan {
+                bought: Some(bought),
+                ..SitePlan::of(*found, response)
+            };
         }
     }
 
@@ -269,6 +284,8 @@ mod tests {
             validated_gain_db: 3.0,
             curve: Vec::new(),
             at_response: true,
+            energy: 1.0,
+            share: None,
         }
     }
 
@@ -297,6 +314,8 @@ mod tests {
         // A loss at the outputs of Linears was measured at no block.
         let elsewhere = Solution {
             at_response: false,
+            energy: 1.0,
+            share: None,
             ..found()
         };
         let site = SitePlan::of(elsewhere, Some(ResponseKind::Gated));

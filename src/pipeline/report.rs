@@ -7,12 +7,12 @@ use super::judge::held_out::JudgedOn;
 use super::judge::rows::{Rows, row_count};
 use super::plan::{AttentionPlan, Dropped, Guard, Precision, SitePlan};
 use super::sites::SiteRow;
-use super::verdict::{Loss, losses};
+use super::verdict::{Figure, Loss, losses};
 use crate::calibrate::{Dataset, OutputComparison};
 use crate::options::Format;
 use crate::review::{
-    AttentionReport, BelowPlain, Decision, FloatCheck, REPORT_SCHEMA, Report, Settings,
-    SiteDecision, linear_report, output_reports, site_report,
+    AttentionReport, BelowPlain, Decision, FloatCheck, REPORT_SCHEMA, Report, RotationsReport,
+    Settings, SiteDecision, linear_report, output_reports, site_report,
 };
 use crate::solve::Method;
 use crate::target::lint::Finding;
@@ -64,6 +64,7 @@ impl Account<'_> {
                 .flatten()
                 .filter(|s| was_dropped(s))
                 .count(),
+            rotations: self.rotations(),
             kept_float: self.written.account.kept_float.clone(),
             filled_inputs: self
                 .data
@@ -72,6 +73,7 @@ impl Account<'_> {
                 .map(|f| (f.input.clone(), f.rule.to_string()))
                 .collect(),
             cleaned: changes.cleaned.clone(),
+            stored_sizes: changes.stored_sizes.clone(),
             notes: self.notes(),
             lint: self.findings,
             seconds: self.job.clock.seconds(),
@@ -116,12 +118,27 @@ impl Account<'_> {
                 solution: &plan.found,
                 response: plan.response,
                 transform: &plan.transform,
+                bought: plan.bought.map(|b| (b.percent, b.gain_db)),
                 margin: plan.margin,
                 discarded: plan.dropped.as_ref().map(Dropped::reason),
                 statistics: row.statistics.as_ref(),
             }))
         };
         rows.filter_map(report).collect()
+    }
+
+    /// What those rotations bought that are written.
+    fn rotations(&self) -> Option<RotationsReport> {
+        let gain = self.written.account.rotations?;
+        let sites = self.written.plan.sites.iter().flatten();
+        let rotated = sites.filter(|s| s.transform.rotation.is_some());
+        let prices: Vec<f64> = rotated.filter_map(|s| Some(s.bought?.percent)).collect();
+        (!prices.is_empty()).then(|| RotationsReport {
+            sites: prices.len(),
+            percent: prices.iter().sum(),
+            sqnr_before_db: gain.sqnr_before_db,
+            sqnr_after_db: gain.sqnr_after_db,
+        })
     }
 
     /// What was written, in a word.
@@ -149,6 +166,7 @@ impl Account<'_> {
         lost.retain(|l| !account.below_by_attention.contains(&outputs[l.output].name));
         let entry = |loss: &Loss| BelowPlain {
             output: outputs[loss.output].name.clone(),
+            per_token: loss.figure == Figure::PerToken,
             sqnr_db: loss.sqnr_db,
             // Exact by plain quantization.
             plain_sqnr_db: Some(loss.plain_sqnr_db).filter(|db| db.is_finite()),
@@ -167,9 +185,11 @@ impl Account<'_> {
                 None => "the exact result".to_owned(),
             };
             notes.push(format!(
-                "output `{}` has {:.2} dB, less than {plain} of plain min-max quantization: no plan was found that keeps \
+                "output `{}` has {:.2} dB{}, less than {plain} of plain min-max quantization: no plan was found that keeps \
                  it without taking more from another",
-                lost.output, lost.sqnr_db
+                lost.output,
+                lost.sqnr_db,
+                if lost.per_token { " per token" } else { "" }
             ));
         }
         notes

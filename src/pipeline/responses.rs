@@ -178,9 +178,8 @@ impl<'m> Responses<'m> {
         let float = block.feed(products?)?;
         let model = self.cut_out(response, &float)?;
         block.plan = self.engine.plan(&model, &float, &wanted()).ok();
-        let energy: f64 = block.outputs.iter().map(|(_, r)| energy(r)).sum();
         let error = block.error(&float)?;
-        (error <= SAME * energy).then_some(block)
+        (error <= SAME * block.energy()).then_some(block)
     }
 
     /// The block as a model: `batch` has its inputs.
@@ -227,6 +226,11 @@ impl Block {
             batch.inputs.insert(cut.name.clone(), tensor);
         }
         Some(batch)
+    }
+
+    /// Sum of squares of the response in the float model.
+    fn energy(&self) -> f64 {
+        self.outputs.iter().map(|(_, r)| energy(r)).sum()
     }
 
     /// Squared error of the response.
@@ -283,6 +287,10 @@ impl solve::Response for Joint {
             start = end;
         }
         Some(loss)
+    }
+
+    fn energy(&self) -> f64 {
+        self.blocks.iter().map(Block::energy).sum()
     }
 }
 

@@ -9,7 +9,6 @@ use super::responses::{Responses, Sequences};
 use super::sites::{SiteId, SiteRow, SiteTable, of_member, tied};
 use crate::calibrate::ChannelStats;
 use crate::graph::View;
-use crate::options::Format;
 use crate::recognise::Linear;
 use crate::site::{Sink, Site};
 use crate::solve::{
@@ -19,9 +18,8 @@ use crate::solve::{
 /// What an explicit Mul must gain at its site to be worth its run time.
 const EXPLICIT_GAIN_DB: f64 = 1.0;
 
-/// What a rotation must gain at least over what is found without, in dB: behind a norm, and elsewhere.
-const BEHIND_NORM_DB: f64 = 2.0;
-const ELSEWHERE_DB: f64 = 1.0;
+/// What a rotation must gain at least over what is found without, in dB.
+const LEAST_GAIN_DB: f64 = 0.5;
 
 impl Plan {
     /// Shift, scale and range of every site; every Linear that can be quantized is.
@@ -110,10 +108,7 @@ fn solve_joint(
 /// What a rotation may do at sites that are decided together; `None` if none is wanted.
 fn turn<'a>(job: &Job, sites: &'a SiteTable, members: &[SiteId]) -> Option<Turn<'a>> {
     let options = job.options;
-    // The outputs of integer operators are measured before migration, and would have to be followed through signs; a float
-    // model is for another tool, which would take the products for Linears.
-    let wanted = options.format == Format::Qdq && options.extra_nodes;
-    if !wanted || options.max_slowdown <= 0.0 {
+    if options.slowdown() <= 0.0 {
         return None;
     }
     let rows = || members.iter().map(|&i| sites.row(i));
@@ -126,14 +121,10 @@ fn turn<'a>(job: &Job, sites: &'a SiteTable, members: &[SiteId]) -> Option<Turn<
         let rank = row.statistics.as_ref().map_or(0, |s| s.rank);
         row.site.has_sink() && rank > 1 && ties(row) == first
     };
-    let behind_norm = rows().any(|row| matches!(row.site.sink, Sink::Norm(_)));
     rows().all(usable).then(|| Turn {
         ties: first,
         signs: rows().all(|row| row.site.allow_signs()),
-        least_gain_db: match behind_norm {
-            true => BEHIND_NORM_DB,
-            false => ELSEWHERE_DB,
-        },
+        least_gain_db: LEAST_GAIN_DB,
     })
 }
 
@@ -176,6 +167,7 @@ fn solve_site(
         min: &extremes[i].0,
         max: &extremes[i].1,
         sample: folds[i].sample.view(),
+        weights: folds[i].weights.as_deref(),
     };
     let options = job.options;
     // SmoothQuant's scale depends on each channel's weights, so it does not come out alike for tied channels.

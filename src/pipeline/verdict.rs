@@ -3,7 +3,7 @@
 //! The promise ([`prefers_safe`]): no output that ends clearly below plain min-max quantization is written if there is
 //! a plan that avoids it without ruining another.
 
-use crate::calibrate::OutputComparison;
+use crate::calibrate::{OutputComparison, RowError};
 
 /// Ratios beyond ± this many dB count as this much: an error of a thousandth of the signal is no difference that
 /// quantization to 8 bits is judged by, and a value that migration restores exactly in real numbers has float rounding.
@@ -16,6 +16,40 @@ pub(super) const CLEAR_DB: f64 = 0.3;
 /// case in a hundred looks like that.
 const SURE_DB: f64 = 0.5;
 const SURE_ERRORS: f64 = 4.0;
+
+/// What an output is judged by. Neither may fall for the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Figure {
+    /// The SQNR of all elements: that of the largest tokens, where some are much larger than others.
+    Whole,
+    /// The mean SQNR of the tokens.
+    PerToken,
+}
+
+impl Figure {
+    const ALL: [Figure; 2] = [Figure::Whole, Figure::PerToken];
+
+    /// In dB, within ± [`LIMIT_DB`], of all rows but one; `None` if the output has no tokens.
+    fn of(self, output: &OutputComparison, without: Option<u64>) -> Option<f64> {
+        match self {
+            Figure::Whole => Some(sqnr(output, without)),
+            Figure::PerToken => {
+                let rows = output.rows.iter().filter(|r| Some(r.row) != without);
+                let add = |(n, sum): (u64, f64), r: &RowError| (n + r.tokens.0, sum + r.tokens.1);
+                let (tokens, sum) = rows.fold((0, 0.0), add);
+                (tokens > 0).then(|| sum / tokens as f64)
+            }
+        }
+    }
+
+    /// What it adds to a number in dB.
+    pub(super) fn words(self) -> &'static str {
+        match self {
+            Figure::Whole => "",
+            Figure::PerToken => " per token",
+        }
+    }
+}
 
 /// SQNR in dB, within ± [`LIMIT_DB`], of all rows but one.
 fn sqnr(output: &OutputComparison, without: Option<u64>) -> f64 {
@@ -34,23 +68,47 @@ pub(super) fn mean_sqnr(outputs: &[OutputComparison]) -> f64 {
     outputs.iter().map(|o| sqnr(o, None)).sum::<f64>() / outputs.len().max(1) as f64
 }
 
-/// How far `ours` is above `plain`: the mean over the outputs of the gain in SQNR in dB, a loss counted twice. Outputs are
-/// in the same order; 0 if there are none.
+/// How far `ours` is above `plain`: the mean over the outputs, and over what each is judged by, of the gain in dB, a loss
+/// counted twice. Outputs are in the same order; 0 if there are none.
 pub(super) fn score(
     ours: &[OutputComparison],
     plain: &[OutputComparison],
     without: Option<u64>,
 ) -> f64 {
-    let gains = ours.iter().zip(plain).map(|(ours, plain)| {
-        let gain = sqnr(ours, without) - sqnr(plain, without);
-        gain.min(2.0 * gain)
-    });
-    gains.sum::<f64>() / ours.len().max(1) as f64
+    score_by(&Figure::ALL, ours, plain, without)
+}
+
+/// [`score`] by some figures alone.
+fn score_by(
+    figures: &[Figure],
+    ours: &[OutputComparison],
+    plain: &[OutputComparison],
+    without: Option<u64>,
+) -> f64 {
+    let gain = |figure: &Figure, (ours, plain): (&OutputComparison, &OutputComparison)| {
+        let gain = figure.of(ours, without)? - figure.of(plain, without)?;
+        Some(gain.min(2.0 * gain))
+    };
+    let mean = |pair: (&OutputComparison, &OutputComparison)| {
+        let gains: Vec<f64> = figures.iter().filter_map(|f| gain(f, pair)).collect();
+        gains.iter().sum::<f64>() / gains.len().max(1) as f64
+    };
+    ours.iter().zip(plain).map(mean).sum::<f64>() / ours.len().max(1) as f64
 }
 
 /// The standard error of [`score`]`(a) − score(b)` over the rows, by the jackknife: with d₋ᵢ the difference without row i,
 /// `√((n − 1)/n · Σ (d₋ᵢ − mean)²)`. With less than two rows [`CLEAR_DB`].
 pub(super) fn spread(
+    a: &[OutputComparison],
+    b: &[OutputComparison],
+    plain: &[OutputComparison],
+) -> f64 {
+    spread_by(&Figure::ALL, a, b, plain)
+}
+
+/// [`spread`] by some figures alone.
+fn spread_by(
+    figures: &[Figure],
     a: &[OutputComparison],
     b: &[OutputComparison],
     plain: &[OutputComparison],
@@ -62,7 +120,8 @@ pub(super) fn spread(
     if n < 2.0 {
         return CLEAR_DB;
     }
-    let difference = |row: &u64| score(a, plain, Some(*row)) - score(b, plain, Some(*row));
+    let score = |of: &[OutputComparison], row: u64| score_by(figures, of, plain, Some(row));
+    let difference = |row: &u64| score(a, *row) - score(b, *row);
     let differences: Vec<f64> = rows.iter().map(difference).collect();
     let mean = differences.iter().sum::<f64>() / n;
     let squares: f64 = differences.iter().map(|d| (d - mean).powi(2)).sum();
@@ -79,17 +138,23 @@ pub(super) fn is_below(ours: &[OutputComparison], plain: &[OutputComparison]) ->
 pub(super) fn is_clearly_above(ours: &[OutputComparison], plain: &[OutputComparison]) -> bool {
     let sure = |(ours, plain): (&OutputComparison, &OutputComparison)| {
         let (ours, plain) = (std::slice::from_ref(ours), std::slice::from_ref(plain));
-        score(ours, plain, None) >= SURE_ERRORS * spread(ours, plain, plain)
+        Figure::ALL.iter().all(|figure| {
+            let by = std::slice::from_ref(figure);
+            score_by(by, ours, plain, None) >= SURE_ERRORS * spread_by(by, ours, plain, plain)
+        })
     };
     score(ours, plain, None) >= SURE_DB && ours.iter().zip(plain).all(sure)
 }
 
-/// Whether one output of `ours` is below that of plain by more than one standard error and 0.1 dB.
-fn is_output_below(ours: &OutputComparison, plain: &OutputComparison) -> bool {
-    let loss = sqnr(plain, None) - sqnr(ours, None);
+/// Whether one output of `ours` is below that of plain in a figure by more than one standard error and 0.1 dB.
+fn is_output_below(figure: Figure, ours: &OutputComparison, plain: &OutputComparison) -> bool {
+    let (Some(own), Some(other)) = (figure.of(ours, None), figure.of(plain, None)) else {
+        return false;
+    };
     let (ours, plain) = (std::slice::from_ref(ours), std::slice::from_ref(plain));
     // A loss counts twice in the score, and so does its standard error.
-    loss > 0.1 && loss > spread(ours, plain, plain) / 2.0
+    let loss = other - own;
+    loss > 0.1 && loss > spread_by(&[figure], ours, plain, plain) / 2.0
 }
 
 /// An output that ends clearly below plain min-max quantization.
@@ -97,22 +162,37 @@ fn is_output_below(ours: &OutputComparison, plain: &OutputComparison) -> bool {
 pub(super) struct Loss {
     /// Its number.
     pub output: usize,
+    /// What it has lost in.
+    pub figure: Figure,
     /// What it has, in dB.
     pub sqnr_db: f64,
     /// What plain min-max quantization gives it.
     pub plain_sqnr_db: f64,
 }
 
-/// Every output of `ours` that is clearly below plain.
+/// Every output of `ours` that is clearly below plain, by what it has lost more in.
 pub(super) fn losses(ours: &[OutputComparison], plain: &[OutputComparison]) -> Vec<Loss> {
     let pairs = ours.iter().zip(plain).enumerate();
-    let below = pairs.filter(|(_, (ours, plain))| is_output_below(ours, plain));
-    let loss = |(output, (ours, plain)): (usize, (&OutputComparison, &OutputComparison))| Loss {
-        output,
-        sqnr_db: ours.sqnr_db,
-        plain_sqnr_db: plain.sqnr_db,
+    let loss = |(output, (ours, plain)): (usize, (&OutputComparison, &OutputComparison))| {
+        let below = Figure::ALL.into_iter();
+        let below = below.filter(|&figure| is_output_below(figure, ours, plain));
+        let loss = |figure| {
+            let db = |o: &OutputComparison| match figure {
+                Figure::Whole => o.sqnr_db,
+                Figure::PerToken => o.token_sqnr_db.unwrap_or(f64::NAN),
+            };
+            Loss {
+                output,
+                figure,
+                sqnr_db: db(ours),
+                plain_sqnr_db: db(plain),
+            }
+        };
+        let lost = |l: &Loss| l.plain_sqnr_db - l.sqnr_db;
+        let all = below.map(loss);
+        all.max_by(|a, b| lost(a).total_cmp(&lost(b)))
     };
-    below.map(loss).collect()
+    pairs.filter_map(loss).collect()
 }
 
 /// Whether a model in which no output is clearly below plain, `safe`, may be written in place of `best`, in which some are:
@@ -124,8 +204,11 @@ pub(super) fn prefers_safe(
     plain: &[OutputComparison],
 ) -> bool {
     let largest = |gaps: &mut dyn Iterator<Item = f64>| gaps.fold(0.0, f64::max);
-    let below =
-        |(high, low): (&OutputComparison, &OutputComparison)| sqnr(high, None) - sqnr(low, None);
+    let below = |(high, low): (&OutputComparison, &OutputComparison)| {
+        let below = Figure::ALL.into_iter();
+        let below = below.filter_map(|f| Some(f.of(high, None)? - f.of(low, None)?));
+        below.fold(f64::NEG_INFINITY, f64::max)
+    };
     let lost = largest(&mut plain.iter().zip(best).map(below));
     let given_up = largest(&mut best.iter().zip(safe).map(below));
     if given_up <= lost {
@@ -154,7 +237,6 @@ pub(super) fn breaks_promise(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::calibrate::RowError;
 
     /// One output; reference energy 10⁴ per row, and an error of so many dB below it in each row.
     fn output(db: &[f64]) -> OutputComparison {
@@ -162,6 +244,7 @@ mod tests {
             row: row as u64,
             reference: 1e4,
             error: 1e4 * 10f64.powf(-db / 10.0),
+            tokens: (0, 0.0),
         };
         OutputComparison {
             name: String::new(),
@@ -172,6 +255,7 @@ mod tests {
             range: (0.0, 0.0),
             elements: 0,
             top1: (0, 0),
+            token_sqnr_db: None,
             rows: db.iter().enumerate().map(row).collect(),
         }
     }
@@ -189,6 +273,40 @@ mod tests {
         assert!(is_below(&worse, &plain));
         assert_eq!(score(&[], &[], None), 0.0);
         assert!(!is_below(&[], &[]));
+    }
+
+    /// One large token hides what becomes of the others.
+    #[test]
+    fn what_most_tokens_lose_is_a_loss() {
+        let of = |whole: f64, per_token: f64| {
+            let mut output = output(&[whole; 4]);
+            let tokens = |r: &mut RowError| r.tokens = (10, 10.0 * per_token);
+            output.rows.iter_mut().for_each(tokens);
+            [OutputComparison {
+                token_sqnr_db: Some(per_token),
+                ..output
+            }]
+        };
+        let plain = of(30.0, 20.0);
+        assert!((score(&of(40.0, 26.0), &plain, None) - 8.0).abs() < 1e-9);
+        // + 10 and twice − 2.
+        assert!((score(&of(40.0, 18.0), &plain, None) - 3.0).abs() < 1e-9);
+        let lost = losses(&of(40.0, 18.0), &plain);
+        assert_eq!(lost.len(), 1);
+        assert_eq!(
+            (lost[0].figure, lost[0].sqnr_db, lost[0].plain_sqnr_db),
+            (Figure::PerToken, 18.0, 20.0)
+        );
+        assert!(is_below(&of(40.0, 18.0), &plain) && !is_clearly_above(&of(40.0, 18.0), &plain));
+        // What keeps both is preferred, unless it takes more from either.
+        assert!(prefers_safe(&of(39.0, 20.0), &of(40.0, 18.0), &plain));
+        assert!(!prefers_safe(&of(31.0, 20.0), &of(40.0, 18.0), &plain));
+        assert!(losses(&of(40.0, 20.0), &plain).is_empty());
+        // An output without tokens is judged by the whole.
+        assert_eq!(
+            losses(&[output(&[28.0; 4])], &plain)[0].figure,
+            Figure::Whole
+        );
     }
 
     #[test]

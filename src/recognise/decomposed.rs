@@ -340,6 +340,7 @@ impl Matcher<'_, '_> {
             node: self.root,
             name: view.node_name(last).to_owned(),
             fused: false,
+            input: Some(self.x),
             output: view.output(last, 0).ok_or("its result has no name")?,
             last,
             gamma,

@@ -57,6 +57,8 @@ pub struct Norm {
     pub name: String,
     /// The single operator in place of a decomposition.
     pub fused: bool,
+    /// What it normalizes; `None` where that is a sum inside of the operator.
+    pub input: Option<ValueId>,
     /// y.
     pub output: ValueId,
     /// The node that produces `output`.
@@ -83,6 +85,11 @@ struct Fused {
 }
 
 impl Fused {
+    /// Whether its first input is what it normalizes, and no part of a sum.
+    fn reads_input(&self) -> bool {
+        self.gamma == 1
+    }
+
     fn of(view: &View, node: NodeId) -> Option<Fused> {
         let proto = view.node(node);
         let standard = Fused {
@@ -165,6 +172,7 @@ fn fused(view: &View, node: NodeId, form: &Fused) -> Result<Norm, String> {
         node,
         name: view.node_name(node).to_owned(),
         fused: true,
+        input: form.reads_input().then_some(x),
         output,
         last: node,
         gamma,

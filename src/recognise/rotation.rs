@@ -11,14 +11,9 @@
 //!
 //! *Why*: the first product has a constant [K, N] on the right and would be a Linear, and quantized, in a second run.
 
-use ndarray::{Array2, Ix2};
-
 use super::weight::weight_facts;
-use crate::graph::{NodeId, View};
+use crate::graph::{NodeId, View, is_orthogonal};
 use crate::onnx::op;
-
-/// How far H Hᵀ may be from the identity: bfloat16 has 8 bits.
-const TOLERANCE: f32 = 0.02;
 
 /// A rotation of A · B channels that is written in the graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,12 +64,7 @@ pub fn rotation_part(view: &View, node: NodeId) -> Option<WrittenRotation> {
     if !target.ends_with(&[a as i64, b as i64]) {
         return None;
     }
-    let orthogonal = |value| -> Option<bool> {
-        let h = view.constant(value)?.into_float()?.0;
-        let h = h.into_dimensionality::<Ix2>().ok()?;
-        let off = h.dot(&h.t()) - Array2::<f32>::eye(h.nrows());
-        Some(off.iter().all(|v| v.abs() < TOLERANCE))
-    };
+    let orthogonal = |value| Some(is_orthogonal(&view.constant(value)?.into_float()?.0));
     (orthogonal(h_a)? && orthogonal(h_b)?).then_some(WrittenRotation {
         split,
         inner,

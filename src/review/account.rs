@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use super::{
     CHANNEL_LINES, ChannelRange, CurveReport, LinearReport, NearMissReport, OutputReport,
-    SiteReport,
+    RotationReport, SiteReport,
 };
 use crate::calibrate::{ChannelStats, OutputComparison};
 use crate::recognise::{Linear, NearMiss, Recognised};
 use crate::site::{Place, ResponseKind, Sink, Site, Trace};
-use crate::solve::{Migration, Solution};
+use crate::solve::{Migration, Rotation, Solution};
 
 /// One entry per output, with the figure of plain min-max quantization beside it if there is one.
 pub fn output_reports(
@@ -24,6 +24,8 @@ pub fn output_reports(
                 sqnr_db: finite(o.sqnr_db),
                 cosine: o.cosine,
                 plain_sqnr_db: plain.and_then(|p| finite(p.sqnr_db)),
+                token_sqnr_db: o.token_sqnr_db,
+                plain_token_sqnr_db: plain.and_then(|p| p.token_sqnr_db),
             };
             (o.name.clone(), report)
         })
@@ -58,6 +60,8 @@ pub struct SiteDecision<'a> {
     pub response: Option<ResponseKind>,
     /// What is done.
     pub transform: &'a Migration,
+    /// What the rotation of `transform` costs, in percent of the run time, and gains, in dB.
+    pub bought: Option<(f64, f64)>,
     /// The factor by which the range that is written differs from that of the calibration.
     pub margin: f32,
     /// Why the solution was discarded for plain min-max quantization, if it was.
@@ -106,6 +110,10 @@ pub fn site_report(decision: SiteDecision) -> SiteReport {
         reason: (!folded).then_some(why_not),
         shift: transform.shift.clone(),
         scale: transform.scale.clone(),
+        rotation: transform
+            .rotation
+            .as_ref()
+            .map(|rotation| rotation_report(rotation, decision.bought)),
         range_before: solution.range_before,
         range_after: if kept {
             solution.range_after
@@ -127,6 +135,18 @@ pub fn site_report(decision: SiteDecision) -> SiteReport {
         } else {
             0.0
         },
+    }
+}
+
+fn rotation_report(rotation: &Rotation, bought: Option<(f64, f64)>) -> RotationReport {
+    let (percent, gain_db) = bought.unwrap_or_default();
+    let channels = 0..rotation.channels();
+    RotationReport {
+        form: "kronecker".to_owned(),
+        factors: rotation.factors(),
+        negative: channels.filter(|&j| rotation.sign(j) < 0.0).collect(),
+        percent,
+        gain_db,
     }
 }
 

@@ -15,14 +15,16 @@ pub use account::{SiteDecision, linear_report, output_reports, site_report};
 pub use html::html;
 pub use inspect::{
     ANATOMY_SCHEMA, Anatomy, Architecture, BlockFacts, ChannelFacts, LinearFacts, ModelFacts,
-    Outliers, PROVENANCE, Quantized, SiteFacts, Subject, anatomy, outliers,
+    Outliers, PROVENANCE, Quantized, RotationFacts, SiteFacts, Subject, TokenFacts, Tokens,
+    anatomy, outliers,
 };
 pub use provenance::Provenance;
 pub use quantized::{QuantizedLinear, quantized_linears};
 pub use report::{
     AttentionCost, AttentionReport, BelowPlain, CHANNEL_LINES, ChannelRange, CurveReport, Decision,
     FLOAT_LIMIT, Files, FloatCheck, InlinedReport, KeptFloat, KeptLinear, LinearReport,
-    NearMissReport, OutputReport, REPORT_SCHEMA, ROUNDING_LIMIT, Report, RoundedCheck, SiteReport,
+    NearMissReport, OutputReport, REPORT_SCHEMA, ROUNDING_LIMIT, Report, RotationReport,
+    RotationsReport, RoundedCheck, SiteReport,
 };
 pub use settings::Settings;
 pub use verify::{

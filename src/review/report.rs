@@ -51,6 +51,8 @@ pub struct Report {
     pub decision: Decision,
     /// Sites that plain min-max was written for after validation, although the search had decided otherwise.
     pub dropped_sites: usize,
+    /// What rotations before Linears bought; `None` if there are none.
+    pub rotations: Option<RotationsReport>,
     /// What was left in float to make the outputs better; `None` unless that was asked for.
     pub kept_float: Option<KeptFloat>,
     /// Model inputs that the calibration data did not give: name and what they were filled with.
@@ -65,6 +67,8 @@ pub struct Report {
     pub digests: BTreeMap<String, String>,
     /// What was removed because [`Options::clean`](crate::Options::clean) asked for it, each with the reason.
     pub cleaned: Vec<String>,
+    /// The sizes that were stored because of [`Options::fold_sizes`](crate::Options::fold_sizes), each with the reason.
+    pub stored_sizes: Vec<String>,
     /// What the target would make of the written file.
     pub lint: Vec<Finding>,
     /// What else a reader should know.
@@ -139,10 +143,12 @@ pub struct SiteReport {
     /// `s: [C]`.
     #[serde(deserialize_with = "number")]
     pub scale: Option<Vec<f32>>,
+    /// R, behind shift and scale; `None` without rotation.
+    pub rotation: Option<RotationReport>,
     /// Smallest and largest calibration value before.
     #[serde(deserialize_with = "number")]
     pub range_before: (f32, f32),
-    /// And after shift and scale, before the margin.
+    /// And after shift, scale and rotation, before the margin.
     #[serde(deserialize_with = "number")]
     pub range_after: (f32, f32),
     /// The factor by which the quantized range differs from `range_after`.
@@ -162,6 +168,43 @@ pub struct SiteReport {
     /// Loss of plain min-max over loss of this choice, on calibration tokens that did not set the ranges, in dB.
     #[serde(deserialize_with = "number")]
     pub validated_gain_db: f64,
+}
+
+/// The rotation R = diag(d) (H_Aᵀ ⊗ H_B) before the Linears of a site; see [`crate::solve::Rotation`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct RotationReport {
+    /// How it is written: "kronecker" (Reshape, two MatMuls, Reshape).
+    pub form: String,
+    /// A and B.
+    pub factors: (usize, usize),
+    /// The channels where d is −1, ascending; these signs are folded with the scale.
+    pub negative: Vec<usize>,
+    /// What it costs, in percent of the run time, by an estimate.
+    #[serde(deserialize_with = "number")]
+    pub percent: f64,
+    /// Loss of the best choice without it over the loss with it, on calibration tokens that did not set the ranges, in dB.
+    #[serde(deserialize_with = "number")]
+    pub gain_db: f64,
+}
+
+/// What all rotations bought.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct RotationsReport {
+    /// Sites that have one.
+    pub sites: usize,
+    /// What they cost together, in percent of the run time, by an estimate.
+    #[serde(deserialize_with = "number")]
+    pub percent: f64,
+    /// The mean SQNR of the outputs on the held-out rows without them, in dB.
+    #[serde(deserialize_with = "number")]
+    pub sqnr_before_db: f64,
+    /// And with them.
+    #[serde(deserialize_with = "number")]
+    pub sqnr_after_db: f64,
 }
 
 /// Lines of a site's channels in a report, at most.
@@ -308,6 +351,11 @@ pub struct OutputReport {
     pub cosine: f64,
     /// `sqnr_db` of plain min-max quantization of the same Linears.
     pub plain_sqnr_db: Option<f64>,
+    /// The mean over the tokens of their own SQNR in dB, each within ± 60: what becomes of most tokens, where `sqnr_db` is what
+    /// becomes of the largest. `None` of an output that has no vectors of 8 elements or more on its last of several axes.
+    pub token_sqnr_db: Option<f64>,
+    /// `token_sqnr_db` of plain min-max quantization of the same Linears.
+    pub plain_token_sqnr_db: Option<f64>,
 }
 
 /// An output that lost by quantization what plain min-max would not have lost.
@@ -317,6 +365,8 @@ pub struct OutputReport {
 pub struct BelowPlain {
     /// Its name.
     pub output: String,
+    /// Whether it is the mean SQNR of its tokens that fell, [`OutputReport::token_sqnr_db`].
+    pub per_token: bool,
     /// Its SQNR in the written model, in dB; see [`OutputReport::sqnr_db`].
     #[serde(deserialize_with = "number")]
     pub sqnr_db: f64,

@@ -49,6 +49,8 @@ pub struct Settings {
     pub max_slowdown: f64,
     /// Whether what exporters leave behind was removed first.
     pub clean: bool,
+    /// Whether sizes that the file fixes were stored where that saves work in every run.
+    pub fold_sizes: bool,
     /// Tokens per Linear input and half of the data that the search saw.
     pub sample_tokens: usize,
     /// Rows that set ranges.
@@ -93,8 +95,9 @@ impl From<&Options> for Settings {
             min_sqnr_db: options.min_sqnr_db,
             seed: options.seed,
             extra_nodes: options.extra_nodes,
-            max_slowdown: options.max_slowdown,
+            max_slowdown: options.slowdown(),
             clean: options.clean,
+            fold_sizes: options.fold_sizes,
             sample_tokens: options.sample_tokens,
             ..Settings::default()
         }

@@ -1,4 +1,5 @@
-//! From decisions to patches: [`clean()`] removes what exporters leave behind, [`take_apart()`] frees Linears from operators
+//! From decisions to patches: [`clean()`] removes what exporters leave behind, [`fold_sizes()`] stores what
+//! fixed sizes tell, [`take_apart()`] frees Linears from operators
 //! that hold them, migration ([`migrate()`]) folds shift and scale into constants and writes rotations before the Linears, [`correct_biases`] takes mean errors off
 //! the biases, quantization ([`quantize()`], [`quantize_attention`]) inserts QuantizeLinear and DequantizeLinear.
 
@@ -6,6 +7,7 @@ mod affine;
 mod attention;
 mod clean;
 mod correct;
+mod fold_sizes;
 mod linear;
 mod migrate;
 mod quantize;
@@ -16,6 +18,7 @@ pub use affine::{Affine, Rotated};
 pub use attention::{AttentionParams, FLOAT16_OPSET, quantize_attention};
 pub use clean::clean;
 pub use correct::correct_biases;
+pub use fold_sizes::fold_sizes;
 pub use linear::Precision;
 pub use migrate::{migrate, migrate_in};
 pub use quantize::{

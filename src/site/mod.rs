@@ -10,6 +10,7 @@ mod labels;
 mod response;
 mod rules;
 mod sizes;
+mod stream;
 mod trace;
 
 use crate::graph::{NodeId, Use, ValueId, View};
@@ -17,6 +18,7 @@ use crate::onnx::op;
 use crate::recognise::{Linear, LinearForm, LinearId, NormId, Passage, Recognised, passage};
 
 pub use response::{Response, ResponseKind, response};
+pub use stream::{behind, normed_stream};
 pub use trace::{Fold, Place, Shapes, Trace};
 
 /// The place whose constants take the affine.

@@ -169,6 +169,7 @@ mod tests {
             min,
             max,
             sample: sample.view(),
+            weights: None,
         }
     }
 

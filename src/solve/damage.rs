@@ -79,6 +79,7 @@ mod tests {
             min: &[0.0, 0.0],
             max,
             sample,
+            weights: None,
         };
         let on_grid = [
             fold(grid.view(), &[255.0, 17.0]),
@@ -105,6 +106,7 @@ mod tests {
             min: &[0.0],
             max,
             sample,
+            weights: None,
         };
         let folds = [fold(small.view(), &[1.0]), fold(large.view(), &[100.0])];
         // 100 is clipped to 1, the range of the other half.
@@ -127,6 +129,7 @@ mod tests {
             min: &[],
             max: &[],
             sample: none.view(),
+            weights: None,
         };
         assert_eq!(
             damage(&[fold, fold], w.view(), None, (&EIGHT.0, &EIGHT.1)),

@@ -72,16 +72,22 @@ pub(super) struct Direction {
     pub max: Vec<f32>,
     /// Tokens of the other half, `[T, C]`.
     pub x: Array2<f32>,
+    /// What the squared error of each of them counts, `[T]`; none if all count the same.
+    pub weights: Option<Vec<f32>>,
     /// `(x − z) W`, `[T, N]`, for each [`ShiftKind`]; computed when first needed.
     targets: [OnceLock<Array2<f32>>; 4],
 }
 
 impl Direction {
-    fn new(min: Vec<f32>, max: Vec<f32>, x: Array2<f32>) -> Self {
+    fn new(
+        (min, max): (Vec<f32>, Vec<f32>),
+        (x, weights): (Array2<f32>, Option<Vec<f32>>),
+    ) -> Self {
         Self {
             min,
             max,
             x,
+            weights,
             targets: Default::default(),
         }
     }
@@ -139,6 +145,31 @@ impl SiteLoss {
         self.w.view()
     }
 
+    /// Sum of squares of the outputs of the Linears over the tokens of all directions, less their mean.
+    ///
+    /// The mean is no signal: a bias takes it.
+    pub(super) fn energy(&self) -> f64 {
+        let of = |d: &Direction| {
+            let y = d.target(ShiftKind::None, None, &self.w);
+            let mean = mean(y);
+            let mean = mean.as_slice().unwrap_or(&[]);
+            let rows = flat(y).chunks_exact(mean.len().max(1)).enumerate();
+            let centred = rows.map(|(t, row)| {
+                let weight = d.weights.as_ref().map_or(1.0, |w| f64::from(w[t]));
+                squared_error(row, mean) * weight
+            });
+            centred.sum::<f64>()
+        };
+        self.directions.iter().map(of).sum()
+    }
+
+    /// Energy of the outputs over that of the stream they are written to: the mean over the tokens, if these are weighed.
+    pub(super) fn share(&self) -> Option<f64> {
+        let weighed = self.directions.iter().all(|d| d.weights.is_some());
+        let tokens: usize = self.directions.iter().map(|d| d.x.nrows()).sum();
+        (weighed && tokens > 0).then(|| self.energy() / tokens as f64)
+    }
+
     /// Smallest and largest value of every channel in the half that sets the ranges in `direction`, `[C]` each.
     pub fn fit_range(&self, direction: usize) -> (&[f32], &[f32]) {
         let d = &self.directions[direction];
@@ -152,6 +183,7 @@ impl SiteLoss {
             min,
             max,
             sample: self.directions[1 - direction].x.view(),
+            weights: self.directions[1 - direction].weights.as_deref(),
         }
     }
 
@@ -223,7 +255,15 @@ impl SiteLoss {
                     row.iter_mut().zip(&error).for_each(|(y, e)| *y -= e);
                 }
             }
-            losses.push(squared_error(out, flat(target)));
+            losses.push(match &d.weights {
+                None => squared_error(out, flat(target)),
+                Some(weights) => {
+                    let pairs = out.chunks_exact(n).zip(flat(target).chunks_exact(n));
+                    let errors = pairs.map(|(out, target)| squared_error(out, target));
+                    let weighted = errors.zip(weights).map(|(e, w)| e * f64::from(*w));
+                    weighted.sum()
+                }
+            });
         }
         self.pool.give_back(work);
         losses
@@ -291,7 +331,7 @@ fn product(a: &[f32], b: &[f32], out: &mut [f32], (t, c, n): (usize, usize, usiz
 
 wide! {
     /// `Σ (a − b)²` in f64. Eight interleaved sums, in a fixed order, so that it vectorizes.
-    fn squared_error(a: &[f32], b: &[f32]) -> f64 = sum_of_squares;
+    pub(crate) fn squared_error(a: &[f32], b: &[f32]) -> f64 = sum_of_squares;
 }
 
 #[inline(always)]
@@ -313,12 +353,16 @@ fn sum_of_squares(a: &[f32], b: &[f32]) -> f64 {
     sums.iter().sum()
 }
 
+/// Output columns of all Linears of a site.
+pub(super) fn all_columns(problem: &SiteProblem) -> usize {
+    problem.weights.iter().map(|w| w.ncols()).sum()
+}
+
 /// The weights of a site side by side, `[C, N]`, and the column at which each ends: about `columns` output columns in all,
 /// every k-th of each Linear.
 pub(super) fn side_by_side(problem: &SiteProblem, columns: usize) -> (Array2<f32>, Vec<usize>) {
     let channels = problem.weights.first().map_or(0, |w| w.nrows());
-    let total: usize = problem.weights.iter().map(|w| w.ncols()).sum();
-    let stride = (total / columns.max(1)).max(1);
+    let stride = (all_columns(problem) / columns.max(1)).max(1);
     let mut ends = Vec::with_capacity(problem.weights.len());
     let mut end = 0;
     for w in &problem.weights {
@@ -340,22 +384,29 @@ pub(super) fn directions(folds: &[Fold; 2], tokens: usize) -> Vec<Direction> {
     let [a, b] = folds;
     match (a.sample.nrows(), b.sample.nrows()) {
         (0, 0) => Vec::new(),
-        (0, _) => split(b.sample, tokens),
-        (_, 0) => split(a.sample, tokens),
-        _ => vec![
-            Direction::new(a.min.to_vec(), a.max.to_vec(), subset(b.sample, tokens)),
-            Direction::new(b.min.to_vec(), b.max.to_vec(), subset(a.sample, tokens)),
-        ],
+        (0, _) => split(b, tokens),
+        (_, 0) => split(a, tokens),
+        _ => {
+            let direction = |fit: &Fold, other: &Fold| {
+                Direction::new((fit.min.to_vec(), fit.max.to_vec()), subset(other, tokens))
+            };
+            vec![direction(a, b), direction(b, a)]
+        }
     }
 }
 
 /// Cross-fit directions from one sample: its first half against its second.
-fn split(sample: ArrayView2<f32>, tokens: usize) -> Vec<Direction> {
-    if sample.nrows() < 2 {
+fn split(fold: &Fold, tokens: usize) -> Vec<Direction> {
+    let rows = fold.sample.nrows();
+    if rows < 2 {
         return Vec::new();
     }
-    let half = sample.nrows() / 2;
-    let halves = [sample.slice(s![..half, ..]), sample.slice(s![half.., ..])];
+    let half = |start: usize, end: usize| Fold {
+        sample: fold.sample.slice_move(s![start..end, ..]),
+        weights: fold.weights.map(|w| &w[start..end]),
+        ..*fold
+    };
+    let halves = [half(0, rows / 2), half(rows / 2, rows)];
     let extremes = |half: ArrayView2<f32>, start: f32, pick: fn(f32, f32) -> f32| -> Vec<f32> {
         half.columns()
             .into_iter()
@@ -364,31 +415,33 @@ fn split(sample: ArrayView2<f32>, tokens: usize) -> Vec<Direction> {
     };
     [(0, 1), (1, 0)]
         .map(|(fit, score)| {
-            Direction::new(
-                extremes(halves[fit], f32::INFINITY, f32::min),
-                extremes(halves[fit], f32::NEG_INFINITY, f32::max),
-                subset(halves[score], tokens),
-            )
+            let fit = halves[fit].sample;
+            let extremes = (
+                extremes(fit, f32::INFINITY, f32::min),
+                extremes(fit, f32::NEG_INFINITY, f32::max),
+            );
+            Direction::new(extremes, subset(&halves[score], tokens))
         })
         .into()
 }
 
-/// At most `tokens` rows of `sample`, one at a pseudo-random place in each of as many equal stretches.
+/// At most `tokens` of the sample with their weights, one at a pseudo-random place in each of as many equal stretches.
 ///
 /// Not every k-th row: with sequences of equal length that could be the same position in each, and the first token of
 /// a sequence is unlike the others.
-fn subset(sample: ArrayView2<f32>, tokens: usize) -> Array2<f32> {
-    let (rows, channels) = sample.dim();
+fn subset(fold: &Fold, tokens: usize) -> (Array2<f32>, Option<Vec<f32>>) {
+    let rows = fold.sample.nrows();
     if rows <= tokens {
-        return sample.as_standard_layout().into_owned();
+        let all = fold.sample.as_standard_layout().into_owned();
+        return (all, fold.weights.map(<[f32]>::to_vec));
     }
-    let mut chosen = Array2::zeros((tokens, channels));
-    for (i, mut row) in chosen.rows_mut().into_iter().enumerate() {
+    let place = |i: usize| {
         let (start, end) = (i * rows / tokens, (i + 1) * rows / tokens);
-        let place = start + (mix(i as u64) % (end - start) as u64) as usize;
-        row.assign(&sample.row(place));
-    }
-    chosen
+        start + (mix(i as u64) % (end - start) as u64) as usize
+    };
+    let places: Vec<usize> = (0..tokens).map(place).collect();
+    let weights = fold.weights.map(|w| places.iter().map(|&i| w[i]).collect());
+    (fold.sample.select(Axis(0), &places), weights)
 }
 
 /// Buffers for one evaluation at a time.

@@ -70,6 +70,8 @@ pub struct Fold<'a> {
     pub max: &'a [f32],
     /// Some tokens of the fold, `[T, C]`; no rows if the fold is empty, then `min` and `max` are not read.
     pub sample: ArrayView2<'a, f32>,
+    /// What the squared error of each of these tokens counts, `[T]`; none if all count the same.
+    pub weights: Option<&'a [f32]>,
 }
 
 /// Everything the solver has to know about one site. All values are finite, and C is the same everywhere: anything else
@@ -134,6 +136,11 @@ pub struct Solution {
     pub loss_before: f64,
     /// Cross-fitted loss of this solution, same tokens.
     pub loss_after: f64,
+    /// Energy of what the losses are the error of, on the same tokens: their ratio is that of noise to signal.
+    pub energy: f64,
+    /// Energy of the outputs over that of the stream that they are written to, where that is normed behind: the mean over the
+    /// tokens.
+    pub share: Option<f64>,
     /// `10 · log10(loss_before / loss_after)` in dB, within ±120. Never negative for [`Method::OsPlus`]; a method that
     /// does not validate (SmoothQuant) can make things worse, and then it is.
     pub validated_gain_db: f64,

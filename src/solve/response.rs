@@ -30,6 +30,9 @@ pub trait Response: Sync {
     /// Squared error of the response if Linear number i of the site gives `products[i]: [T, Nᵢ]` in place of `x Wᵢ`,
     /// summed over all tokens that are no padding. `None` if it cannot be computed.
     fn loss(&self, products: Vec<Array2<f32>>) -> Option<f64>;
+
+    /// Sum of squares of the response over the same tokens.
+    fn energy(&self) -> f64;
 }
 
 /// The steps of the line search.

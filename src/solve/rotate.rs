@@ -15,18 +15,19 @@
 //! seeds. The best is scored by the loss itself, cross-fitted as every candidate ([`super::search`]), at the response of the
 //! block where there is one, and must beat the best solution without a rotation.
 //!
-//! Ranges get no margin: after a rotation every channel sees nearly the same distribution, and wider ranges only cost. Below 8
-//! bits narrower ones are tried.
+//! Narrower ranges than that of the tokens are tried, no wider ones.
 
 use ndarray::{Array2, Axis, concatenate, s};
 use rayon::prelude::*;
 
 use super::balance::{Balance, Channels, row_rms};
-use super::loss::SiteLoss;
+use super::loss::{SiteLoss, all_columns, squared_error};
+use super::quantize::fake_quantize_into;
 use super::response::{self, Response};
 use super::search::gain_db;
 use super::{
-    Fold, Migration, Rotation, ShiftKind, SiteProblem, Solution, SolveSettings, migration,
+    Fold, Migration, QuantParams, Rotation, ShiftKind, SiteProblem, Solution, SolveSettings,
+    migration,
 };
 
 /// The smallest and the largest value of every channel.
@@ -40,6 +41,9 @@ const LARGEST: usize = 48;
 
 /// Thresholds of [`Balance::Threshold`] over the largest extreme.
 const THRESHOLDS: [f32; 3] = [0.4, 0.15, 0.05];
+
+/// Factors on the range. After a rotation every channel sees nearly the same distribution: wider ranges only cost.
+const MARGINS: [f32; 7] = [1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6];
 
 /// How far the noise model may be off, in dB.
 const DOUBT_DB: f64 = 0.5;
@@ -112,11 +116,12 @@ impl<'a, 'p> Site<'a, 'p> {
 
     /// Candidates, the best first, with what the noise model says of them per token.
     fn ranked(&self) -> Option<Vec<(Candidate, f64)>> {
-        let (x, all) = self.all_tokens()?;
+        let (x, weights, all) = self.all_tokens()?;
         let fold = Fold {
             min: &all.0,
             max: &all.1,
             sample: x.view(),
+            weights: weights.as_deref(),
         };
         let first = self.rotation(0)?;
         let channels = Channels::of(&fold, self.turn.ties);
@@ -141,7 +146,7 @@ impl<'a, 'p> Site<'a, 'p> {
         }
         let noise = |candidate: Candidate| {
             let migration = candidate.migration(&channels, &self.weights, &fold);
-            let noise = self.noise(&migration, &x);
+            let noise = self.noise(&migration, &x, weights.as_deref());
             (candidate, noise)
         };
         let mut ranked: Vec<_> = ranked.into_par_iter().map(noise).collect();
@@ -172,7 +177,7 @@ impl<'a, 'p> Site<'a, 'p> {
     }
 
     /// Every other token of both halves, and the extremes of every channel.
-    fn all_tokens(&self) -> Option<(Array2<f32>, Extremes)> {
+    fn all_tokens(&self) -> Option<(Array2<f32>, Option<Vec<f32>>, Extremes)> {
         let folds: Vec<Fold> = (0..self.loss.directions())
             .map(|d| self.loss.fit(d))
             .collect();
@@ -185,11 +190,16 @@ impl<'a, 'p> Site<'a, 'p> {
         };
         let min = pairs(f32::min, |f| f.min.to_vec())?;
         let max = pairs(f32::max, |f| f.max.to_vec())?;
-        Some((x, (min, max)))
+        let weight = |f: &Fold<'a>| {
+            let every_other = f.weights?.iter().step_by(2);
+            Some(every_other.copied().collect::<Vec<f32>>())
+        };
+        let weights: Option<Vec<_>> = folds.iter().map(weight).collect();
+        Some((x, weights.map(|w| w.concat()), (min, max)))
     }
 
-    /// What the noise model says of tokens `x: [T, C]`, per token.
-    fn noise(&self, migration: &Migration, x: &Array2<f32>) -> f64 {
+    /// What the noise model says of tokens `x: [T, C]` that count `weights: [T]`, per token.
+    fn noise(&self, migration: &Migration, x: &Array2<f32>, weights: Option<&[f32]>) -> f64 {
         let before = Migration {
             rotation: None,
             ..migration.clone()
@@ -211,61 +221,76 @@ impl<'a, 'p> Site<'a, 'p> {
         let scale = |j: usize| migration.scale.as_ref().map_or(1.0, |s| f64::from(s[j]));
         let rows = self.weights.iter().enumerate();
         let weight: f64 = rows.map(|(j, w)| (scale(j) * f64::from(*w)).powi(2)).sum();
-        let weight = weight * self.loss.weight().ncols() as f64;
-        let mut energy = energies.iter().map(|e| f64::from(*e)).sum::<f64>() / tokens as f64;
+        let weight = weight * all_columns(self.problem) as f64;
+        let count = |t: usize| weights.map_or(1.0, |w| f64::from(w[t]));
+        let counts = (0..tokens).map(count).sum::<f64>() / tokens as f64;
+        let energies = energies.iter().enumerate();
+        let mut energy =
+            energies.map(|(t, e)| count(t) * f64::from(*e)).sum::<f64>() / tokens as f64;
         if self.problem.correct_bias
             && let Some(mean) = x.mean_axis(Axis(0))
         {
-            energy -= mean.iter().map(|m| f64::from(*m).powi(2)).sum::<f64>();
+            energy -= counts * mean.iter().map(|m| f64::from(*m).powi(2)).sum::<f64>();
         }
         let channels = channels as f64;
         let crest = 2.0 * (2.0 * channels).ln();
         let limit = f64::from(self.settings.weight.qmax());
-        weight / 12.0 * (step * step + crest * energy / (channels * limit * limit))
+        weight / 12.0 * (counts * step * step + crest * energy / (channels * limit * limit))
+    }
+
+    /// The margin at which a candidate rounds and clips the tokens of the other half least.
+    ///
+    /// Every direction of rotated tokens counts nearly the same, so this needs no product with the weights.
+    fn margin(&self, candidate: &Candidate) -> f32 {
+        let evaluate = |direction: usize| {
+            let (fit, other) = (self.loss.fit(direction), self.loss.fit(1 - direction));
+            let channels = Channels::of(&fit, self.turn.ties);
+            let migration = candidate.migration(&channels, &self.weights, &fit);
+            let (low, high) = migration.range_of(&fit);
+            let x = migration.tokens(&other.sample.to_owned(), false);
+            let params = |m: f32| self.settings.activation.params(low * m, high * m);
+            MARGINS.map(|margin| rounding_error(&x, other.weights, &params(margin)))
+        };
+        let directions = (0..self.loss.directions()).into_par_iter();
+        let errors: Vec<_> = directions.map(evaluate).collect();
+        let total = |i: usize| errors.iter().map(|e| e[i]).sum::<f64>();
+        let totals = MARGINS.iter().enumerate().map(|(i, m)| (*m, total(i)));
+        let best = totals.min_by(|a, b| a.1.total_cmp(&b.1));
+        best.map_or(1.0, |(margin, _)| margin)
     }
 
     /// The best margin of a candidate, and its cross-fitted loss.
     fn score(&self, candidate: &Candidate, response: Option<&dyn Response>) -> Option<(f32, f64)> {
-        let low_bits = self.settings.activation.bits < 8;
-        let margins: &[f32] = match low_bits {
-            true => &[1.0, 0.85, 0.7],
-            false => &[1.0],
-        };
+        let margin = self.margin(candidate);
         let corrected = self.problem.correct_bias;
         let fitted = |fold: &Fold| {
             let channels = Channels::of(fold, self.turn.ties);
             candidate.migration(&channels, &self.weights, fold)
         };
-        let losses: Vec<f64> = match response {
+        let loss = match response {
             Some(response) => {
-                let score = |&margin: &f32| {
-                    let fitted = |fold: &Fold| {
-                        let migration = fitted(fold);
-                        let (low, high) = migration.range_of(fold);
-                        let activation = &self.settings.activation;
-                        (migration, activation.params(low * margin, high * margin))
-                    };
-                    let of = (self.problem, self.settings);
-                    response::score(response, of.0, of.1, &fitted, corrected)
+                let fitted = |fold: &Fold| {
+                    let migration = fitted(fold);
+                    let (low, high) = migration.range_of(fold);
+                    let params = self.settings.activation.params(low * margin, high * margin);
+                    (migration, params)
                 };
-                margins.iter().map(score).collect::<Option<_>>()?
+                response::score(response, self.problem, self.settings, &fitted, corrected)?
             }
             None => {
-                let kind = candidate.kind();
                 let evaluate = |direction: usize| {
                     let migration = fitted(&self.loss.fit(direction));
-                    let of = (kind, &migration);
-                    self.loss
-                        .evaluate_migration(of, margins, corrected, direction)
+                    let of = (candidate.kind(), &migration);
+                    let losses = self
+                        .loss
+                        .evaluate_migration(of, &[margin], corrected, direction);
+                    losses.iter().sum::<f64>()
                 };
                 let directions = (0..self.loss.directions()).into_par_iter();
-                let losses: Vec<Vec<f64>> = directions.map(evaluate).collect();
-                let total = |i: usize| losses.iter().map(|l| l[i]).sum();
-                (0..margins.len()).map(total).collect()
+                directions.map(evaluate).collect::<Vec<f64>>().iter().sum()
             }
         };
-        let both = margins.iter().copied().zip(losses);
-        both.min_by(|a, b| a.1.total_cmp(&b.1))
+        Some((margin, loss))
     }
 
     /// A candidate applied to all tokens.
@@ -293,6 +318,7 @@ impl<'a, 'p> Site<'a, 'p> {
             min: &min,
             max: &max,
             sample: sample.view(),
+            weights: None,
         };
         let channels = Channels::of(&all, self.turn.ties);
         let migration = candidate.migration(&channels, &self.weights, &all);
@@ -336,6 +362,17 @@ impl Candidate {
             rotation: Some(self.rotation.clone()),
         }
     }
+}
+
+/// `Σ_t w_t ‖Q(x_t) − x_t‖²` for tokens `x: [T, C]` that count `weights: [T]`.
+fn rounding_error(x: &Array2<f32>, weights: Option<&[f32]>, params: &QuantParams) -> f64 {
+    let mut quantized = vec![0.0; x.ncols()];
+    let errors = x.rows().into_iter().enumerate().map(|(t, row)| {
+        let row = row.to_slice().unwrap_or(&[]);
+        fake_quantize_into(row, &mut quantized[..row.len()], params);
+        squared_error(row, &quantized[..row.len()]) * weights.map_or(1.0, |w| f64::from(w[t]))
+    });
+    errors.sum()
 }
 
 #[cfg(test)]
@@ -392,6 +429,7 @@ mod tests {
                 min: &self.folds[i].0,
                 max: &self.folds[i].1,
                 sample: self.folds[i].2.view(),
+                weights: None,
             };
             SiteProblem {
                 folds: [fold(0), fold(1)],

@@ -34,6 +34,8 @@ pub struct Recipe {
     pub survey_margins: Vec<f32>,
     /// Sample tokens of each fold used in the survey, at most.
     pub survey_tokens: usize,
+    /// Output columns used in the survey, about.
+    pub survey_columns: usize,
     /// How many pairs of shift and threshold go from the survey to the final, besides doing nothing.
     pub finalists: usize,
     /// How many margins of each finalist go to the final: the best of the survey.
@@ -58,6 +60,8 @@ impl Default for Recipe {
             survey_margins: vec![1.0, 1.2, 1.6],
             // 128 or 384: within ±0.2 dB of unseen SQNR on MiniLM-L6 and L3, either way.
             survey_tokens: 128,
+            // 4096, 512 or 256: the same unseen SQNR within ±0.1 dB on MiniLM-L6 and L3.
+            survey_columns: 512,
             // The noise model ranks nearly as the loss does: on MiniLM-L6 the best of 60 by the loss was among its first
             // 4 at 23 of 24 sites. 2 to 9 finalists with 1 to 6 margins gave the same unseen SQNR within ±0.1 dB.
             finalists: 2,
@@ -147,6 +151,11 @@ fn solve(
             let mut solution = apply(&loss, &all, scored[0].loss, winner(&scored));
             solution.curve = curve(&surveyed, solution.shift_kind);
             solution.at_response = at_response;
+            solution.energy = match response.filter(|_| at_response) {
+                Some(response) => response.energy(),
+                None => loss.energy(),
+            };
+            solution.share = loss.share();
             let rotated = turn.and_then(|turn| {
                 let estimate = lowest(&surveyed).loss / surveyed_tokens(problem, recipe);
                 let block = response.filter(|_| at_response);
@@ -205,7 +214,12 @@ fn survey(
     recipe: &Recipe,
     all: &Extremes,
 ) -> Vec<Scored> {
-    let model = Survey::new(problem, settings, recipe.survey_tokens, recipe.columns);
+    let model = Survey::new(
+        problem,
+        settings,
+        recipe.survey_tokens,
+        recipe.survey_columns,
+    );
     let score = |trials: &[Trial]| score(1, trials, |t, _| model.evaluate(t));
     let kinds = kinds(problem, recipe, all);
     let trial = |shift: ShiftKind, threshold: Option<f32>, margins: &[f32]| Trial {
@@ -432,6 +446,8 @@ impl Solution {
             validated_gain_db: gain_db(loss_before, loss_after),
             curve: Vec::new(),
             at_response: false,
+            energy: 0.0,
+            share: None,
         }
     }
 }

@@ -11,7 +11,7 @@
 //! biases will be corrected ([`super::correction`]), the means do not count. Everything is measured element by element, clipping included. That is `T·C` operations for a candidate instead of
 //! `2·T·C·N`, so that the search can look at many, and score only the best of them with [`super::loss::SiteLoss`].
 
-use super::loss::{Direction, Trial, directions, migrate, side_by_side};
+use super::loss::{Direction, Trial, all_columns, directions, migrate, side_by_side};
 use super::mix::mix;
 use super::quantize::{QuantParams, column_scales, limits, saturate_round};
 use super::wide::wide;
@@ -35,6 +35,8 @@ pub struct Survey {
     w: Array2<f32>,
     /// Where each weight ends in `w`.
     ends: Vec<usize>,
+    /// Output columns of the site over those in `w`.
+    columns: f64,
     activation: ActivationSpec,
     weight: WeightSpec,
 }
@@ -62,6 +64,7 @@ impl Survey {
             row_energy: w.rows().into_iter().enumerate().map(energy).collect(),
             projected,
             directions: directions(&problem.folds, tokens),
+            columns: all_columns(problem) as f64 / w.ncols().max(1) as f64,
             w,
             ends,
             activation: settings.activation,
@@ -71,7 +74,8 @@ impl Survey {
 
     /// Estimated loss of a shift and threshold, for each of its margins: the sum of both directions of the cross-fit.
     pub fn evaluate(&self, trial: &Trial) -> Vec<f64> {
-        evaluate(self, trial)
+        let losses = evaluate(self, trial);
+        losses.into_iter().map(|loss| loss * self.columns).collect()
     }
 
     #[inline(always)]
@@ -84,12 +88,14 @@ impl Survey {
             let mut x = vec![0.0; t * c];
             migration.apply_rows(d.x.as_slice().unwrap_or(&[]), &mut x);
             let (mut sums, mut squares) = (vec![0.0; c], vec![0.0; c]);
-            moments(&x, &mut sums, &mut squares);
+            let weights = d.weights.clone().unwrap_or_else(|| vec![1.0; t]);
+            let t = weights.iter().map(|w| f64::from(*w)).sum::<f64>();
+            moments((&x, &weights), &mut sums, &mut squares);
             let scale = migration.scale.as_deref();
             let from_weights = self.weight_error((&sums, &squares), t, scale, trial.corrected);
             for (total, margin) in total.iter_mut().zip(&trial.margins) {
                 let params = self.activation.params(low * margin, high * margin);
-                error_moments(&x, &params, &mut sums, &mut squares);
+                error_moments((&x, &weights), &params, &mut sums, &mut squares);
                 *total +=
                     from_weights + self.output_energy((&sums, &squares), t, scale, trial.corrected);
             }
@@ -99,12 +105,12 @@ impl Survey {
 
     /// `T ‖mean(x') Δ‖² + Σ_j T var(x'_j) ‖Δ_j‖²`.
     ///
-    /// `sums, squares: [C]` are those of x' over all tokens.
+    /// `sums, squares: [C]` are those of x' over all tokens, `tokens` their number; all weighted.
     #[inline(always)]
     fn weight_error(
         &self,
         (sums, squares): (&[f32], &[f32]),
-        tokens: usize,
+        tokens: f64,
         scale: Option<&[f32]>,
         corrected: bool,
     ) -> f64 {
@@ -146,22 +152,21 @@ impl Survey {
         if corrected {
             own
         } else {
-            own + tokens as f64 * common
+            own + tokens * common
         }
     }
 
     /// `T ‖mean(δ) W'‖² + Σ_j T var(δ_j) s_j² ‖W_j‖²`.
     ///
-    /// `sums, squares: [C]` are those of δ over all tokens.
+    /// `sums, squares: [C]` are those of δ over all t tokens; all weighted.
     #[inline(always)]
     fn output_energy(
         &self,
         (sums, squares): (&[f32], &[f32]),
-        tokens: usize,
+        t: f64,
         scale: Option<&[f32]>,
         corrected: bool,
     ) -> f64 {
-        let t = tokens as f64;
         let mut common = [0.0f32; PROJECTION];
         let mut own = 0.0;
         for (j, (&sum, &square)) in sums.iter().zip(squares).enumerate() {
@@ -189,30 +194,35 @@ fn rows(w: &Array2<f32>) -> impl Iterator<Item = &[f32]> {
     w.as_slice().unwrap_or(&[]).chunks_exact(w.ncols().max(1))
 }
 
-/// Sum and sum of squares over the tokens of x, `[C]` each, for `x: [T, C]`.
+/// Weighted sum and sum of squares over the tokens of x, `[C]` each, for `x: [T, C]` and weights `[T]`.
 #[inline(always)]
-fn moments(x: &[f32], sums: &mut [f32], squares: &mut [f32]) {
-    for row in x.chunks_exact(sums.len().max(1)) {
+fn moments((x, weights): (&[f32], &[f32]), sums: &mut [f32], squares: &mut [f32]) {
+    for (row, w) in x.chunks_exact(sums.len().max(1)).zip(weights) {
         for ((sum, square), &v) in sums.iter_mut().zip(&mut *squares).zip(row) {
-            *sum += v;
-            *square += v * v;
+            *sum += w * v;
+            *square += w * v * v;
         }
     }
 }
 
-/// Sum and sum of squares over the tokens of `Q(x) − x`, `[C]` each, for `x: [T, C]`.
+/// Weighted sum and sum of squares over the tokens of `Q(x) − x`, `[C]` each, for `x: [T, C]` and weights `[T]`.
 #[inline(always)]
-fn error_moments(x: &[f32], params: &QuantParams, sums: &mut [f32], squares: &mut [f32]) {
+fn error_moments(
+    (x, weights): (&[f32], &[f32]),
+    params: &QuantParams,
+    sums: &mut [f32],
+    squares: &mut [f32],
+) {
     let (scale, low, high) = limits(params);
     // A reciprocal here, a division in the loss: candidates are ranked, not scored.
     let inverse = 1.0 / scale;
     sums.fill(0.0);
     squares.fill(0.0);
-    for row in x.chunks_exact(sums.len().max(1)) {
+    for (row, w) in x.chunks_exact(sums.len().max(1)).zip(weights) {
         for ((sum, square), &v) in sums.iter_mut().zip(&mut *squares).zip(row) {
             let error = saturate_round(v * inverse, low, high) * scale - v;
-            *sum += error;
-            *square += error * error;
+            *sum += w * error;
+            *square += w * error * error;
         }
     }
 }
@@ -257,6 +267,7 @@ mod tests {
             min: &e.0,
             max: &e.1,
             sample: x.view(),
+            weights: None,
         };
         let leak = |x: Array2<f32>| -> &'static Array2<f32> { Box::leak(Box::new(x)) };
         let (ea, eb) = (Box::leak(Box::new(ea)), Box::leak(Box::new(eb)));

@@ -138,6 +138,49 @@ def two_linears(a, pairs, own=True):
     return model([*nodes, node("Sum", ["y0", "y1"], ["y"])], constants)
 
 
+def hadamard(n):
+    """Orthogonal and symmetric; n is a power of 2."""
+    bits = np.array([[bin(i & j).count("1") for j in range(n)] for i in range(n)])
+    return ((-1.0) ** bits / np.sqrt(n)).astype(np.float32)
+
+
+def rotated(a=np.uint8, form="float", quantize=True, k=K, n=N):
+    """y = DQ(Q(x R)) · DQ(Q(Rᵀ W)), R = H ⊗ H in float, with all of its values quantized, or in one matrix."""
+    size = int(np.sqrt(k))
+    zero = np.array(128 if a is np.uint8 else 0, a)
+    constants = {"split": np.array([0, 0, size, size]), "joined": np.array([0, 0, k]), "scale": np.float32(0.03), "zero": zero}
+    nodes = []
+
+    def pair(value):
+        nodes.append(node("QuantizeLinear", [value, "scale", "zero"], [f"{value}_q"]))
+        nodes.append(node("DequantizeLinear", [f"{value}_q", "scale", "zero"], [f"{value}_dq"]))
+        return f"{value}_dq"
+
+    def matrix(name, values, quantize):
+        if not quantize:
+            constants[name] = values
+            return name
+        q, step = quantized(values)
+        constants.update({f"{name}_q": q, f"{name}_scale": step, f"{name}_zero": np.zeros(step.shape, np.int8)})
+        nodes.append(node("DequantizeLinear", [f"{name}_q", f"{name}_scale", f"{name}_zero"], [f"{name}_dq"], axis=1))
+        return f"{name}_dq"
+
+    h, dense = hadamard(size), np.kron(hadamard(size), hadamard(size))
+    if form == "dense":
+        nodes.append(node("MatMul", ["x", matrix("R", dense, False)], ["turned"]))
+    else:
+        everywhere = form == "quantized"
+        value = pair("x") if everywhere else "x"
+        nodes.append(node("Reshape", [value, "split"], ["parts"]))
+        nodes.append(node("MatMul", ["parts", matrix("B", h, everywhere)], ["inner"]))
+        value = pair("inner") if everywhere else "inner"
+        nodes.append(node("MatMul", [matrix("A", h, everywhere), value], ["outer"]))
+        nodes.append(node("Reshape", ["outer", "joined"], ["turned"]))
+    value = pair("turned") if quantize else "turned"
+    nodes.append(node("MatMul", [value, matrix("W", dense @ weights(k, n), quantize)], ["y"]))
+    return model(nodes, constants, ("b", "s", k), ("b", "s", n))
+
+
 def residual(of):
     """x W + x, where x is float or dequantized; square."""
     base = linear(bias=None, n=K)

@@ -59,6 +59,55 @@ def test_outliers_are_those_of_the_data():
         assert found["asymmetry"] == pytest.approx(asymmetry, abs=1e-3)
 
 
+def test_outlier_tokens_are_those_of_the_data(tmp_path):
+    """Three planted words are found by row, position, id, channel and size; compared with numpy, padding left out."""
+    from test_verify import feeds, run
+
+    model = onnx.load(TINY.model)
+    table = next(t for t in model.graph.initializer if "word_embeddings" in t.name)
+    words = onnx.numpy_helper.to_array(table).copy()
+    data = dict(np.load(TINY.calib))
+    planted = {401: (3, 5), 402: (11, 0), 403: (20, 9)}  # id → row and position
+    for i, (word, (row, position)) in enumerate(planted.items()):
+        words[word] *= 40 - 10 * i
+        data["input_ids"] = np.where(data["input_ids"] == word, 7, data["input_ids"])
+        data["input_ids"][row, position], data["attention_mask"][row, position] = word, 1
+    table.CopyFrom(onnx.numpy_helper.from_array(words, table.name))
+    # Without the norm in front of them, the Linears of the first layer see the embeddings themselves.
+    norm = next(n for n in model.graph.node if n.op_type == "LayerNormalization")
+    for node in model.graph.node:
+        if node.op_type == "MatMul" and "layer.0/attention/self" in node.name:
+            node.input[:] = [norm.input[0] if v == norm.output[0] else v for v in node.input]
+    onnx.save(model, tmp_path / "model.onnx")
+    np.savez(tmp_path / "calib.npz", **data)
+
+    seen = inspect(tmp_path / "model.onnx", "--calib", tmp_path / "calib.npz")
+    site = next(s for s in seen["sites"] if s["value"] == norm.input[0])["outliers"]
+    feed = feeds(tmp_path / "model.onnx", tmp_path / "calib.npz")
+    value = run(model, feed, [norm.input[0]])[norm.input[0]]
+    size = abs(value).max(-1)
+    median = np.median(size[feed["attention_mask"] == 1])
+    assert site["median_token"] == pytest.approx(median, rel=0.05)
+    assert site["token_ratio"] == pytest.approx(size.max() / median, rel=0.05) and site["token_ratio"] > 8
+    found = {t["id"]: t for t in site["tokens"]}
+    assert found.keys() == planted.keys()
+    for word, place in planted.items():
+        token = found[word]
+        assert (token["row"], token["position"]) == place
+        assert token["channel"] == abs(value[place]).argmax()
+        assert token["value"] == pytest.approx(value[place][token["channel"]], rel=1e-4)
+        assert token["ratio"] == pytest.approx(size[place] / site["median_token"], rel=1e-4)
+    for threads in (1, 3):
+        again = inspect(tmp_path / "model.onnx", "--calib", tmp_path / "calib.npz", "--threads", threads, "--batch", 3)
+        assert [s["outliers"]["tokens"] for s in again["sites"]] == [
+            [pytest.approx(t, rel=1e-4) for t in s["outliers"]["tokens"]] for s in seen["sites"]
+        ]
+    text = run_tool("inspect", tmp_path / "model.onnx", "--calib", tmp_path / "calib.npz").stdout
+    start = text[text.index("tokens     that stick out") :]
+    row = next(line.split() for line in start.splitlines() if line.endswith(norm.input[0]))
+    assert row[2:5] == ["3", "5", "401"], start
+
+
 def test_the_damage_is_what_plain_quantization_does(job):
     """Within the accuracy of a cross-fitted sample: what verify measures of the plain model, fed."""
     seen = inspect(TINY.model, "--calib", TINY.calib)

@@ -60,10 +60,10 @@ def ort_wrong(broken, mended):
     assert change(broken) > 0.05 and change(mended) < 0.001, (change(broken), change(mended))
 
 
-def ort_slow(broken, mended):
+def ort_slow(broken, mended, k=512):
     def seconds(model):
         session = rt.ort_session(model)
-        given = {"x": np.random.default_rng(0).normal(size=(4, 128, 512)).astype(np.float32)}
+        given = {"x": np.random.default_rng(0).normal(size=(4, 128, k)).astype(np.float32)}
         session.run(None, given)
         best = []
         for _ in range(7):
@@ -73,6 +73,21 @@ def ort_slow(broken, mended):
         return min(best)
 
     assert seconds(broken) > 1.5 * seconds(mended)
+
+
+def ort_slow_1024(broken, mended):
+    ort_slow(broken, mended, 1024)
+
+
+def trt_rotates_in_float(broken, mended):
+    """Each value is rounded on its way in the imported network; which products are in int8 is the builder's choice."""
+    assert rt.trt_quantize_types(broken) == ["INT8"] * 3 and rt.trt_engine(broken)
+    assert rt.trt_quantize_types(mended) == ["INT8"] and rt.trt_engine(mended)
+
+
+def ov_rotates_in_float(broken, mended):
+    assert "f32" not in rt.ov_product_types(broken)
+    assert rt.ov_product_types(mended) == ["f32", "u8"]
 
 
 def only_mended_fuses(*operators):
@@ -243,6 +258,8 @@ ORT = [
     Case("R7-residual", "ort", "inaccurate", lambda: forms.residual("x_dq"), lambda: forms.residual("x"), less_accurate(float_residual(), 1.1)),
     Case("R7-gelu", "ort", "slow", lambda: forms.gelu(True), lambda: forms.gelu(False), only_mended_fuses("Gelu", "BiasGelu")),
     Case("R7-mask", "ort", "wrong", lambda: forms.masked(1.3e36), forms.masked_float, less_accurate(forms.masked_float(), 100)),
+    Case("R11-rotation", "ort", "inaccurate", lambda: forms.rotated(form="quantized"), forms.rotated, less_accurate(forms.rotated(quantize=False), 1.2)),
+    Case("R11-dense-rotation", "ort", "slow", lambda: forms.rotated(form="dense", k=1024, n=8), lambda: forms.rotated(k=1024, n=8), ort_slow_1024),
     Case("R8-int8-operator", "ort", "slow", lambda: forms.qlinear(S8, S8, S8, k=512, n=512), lambda: forms.qlinear(U8, S8, U8, k=512, n=512), ort_slow),
     *(
         Case("R9-types", "ort", "rejected", lambda t=t: forms.qlinear(*t), lambda: forms.qlinear(U8, S8, U8), ort_rejects,
@@ -275,6 +292,7 @@ TENSORRT = [
     Case("T3-run-time-scale", "tensorrt", "float", s8(scale_of_x=True), s8(), trt_in_float),
     Case("T3-one-side", "tensorrt", "float", s8(quantize_w=False), s8(), trt_in_float, name="activation"),
     Case("T3-one-side", "tensorrt", "float", s8(quantize_x=False), s8(), trt_in_float, name="weight"),
+    Case("T11-rotation", "tensorrt", "inaccurate", lambda: forms.rotated(S8, "quantized"), lambda: forms.rotated(S8), trt_rotates_in_float),
     Case("T10-operator", "tensorrt", "rejected", contrib("BiasGelu", ["x", "b"], dict(b=np.ones(forms.K, np.float32))), s8(), trt_rejects),
     Case("T10-dropout", "tensorrt", "rejected", lambda: forms.dropout(True), lambda: forms.dropout(False), trt_rejects),
     Case("T10-dropout", "tensorrt", "rejected", lambda: forms.dropout(True, old=True), lambda: forms.dropout(False, old=True), trt_rejects, name="old"),
@@ -298,6 +316,7 @@ OPENVINO = [
     Case("O3-one-side", "openvino", "float", u8(quantize_w=False), u8(), ov_in_float, name="activation"),
     Case("O3-one-side", "openvino", "float", u8(quantize_x=False), u8(), ov_in_float, name="weight"),
     Case("O3-dynamic", "openvino", "float", integer_operator, u8(), ov_in_float),
+    Case("O5-rotation", "openvino", "inaccurate", lambda: forms.rotated(form="quantized"), forms.rotated, ov_rotates_in_float),
     Case("O4-scale", "openvino", "wrong", u8(a_scale=-0.02), u8(), ov_wrong),
 ]  # fmt: skip
 

@@ -23,6 +23,7 @@ RUNS = {
     "float16": ("bert-script17-eager-float16", ["--no-layers"]),
     "functions": ("bert-script17-eager-functions", ["--no-layers"]),
     "clean": ("littered", ["--target", "tensorrt", "--clean", "--no-layers"]),
+    "rotations": ("tiny", ["--max-slowdown", "100", "--no-layers"]),
     "lint": ("littered", ["--target", "tensorrt", "--no-layers"]),
     "near misses": ("without a constant", ["--no-layers"]),
 }
@@ -104,3 +105,19 @@ def test_the_page_stands_alone(reports, name):
     for finding in report["lint"]:
         assert finding["rule"] in page
     assert len(page) < 1_000_000
+
+
+def test_what_rotations_bought(reports):
+    """The run and its sites tell the same: what all cost is the sum, and the page says both."""
+    report, page = reports["rotations"]
+    rotated = [s for s in report["sites"] if s["rotation"]]
+    assert len(rotated) == report["rotations"]["sites"] > 0
+    assert sum(s["rotation"]["percent"] for s in rotated) == pytest.approx(report["rotations"]["percent"])
+    assert report["rotations"]["sqnr_after_db"] > report["rotations"]["sqnr_before_db"]
+    widths = {x["name"]: x["k"] for x in report["linears"]}
+    for site in rotated:
+        (a, b), k = site["rotation"]["factors"], widths[site["linears"][0]]
+        assert a * b == k and set(site["rotation"]["negative"]) < set(range(k))
+        assert site["rotation"]["gain_db"] > 0 and site["sink"]
+        assert f"rotated by {a} × {b}" in page
+    assert "sites rotated" in page and not any(r["rotations"] for name, (r, _) in reports.items() if name != "rotations")

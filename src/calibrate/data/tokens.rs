@@ -25,6 +25,8 @@ pub(in crate::calibrate) struct Place {
     pub row: Option<usize>,
     /// Number of the vector within its row.
     pub position: u64,
+    /// Place in its sequence and the length of that; `None` if the shape does not tell.
+    pub token: Option<(usize, usize)>,
     /// False for padding.
     pub keep: bool,
 }
@@ -93,11 +95,13 @@ impl TokenContext {
                 Some(n) => Place {
                     row: Some(i / n),
                     position: (i % n) as u64,
+                    token: None,
                     keep: true,
                 },
                 None => Place {
                     row: None,
                     position: i as u64,
+                    token: None,
                     keep: true,
                 },
             })
@@ -143,6 +147,7 @@ fn arrange(
             Place {
                 row: Some(row),
                 position,
+                token: Some((token, s)),
                 keep: real(row, token),
             }
         })
@@ -208,6 +213,12 @@ mod tests {
         let places = context().places(&[3, 2, 5]);
         let positions: Vec<u64> = places.iter().map(|p| p.position).collect();
         assert_eq!(positions, [0, 0, 1, 1, 2, 2]);
+        // Two heads of two rows: the second head's vectors are of the same tokens.
+        let places = context().places(&[2, 2, 3, 5]);
+        let tokens: Vec<usize> = places.iter().map(|p| p.token.unwrap().0).collect();
+        assert_eq!(tokens, [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2]);
+        assert_eq!(places[5].token, Some((2, 3)));
+        assert!(context().places(&[2, 5]).iter().all(|p| p.token.is_none()));
     }
 
     #[test]

@@ -2,7 +2,10 @@
 
 pub(super) mod capture;
 pub(super) mod compare;
+pub(super) mod extremes;
+pub(super) mod largest;
 pub(super) mod parallel;
 pub(super) mod ranges;
+pub(super) mod shapes;
 pub(super) mod statistics;
 pub(super) mod sums;

@@ -17,6 +17,8 @@ pub struct RowError {
     pub reference: f64,
     /// Σ (r − o)²
     pub error: f64,
+    /// Tokens whose own SQNR is known, and its sum over them, in dB; see [`OutputComparison::token_sqnr_db`].
+    pub tokens: (u64, f64),
 }
 
 /// How one output of a model differs from that of the reference.
@@ -39,9 +41,19 @@ pub struct OutputComparison {
     /// Of an output `[…, C]` of two or more axes with C ≥ 2: the vectors compared, and how many have their largest element
     /// (the first of equals) at the same place in both models. `(0, 0)` for every other output.
     pub top1: (u64, u64),
+    /// Of an output `[…, C]` of two or more axes with C ≥ 8: the mean over its tokens of their own SQNR in dB, each within ± 60.
+    ///
+    /// `sqnr_db` is that of the largest tokens where some are much larger than the others; this is that of most.
+    pub token_sqnr_db: Option<f64>,
     /// The rows compared, ascending.
     pub rows: Vec<RowError>,
 }
+
+/// Fewer elements are no vector whose direction matters.
+const SMALLEST_TOKEN: usize = 8;
+
+/// What the SQNR of one token counts at most, in dB.
+const TOKEN_LIMIT_DB: f64 = 60.0;
 
 /// Sums per row.
 pub(super) type RowSums = BTreeMap<u64, Sums>;
@@ -54,6 +66,7 @@ pub(super) fn finish(rows: &RowSums, name: &str) -> OutputComparison {
         row,
         reference: sums.reference,
         error: sums.error,
+        tokens: sums.tokens,
     };
     OutputComparison {
         rows: rows.iter().map(row).collect(),
@@ -75,6 +88,8 @@ pub(super) struct Sums {
     /// Vectors compared, and those with the same largest element.
     vectors: u64,
     agreeing: u64,
+    /// Tokens with an SQNR, and its sum in dB.
+    tokens: (u64, f64),
 }
 
 impl Default for Sums {
@@ -90,6 +105,7 @@ impl Default for Sums {
             elements: 0,
             vectors: 0,
             agreeing: 0,
+            tokens: (0, 0.0),
         }
     }
 }
@@ -106,6 +122,7 @@ impl Sums {
         self.elements += more.elements;
         self.vectors += more.vectors;
         self.agreeing += more.agreeing;
+        self.tokens = (self.tokens.0 + more.tokens.0, self.tokens.1 + more.tokens.1);
     }
 
     fn element(&mut self, r: f64, o: f64) {
@@ -118,6 +135,14 @@ impl Sums {
         self.min = self.min.min(r);
         self.max = self.max.max(r);
         self.elements += 1;
+    }
+
+    /// Says that these are the sums of one token.
+    fn is_token(&mut self) {
+        if self.reference > 0.0 || self.error > 0.0 {
+            let db = 10.0 * (self.reference / self.error).log10();
+            self.tokens = (1, db.clamp(-TOKEN_LIMIT_DB, TOKEN_LIMIT_DB));
+        }
     }
 
     fn finish(&self, name: &str) -> OutputComparison {
@@ -146,6 +171,7 @@ impl Sums {
             range: (self.min, self.max),
             elements: self.elements,
             top1: (self.vectors, self.agreeing),
+            token_sqnr_db: (self.tokens.0 > 0).then(|| self.tokens.1 / self.tokens.0 as f64),
             rows: Vec::new(),
         }
     }
@@ -193,9 +219,10 @@ pub(super) fn compare_batch(
                 sums.vectors += 1;
                 sums.agreeing += u64::from(largest(r) == largest(o));
             }
+            let mut own = Sums::default();
             for (r, o) in r.iter().zip(o) {
                 if r.is_finite() && o.is_finite() {
-                    sums.element(f64::from(*r), f64::from(*o));
+                    own.element(f64::from(*r), f64::from(*o));
                 } else if r != o && !(r.is_nan() && o.is_nan()) {
                     return Err(EngineError::OutputNotFinite {
                         name: name.clone(),
@@ -205,6 +232,10 @@ pub(super) fn compare_batch(
                     });
                 }
             }
+            if reference_rank > 1 && channels >= SMALLEST_TOKEN {
+                own.is_token();
+            }
+            sums.add(&own);
         }
         result.insert(name.clone(), rows);
     }

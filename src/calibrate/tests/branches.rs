@@ -80,6 +80,7 @@ fn options() -> StatOptions {
         threads: 1,
         channels_first: Default::default(),
         extremes_only: Default::default(),
+        sizes_only: Default::default(),
     }
 }
 

@@ -33,6 +33,7 @@ fn tap(model: &Model, batch: Batch, name: &str) -> Result<(), EngineError> {
     let options = StatOptions {
         channels_first: Default::default(),
         extremes_only: Default::default(),
+        sizes_only: Default::default(),
         sample_tokens: 4,
         seed: 0,
         threads: 1,
@@ -413,21 +414,25 @@ fn comparison_measures_real_tokens_only() {
             range: (-1., 6.),
             elements: 8,
             top1: (4, 4),
+            token_sqnr_db: None,
             rows: vec![
                 RowError {
                     row: 0,
                     reference: 30.0,
-                    error: 0.0
+                    error: 0.0,
+                    tokens: (0, 0.0),
                 },
                 RowError {
                     row: 1,
                     reference: 61.0,
-                    error: 0.0
+                    error: 0.0,
+                    tokens: (0, 0.0),
                 },
                 RowError {
                     row: 2,
                     reference: 1.0,
-                    error: 0.0
+                    error: 0.0,
+                    tokens: (0, 0.0),
                 },
             ],
         }]

@@ -39,6 +39,7 @@ fn take(
     let options = StatOptions {
         channels_first: Default::default(),
         extremes_only: Default::default(),
+        sizes_only: Default::default(),
         sample_tokens,
         seed: 7,
         threads,
@@ -199,6 +200,7 @@ fn the_sample_holds_the_same_tokens_of_every_value_and_depends_on_the_seed() {
     let options = StatOptions {
         channels_first: Default::default(),
         extremes_only: Default::default(),
+        sizes_only: Default::default(),
         sample_tokens: 6,
         seed: 8,
         threads: 1,
@@ -257,6 +259,7 @@ fn progress_counts_every_row_once() {
     let options = StatOptions {
         channels_first: Default::default(),
         extremes_only: Default::default(),
+        sizes_only: Default::default(),
         sample_tokens: 1,
         seed: 0,
         threads: 2,
@@ -291,6 +294,7 @@ fn channels_on_the_first_axis() {
     let options = StatOptions {
         channels_first: ["xt".to_owned()].into(),
         extremes_only: Default::default(),
+        sizes_only: Default::default(),
         sample_tokens: 8,
         seed: 7,
         threads: 1,

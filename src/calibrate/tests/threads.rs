@@ -145,6 +145,7 @@ fn all_of_them(threads: usize) -> Vec<(usize, usize)> {
         threads,
         channels_first: BTreeSet::new(),
         extremes_only: BTreeSet::new(),
+        sizes_only: Default::default(),
     };
     let ranged = values.clone().map(|value| Ranged { value, axis: 2 });
     let keep = Keep {

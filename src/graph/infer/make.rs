@@ -9,7 +9,7 @@ use crate::onnx::node::{attr, attr_f, attr_i, attr_ints, attr_t};
 use crate::onnx::{DataType, tensor};
 
 /// The part of the shape that a Shape tells: from `start` to `end`, both clamped, negative ones from the end.
-fn told<'a>(call: &Call<'a>) -> Option<&'a [Dim]> {
+pub(super) fn told<'a>(call: &Call<'a>) -> Option<&'a [Dim]> {
     let x = call.dims(0)?;
     let rank = x.len() as i64;
     let at = |name: &str, default: i64| {

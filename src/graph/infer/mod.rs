@@ -30,6 +30,7 @@ mod pick;
 mod product;
 mod reduce;
 mod rule;
+mod sizes;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -39,4 +40,5 @@ pub use fact::{Dim, Dims, Fact, Limits, Value, known};
 pub use facts::{Facts, stated};
 pub use node::{constant_expression, from_shapes, has_values, infer};
 pub use pick::slice_indices;
+pub use sizes::fixed_sizes;
 pub use table::MICROSOFT;

@@ -6,6 +6,7 @@
 
 mod attention;
 mod folded;
+mod known;
 mod products;
 mod quantize;
 mod refine;
@@ -19,6 +20,7 @@ use crate::graph::branches::FlatModel;
 use crate::recognise::LinearId;
 
 pub(crate) use folded::{Folded, rounding_error};
+pub(crate) use known::KnownWeights;
 pub(crate) use refine::Refinement;
 pub(crate) use source::Source;
 

@@ -102,9 +102,10 @@ impl Products<'_, '_> {
             let tokens = fold.sample.slice(s![..;every, ..]).to_owned();
             let tokens = job.migration.tokens(&tokens, false);
             if let (Some(known), Some(effect)) = (known, &effect) {
+                let (min, max) = effect.on(&known.folds[f].min, &known.folds[f].max);
                 return ProductFold {
-                    min: effect.on(&known.folds[f].min),
-                    max: effect.on(&known.folds[f].max),
+                    min,
+                    max,
                     sample: tokens.dot(&w.slice(s![.., ..;stride])),
                 };
             }
@@ -134,15 +135,15 @@ impl Products<'_, '_> {
 
 /// What migration does to the product of one Linear: p' = p / s_y − offset, per column.
 struct Effect {
-    /// 1 / s_y: [N].
+    /// 1 / s_y: [N]; negative where the rotation of the site that reads the output has a sign.
     factor: Array1<f32>,
-    /// z/s W': [N].
+    /// (z/s R) W': [N].
     offset: Array1<f32>,
 }
 
 impl Effect {
-    /// Of a Linear with the weight `w` that became `migrated`: W' = diag(s) W diag(1/s_y), so s_y is what the columns of W'
-    /// lack in length.
+    /// Of a Linear with the weight `w` that became `migrated`: W' = Rᵀ diag(s) W diag(1/s_y), so s_y is what tells the columns
+    /// of W' from those of Rᵀ diag(s) W.
     fn new(migration: &Migration, mut w: Array2<f32>, migrated: &Array2<f32>) -> Effect {
         let mut offset = Array1::zeros(w.nrows());
         if let Some(z) = &migration.shift {
@@ -150,17 +151,32 @@ impl Effect {
         }
         if let Some(s) = &migration.scale {
             offset /= &ndarray::aview1(s);
-            let rows = w.axis_iter_mut(Axis(0)).zip(s);
-            rows.for_each(|(mut row, &s)| row *= s);
         }
-        let length = |column: ndarray::ArrayView1<f32>| {
-            let squares = column.iter().map(|&v| f64::from(v) * f64::from(v));
-            squares.sum::<f64>().sqrt()
+        match (&migration.rotation, &migration.scale) {
+            (Some(r), scale) => {
+                w = r.rotate_weight(w.view(), scale.as_deref());
+                if let Some(z) = offset.as_slice_mut() {
+                    r.rotate_tokens(z);
+                }
+            }
+            (None, Some(s)) => {
+                let rows = w.axis_iter_mut(Axis(0)).zip(s);
+                rows.for_each(|(mut row, &s)| row *= s);
+            }
+            (None, None) => {}
+        }
+        let product = |a: ndarray::ArrayView1<f32>, b: ndarray::ArrayView1<f32>| -> f64 {
+            let pairs = a.iter().zip(b);
+            pairs.map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
         };
         let columns = migrated.columns().into_iter().zip(w.columns());
-        let factor = columns.map(|(after, before)| match (length(after), length(before)) {
-            (after, before) if after > 0.0 && before > 0.0 => (after / before) as f32,
-            _ => 1.0,
+        let factor = columns.map(|(after, before)| {
+            let factor = (product(after, before) / product(before, before)) as f32;
+            if factor.is_finite() && factor != 0.0 {
+                factor
+            } else {
+                1.0
+            }
         });
         Effect {
             factor: factor.collect(),
@@ -168,11 +184,16 @@ impl Effect {
         }
     }
 
-    fn on(&self, extremes: &[f32]) -> Vec<f32> {
-        let columns = extremes.iter().zip(&self.factor).zip(&self.offset);
-        columns
-            .map(|((p, factor), offset)| p * factor - offset)
-            .collect()
+    /// The extremes of p' from those of p.
+    fn on(&self, min: &[f32], max: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let columns = self.factor.iter().zip(&self.offset);
+        let ends = columns.zip(min.iter().zip(max));
+        let ends = ends.map(|((factor, offset), (low, high))| {
+            let (a, b) = (low * factor - offset, high * factor - offset);
+            // A negative factor turns them round.
+            (a.min(b), a.max(b))
+        });
+        ends.unzip()
     }
 }
 
@@ -181,4 +202,52 @@ fn extremes(products: &Array2<f32>, start: f32, pick: fn(f32, f32) -> f32) -> Ve
     columns
         .map(|c| c.iter().fold(start, |a, &b| pick(a, b)))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::solve::Rotation;
+
+    fn wave(rows: usize, columns: usize, step: f32) -> Array2<f32> {
+        Array2::from_shape_fn((rows, columns), |(i, j)| {
+            ((i * columns + j) as f32 * step).sin()
+        })
+    }
+
+    /// Extremes of the migrated product follow from those of the original one: through shift, scale, rotation, and a scale of
+    /// the output that may be negative.
+    #[test]
+    fn extremes_follow_what_migration_does() {
+        let (x, w) = (wave(40, 32, 0.7), wave(32, 6, 1.3));
+        let output = [0.5, -2.0, 1.0, -0.25, 4.0, 3.0];
+        for rotation in [None, Rotation::of(32, 5)] {
+            let migration = Migration {
+                shift: Some((0..32).map(|j| j as f32 / 40.0).collect()),
+                scale: Some((0..32).map(|j| 0.5 + j as f32 / 16.0).collect()),
+                rotation,
+            };
+            let scale = migration.scale.as_deref().unwrap();
+            let scaled = match &migration.rotation {
+                Some(r) => r.rotate_weight(w.view(), Some(scale)),
+                None => &w * &ndarray::aview1(scale).insert_axis(Axis(1)),
+            };
+            let migrated = scaled * ndarray::aview1(&output);
+            let products = migration.tokens(&x, false).dot(&migrated);
+            let all = |p: &Array2<f32>| {
+                (
+                    extremes(p, f32::INFINITY, f32::min),
+                    extremes(p, f32::NEG_INFINITY, f32::max),
+                )
+            };
+            let (min, max) = all(&x.dot(&w));
+            let found = Effect::new(&migration, w.clone(), &migrated).on(&min, &max);
+            let expected = all(&products);
+            for (found, expected) in [(found.0, expected.0), (found.1, expected.1)] {
+                for (a, b) in found.iter().zip(&expected) {
+                    assert!((a - b).abs() < 1e-4, "{found:?} {expected:?}");
+                }
+            }
+        }
+    }
 }

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ndarray::{Array2, s};
+use ndarray::{Array2, Axis, s};
 use rayon::prelude::*;
 
 use super::super::plan::{Plan, Rounding, SitePlan};
 use super::super::sites::{SiteId, SiteRow};
+use super::known::RoundedFrom;
 use super::source::{Source, recognised};
 use crate::graph::View;
 use crate::graph::branches::FlatModel;
@@ -103,6 +104,19 @@ impl Refine<'_> {
         plan: &SitePlan,
         linears: &[LinearId],
     ) -> Option<Vec<(LinearId, Arc<QuantizedWeight>)>> {
+        let known = self.source.known;
+        let weight = |&l: &LinearId| {
+            let w = self.found.linears[l].load_weight(&self.view)?;
+            let from = RoundedFrom::of(&w, &plan.transform);
+            Some((l, w, from))
+        };
+        let weights: Vec<_> = linears.iter().filter_map(weight).collect();
+        let before = weights
+            .iter()
+            .map(|(l, _, from)| Some((*l, known.get(*l, from)?)));
+        if let Some(all) = before.collect::<Option<Vec<_>>>() {
+            return Some(all);
+        }
         // What is shared is rounded for the tokens of all.
         let stats = self.source.calibrated.prepared.sites.joint_statistics(id)?;
         if linears.is_empty() {
@@ -111,20 +125,28 @@ impl Refine<'_> {
         let spec = self.source.options.weight();
         let biases = linears.iter().map(|&l| self.found.linears[l].bias);
         let centred = biases.into_iter().all(|bias| bias.is_some());
-        let tokens = |i: usize| plan.transform.tokens(&stats.folds[i].sample, centred);
+        let tokens = |i: usize| {
+            let mut x = plan.transform.tokens(&stats.folds[i].sample, centred);
+            if let Some(weights) = &stats.folds[i].weights {
+                let roots: Vec<f32> = weights.iter().map(|w| w.sqrt()).collect();
+                x *= &ndarray::aview1(&roots).insert_axis(Axis(1));
+            }
+            x
+        };
         let (fit, other) = (tokens(0), tokens(1));
-        let feedback = Feedback::new(&fit).filter(|_| other.nrows() > 0)?;
+        let feedback = Feedback::new(&fit, &spec).filter(|_| other.nrows() > 0)?;
         // It is better by 1 dB and more, or not: some tokens tell.
         let every = (other.nrows() / CONFIRMED_BY).max(1);
         let other: Array2<f32> = other
             .slice_move(s![..;every, ..])
             .as_standard_layout()
             .into_owned();
-        let round = |&l: &LinearId| {
-            let w = self.found.linears[l].load_weight(&self.view)?;
-            Some((l, Arc::new(confirmed(&feedback, &w, &other, &spec))))
+        let round = |(l, w, from): (LinearId, Array2<f32>, RoundedFrom)| {
+            let rounded = Arc::new(confirmed(&feedback, &w, &other, &spec));
+            known.keep(l, from, rounded.clone());
+            (l, rounded)
         };
-        Some(linears.iter().filter_map(round).collect())
+        Some(weights.into_iter().map(round).collect())
     }
 
     /// What to add to the biases of Linears, so that quantization keeps the mean of their outputs.
@@ -191,7 +213,7 @@ mod tests {
         let w = Array2::from_shape_fn((8, 16), |(c, n)| {
             ((c * 29 + n * 17) % 31) as f32 / 15.5 - 1.0
         });
-        let feedback = Feedback::new(&tokens(1.0)).unwrap();
+        let feedback = Feedback::new(&tokens(1.0), &spec).unwrap();
         let with = feedback.quantize(w.view(), &spec);
         let nearest = quantize_weight(w.view(), &spec);
         assert_ne!(with.q, nearest.q);

@@ -1,6 +1,7 @@
 //! What models are made from.
 
 use super::super::calibrate::Calibrated;
+use super::known::KnownWeights;
 use crate::graph::branches::FlatModel;
 use crate::options::Options;
 use crate::recognise::{Recognised, recognise};
@@ -10,6 +11,7 @@ use crate::recognise::{Recognised, recognise};
 pub(crate) struct Source<'a> {
     pub options: &'a Options,
     pub calibrated: &'a Calibrated,
+    pub known: &'a KnownWeights,
 }
 
 /// What is recognised in a migrated model, which has the Linears of the original in the same order: migration changes

@@ -36,10 +36,19 @@ pub(crate) struct Measured {
 pub(crate) struct Account {
     /// What leaving Linears in float bought, if that was asked for.
     pub kept_float: Option<KeptFloat>,
+    /// What rotations made of the outputs, if there are any.
+    pub rotations: Option<Gain>,
     /// What int8 attention costs, if any is in int8.
     pub attention_cost: Option<AttentionCost>,
     /// The outputs, by name, that int8 attention has taken below plain min-max quantization, which has attention in float.
     pub below_by_attention: BTreeSet<String>,
+}
+
+/// The mean SQNR of the outputs without something and with it, in dB, each output at most 60.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Gain {
+    pub sqnr_before_db: f64,
+    pub sqnr_after_db: f64,
 }
 
 /// What one Linear adds to the error of the outputs.

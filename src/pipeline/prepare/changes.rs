@@ -7,6 +7,8 @@ use crate::review::{InlinedReport, NearMissReport};
 pub(crate) struct Changes {
     /// What exporters had left behind and was removed, with the reasons.
     pub cleaned: Vec<String>,
+    /// Sizes that were stored, with the reasons.
+    pub stored_sizes: Vec<String>,
     /// Calls of functions that were replaced.
     pub inlined: Vec<InlinedReport>,
     /// Functions and branches that were left closed.

@@ -51,6 +51,7 @@ impl Prepared {
         graph::check(job.original)?;
         let mut changes = Changes::default();
         let model = clean(job, &mut changes)?;
+        let model = fold_sizes(job, model, &mut changes)?;
         let model = raise_opset(job, model, &mut changes)?;
         let model = take_apart(job, model, &mut changes)?;
         let prepared = recognise_all(job, model, small, changes)?;
@@ -140,6 +141,19 @@ fn clean(job: &Job, changes: &mut Changes) -> Result<Model, Error> {
     let patches = rewrite::clean(&view, &mut Names::new(job.original));
     let reasons = patches.iter().map(|p| p.reason().to_owned());
     changes.cleaned = reasons.collect();
+    graph::apply(&mut model, patches).map_err(rewrite::RewriteError::from)?;
+    Ok(model)
+}
+
+/// Stores the sizes that let runtimes compute something once, unless that was refused.
+fn fold_sizes(job: &Job, mut model: Model, changes: &mut Changes) -> Result<Model, Error> {
+    if !job.options.fold_sizes {
+        return Ok(model);
+    }
+    let view = View::new(&model);
+    let patches = rewrite::fold_sizes(&view, &mut Names::new(&model));
+    let reasons = patches.iter().map(|p| p.reason().to_owned());
+    changes.stored_sizes = reasons.collect();
     graph::apply(&mut model, patches).map_err(rewrite::RewriteError::from)?;
     Ok(model)
 }

@@ -109,6 +109,8 @@ impl SiteTable {
                 max: Vec::new(),
                 tokens: 0,
                 sample: ndarray::Array2::zeros((0, 0)),
+                places: Vec::new(),
+                weights: None,
             };
             let group = table.groups.push(Group {
                 members: members.clone(),

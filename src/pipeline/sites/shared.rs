@@ -340,10 +340,17 @@ fn merge_folds(all: &[&FoldStats]) -> Option<FoldStats> {
     }
     rows.sort_unstable();
     let mut sample = Array2::zeros((rows.len(), merged.min.len()));
-    for (mut row, (_, member, i)) in sample.axis_iter_mut(Axis(0)).zip(rows) {
+    for (mut row, &(_, member, i)) in sample.axis_iter_mut(Axis(0)).zip(&rows) {
         row.assign(&all[member].sample.row(i));
     }
-    Some(FoldStats { sample, ..merged })
+    let places = rows.iter().map(|&(_, member, i)| all[member].places[i]);
+    let weight = |&(_, member, i): &(usize, usize, usize)| Some(all[member].weights.as_ref()?[i]);
+    Some(FoldStats {
+        sample,
+        places: places.collect(),
+        weights: rows.iter().map(weight).collect(),
+        ..merged
+    })
 }
 
 /// What the solver reads of statistics.
@@ -352,6 +359,7 @@ fn as_fold(fold: &FoldStats) -> Fold<'_> {
         min: &fold.min,
         max: &fold.max,
         sample: fold.sample.view(),
+        weights: fold.weights.as_deref(),
     }
 }
 
@@ -365,6 +373,8 @@ fn both(a: &FoldStats, b: &FoldStats) -> FoldStats {
         max: pairs(f32::max, &a.max, &b.max),
         tokens: a.tokens + b.tokens,
         sample: a.sample.clone(),
+        places: a.places.clone(),
+        weights: a.weights.clone(),
     }
 }
 
@@ -438,6 +448,8 @@ mod tests {
             max: vec![high; 2],
             tokens: 1,
             sample: Array2::from_elem((1, 2), high),
+            places: vec![(0, 0)],
+            weights: None,
         };
         ChannelStats {
             rank: 2,

@@ -134,10 +134,12 @@ mod tests {
             range: (0.0, 0.0),
             elements: 0,
             top1: (0, 0),
+            token_sqnr_db: None,
             rows: vec![RowError {
                 row: 0,
                 reference,
                 error,
+                tokens: (0, 0.0),
             }],
         }
     }

@@ -271,9 +271,11 @@ fn tell_losses(result: &mut Measured, before: &[OutputComparison], plain: &[Outp
         }
         let name = result.outputs[loss.output].name.clone();
         result.plan.notes.push(format!(
-            "int8 attention takes output `{name}` to {:.2} dB, where plain min-max quantization with attention in float \
+            "int8 attention takes output `{name}` to {:.2} dB{}, where plain min-max quantization with attention in float \
              has {:.2} dB; attention float keeps that",
-            loss.sqnr_db, loss.plain_sqnr_db
+            loss.sqnr_db,
+            loss.figure.words(),
+            loss.plain_sqnr_db
         ));
         result.account.below_by_attention.insert(name);
     }

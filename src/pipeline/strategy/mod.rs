@@ -1,7 +1,7 @@
 //! Strategies: each takes what would be written, asks the judge about other plans, and returns the better one.
 //!
 //! ```text
-//! exact ─▶ open ─▶ wider ─▶ drop ─▶ rotate ─▶ keep_float ─▶ attention ─▶ qoperator (a note) ─▶ written
+//! rotate, or exact ─▶ open ─▶ wider ─▶ drop ─▶ keep_float ─▶ attention ─▶ qoperator (a note) ─▶ written
 //! ```
 //!
 //! Numbers decide; no strategy knows an engine, or how a model is made.
@@ -13,6 +13,7 @@ mod drop;
 mod exact;
 mod keep_float;
 mod open;
+mod price;
 mod qoperator;
 mod rotate;
 mod subset;
@@ -25,6 +26,7 @@ pub(crate) use drop::{drop_what_hurts, units};
 pub(crate) use exact::make_exact;
 pub(crate) use keep_float::{Wish, keep_float};
 pub(crate) use open::{conclude, open};
+pub(crate) use price::offers;
 pub(crate) use qoperator::compare_with_qdq;
-pub(crate) use rotate::{offers, rotate};
+pub(crate) use rotate::{Rotated, rotate};
 pub(crate) use wider::widen_if_below;

@@ -1,165 +1,109 @@
 //! Rotations are bought: each costs run time, and what all of them cost together is limited. They are kept if the outputs
-//! on held-out rows are clearly better with them.
+//! on held-out rows are clearly better with them, and as few of them as do nearly the same.
 
-use std::collections::BTreeMap;
-
-use super::super::judge::{Judge, Measured, measure};
+use super::super::judge::{Gain, Judge, Measured};
 use super::super::plan::Plan;
-use super::super::sites::{SiteId, SiteRow, SiteTable};
-use super::super::verdict::{CLEAR_DB, breaks_promise, mean_sqnr, score};
+use super::super::verdict::{CLEAR_DB, breaks_promise, is_clearly_above, mean_sqnr, score, spread};
+use super::price::{Market, Offer, affordable, enough};
 use crate::error::Error;
-use crate::recognise::Recognised;
-use crate::solve::Solution;
 
-/// How much faster a model is whose Linears run in int8, about.
-const SPEED_UP: f64 = 2.5;
+/// What may be lost where fewer rotations do, in dB: by the estimate, and on the held-out rows.
+const ESTIMATED_DB: f64 = 0.1;
+const GIVEN_UP_DB: f64 = 0.2;
 
-/// The time of a multiplication of a rotation over that of a float Linear.
-const RATE: f64 = 0.62;
+/// The standard errors over the rows that a gain must be above.
+const DOUBT: f64 = 2.0;
 
-/// Multiplications that take as long as the Reshapes and the passes over memory, per element.
-const PASSES: f64 = 40.0;
+/// The part of the price that must be saved for fewer of them to be tried.
+const WORTH_A_TRIAL: f64 = 0.15;
 
-/// A rotation that can be had.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Offer {
-    /// Sites that are decided together.
-    pub(super) sites: Vec<SiteId>,
-    /// Over the best solution without it, in dB.
-    pub(super) gain: f64,
-    /// Percent of the run time.
-    pub(super) price: f64,
+/// What becomes of a plan that knows rotations.
+pub(crate) enum Rotated {
+    /// It is clearly better with them; plain has been measured.
+    Better(Measured),
+    /// It is not, or nothing can be bought. The plan itself and plain have been measured if they had to be; a note says what a
+    /// reader should know.
+    No {
+        measured: Option<Measured>,
+        note: Option<String>,
+    },
 }
 
-/// What is written with rotations at those sites that gain most per run time, for `percent` of it, if that is clearly
-/// better.
+/// The plan with rotations at those sites where they take most off the noise for their run time, for `percent` of it in all,
+/// if that is clearly better than the plan without, and than `plain`.
 ///
 /// # Errors
 /// Those of [`Judge::measure`]; a float model that is not the original is not taken.
 pub(crate) fn rotate(
-    mut written: Measured,
-    offers: Vec<Offer>,
+    plan: &Plan,
+    plain: Option<Plan>,
+    market: Market,
     percent: f64,
     judge: &mut dyn Judge,
-) -> Result<Measured, Error> {
-    let bought = affordable(offers, percent);
-    if bought.is_empty() || written.plan.is_all_plain() {
-        return Ok(written);
+) -> Result<Rotated, Error> {
+    let no = |measured, note| Ok(Rotated::No { measured, note });
+    let noise = market.noise;
+    let bought = affordable(market.offers, percent);
+    let Some(plain) = plain.filter(|_| !bought.is_empty()) else {
+        return no(None, None);
+    };
+    let every = with_rotations(plan, &bought);
+    if let Err(error) = judge.float_check(&every) {
+        return match error.is_of_float_check() {
+            true => no(None, Some(format!("rotations were left out: {error}"))),
+            false => Err(error),
+        };
     }
-    let mut plan = written.plan.clone();
-    let sites: Vec<SiteId> = bought
-        .iter()
-        .flat_map(|offer| offer.sites.clone())
-        .collect();
-    for &site in &sites {
+    let noise = noise - bought.iter().map(|offer| offer.relief).sum::<f64>();
+    let fewer = &bought[..enough(&bought, noise, ESTIMATED_DB)];
+    let price = |offers: &[Offer]| offers.iter().map(|o| o.price).sum::<f64>();
+    let saves = price(fewer) <= (1.0 - WORTH_A_TRIAL) * price(&bought);
+    let fewer = (saves && !fewer.is_empty()).then(|| with_rotations(plan, fewer));
+    // Neighbours are alike: what is rounded for one need not be rounded again for the next.
+    let plans = fewer.into_iter().chain([every, plan.clone(), plain]);
+    let mut measured = judge.measure(plans.collect())?;
+    let above = |m: &[Measured]| is_clearly_above(&m[0].outputs, &m[m.len() - 1].outputs);
+    if !above(&measured) && judge.ask_all_rows() {
+        judge.measure_again(&mut measured.iter_mut().collect::<Vec<_>>())?;
+    }
+    let mut measured = measured.into_iter().rev();
+    let (Some(plain), Some(base), Some(mut rotated)) =
+        (measured.next(), measured.next(), measured.next())
+    else {
+        unreachable!("three plans at least were measured");
+    };
+    let gain = |m: &Measured| {
+        score(&m.outputs, &plain.outputs, None) - score(&base.outputs, &plain.outputs, None)
+    };
+    let broken = |m: &Measured| breaks_promise(&m.outputs, &base.outputs, &plain.outputs);
+    if let Some(fewer) = measured.next()
+        && gain(&fewer) >= gain(&rotated) - GIVEN_UP_DB
+        && !broken(&fewer)
+    {
+        rotated = fewer;
+    }
+    // What may be gone on other rows is no gain.
+    let doubt = spread(&rotated.outputs, &base.outputs, &plain.outputs);
+    let better = gain(&rotated) >= CLEAR_DB.max(DOUBT * doubt) && !broken(&rotated);
+    judge.set_plain(plain);
+    if !better {
+        return no(Some(base), None);
+    }
+    rotated.account.rotations = Some(Gain {
+        sqnr_before_db: mean_sqnr(&base.outputs),
+        sqnr_after_db: mean_sqnr(&rotated.outputs),
+    });
+    Ok(Rotated::Better(rotated))
+}
+
+/// A plan with the rotations that are offered.
+fn with_rotations(plan: &Plan, offers: &[Offer]) -> Plan {
+    let mut plan = plan.clone();
+    for (site, bought) in offers.iter().flat_map(Offer::shares) {
         // What was dropped stays so.
         if let Some(site) = plan.sites[site].as_mut().filter(|s| s.dropped.is_none()) {
-            site.rotate();
+            site.rotate(bought);
         }
     }
-    if let Err(error) = judge.float_check(&plan) {
-        if !error.is_of_float_check() {
-            return Err(error);
-        }
-        let note = format!("rotations were left out: {error}");
-        written.plan.notes.push(note);
-        return Ok(written);
-    }
-    let mut rotated = measure(judge, plan)?;
-    let plain = judge.plain().map(|plain| plain.outputs.clone());
-    let plain = plain.unwrap_or_default();
-    let gain = score(&rotated.outputs, &plain, None) - score(&written.outputs, &plain, None);
-    let clear = gain >= CLEAR_DB && !breaks_promise(&rotated.outputs, &written.outputs, &plain);
-    if !clear {
-        return Ok(written);
-    }
-    let price: f64 = bought.iter().map(|offer| offer.price).sum();
-    let (before, after) = (mean_sqnr(&written.outputs), mean_sqnr(&rotated.outputs));
-    rotated.plan.notes.push(format!(
-        "rotations before the Linears of {} sites: {before:.2} dB -> {after:.2} dB for about {price:.1} % of the run time",
-        sites.len()
-    ));
-    Ok(rotated)
-}
-
-/// All rotations of a plan, with their prices.
-pub(crate) fn offers(plan: &Plan, sites: &SiteTable, found: &Recognised) -> Vec<Offer> {
-    let tokens = |row: &SiteRow| -> f64 {
-        let stats = row.statistics.as_ref();
-        stats.map_or(0.0, |s| s.folds.iter().map(|f| f.tokens as f64).sum())
-    };
-    let width = |row: &SiteRow| -> f64 {
-        let linears = row.selected(found);
-        linears.map(|l| (l.k * l.n) as f64).sum()
-    };
-    let work: f64 = sites.iter().map(|(_, row)| tokens(row) * width(row)).sum();
-    let mut offers: BTreeMap<SiteId, Offer> = BTreeMap::new();
-    for ((id, row), site) in sites.iter().zip(&plan.sites) {
-        let Some((site, rotated)) = site.as_ref().and_then(|s| Some((s, s.rotated.as_ref()?)))
-        else {
-            continue;
-        };
-        let offer = offers.entry(sites.leader(id)).or_insert(Offer {
-            sites: Vec::new(),
-            gain: gain(&site.found, rotated),
-            price: 0.0,
-        });
-        offer.sites.push(id);
-        offer.price += 100.0 * SPEED_UP * RATE * multiplications(rotated) * tokens(row) / work;
-    }
-    offers.into_values().collect()
-}
-
-fn gain(before: &Solution, after: &Solution) -> f64 {
-    10.0 * (before.loss_after / after.loss_after).log10()
-}
-
-/// What a rotation costs per token, in multiplications of a float Linear.
-fn multiplications(rotated: &Solution) -> f64 {
-    let rotation = rotated.rotation.as_ref();
-    rotation.map_or(0.0, |r| r.channels() as f64 * (r.cost() as f64 + PASSES))
-}
-
-/// The offers that gain most for their price, within a budget; what does not fit is passed over.
-fn affordable(mut offers: Vec<Offer>, budget: f64) -> Vec<Offer> {
-    let value = |o: &Offer| o.gain / o.price;
-    offers.sort_by(|a, b| value(b).total_cmp(&value(a)).then(a.sites.cmp(&b.sites)));
-    let mut left = budget;
-    offers.retain(|offer| {
-        let fits = offer.price <= left;
-        left -= if fits { offer.price } else { 0.0 };
-        fits
-    });
-    offers
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn most_gain_for_the_price_within_the_budget() {
-        let offer = |site: usize, gain: f64, price: f64| Offer {
-            sites: vec![site.into()],
-            gain,
-            price,
-        };
-        let offers = vec![
-            offer(0, 2.0, 4.0),
-            offer(1, 9.0, 3.0),
-            offer(2, 5.0, 1.0),
-            offer(3, 1.0, 0.4),
-        ];
-        let sites = |budget| -> Vec<usize> {
-            let bought = affordable(offers.clone(), budget);
-            bought
-                .iter()
-                .flat_map(|o| o.sites.iter().map(|s| s.index()))
-                .collect()
-        };
-        assert_eq!(sites(100.0), [2, 1, 3, 0]);
-        assert_eq!(sites(4.0), [2, 1]);
-        assert_eq!(sites(1.5), [2, 3]);
-        assert_eq!(sites(0.0), [] as [usize; 0]);
-    }
+    plan
 }

@@ -33,6 +33,8 @@ pub enum Kind {
     Wiring,
     /// QuantizeLinear and DequantizeLinear, one after the other.
     Qdq,
+    /// A rotation before Linears: Reshape, MatMul, MatMul, Reshape.
+    Rotation,
     /// A constant that is stored in another form: quantized or not.
     Weight,
     /// The elements, type or shape of a constant.
@@ -55,6 +57,7 @@ impl Kind {
             Kind::Node => "node",
             Kind::Wiring => "wiring",
             Kind::Qdq => "qdq",
+            Kind::Rotation => "rotation",
             Kind::Weight => "weight",
             Kind::Constant => "constant",
             Kind::Name => "name",

@@ -205,6 +205,7 @@ impl<'m> Comparer<'m, '_> {
             self.explained.0.extend(read(&self.m.a, a));
             self.explained.1.extend(read(&self.m.b, b));
         }
+        let rotated = self.rotated(a, b);
         for (s, t) in slots {
             let x: &'m str = a.input.get(s).map_or("", String::as_str);
             let y: &'m str = b.input.get(t).map_or("", String::as_str);
@@ -226,6 +227,10 @@ impl<'m> Comparer<'m, '_> {
             if let (Some(before), Some(after)) = constants {
                 if from.nodes.is_empty() && to.nodes.is_empty() && self.m.value(x) == y {
                     continue;
+                }
+                // What no input channel has in common with what it was cannot be compared with it.
+                if rotated && t == weight_slot(b) {
+                    (to.moved, to.rotated) = (true, true);
                 }
                 self.constant_pair(j, (before, from), (after, to));
                 continue;
@@ -399,14 +404,14 @@ fn padded<'a>(
 }
 
 /// Where an operator of the MatMul family has its weight.
-fn weight_slot(node: &NodeProto) -> usize {
+pub(super) fn weight_slot(node: &NodeProto) -> usize {
     match node.op_type() {
         op::QLinearMatMul | op::QLinearConv | op::QGemm => 3,
         _ => 1,
     }
 }
 
-fn is_product(node: &NodeProto) -> bool {
+pub(super) fn is_product(node: &NodeProto) -> bool {
     [op::MatMul, op::Conv].contains(&family(node.op_type()))
 }
 

@@ -3,10 +3,10 @@
 use std::collections::{HashMap, HashSet};
 
 use super::change::{Change, Kind, Sign, name, word};
-use super::compare::{Comparer, keyed};
+use super::compare::{Comparer, is_product, keyed, weight_slot};
 use super::scope::{Scope, op};
-use super::trace::Trace;
-use crate::onnx::proto::TensorProto;
+use super::trace::{Trace, trace};
+use crate::onnx::proto::{NodeProto, TensorProto};
 
 impl<'m> Comparer<'m, '_> {
     /// Initializers that changed, came or went, unless a change of a node accounts for them.
@@ -47,7 +47,12 @@ impl<'m> Comparer<'m, '_> {
                 .first()
                 .map(|&(reader, _)| reader);
             change.op = reader.map_or(String::new(), |j| op(self.m.b.node(j)));
-            let whole = Trace::default();
+            let rotated = reader.is_some_and(|j| self.is_rotated(j, y.name()));
+            let whole = Trace {
+                moved: rotated,
+                rotated,
+                ..Trace::default()
+            };
             let change = self.with_job(change, Some((x, whole.clone())), Some((y, whole)), 0);
             match reader {
                 Some(j) => self.at_b[j].push(change),
@@ -75,6 +80,28 @@ impl<'m> Comparer<'m, '_> {
             change.minor = true;
             self.head.push(change);
         }
+    }
+}
+
+impl<'m> Comparer<'m, '_> {
+    /// Whether `weight` is that of a product, node `j` of B, which reads a value that is rotated in one of the models alone.
+    fn is_rotated(&self, j: usize, weight: &str) -> bool {
+        let b = self.m.b.node(j);
+        let a = self.m.to_a[j].map(|i| self.m.a.node(i));
+        let own = b.input.get(weight_slot(b)).is_some_and(|v| v == weight);
+        own && a.is_some_and(|a| self.rotated(a, b))
+    }
+
+    /// Whether a product reads a value that is rotated in one of the models alone.
+    pub(super) fn rotated(&self, a: &'m NodeProto, b: &'m NodeProto) -> bool {
+        if !is_product(a) || !is_product(b) {
+            return false;
+        }
+        let rotated = |scope: &Scope<'m>, matched: &[Option<usize>], node: &'m NodeProto| {
+            let value = node.input.first();
+            value.is_some_and(|v| trace(scope, matched, v).rotated)
+        };
+        rotated(&self.m.a, &self.m.to_b, a) != rotated(&self.m.b, &self.m.to_a, b)
     }
 }
 

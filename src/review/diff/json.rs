@@ -9,8 +9,8 @@
 //!   "bytes": {"before": …, "after": …},     // of initializers
 //!   "changes": [{
 //!     "sign": "added" | "removed" | "changed",
-//!     "kind": "model" | "input" | "output" | "value_info" | "function" | "node" | "wiring" | "qdq" | "weight"
-//!           | "constant" | "name" | "order",
+//!     "kind": "model" | "input" | "output" | "value_info" | "function" | "node" | "wiring" | "qdq" | "rotation"
+//!           | "weight" | "constant" | "name" | "order",
 //!     "block": "encoder.layer.0.attention", // "" for the model itself
 //!     "op": "QuantizeLinear",               // "" where it is not about nodes
 //!     "name": "…",                          // of the node, value or field

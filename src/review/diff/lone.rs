@@ -3,6 +3,7 @@
 use super::change::{Change, Kind, Part, Sign, name, range_parts, word};
 use super::compare::{Comparer, constant_parts};
 use super::constant::range;
+use super::rotation;
 use super::scope::{Scope, label, op};
 use super::trace::affine_input;
 use crate::onnx::node;
@@ -43,6 +44,7 @@ impl Comparer<'_, '_> {
                 }
                 let (change, nodes) = side
                     .pair(i)
+                    .or_else(|| side.rotation(i))
                     .or_else(|| side.chain(i))
                     .unwrap_or_else(|| (side.plain(i), vec![i]));
                 folded.extend(&nodes);
@@ -119,11 +121,48 @@ impl Side<'_, '_> {
         Some((self.change(Kind::Qdq, i, nodes.len(), line), nodes))
     }
 
-    /// ` → query, key, value`: the last parts of the names.
+    /// `rotated by 24×16 before query, key, value on VALUE`.
+    fn rotation(&self, i: usize) -> Option<(Change, Vec<usize>)> {
+        if !self.lone(i, op::Reshape) {
+            return None;
+        }
+        let chain = rotation::starting_at(self.own, i)?;
+        if chain.nodes.iter().any(|&n| self.matched[n].is_some()) {
+            return None;
+        }
+        // The Linears, whatever quantization is in between.
+        let mut readers: Vec<usize> = Vec::new();
+        let mut values = vec![chain.output];
+        while let Some(value) = values.pop() {
+            for &(reader, _) in self.own.readers(value) {
+                match [op::QuantizeLinear, op::DequantizeLinear]
+                    .iter()
+                    .any(|op| self.lone(reader, op))
+                {
+                    true => values.extend(self.own.node(reader).output.first().map(String::as_str)),
+                    false => readers.push(reader),
+                }
+            }
+        }
+        readers.sort_unstable();
+        let (a, b) = chain.factors;
+        let mut line = vec![word(format!("rotated by {a}×{b}"))];
+        line.extend(self.named(&readers, " before "));
+        line.extend([word(" on "), name(chain.input)]);
+        let change = self.change(Kind::Rotation, i, chain.nodes.len(), line);
+        Some((change, chain.nodes.to_vec()))
+    }
+
+    /// `  → query, key, value`.
     fn readers(&self, nodes: &[usize]) -> Vec<Part> {
+        self.named(nodes, "  → ")
+    }
+
+    /// Nodes by the last parts of their names, after the word `first`.
+    fn named(&self, nodes: &[usize], first: &str) -> Vec<Part> {
         let mut parts = Vec::new();
         for (k, &node) in nodes.iter().take(4).enumerate() {
-            parts.push(word(if k == 0 { "  → " } else { ", " }));
+            parts.push(word(if k == 0 { first } else { ", " }));
             if self.lone(node, op::QuantizeLinear) {
                 parts.push(word("Q/DQ"));
                 continue;

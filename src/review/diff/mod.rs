@@ -7,7 +7,7 @@
 //!
 //! Nodes are matched (`matching`) by name, then by what they compute. Every field of the schema is compared, known or not
 //! (`rest`); what a reviewer knows under one name is one change: a Q/DQ pair, a weight that was quantized, a Mul and Add
-//! behind a norm. Blocks (`block`) that changed alike are shown once. Constants are compared byte by byte where they lie in
+//! behind a norm, a rotation. Blocks (`block`) that changed alike are shown once. Constants are compared byte by byte where they lie in
 //! the memory map, and only those that differ are read as numbers.
 
 mod attributes;
@@ -21,6 +21,7 @@ mod json;
 mod lone;
 mod matching;
 mod rest;
+mod rotation;
 mod scope;
 mod stat;
 mod style;
@@ -369,6 +370,10 @@ fn constant_line(job: &Job, facts: &Constants) -> Vec<Part> {
         (Some(x), None, ..) | (None, Some(x), ..) => whole(x),
         _ => Vec::new(),
     };
+    let rotated = |side: &Option<(_, trace::Trace)>| side.as_ref().is_some_and(|(_, t)| t.rotated);
+    if rotated(&job.before) || rotated(&job.after) {
+        line.push(word(", rotated"));
+    }
     if let Some(distance) = facts.distance {
         line.extend([word(", largest change "), Part::number(distance.largest)]);
         if let Some(relative) = distance.relative {

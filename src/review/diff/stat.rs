@@ -39,6 +39,7 @@ impl Diff {
             count.signs[change.sign as usize] += 1;
             let what = match change.kind {
                 Kind::Qdq => "Q/DQ".to_owned(),
+                Kind::Rotation => "rotation".to_owned(),
                 Kind::Node | Kind::Wiring if !change.op.is_empty() => change.op.clone(),
                 kind => kind.word().to_owned(),
             };

@@ -58,6 +58,7 @@ impl Diff {
     /// "36 weights: float → int8 per channel. 24 Q/DQ pairs (u8)."
     fn quantized(&self) -> Vec<String> {
         let mut weights: BTreeMap<String, usize> = BTreeMap::new();
+        let mut rotations: BTreeMap<Sign, usize> = BTreeMap::new();
         let mut pairs: BTreeMap<(Sign, String), usize> = BTreeMap::new();
         for change in self.changes() {
             match (change.kind, &change.constants) {
@@ -87,6 +88,7 @@ impl Diff {
                     let ty = first.split(' ').nth(1).unwrap_or_default().to_owned();
                     *pairs.entry((change.sign, ty)).or_default() += 1;
                 }
+                (Kind::Rotation, _) => *rotations.entry(change.sign).or_default() += 1,
                 _ => {}
             }
         }
@@ -94,14 +96,20 @@ impl Diff {
             .into_iter()
             .map(|(what, n)| format!("{} {what}.", plural(n, "weight")))
             .collect();
-        said.extend(pairs.into_iter().map(|((sign, ty), n)| {
-            let how = if sign == Sign::Added {
-                "inserted"
-            } else {
-                "removed"
-            };
-            format!("{} ({ty}) {how}.", plural(n, "Q/DQ pair"))
-        }));
+        let how = |sign| match sign {
+            Sign::Added => "inserted",
+            _ => "removed",
+        };
+        said.extend(
+            pairs
+                .into_iter()
+                .map(|((sign, ty), n)| format!("{} ({ty}) {}.", plural(n, "Q/DQ pair"), how(sign))),
+        );
+        said.extend(
+            rotations
+                .into_iter()
+                .map(|(sign, n)| format!("{} {}.", plural(n, "rotation"), how(sign))),
+        );
         said
     }
 

@@ -1,6 +1,7 @@
 //! From an input of a node back through what only one of the models has, to a value that both know.
 
 use super::constant::Dequantize;
+use super::rotation;
 use super::scope::Scope;
 use crate::onnx::node;
 use crate::onnx::op;
@@ -18,6 +19,8 @@ pub(super) struct Trace<'m> {
     pub quantized: Option<Dequantize<'m>>,
     /// Something else is done to the elements, so that they do not correspond to those of another constant.
     pub moved: bool,
+    /// There is a rotation on the way, or it is a weight behind one: its rows are mixed, too.
+    pub rotated: bool,
 }
 
 /// A longer chain is a computation of its own.
@@ -36,6 +39,15 @@ pub(super) fn trace<'m>(scope: &Scope<'m>, matched: &[Option<usize>], value: &'m
         let op = scope.node(i);
         if matched[i].is_some() {
             break;
+        }
+        if let Some(chain) = rotation::ending_at(scope, i)
+            && chain.nodes.iter().all(|&n| matched[n].is_none())
+        {
+            (found.moved, found.rotated) = (true, true);
+            found.nodes.extend(chain.nodes.iter().rev());
+            found.constants.extend(chain.constants);
+            found.source = chain.input;
+            continue;
         }
         let Some(slot) = data_input(scope, i) else {
             break;

@@ -73,6 +73,7 @@ mod tests {
         report.outputs = [("y<1>".to_owned(), OutputReport::default())].into();
         report.below_plain = vec![BelowPlain {
             output: "y<1>".to_owned(),
+            per_token: false,
             sqnr_db: 38.75,
             plain_sqnr_db: Some(42.64),
         }];

@@ -55,6 +55,10 @@ fn summary(report: &Report) -> Markup {
             }
             (card("Linears quantized", quantized, format_args!("{} found", report.linears.len())))
             (card("sites migrated", folded, format_args!("{} found", report.sites.len())))
+            @if let Some(all) = &report.rotations {
+                @let bought = format!("{:.2} dB → {:.2} dB for about {:.1} % of the run time", all.sqnr_before_db, all.sqnr_after_db, all.percent);
+                (card("sites rotated", all.sites, bought))
+            }
             @if let Some(files) = &report.files {
                 @let before = format!("{:.1} MB before", mb(files.input_bytes));
                 (card("size", format_args!("{:.1} MB", mb(files.output_bytes)), before))
@@ -171,7 +175,7 @@ fn sites(report: &Report) -> Markup {
         h2 { "Sites" }
         p.muted {
             "Values that Linears read, widest range first: the range of every channel on calibration data, before and after "
-            "its shift and scale. The gain is that of this site's quantization error, on calibration tokens that did not set "
+            "its shift and scale; rotations come behind them. The gain is that of this site's quantization error, on calibration tokens that did not set "
             "the ranges."
         }
         @for (i, site) in sites.into_iter().enumerate() {
@@ -203,6 +207,14 @@ fn site(site: &SiteReport, open: bool) -> Markup {
                 }
                 "; range " (number(a)) "…" (number(b)) " → " (number(c)) "…" (number(d))
                 "; loss measured at: " (site.loss)
+            }
+            @if let Some(rotation) = &site.rotation {
+                p {
+                    @let (a, b) = rotation.factors;
+                    "rotated by " (a) " × " (b) " (" (rotation.form) ", " (rotation.negative.len())
+                    " channels negated): " (format_args!("+{:.1} dB", rotation.gain_db)) " over the best choice without, for about "
+                    (format_args!("{:.1} %", rotation.percent)) " of the run time"
+                }
             }
             p.muted {
                 "read by "
@@ -371,7 +383,10 @@ fn notes(report: &Report) -> Markup {
         inlined.map(|call| format!("the call {} of {} was inlined", call.node, call.function));
     let cleaned = report.cleaned.iter();
     let cleaned = cleaned.map(|c| format!("cleaned: {c}"));
+    let stored = report.stored_sizes.iter();
+    let stored = stored.map(|s| format!("sizes: {s}"));
     let notes = report.notes.iter().cloned();
+    let cleaned = cleaned.chain(stored);
     let all: Vec<String> = notes.chain(cleaned).chain(filled).chain(inlined).collect();
     if all.is_empty() {
         return Markup::default();

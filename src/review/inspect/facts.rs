@@ -33,6 +33,8 @@ pub struct Anatomy {
     pub linears: Vec<LinearFacts>,
     /// Every value that float Linears read, in graph order.
     pub sites: Vec<SiteFacts>,
+    /// Rotations before Linears that are written in the model, in graph order.
+    pub rotations: Vec<RotationFacts>,
     /// What almost matched, and why it did not.
     pub near_misses: Vec<NearMissReport>,
     /// Rows that the outlier tables are from; 0 without data.
@@ -134,6 +136,17 @@ pub struct LinearFacts {
     pub dtype: String,
 }
 
+/// A rotation that is written in the model: Reshape, two MatMuls, Reshape; see [`crate::recognise::rotation_part`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct RotationFacts {
+    /// The name of its first product.
+    pub name: String,
+    /// A and B of A · B channels.
+    pub factors: (usize, usize),
+}
+
 /// One value that Linears read.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -181,6 +194,33 @@ pub struct Outliers {
     pub asymmetry: f32,
     /// The three largest channels.
     pub channels: Vec<ChannelFacts>,
+    /// The median of the tokens' largest magnitudes, over a sample of the tokens.
+    #[serde(deserialize_with = "number")]
+    pub median_token: f32,
+    /// The largest magnitude of a token over `median_token`; `None` if that is 0.
+    pub token_ratio: Option<f32>,
+    /// The three largest tokens.
+    pub tokens: Vec<TokenFacts>,
+}
+
+/// One token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct TokenFacts {
+    /// The number of its row over all data.
+    pub row: u64,
+    /// Its place in the sequence, padding included; `None` where the value's shape does not tell.
+    pub position: Option<usize>,
+    /// What the input of token ids holds there; `None` where there is no such input of that length.
+    pub id: Option<i64>,
+    /// The channel of its largest element.
+    pub channel: usize,
+    /// That element.
+    #[serde(deserialize_with = "number")]
+    pub value: f32,
+    /// Its magnitude over that of the median token; `None` if that is 0.
+    pub ratio: Option<f32>,
 }
 
 /// One channel.

@@ -8,9 +8,11 @@
 //! asymmetry = |high + low| / (high − low)  of the largest channel: 0 is centred on zero, 1 lies on one side of it
 //! ```
 //!
-//! An asymmetry is what a shift takes away, a ratio what a scale does (Outlier Suppression+, sections 3 and 4.1).
+//! An asymmetry is what a shift takes away, a ratio what a scale does (Outlier Suppression+, sections 3 and 4.1). The same
+//! ratio over tokens in place of channels (`tokens`) is what no scale per channel takes away.
 
 mod facts;
+mod tokens;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,13 +24,14 @@ use crate::graph::View;
 use crate::onnx::op;
 use crate::onnx::proto::{TensorProto, type_proto};
 use crate::onnx::{DataType, Model};
-use crate::recognise::{LinearForm, LinearId, Recognised};
+use crate::recognise::{LinearForm, LinearId, Recognised, rotation_part};
 use crate::site::Site;
 use crate::solve::{ActivationSpec, Fold, WeightSpec, damage};
 pub use facts::{
     ANATOMY_SCHEMA, Anatomy, Architecture, BlockFacts, ChannelFacts, LinearFacts, ModelFacts,
-    Outliers, PROVENANCE, Quantized, SiteFacts,
+    Outliers, PROVENANCE, Quantized, RotationFacts, SiteFacts, TokenFacts,
 };
+pub use tokens::Tokens;
 
 /// What was recognised in a model, for [`anatomy`].
 pub struct Subject<'a> {
@@ -44,6 +47,8 @@ pub struct Subject<'a> {
     pub attention_shapes: &'a BTreeMap<String, Vec<usize>>,
     /// Statistics of the sites' values; empty without data.
     pub statistics: &'a BTreeMap<String, ChannelStats>,
+    /// The largest tokens of the sites' values, and what ids they have; empty without data.
+    pub tokens: &'a Tokens,
     /// How the damage is computed.
     pub bits: (ActivationSpec, WeightSpec),
 }
@@ -101,9 +106,21 @@ pub fn anatomy(subject: &Subject) -> Anatomy {
             .map(|site| site_facts(subject, &view, site))
             .collect(),
         bits: (activation.bits, weight.bits),
+        rotations: rotations(&view),
         quantized,
         ..Anatomy::default()
     }
+}
+
+fn rotations(view: &View) -> Vec<RotationFacts> {
+    let part = |(node, _)| Some((node, rotation_part(view, node)?));
+    let parts = view.nodes().filter_map(part);
+    let whole = parts.filter(|(node, rotation)| *node == rotation.inner);
+    let facts = whole.map(|(node, rotation)| RotationFacts {
+        name: view.node_name(node).to_owned(),
+        factors: rotation.factors,
+    });
+    facts.collect()
 }
 
 impl Anatomy {
@@ -301,7 +318,7 @@ fn site_facts(subject: &Subject, view: &View, site: &Site) -> SiteFacts {
             .iter()
             .map(|&l| found.linears[l].name.clone())
             .collect(),
-        outliers: stats.map(outliers),
+        outliers: stats.map(|stats| subject.tokens.explain(value, stats, outliers(stats))),
         damage: stats.and_then(|stats| site_damage(subject, view, site, stats)),
     }
 }
@@ -316,6 +333,7 @@ fn site_damage(
         min: &stats.folds[i].min,
         max: &stats.folds[i].max,
         sample: stats.folds[i].sample.view(),
+        weights: None,
     });
     let (activation, weight) = &subject.bits;
     let mut total = Energy::default();
@@ -377,6 +395,7 @@ pub fn outliers(stats: &ChannelStats) -> Outliers {
         ratio: (median > 0.0).then(|| largest / median),
         asymmetry,
         channels,
+        ..Outliers::default()
     }
 }
 
@@ -392,6 +411,8 @@ mod tests {
             max: max[i].to_vec(),
             tokens: 1,
             sample: Array2::zeros((0, min[i].len())),
+            places: Vec::new(),
+            weights: None,
         };
         ChannelStats {
             rank: 3,

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! From the output it goes backwards to the nearest values with a name that the float model knows. A part with a second
-//! product in it holds the error of another Linear too, and is no measure of this one.
+//! product in it, other than those of a rotation, holds the error of another Linear too, and is no measure of this one.
 
 use std::collections::BTreeMap;
 
@@ -15,6 +15,7 @@ use crate::graph::{Cut, ValueId, View};
 use crate::onnx::Model;
 use crate::onnx::node::subgraphs;
 use crate::onnx::op;
+use crate::recognise::rotation_part;
 
 /// More nodes than any Linear has around it, with a decomposed norm before and another after it.
 const MOST_NODES: usize = 200;
@@ -59,7 +60,9 @@ pub(super) fn cut(
         if subgraphs(proto).next().is_some() {
             return Err("there is control flow before it".to_owned());
         }
-        products += usize::from(PRODUCTS.contains(&proto.op_type()));
+        let multiplies = PRODUCTS.contains(&proto.op_type());
+        // A rotation has no error of its own, and none without the Linear behind it.
+        products += usize::from(multiplies && rotation_part(view, node).is_none());
         if products > 1 {
             return Err("another product lies between it and the values of both models".to_owned());
         }

@@ -32,6 +32,7 @@ impl Owned {
             min: &self.folds[i].0,
             max: &self.folds[i].1,
             sample: self.folds[i].2.view(),
+            weights: None,
         };
         SiteProblem {
             folds: [fold(0), fold(1)],
@@ -225,6 +226,7 @@ fn an_empty_fold_is_replaced_by_half_of_the_other() {
         min: &never.0,
         max: &never.1,
         sample: empty.view(),
+        weights: None,
     };
     for folds in [[problem.folds[0], none], [none, problem.folds[0]]] {
         let problem = SiteProblem {

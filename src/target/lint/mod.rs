@@ -13,6 +13,7 @@ mod facts;
 mod onnxruntime;
 mod openvino;
 mod operators;
+mod rotation;
 mod scope;
 mod tensorrt;
 

@@ -4,6 +4,7 @@
 mod products;
 
 use super::facts::elem_type;
+use super::rotation;
 use super::scope::Scope;
 use super::{Cost, Hits, Rule, Subject};
 use crate::graph::{NodeId, Use, ValueId, View};
@@ -200,7 +201,34 @@ pub(super) const RULES: &[Rule] = &[
         mend: "use axis 0 and a block_size that is a power of 2 and at least 16, with one reader of the DequantizeLinear",
         find: weight_only,
     },
+    Rule {
+        id: "R11-rotation",
+        title: "rotations stay in float",
+        cost: Cost::Inaccurate,
+        subject: Subject::Quantization,
+        source: "ONNX Runtime 1.31.1, measured: 1.6 times the error at the Linear's output",
+        mend: "leave out the QuantizeLinear and DequantizeLinear before, between and behind its two MatMuls",
+        find: quantized_rotation,
+    },
+    Rule {
+        id: "R11-dense-rotation",
+        title: "rotations are written in two factors",
+        cost: Cost::Slow,
+        subject: Subject::Graph,
+        source: "ONNX Runtime 1.31.1, measured: 768 channels take a tenth of the time as 24 x 32",
+        mend: "use a rotation that is a Kronecker product: Reshape to [.., A, B], MatMul from the right, MatMul from the left, \
+               Reshape",
+        find: dense_rotation,
+    },
 ];
+
+fn quantized_rotation(scope: &Scope, hits: &mut Hits) {
+    rotation::quantized(scope).for_each(|(node, what)| hits.at(node, what));
+}
+
+fn dense_rotation(scope: &Scope, hits: &mut Hits) {
+    rotation::dense(scope).for_each(|(node, what)| hits.at(node, what));
+}
 
 fn output_dtype(scope: &Scope, hits: &mut Hits) {
     for quant in scope.facts.quants.iter().filter(|q| q.quantizes) {

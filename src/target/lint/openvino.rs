@@ -2,6 +2,7 @@
 
 use super::facts::{Product, Quant};
 use super::operators::{OPENVINO_LACKS, OPENVINO_MICROSOFT};
+use super::rotation;
 use super::scope::Scope;
 use super::tensorrt::trains;
 use super::{Cost, Hits, Rule, Subject};
@@ -93,7 +94,20 @@ pub(super) const RULES: &[Rule] = &[
         mend: "use a positive scale",
         find: scale,
     },
+    Rule {
+        id: "O5-rotation",
+        title: "rotations stay in float",
+        cost: Cost::Inaccurate,
+        subject: Subject::Quantization,
+        source: MEASURED,
+        mend: "leave out the QuantizeLinear and DequantizeLinear before, between and behind its two MatMuls",
+        find: quantized_rotation,
+    },
 ];
+
+fn quantized_rotation(scope: &Scope, hits: &mut Hits) {
+    rotation::quantized(scope).for_each(|(node, what)| hits.at(node, what));
+}
 
 fn operator(scope: &Scope, hits: &mut Hits) {
     for (id, node) in scope.nodes() {

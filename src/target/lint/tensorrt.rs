@@ -8,6 +8,7 @@ pub(super) use parser::trains;
 
 use super::facts::Quant;
 use super::operators::TENSORRT_MICROSOFT;
+use super::rotation;
 use super::scope::Scope;
 use super::{Cost, Hits, Rule, Subject};
 use crate::onnx::DataType;
@@ -182,7 +183,20 @@ pub(super) const RULES: &[Rule] = &[
         mend: "make the input int32 or int64",
         find: parser::input,
     },
+    Rule {
+        id: "T11-rotation",
+        title: "rotations stay in float",
+        cost: Cost::Inaccurate,
+        subject: Subject::Quantization,
+        source: "TensorRT-RTX 1.7.1, measured in the imported network",
+        mend: "leave out the QuantizeLinear and DequantizeLinear before, between and behind its two MatMuls",
+        find: quantized_rotation,
+    },
 ];
+
+fn quantized_rotation(scope: &Scope, hits: &mut Hits) {
+    rotation::quantized(scope).for_each(|(node, what)| hits.at(node, what));
+}
 
 /// A pair has one zero point, scale and type: the DequantizeLinear says nothing new.
 fn firsts<'a>(scope: &'a Scope) -> impl Iterator<Item = &'a Quant> {

@@ -78,6 +78,7 @@ fn output(number: usize, db: f64, rows: u64) -> OutputComparison {
         row,
         reference: 1e4,
         error: 1e4 * 10f64.powf(-db / 10.0),
+        tokens: (0, 0.0),
     };
     OutputComparison {
         name: format!("y{}", number + 1),
@@ -88,6 +89,7 @@ fn output(number: usize, db: f64, rows: u64) -> OutputComparison {
         range: (-1.0, 1.0),
         elements: 100 * rows,
         top1: (0, 0),
+        token_sqnr_db: None,
         rows: (0..rows).map(row).collect(),
     }
 }
@@ -212,6 +214,8 @@ fn solution() -> Solution {
         validated_gain_db: 3.0,
         curve: Vec::new(),
         at_response: false,
+        energy: 1.0,
+        share: None,
     }
 }
 

@@ -1,0 +1,226 @@
+//! What rotations are to be had, what each costs, and what it takes off the noise.
+//!
+//! The noise of a site is what its quantization adds to the stream that its Linears write to, over the energy of the stream:
+//!
+//! ```text
+//! noise = loss / energy · share          share: energy of the outputs over that of the stream, per token
+//! ```
+//!
+//! Where the Linears write no stream (Q, K, V, the first of an FFN), the share is that of the site behind them that does. So
+//! sites can be compared: a gain of 10 dB where little noise is, is less than one of 3 dB where most is.
+
+use std::collections::BTreeMap;
+
+use oxc_index::IndexVec;
+
+use super::super::plan::{Bought, Plan, SitePlan};
+use super::super::prepare::Prepared;
+use super::super::sites::{SiteId, SiteRow, SiteTable};
+use crate::graph::View;
+use crate::recognise::{LinearId, Recognised};
+use crate::site::behind;
+use crate::solve::Solution;
+use crate::target::Target;
+
+/// What a rotation costs on a target.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Costs {
+    /// How much faster a model is whose Linears run in int8, about: the same rotation is a larger part of its time.
+    speed_up: f64,
+    /// The time of a multiplication of a rotation over that of a float Linear.
+    rate: f64,
+    /// Multiplications that take as long as the Reshapes and the passes over memory, per element.
+    passes: f64,
+}
+
+impl Costs {
+    /// Those of ONNX Runtime are measured on its CPU provider (MiniLM-L6 with rotations at no, some and all sites).
+    ///
+    /// There are none of the others: OpenVINO's and TensorRT's are taken to be alike.
+    fn of(_target: Target) -> Costs {
+        Costs {
+            speed_up: 2.5,
+            rate: 0.62,
+            passes: 40.0,
+        }
+    }
+
+    /// Float multiplications that take as long as a rotation does per token.
+    fn multiplications(&self, rotated: &Solution) -> f64 {
+        let rotation = rotated.rotation.as_ref();
+        let cost =
+            |r: &crate::solve::Rotation| r.channels() as f64 * (r.cost() as f64 + self.passes);
+        self.speed_up * self.rate * rotation.map_or(0.0, cost)
+    }
+}
+
+/// A rotation that can be had.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Offer {
+    /// Sites that are decided together.
+    pub(super) sites: Vec<SiteId>,
+    /// Over the best solution without it, in dB.
+    pub(super) gain_db: f64,
+    /// What it takes off the noise.
+    pub(super) relief: f64,
+    /// Percent of the run time.
+    pub(super) price: f64,
+}
+
+impl Offer {
+    /// What each of its sites takes of the price, alike: they multiply by the same weights.
+    pub(super) fn shares(&self) -> impl Iterator<Item = (SiteId, Bought)> {
+        let bought = Bought {
+            percent: self.price / self.sites.len() as f64,
+            gain_db: self.gain_db,
+        };
+        self.sites.iter().map(move |&site| (site, bought))
+    }
+}
+
+/// All that is offered for a plan.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Market {
+    pub(super) offers: Vec<Offer>,
+    /// The noise of all sites without a rotation.
+    pub(super) noise: f64,
+}
+
+/// All rotations that a plan knows, with their prices.
+pub(crate) fn offers(plan: &Plan, prepared: &Prepared, target: Target) -> Market {
+    let Prepared { found, sites, .. } = prepared;
+    let noises = noises(plan, &prepared.model.view(), found, sites);
+    let work: f64 = sites
+        .iter()
+        .map(|(_, row)| tokens(row) * width(row, found))
+        .sum();
+    let costs = Costs::of(target);
+    let mut offers: BTreeMap<SiteId, Offer> = BTreeMap::new();
+    for ((id, row), site) in sites.iter().zip(&plan.sites) {
+        let Some((site, rotated)) = site.as_ref().and_then(|s| Some((s, s.rotated.as_ref()?)))
+        else {
+            continue;
+        };
+        let left = rotated.loss_after / site.found.loss_after;
+        let offer = offers.entry(sites.leader(id)).or_insert(Offer {
+            sites: Vec::new(),
+            gain_db: -10.0 * left.log10(),
+            relief: 0.0,
+            price: 0.0,
+        });
+        offer.sites.push(id);
+        offer.relief += noises[id] * (1.0 - left);
+        offer.price += 100.0 * costs.multiplications(rotated) * tokens(row) / work;
+    }
+    Market {
+        offers: offers.into_values().collect(),
+        noise: noises.iter().sum(),
+    }
+}
+
+/// Calibration tokens of a site.
+fn tokens(row: &SiteRow) -> f64 {
+    let folds = row.statistics.iter().flat_map(|s| &s.folds);
+    folds.map(|f| f.tokens as f64).sum()
+}
+
+/// Multiplications of its Linears per token.
+fn width(row: &SiteRow, found: &Recognised) -> f64 {
+    row.selected(found).map(|l| (l.k * l.n) as f64).sum()
+}
+
+/// The noise of every site without a rotation.
+fn noises(
+    plan: &Plan,
+    view: &View,
+    found: &Recognised,
+    sites: &SiteTable,
+) -> IndexVec<SiteId, f64> {
+    let owners = sites.iter();
+    let owners = owners.flat_map(|(id, row)| row.linears.iter().map(move |&l| (l, id)));
+    let owners: BTreeMap<LinearId, SiteId> = owners.collect();
+    let share_of = |id: SiteId| plan.sites[id].as_ref()?.found.share;
+    let behind = |row: &SiteRow| {
+        let linears = behind(view, found, &row.linears);
+        let mut sites = linears.iter().filter_map(|l| owners.get(l));
+        sites.find_map(|&id| share_of(id))
+    };
+    let noise = |(id, row): (SiteId, &SiteRow)| {
+        let known = |site: &SitePlan| site.found.loss_after / site.found.energy;
+        let noise = plan.sites[id].as_ref().map_or(0.0, known);
+        let share = share_of(id).or_else(|| behind(row)).unwrap_or(1.0);
+        // Where nothing could be validated there is no energy.
+        Some(noise * share).filter(|n| n.is_finite()).unwrap_or(0.0)
+    };
+    sites.iter().map(noise).collect()
+}
+
+/// The offers that take most off the noise for their price, within a budget; what does not fit is passed over.
+pub(super) fn affordable(mut offers: Vec<Offer>, budget: f64) -> Vec<Offer> {
+    let value = |o: &Offer| o.relief / o.price;
+    offers.sort_by(|a, b| value(b).total_cmp(&value(a)).then(a.sites.cmp(&b.sites)));
+    let mut left = budget;
+    offers.retain(|offer| {
+        let fits = offer.price <= left;
+        left -= if fits { offer.price } else { 0.0 };
+        fits
+    });
+    offers
+}
+
+/// How many of the offers, the first of which take most off the noise for their price, are enough: without the others the
+/// noise grows by `most_db`, at most. `noise` is what is left with all of them.
+pub(super) fn enough(offers: &[Offer], noise: f64, most_db: f64) -> usize {
+    let limit = noise * 10f64.powf(most_db / 10.0);
+    let mut left = noise;
+    let needed = offers.iter().rev().take_while(|offer| {
+        left += offer.relief;
+        left <= limit
+    });
+    offers.len() - needed.count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn offer(site: usize, relief: f64, price: f64) -> Offer {
+        Offer {
+            sites: vec![site.into()],
+            gain_db: 1.0,
+            relief,
+            price,
+        }
+    }
+
+    fn sites(offers: &[Offer]) -> Vec<usize> {
+        let sites = offers.iter().flat_map(|o| &o.sites);
+        sites.map(|s| s.index()).collect()
+    }
+
+    #[test]
+    fn most_relief_for_the_price_within_the_budget() {
+        let offers = vec![
+            offer(0, 2.0, 4.0),
+            offer(1, 9.0, 3.0),
+            offer(2, 5.0, 1.0),
+            offer(3, 1.0, 0.4),
+        ];
+        let bought = |budget| sites(&affordable(offers.clone(), budget));
+        assert_eq!(bought(100.0), [2, 1, 3, 0]);
+        assert_eq!(bought(4.0), [2, 1]);
+        assert_eq!(bought(1.5), [2, 3]);
+        assert_eq!(bought(0.0), [] as [usize; 0]);
+    }
+
+    #[test]
+    fn what_hardly_helps_is_not_needed() {
+        let offers = [offer(0, 9.0, 3.0), offer(1, 0.02, 1.0), offer(2, 0.01, 1.0)];
+        // 1 dB is a quarter of the noise, 0.1 dB a fortieth.
+        assert_eq!(enough(&offers, 1.0, 1.0), 1);
+        assert_eq!(enough(&offers, 1.0, 0.1), 2);
+        assert_eq!(enough(&offers, 1.0, 0.01), 3);
+        assert_eq!(enough(&offers, 0.0, 1.0), 3);
+        assert_eq!(enough(&[], 1.0, 1.0), 0);
+    }
+}
