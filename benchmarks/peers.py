@@ -7,12 +7,12 @@
 Every tool quantizes the same models from the same calibration rows and is measured on the same held-out ones: static
 per-tensor activations, one weight scale per output channel, except where the table says otherwise. Each gets the best
 setting that was found for it; where SmoothQuant has an α, seven are tried, .50 to .95, and the one that does best on
-calibration rows it was not given is taken (peer_tools/sweep.py; CPU, wall and peak are of the sweep, eight runs). ViT and
-T5 are the small exports of models/architectures with random weights, because no registry has real ones. The script needs Python alone: it installs each tool, pinned, into .venv-peers/NAME; what
+calibration rows it was not given is taken (peer_tools/sweep.py; CPU, wall and peak are of the sweep, eight runs). T5 is
+the small exports of models/architectures with random weights, because no registry has real ones. The script needs Python alone: it installs each tool, pinned, into .venv-peers/NAME; what
 cannot be installed, or fails, is named with the reason below the table. Columns:
 
-    SQNR, cosine    of the token embeddings (SPLADE: the sparse vector; SmolLM2: the residual stream; ViT, T5 decoder: the
-                    logits) over unpadded held-out tokens, against float32
+    SQNR, cosine    of the token embeddings (SPLADE: the sparse vector; SmolLM2: the residual stream; T5 decoder: the logits;
+                    ViT-S: its first output) over unpadded held-out tokens, against float32
     per token       the mean over tokens of each one's SQNR
     probe r, acc.   a ridge regression from float32 sentence embeddings to human sentiment scores, trained on 2000
                     sentences, applied to the quantized model's embeddings of 1000 others: correlation, right sign

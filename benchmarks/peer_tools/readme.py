@@ -5,7 +5,7 @@ from pathlib import Path
 README = Path(__file__).resolve().parent.parent.parent / "README.md"
 BEGIN, END = "<!-- peers -->", "<!-- /peers -->"
 COSTED = ("MiniLM-L3", "MiniLM-L6", "BERT-tiny SPLADE", "ALBERT")  # SQNR and cost of these, and everything else of one
-MODELS = (*COSTED, "SmolLM2, 6 layers", "ViT", "T5 encoder", "T5 decoder")  # SQNR of these
+MODELS = (*COSTED, "SmolLM2, 6 layers", "ViT-S", "T5 encoder", "T5 decoder")  # SQNR of these
 MAIN = "MiniLM-L6"
 COSTS = (("CPU s", "cpu_s", "{:.1f}"), ("peak MB", "peak_mb", "{:.0f}"))
 COLUMNS = (

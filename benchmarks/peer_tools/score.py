@@ -30,7 +30,6 @@ REAL = ROOT / "models" / "real"
 TRAINED = 2000  # sentences of the first half of the text; the others are in the half that calibrates nothing
 # Exports of models/architectures that stand for architectures whose real weights no registry has: small and random.
 EXPORTS = {
-    "ViT": "vit-script17-sdpa.onnx",
     "T5 encoder": "t5_encoder-script13-eager.onnx",
     "T5 decoder": "t5_decoder-script14-eager.onnx",
 }
@@ -55,7 +54,7 @@ def models(folder):
             path = folder / f"{name.replace(' ', '-').lower()}-{'fused' if fused else 'decomposed'}.onnx"
             path.write_bytes(model.SerializeToString(deterministic=True))
             found[name + form] = data | {"file": str(path), "task": task}
-    return found | decoder(folder) | exports(folder)
+    return found | decoder(folder) | vision(folder) | exports(folder)
 
 
 def decoder(folder):
@@ -67,6 +66,25 @@ def decoder(folder):
     path.write_bytes(llama_model(*read_llama(weights, 6), output="residual").SerializeToString(deterministic=True))
     data = {half: str(REAL / f"smollm2-{half}.npz") for half in ("calib", "heldout")}
     return {"SmolLM2, 6 layers": data | {"file": str(path), "task": "none"}}
+
+
+def images(count, seed):
+    """f32 [count, 3, 224, 224] with the spectrum of photographs, which no registry has: amplitudes fall as 1 / f."""
+    size = 224
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size))
+    frequency[0, 0] = 1 / size
+    noise = np.random.RandomState(seed).standard_normal((count, 3, size, size))
+    made = np.fft.irfft2(np.fft.rfft2(noise) / frequency, s=(size, size))
+    return (made / made.std(axis=(2, 3), keepdims=True)).astype(np.float32)
+
+
+def vision(folder):
+    """The real ViT-S; its input is no row of tokens, so speed is for benchmarks/vit.py."""
+    found = {"file": str(REAL / "vit-s.onnx"), "task": "none", "speed": False}
+    for half, count, seed in (("calib", 16, 1), ("heldout", 16, 2)):
+        found[half] = str(folder / f"vit-s-{half}.npz")
+        np.savez(found[half], input_image=images(count, seed))
+    return {"ViT-S": found}
 
 
 def exports(folder):
