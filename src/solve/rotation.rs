@@ -74,9 +74,9 @@ impl Rotation {
         self.factors
     }
 
-    /// Multiplications per element: A + B.
-    pub fn cost(&self) -> usize {
-        self.factors.0 + self.factors.1
+    /// Multiplications per element as a CPU takes them: A + B, more where B is not a multiple of its lanes.
+    pub fn cost(&self) -> f64 {
+        padded(self.factors)
     }
 
     /// d of one channel.

@@ -19,38 +19,45 @@ use super::super::sites::{SiteId, SiteRow, SiteTable};
 use crate::graph::View;
 use crate::recognise::{LinearId, Recognised};
 use crate::site::behind;
-use crate::solve::Solution;
+use crate::solve::Rotation;
 use crate::target::Target;
 
-/// What a rotation costs on a target.
+/// What a rotation costs on a target, in the time of one multiplication of a float Linear.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Costs {
-    /// How much faster a model is whose Linears run in int8, about: the same rotation is a larger part of its time.
-    speed_up: f64,
-    /// The time of a multiplication of a rotation over that of a float Linear.
-    rate: f64,
-    /// Multiplications that take as long as the Reshapes and the passes over memory, per element.
+    /// Multiplications of a Linear in int8 in that time.
+    int8_rate: f64,
+    /// The rest of a model (attention, norms, activations), per channel that a Linear reads.
+    rest: f64,
+    /// Of a rotation per channel, for every multiplication ([`Rotation::cost`]), and for the passes over memory.
+    product: f64,
     passes: f64,
 }
 
 impl Costs {
-    /// Those of ONNX Runtime are measured on its CPU provider (MiniLM-L6 with rotations at no, some and all sites).
+    /// Those of ONNX Runtime are measured on its CPU provider: rotations alone for 12 widths from 256 to 4096, and MiniLM-L6,
+    /// ALBERT and SmolLM2 with them: their time grew by 16, 13 and 21 % where this says 18, 11 and 18.
     ///
-    /// There are none of the others: OpenVINO's and TensorRT's are taken to be alike.
+    /// OpenVINO's CPU plugin and TensorRT are taken to be alike.
     fn of(_target: Target) -> Costs {
         Costs {
-            speed_up: 2.5,
-            rate: 0.62,
-            passes: 40.0,
+            int8_rate: 3.6,
+            rest: 135.0,
+            product: 0.9,
+            passes: 25.0,
         }
     }
 
-    /// Float multiplications that take as long as a rotation does per token.
-    fn multiplications(&self, rotated: &Solution) -> f64 {
-        let rotation = rotated.rotation.as_ref();
-        let cost =
-            |r: &crate::solve::Rotation| r.channels() as f64 * (r.cost() as f64 + self.passes);
-        self.speed_up * self.rate * rotation.map_or(0.0, cost)
+    /// A rotation, per token.
+    fn rotation(&self, rotation: &Rotation) -> f64 {
+        rotation.channels() as f64 * (self.product * rotation.cost() + self.passes)
+    }
+
+    /// The Linears of a site and the part of the rest that is theirs, per token.
+    fn site(&self, row: &SiteRow, found: &Recognised) -> f64 {
+        let channels = row.selected(found).map(|l| l.k as f64).fold(0.0, f64::max);
+        let multiplications: f64 = row.selected(found).map(|l| (l.k * l.n) as f64).sum();
+        multiplications / self.int8_rate + self.rest * channels
     }
 }
 
@@ -90,11 +97,9 @@ pub(crate) struct Market {
 pub(crate) fn offers(plan: &Plan, prepared: &Prepared, target: Target) -> Market {
     let Prepared { found, sites, .. } = prepared;
     let noises = noises(plan, &prepared.model.view(), found, sites);
-    let work: f64 = sites
-        .iter()
-        .map(|(_, row)| tokens(row) * width(row, found))
-        .sum();
     let costs = Costs::of(target);
+    let time = |(_, row): (_, &SiteRow)| tokens(row) * costs.site(row, found);
+    let time: f64 = sites.iter().map(time).sum();
     let mut offers: BTreeMap<SiteId, Offer> = BTreeMap::new();
     for ((id, row), site) in sites.iter().zip(&plan.sites) {
         let Some((site, rotated)) = site.as_ref().and_then(|s| Some((s, s.rotated.as_ref()?)))
@@ -110,7 +115,8 @@ pub(crate) fn offers(plan: &Plan, prepared: &Prepared, target: Target) -> Market
         });
         offer.sites.push(id);
         offer.relief += noises[id] * (1.0 - left);
-        offer.price += 100.0 * costs.multiplications(rotated) * tokens(row) / work;
+        let cost = rotated.rotation.as_ref().map_or(0.0, |r| costs.rotation(r));
+        offer.price += 100.0 * cost * tokens(row) / time;
     }
     Market {
         offers: offers.into_values().collect(),
@@ -122,11 +128,6 @@ pub(crate) fn offers(plan: &Plan, prepared: &Prepared, target: Target) -> Market
 fn tokens(row: &SiteRow) -> f64 {
     let folds = row.statistics.iter().flat_map(|s| &s.folds);
     folds.map(|f| f.tokens as f64).sum()
-}
-
-/// Multiplications of its Linears per token.
-fn width(row: &SiteRow, found: &Recognised) -> f64 {
-    row.selected(found).map(|l| (l.k * l.n) as f64).sum()
 }
 
 /// The noise of every site without a rotation.
