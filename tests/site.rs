@@ -6,7 +6,7 @@ use onnx_osplus::graph::View;
 use onnx_osplus::onnx::node::{int_attr, ints_attr, make_node};
 use onnx_osplus::onnx::{DataType, Model, tensor};
 use onnx_osplus::recognise::{Linear, LinearForm, Recognised, recognise};
-use onnx_osplus::site::{Sink, Site, find_sites};
+use onnx_osplus::site::{Sink, Site, behind, find_sites, normed_stream};
 
 /// A graph over x: [batch, tokens, 4] (or [tokens, 4]) whose constants are all 1.
 fn graph(rank: usize, build: impl FnOnce(&mut Builder)) -> Model {
@@ -439,4 +439,73 @@ fn every_linear_is_in_exactly_one_site() {
     }
     let empty = model(17, 8, Default::default());
     assert!(found(&empty).1.is_empty());
+}
+
+/// x W + b to a residual, which is normed behind: whatever changes nothing, or every token alike, may lie between.
+#[test]
+fn what_a_norm_reads_is_the_stream() {
+    let residual = |between: fn(&mut Builder)| {
+        move |b: &mut Builder| {
+            b.linear("x", "y", 4, 4);
+            between(b);
+            b.node("Add", &["x", "z"], "r");
+            b.layer_norm("r", "n");
+            b.linear("n", "out", 4, 2);
+        }
+    };
+    let writer = |build: &dyn Fn(&mut Builder)| {
+        let model = graph(3, build);
+        let view = View::new(&model);
+        let found = recognise(&view);
+        let ids: Vec<_> = found.linears.indices().collect();
+        let name = |v| view.name(v).to_owned();
+        let streams = ids
+            .iter()
+            .map(|&l| normed_stream(&view, &found, &[l]).map(name));
+        let behind = behind(&view, &found, &ids[..1]);
+        (
+            streams.collect::<Vec<_>>(),
+            behind.into_iter().collect::<Vec<_>>() == ids[1..],
+        )
+    };
+    let same: [fn(&mut Builder); 3] = [
+        |b| _ = b.node("Identity", &["y"], "z"),
+        |b| {
+            b.constant("layer_scale", &[4], &[0.1, 0.2, 0.3, 0.4]);
+            b.node("Mul", &["y", "layer_scale"], "z");
+        },
+        |b| {
+            b.node("Dropout", &["y"], "d");
+            b.node("Add", &["d", "x"], "z");
+        },
+    ];
+    for between in same {
+        let found = writer(&residual(between));
+        assert_eq!(found, (vec![Some("r".to_owned()), None], true));
+    }
+    // An activation, a gate and a softmax make something else of it.
+    let other: [fn(&mut Builder); 3] = [
+        |b| _ = b.node("Relu", &["y"], "z"),
+        |b| _ = b.node("Mul", &["y", "x"], "z"),
+        |b| _ = b.node("Softmax", &["y"], "z"),
+    ];
+    for between in other {
+        let found = writer(&residual(between));
+        assert_eq!(found, (vec![None, None], true));
+    }
+}
+
+#[test]
+fn a_stream_that_nothing_norms_is_none() {
+    let model = graph(3, |b| {
+        b.linear("x", "y", 4, 4);
+        b.node("Add", &["x", "y"], "r");
+        b.node("Relu", &["r"], "out");
+    });
+    let view = View::new(&model);
+    let found = recognise(&view);
+    let only: Vec<_> = found.linears.indices().collect();
+    assert_eq!(normed_stream(&view, &found, &only), None);
+    assert!(behind(&view, &found, &only).is_empty());
+    assert_eq!(normed_stream(&view, &found, &[]), None);
 }

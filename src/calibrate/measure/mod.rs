@@ -7,5 +7,7 @@ pub(super) mod largest;
 pub(super) mod parallel;
 pub(super) mod ranges;
 pub(super) mod shapes;
+mod sizes;
 pub(super) mod statistics;
 pub(super) mod sums;
+mod weights;

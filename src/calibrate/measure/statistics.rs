@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::{Arc, Mutex};
 
-use ndarray::{Array2, ArrayD, ArrayView1, ArrayViewD, Axis, CowArray};
+use ndarray::{Array2, ArrayViewD, CowArray};
 
 use crate::calibrate::data::input::Batch;
 use crate::calibrate::data::tokens::TokenContext;
@@ -21,6 +21,7 @@ use crate::calibrate::measure::capture::{Keep, Kept};
 use crate::calibrate::measure::extremes::Extremes;
 use crate::calibrate::measure::largest::{LargeToken, Largest};
 use crate::calibrate::measure::parallel::{groups, in_parallel, with_threads};
+use crate::calibrate::measure::sizes::sizes;
 use crate::onnx::Model;
 use crate::progress::Progress;
 
@@ -67,51 +68,6 @@ pub struct FoldStats {
     /// What the squared error of each token of the sample counts; none if all count the same.
     pub weights: Option<Vec<f32>>,
 }
-
-impl FoldStats {
-    /// Lets the error of a token count by one over its size, where `stream` has the sizes of the same tokens, `[T, 1]`, or
-    /// the tokens themselves, `[T, C]`.
-    ///
-    /// Nothing changes if they are of other tokens. What is far smaller than most is taken for larger, so that no token
-    /// decides alone. Where the tokens are alike, all count the same.
-    fn weigh(&mut self, stream: &FoldStats) {
-        if stream.places != self.places || self.places.is_empty() {
-            return;
-        }
-        let tokens = stream.sample.view();
-        let sizes: Vec<f32> = match tokens.ncols() {
-            1 => tokens.iter().copied().collect(),
-            _ => tokens.rows().into_iter().map(size).collect(),
-        };
-        let mut sorted = sizes.clone();
-        sorted.sort_by(f32::total_cmp);
-        let median = sorted[sorted.len() / 2];
-        let mean = sizes.iter().sum::<f32>() / sizes.len() as f32;
-        if median > 0.0 && mean.is_finite() {
-            let weight = |&size: &f32| match mean > UNLIKE * median {
-                true => 1.0 / size.max(SMALLEST_TOKEN * median),
-                false => 1.0 / mean,
-            };
-            self.weights = Some(sizes.iter().map(weight).collect());
-        }
-    }
-}
-
-impl ChannelStats {
-    /// [`FoldStats::weigh`] of both halves.
-    pub fn weigh(&mut self, stream: &ChannelStats) {
-        for (fold, stream) in self.folds.iter_mut().zip(&stream.folds) {
-            fold.weigh(stream);
-        }
-    }
-}
-
-/// The size that a smaller token is taken for, over the median.
-const SMALLEST_TOKEN: f32 = 0.01;
-
-/// The mean size of tokens over the median from which on they differ so much that each counts for itself. Where they are
-/// alike, weights of their own made the unseen result of small models 0.1 dB worse, on average.
-const UNLIKE: f32 = 1.5;
 
 /// Runs `batches` and returns the statistics of `values`, which are names of float values of the model's main graph.
 /// Those in a branch that no batch takes are left out.
@@ -310,20 +266,6 @@ impl Collector {
 struct BatchSink {
     collector: Arc<Collector>,
     context: TokenContext,
-}
-
-/// `Σ_c (x_c − mean(x))²` over the last axis, which becomes one.
-fn sizes(value: &ArrayViewD<f32>) -> ArrayD<f32> {
-    let axis = Axis(value.ndim().saturating_sub(1));
-    value.map_axis(axis, size).insert_axis(axis)
-}
-
-/// `Σ_c (x_c − mean(x))²` of one token `x: [C]`.
-fn size(x: ArrayView1<f32>) -> f32 {
-    let mean = x.mean().unwrap_or(0.0);
-    let sum = x.fold(0.0, |sum, v| sum + (v - mean) * (v - mean));
-    // Too large for the type is as good as the largest; NaN stays what it is.
-    if sum > f32::MAX { f32::MAX } else { sum }
 }
 
 /// Locks; a panic of another thread while it held the lock has already made the run fail.

@@ -365,9 +365,13 @@ fn a_node_without_a_type_is_an_error_and_not_a_panic() {
 
 /// x + bias, with two more outputs: an integer one and a constant one.
 pub(super) fn shifted(bias: f32) -> Model {
+    shifted_tokens(bias, "2")
+}
+
+fn shifted_tokens(bias: f32, channels: &str) -> Model {
     model(
         17,
-        vec![info("x", DataType::Float, &["b", "s", "2"])],
+        vec![info("x", DataType::Float, &["b", "s", channels])],
         vec![
             make_node(op::Add, "add", &["x", "bias"], &["y"], vec![]),
             make_node(op::Shape, "shape", &["x"], &["n"], vec![]),
@@ -443,6 +447,38 @@ fn comparison_measures_real_tokens_only() {
     assert!((found.cosine - (92. + 10.) / (92f64 * (92. + 20. + 2.)).sqrt()).abs() < 1e-12);
     assert_eq!(found.max_abs_error, 0.5);
     assert!((found.max_relative_error - 0.5 / 7.).abs() < 1e-12);
+}
+
+/// x and x + 0.5 over tokens of eight channels: 100 in one of them, 1 in the others.
+#[test]
+fn tokens_have_an_sqnr_of_their_own() {
+    let mut x = ndarray::Array3::<f32>::ones((2, 3, 8));
+    x.slice_mut(ndarray::s![0, 1, ..]).fill(100.0);
+    x.slice_mut(ndarray::s![1, 2, ..]).fill(0.0);
+    let batch = f32_batch("x", x.into_dyn(), 0);
+    let [same, other] = [0.0, 0.5].map(|bias| shifted_tokens(bias, "8"));
+    let compared = |models: &[&Model]| {
+        compare(
+            &TractEngine,
+            &same,
+            models,
+            std::slice::from_ref(&batch),
+            1,
+            &NoProgress,
+        )
+        .unwrap()
+    };
+    let found = &compared(&[&same, &other])[..];
+    // The token that is 0 in both is none: five of six, and no difference counts as 60 dB.
+    assert_eq!(found[0][0].token_sqnr_db, Some(60.0));
+    let db = |ratio: f64| 20.0 * ratio.log10();
+    // 0 against 0.5 is - 60 dB.
+    let mean = (4.0 * db(2.0) + db(200.0) - 60.0) / 6.0;
+    let own = found[1][0].token_sqnr_db.unwrap();
+    assert!((own - mean).abs() < 1e-9, "{own} {mean}");
+    assert_eq!(found[1][0].rows[0].tokens.0, 3);
+    // Most tokens have 6 dB, whatever the one large token makes of the whole.
+    assert!(found[1][0].sqnr_db > 32.0);
 }
 
 #[test]

@@ -344,3 +344,43 @@ proptest! {
         prop_assert_eq!(one, two);
     }
 }
+
+/// A token of weight 2 is that token twice, for the loss and for the noise model that ranks candidates.
+#[test]
+fn weights_count_tokens() {
+    let owned = sample(
+        3,
+        [40, 5],
+        &[6, 4],
+        &[(0.0, 1.0), (2.0, 0.3), (0.0, 7.0), (-1.0, 0.5)],
+    );
+    let weights = [1.0f32, 2.0, 1.0, 3.0, 0.0];
+    let repeated: Vec<usize> = (0..5).flat_map(|i| vec![i; weights[i] as usize]).collect();
+    let twice = owned.folds[1].2.select(Axis(0), &repeated);
+    let ones = vec![1.0; 40];
+    let mut weighed = owned.problem();
+    weighed.folds[0].weights = Some(&ones);
+    weighed.folds[1].weights = Some(&weights);
+    let mut repeated = owned.problem();
+    repeated.folds[1].sample = twice.view();
+    let settings = settings(false, Method::OsPlus);
+    for shift in [ShiftKind::None, ShiftKind::MidRange] {
+        for threshold in [None, Some(0.8)] {
+            let trial = loss::Trial {
+                shift,
+                threshold,
+                margins: vec![1.0, 0.7],
+                corrected: false,
+            };
+            let of = |problem: &SiteProblem| {
+                let loss = loss::SiteLoss::new(problem, &settings, 100, 100);
+                let survey = survey::Survey::new(problem, &settings, 100, 100);
+                (loss.evaluate(&trial, 0), survey.evaluate(&trial))
+            };
+            let ((a, surveyed_a), (b, surveyed_b)) = (of(&weighed), of(&repeated));
+            for (a, b) in a.iter().zip(&b).chain(surveyed_a.iter().zip(&surveyed_b)) {
+                assert!((a / b - 1.0).abs() < 1e-4, "{trial:?}: {a} {b}");
+            }
+        }
+    }
+}
