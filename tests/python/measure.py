@@ -76,6 +76,19 @@ def stored_matrices(model, dtype):
     return sum(t.data_type == dtype and len(t.dims) == 2 and t.dims[0] > 1 for t in model.graph.initializer)
 
 
+def rotation_products(model):
+    """Names of the MatMuls that are a part of a rotation: by a constant orthogonal matrix."""
+    matrices = {name for name, a in constants(model).items() if is_orthogonal(a)}
+    return [n.name for n in model.graph.node if n.op_type == "MatMul" and matrices & set(n.input)]
+
+
+def is_orthogonal(a):
+    if a.dtype.kind != "f" or a.ndim != 2 or a.shape[0] != a.shape[1] or a.shape[0] < 2:
+        return False
+    a = a.astype(np.float64)
+    return abs(a @ a.T - np.eye(len(a))).max() < 1e-2
+
+
 def constants(model):
     """{value name: array} of initializers and Constant nodes."""
     found = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}

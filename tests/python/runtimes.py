@@ -59,11 +59,14 @@ def all_nodes(graph):
 
 
 def products(model):
-    """How many Linears a graph of ONNX Runtime's runs in integers, and the names of those that it does not."""
+    """How many Linears a graph of ONNX Runtime's runs in integers, and the names of those that it does not: a rotation, which
+    is meant to be in float, is none."""
     nodes = list(all_nodes(model.graph))
     constants = set(measure.constants(model))
     dequantized = {o for n in nodes if n.op_type == "DequantizeLinear" for o in n.output}
     integer = [n for n in nodes if n.op_type in INTEGER_PRODUCTS]
+    rotations = {name for name, a in measure.constants(model).items() if measure.is_orthogonal(a)}
+    constants -= rotations
     left = [n for n in nodes if n.op_type in FLOAT_PRODUCTS and {*n.input[:2]} & (constants | dequantized)]
     return len(integer), [n.name for n in left]
 

@@ -1,5 +1,6 @@
 """The written file in ONNX Runtime: int8 where it should be, more accurate than min-max, otherwise unchanged."""
 
+import measure
 import numpy as np
 import onnx
 import pytest
@@ -71,7 +72,9 @@ def check_fused(run, optimized):
     assert counts["MatMulIntegerToFloat"] == run.case.linears, counts
     consts = {i.name for i in graph.graph.initializer}
     left = [n.name for n in graph.graph.node if n.op_type in ("MatMul", "FusedMatMul", "Gemm") and set(n.input) & consts]
-    assert not left, left
+    # Rotations stay in float, with two products each.
+    assert left == measure.rotation_products(graph)
+    assert len(left) == 2 * sum(site["rotation"] is not None for site in run.report["sites"])
 
 
 def check_report(run):

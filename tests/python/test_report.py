@@ -13,7 +13,7 @@ DOCUMENT = MODELS.parent / "docs" / "report.md"
 # Keys below these are names of the model, of steps, of files.
 NAMED = ("outputs", "filled_inputs", "digests", "seconds")
 # What no run here has: no output of these ends below plain. `tests/library.rs` holds them to the document.
-ELSEWHERE = {f"below_plain[].{key}" for key in ("output", "sqnr_db", "plain_sqnr_db")}
+ELSEWHERE = {f"below_plain[].{key}" for key in ("output", "per_token", "sqnr_db", "plain_sqnr_db")}
 # A file, options; together they have every other key.
 RUNS = {
     "budget": ("tiny", ["--keep-float", "2"]),
@@ -26,6 +26,7 @@ RUNS = {
     "rotations": ("tiny", ["--max-slowdown", "100", "--no-layers"]),
     "lint": ("littered", ["--target", "tensorrt", "--no-layers"]),
     "near misses": ("without a constant", ["--no-layers"]),
+    "no rotations": ("tiny", ["--max-slowdown", "0", "--no-layers"]),
 }
 
 
@@ -120,4 +121,6 @@ def test_what_rotations_bought(reports):
         assert a * b == k and set(site["rotation"]["negative"]) < set(range(k))
         assert site["rotation"]["gain_db"] > 0 and site["sink"]
         assert f"rotated by {a} × {b}" in page
-    assert "sites rotated" in page and not any(r["rotations"] for name, (r, _) in reports.items() if name != "rotations")
+    without, page_without = reports["no rotations"]
+    assert "sites rotated" in page and "sites rotated" not in page_without
+    assert without["rotations"] is None and not any(s["rotation"] for s in without["sites"])

@@ -172,10 +172,14 @@ def test_files_for_others_are_onnx(name, target):
 def check_openvino(path, linears):
     """Every Linear is a FullyConnected in 8 bits, and there are no others."""
     compiled = runtimes.openvino_compile(path)
-    products = [layer for layer in runtimes.openvino_layers(compiled) if layer.kind == "FullyConnected"]
+    layers = runtimes.openvino_layers(compiled)
+    rotations = {name for name in measure.rotation_products(onnx.load(path, load_external_data=False))}
+    products = [layer for layer in layers if layer.kind == "FullyConnected" and not rotations & set(layer.nodes)]
     assert len(products) == len(linears), products
     left = [layer for layer in products if layer.types[0] not in ("i8", "u8")]
     assert not left, left
+    rotating = [layer for layer in layers if rotations & set(layer.nodes) and layer.kind in ("FullyConnected", "MatMul")]
+    assert all(layer.types[0] == "f32" for layer in rotating) and len(rotating) == len(rotations), rotating
     return compiled
 
 
