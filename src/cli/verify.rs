@@ -150,7 +150,7 @@ fn write_text(
     writeln!(out, "outputs    on {} rows", result.rows)?;
     writeln!(
         out,
-        "  SQNR dB  cosine    largest error  of range  top-1   output"
+        "  SQNR dB  per token  cosine    largest error  of range  top-1   output"
     )?;
     for output in &result.outputs {
         writeln!(
@@ -173,6 +173,9 @@ fn figures(output: &OutputError) -> String {
     let db = output
         .sqnr_db
         .map_or("exact".to_owned(), |db| format!("{db:.2}"));
+    let per_token = output
+        .token_sqnr_db
+        .map_or("–".to_owned(), |db| format!("{db:.2}"));
     let top1 = output
         .top1_agreement
         .map_or("–".to_owned(), |part| format!("{:.1} %", 100.0 * part));
@@ -182,7 +185,7 @@ fn figures(output: &OutputError) -> String {
         error => format!("{error:.2e}"),
     };
     format!(
-        "  {db:>7}  {:.6}  {error:>13}  {of_range:>8}  {top1:<7} ",
+        "  {db:>7}  {per_token:>9}  {:.6}  {error:>13}  {of_range:>8}  {top1:<7} ",
         output.cosine
     )
 }
