@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from architectures import CALIBRATION, FOLDER, ROWS, feeds_of
-from conftest import MODELS, TINY, run_tool
+from conftest import MODELS, TINY, TINY_LLAMA, run_tool
 
 DOCUMENT = MODELS.parent / "docs" / "report.md"
 # Keys below these are names of the model, of steps, of files.
@@ -23,10 +23,10 @@ RUNS = {
     "float16": ("bert-script17-eager-float16", ["--no-layers"]),
     "functions": ("bert-script17-eager-functions", ["--no-layers"]),
     "clean": ("littered", ["--target", "tensorrt", "--clean", "--no-layers"]),
-    "rotations": ("tiny", ["--max-slowdown", "100", "--no-layers"]),
+    "rotations": ("tiny-llama", ["--max-slowdown", "100", "--no-layers"]),
     "lint": ("littered", ["--target", "tensorrt", "--no-layers"]),
     "near misses": ("without a constant", ["--no-layers"]),
-    "no rotations": ("tiny", ["--max-slowdown", "0", "--no-layers"]),
+    "no rotations": ("tiny-llama", ["--max-slowdown", "0", "--no-layers"]),
 }
 
 
@@ -50,8 +50,9 @@ def keys(value, path=""):
 
 def source(name, folder):
     """A model and its data."""
-    if name == "tiny":
-        return TINY.model, TINY.calib
+    if name.startswith("tiny"):
+        case = TINY if name == "tiny" else TINY_LLAMA
+        return case.model, case.calib
     row = ROWS[name if name in ROWS else "bert-script17-eager"]
     model = onnx.load(FOLDER / row["file"])
     if name == "littered":

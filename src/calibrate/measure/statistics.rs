@@ -282,16 +282,7 @@ impl TapSink for BatchSink {
             return Ok(());
         }
         let rank = value.ndim();
-        let (name, channels_first, sizes_only) = {
-            let accumulator = lock(&collector.values[tap]);
-            let Accumulator {
-                name,
-                channels_first,
-                sizes_only,
-                ..
-            } = &*accumulator;
-            (name.clone(), *channels_first, *sizes_only)
-        };
+        let (name, channels_first, sizes_only) = lock(&collector.values[tap]).form();
         let value = if channels_first {
             value.reversed_axes()
         } else {
@@ -407,6 +398,10 @@ impl Accumulator {
             folds: [fold(), fold()],
             largest: Largest::default(),
         }
+    }
+
+    fn form(&self) -> (String, bool, bool) {
+        (self.name.clone(), self.channels_first, self.sizes_only)
     }
 
     fn merge(

@@ -14,6 +14,9 @@ const GIVEN_UP_DB: f64 = 0.2;
 /// The standard errors over the rows that a gain must be above.
 const DOUBT: f64 = 2.0;
 
+/// What every percent of the run time must gain, in dB.
+const WORTH_DB: f64 = 0.1;
+
 /// The part of the price that must be saved for fewer of them to be tried.
 const WORTH_A_TRIAL: f64 = 0.15;
 
@@ -84,7 +87,10 @@ pub(crate) fn rotate(
     }
     // What may be gone on other rows is no gain.
     let doubt = spread(&rotated.outputs, &base.outputs, &plain.outputs);
-    let better = gain(&rotated) >= CLEAR_DB.max(DOUBT * doubt) && !broken(&rotated);
+    let least = CLEAR_DB
+        .max(DOUBT * doubt)
+        .max(WORTH_DB * percent_of(&rotated.plan));
+    let better = gain(&rotated) >= least && !broken(&rotated);
     judge.set_plain(plain);
     if !better {
         return no(Some(base), None);
@@ -94,6 +100,12 @@ pub(crate) fn rotate(
         sqnr_after_db: mean_sqnr(&rotated.outputs),
     });
     Ok(Rotated::Better(rotated))
+}
+
+/// What the rotations of a plan cost, in percent of the run time.
+fn percent_of(plan: &Plan) -> f64 {
+    let bought = plan.sites.iter().flatten().filter_map(|s| s.bought);
+    bought.map(|bought| bought.percent).sum()
 }
 
 /// A plan with the rotations that are offered.

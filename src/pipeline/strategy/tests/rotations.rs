@@ -66,9 +66,10 @@ fn rotations_are_kept_where_the_outputs_are_better() {
 
 #[test]
 fn rotations_that_are_not_clearly_better_are_left_out() {
-    // No clear gain; a loss; an output taken below plain.
+    // No clear gain; less than a tenth of a dB for each of 12 percent; a loss; an output taken below plain.
     for (with, plain) in [
         ([20.1, 20.1], 10.0),
+        ([21.1, 21.1], 10.0),
         ([19.0, 19.0], 10.0),
         ([30.0, 15.0], 20.0),
     ] {
