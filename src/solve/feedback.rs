@@ -96,7 +96,7 @@ impl Feedback {
 
     /// Quantizes `w: [C, N]` with error feedback.
     ///
-    /// The scales are those of [`super::quantize_weight`]; below 8 bits each column takes the one of [`CLIPS`] times its
+    /// The scales are those of [`super::quantize_weight`]; below 8 bits each column takes the factor on its
     /// scale that leaves the smallest error.
     pub fn quantize(&self, w: ArrayView2<f32>, spec: &WeightSpec) -> QuantizedWeight {
         let w = w.as_standard_layout();

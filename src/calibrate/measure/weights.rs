@@ -49,7 +49,7 @@ impl FoldStats {
 }
 
 impl ChannelStats {
-    /// [`FoldStats::weigh`] of both halves.
+    /// Lets the error of every token of both halves count by one over its size in the `stream`, where that is of the same tokens.
     pub fn weigh(&mut self, stream: &ChannelStats) {
         for (fold, stream) in self.folds.iter_mut().zip(&stream.folds) {
             fold.weigh(stream);
