@@ -22,6 +22,7 @@ import onnxruntime as ort
 import torch
 import variants
 import zoo
+from zoo import arrays
 
 HERE = Path(__file__).resolve().parent
 
@@ -124,7 +125,7 @@ def row_of(specimen, *, exporter, attention, opset, variant=None, **more):
 
 def in_onnx_runtime(model, specimen):
     """None where ONNX Runtime gives what torch gives, else why not."""
-    feeds = zoo.arrays(specimen.inputs, 3, 5)
+    feeds = arrays(specimen.inputs, 3, 5)
     with torch.no_grad():
         expected = specimen.module(*(torch.from_numpy(a) for a in feeds.values()))
     have = {i.name for i in model.graph.input}
@@ -170,9 +171,9 @@ class Table:
             (folder / file).write_bytes(data)
             (folder / "table.json").write_bytes((HERE / "table.json").read_bytes())
             for kind, rows, seed in (("calib", 32, 1), ("heldout", 64, 2)):
-                np.savez(folder / f"{name}.{kind}.npz", **zoo.arrays(row["inputs"], rows, seed))
+                np.savez(folder / f"{name}.{kind}.npz", **arrays(row["inputs"], rows, seed))
                 if "other_branch" in row:
-                    np.savez(folder / f"{name}.{kind}-nopast.npz", **zoo.arrays(row["other_branch"], rows, seed))
+                    np.savez(folder / f"{name}.{kind}-nopast.npz", **arrays(row["other_branch"], rows, seed))
         print(f"{file} {len(data):,} bytes, {len(model.graph.node)} nodes, Linears {row['block_linears']}+{row['head_linears']},"
               f" norms {row['norms']}" + (f"; ONNX Runtime: {reason}" if reason else ""), flush=True)  # fmt: skip
 

@@ -10,12 +10,17 @@ have small weights there, so that the model depends on all channels alike. Plain
 """
 
 import inspect
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 import transformers as T
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from specified import arrays  # noqa: E402  (needs the path above)
 
 HIDDEN, HEADS, KV_HEADS, FFN, VOCABULARY, POSITIONS, LAYERS = 32, 4, 2, 64, 64, 64, 2
 TOKENS = 16
@@ -315,31 +320,6 @@ def build(name, attention, cache=None):
 
 def tensors(inputs, rows, seed):
     return tuple(torch.from_numpy(a) for a in arrays(inputs, rows, seed).values())
-
-
-def arrays(inputs, rows, seed):
-    """Data for the inputs, the same on every machine. tests/python/test_architectures.py has the same function."""
-    random = np.random.RandomState(seed)
-    made = {}
-    for spec in inputs:
-        shape = [rows if d == "batch" else d for d in spec["shape"]]
-        if spec["kind"] == "ids":
-            a = random.randint(spec["low"], spec["high"], shape)
-        elif spec["kind"] == "mask":
-            a = np.ones(shape, np.int64)
-            for row in range(2, rows, 3):  # every third row is padded at its end
-                a[row, shape[1] - 1 - (5 * row) % 8 :] = 0
-        elif spec["kind"] == "zeros":
-            a = np.zeros(shape)
-        elif spec["kind"] == "bool":
-            a = np.full(shape, spec["value"])
-        else:
-            # Nearly Gaussian, from integers alone.
-            a = random.randint(-1024, 1025, [6, *shape]).sum(axis=0) / (1024 * 2**0.5)
-            for channel, factor in spec.get("outliers", {}).items():
-                a[..., int(channel)] = abs(a[..., int(channel)]) * factor
-        made[spec["name"]] = a.astype(spec["dtype"])
-    return made
 
 
 def is_linear(module):

@@ -44,11 +44,12 @@ impl Calibrated {
             prepared: &prepared,
             rows: &rows.calibration,
             products: &products,
+            streams: &streams(job, &prepared),
         };
         let (mut statistics, sequences) = run.statistics(rows.sequences.clone(), &mut notes)?;
-        for (site, stream) in run.streams() {
-            if let Some(sizes) = statistics.get(&stream).cloned()
-                && let Some(site) = statistics.get_mut(&site)
+        for (site, stream) in run.streams {
+            if let Some(sizes) = statistics.get(stream).cloned()
+                && let Some(site) = statistics.get_mut(site)
             {
                 site.weigh(&sizes);
             }
@@ -102,12 +103,28 @@ fn product_names(prepared: &Prepared) -> BTreeMap<LinearId, String> {
     selected.filter_map(name).collect()
 }
 
+/// The values whose Linears write a stream that a norm reads, with the stream; by their names. None for the methods that do
+/// not search.
+fn streams(job: &Job, prepared: &Prepared) -> BTreeMap<String, String> {
+    if job.options.method != Method::OsPlus {
+        return BTreeMap::new();
+    }
+    let view = prepared.model.view();
+    let stream = |(_, row): (_, &SiteRow)| {
+        let stream = normed_stream(&view, &prepared.found, &row.linears)?;
+        Some((row.name.clone(), view.name(stream).to_owned()))
+    };
+    prepared.sites.iter().filter_map(stream).collect()
+}
+
 /// One calibration run.
 struct Run<'a> {
     job: &'a Job<'a>,
     prepared: &'a Prepared,
     rows: &'a [Batch],
     products: &'a BTreeMap<LinearId, String>,
+    /// See [`streams`].
+    streams: &'a BTreeMap<String, String>,
 }
 
 impl Run<'_> {
@@ -146,22 +163,6 @@ impl Run<'_> {
         Ok((statistics, Sequences { batch, kept }))
     }
 
-    /// The values whose Linears write a stream that a norm reads, with the stream; by their names.
-    fn streams(&self) -> BTreeMap<String, String> {
-        let Prepared { found, sites, .. } = self.prepared;
-        let view = self.prepared.model.view();
-        let stream = |(_, row): (_, &SiteRow)| {
-            let stream = normed_stream(&view, found, &row.linears)?;
-            Some((row.name.clone(), view.name(stream).to_owned()))
-        };
-        let weighed = self.job.options.method == Method::OsPlus;
-        sites
-            .iter()
-            .filter(|(_, row)| weighed && !row.linears.is_empty())
-            .filter_map(stream)
-            .collect()
-    }
-
     /// The values to be measured, and how.
     fn wanted(&self) -> (Vec<String>, StatOptions) {
         let sites = self.prepared.sites.iter();
@@ -170,11 +171,8 @@ impl Run<'_> {
         let products = self.products.values().filter(|v| !values.contains(v));
         let extremes_only: BTreeSet<String> = products.cloned().collect();
         values.extend(extremes_only.iter().cloned());
-        let streams: BTreeSet<String> = self.streams().into_values().collect();
-        let sizes_only: BTreeSet<String> = streams
-            .into_iter()
-            .filter(|s| !values.contains(s))
-            .collect();
+        let streams = self.streams.values().filter(|s| !values.contains(s));
+        let sizes_only: BTreeSet<String> = streams.cloned().collect();
         values.extend(sizes_only.iter().cloned());
         let found = &self.prepared.found;
         let transposed = sites.filter(|(_, row)| row.selected(found).any(|l| !l.channels_last()));

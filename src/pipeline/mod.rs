@@ -135,9 +135,9 @@ fn first_plan(
 ) -> Result<Measured, Error> {
     let (prepared, options) = (&source.calibrated.prepared, job.options);
     let plain = |plan: &Plan| (options.method != Method::None).then(|| plan.plain(&prepared.sites));
-    let market = strategy::offers(&plan, prepared, options.target);
-    let known = plain(&plan);
-    let (known, note) = match strategy::rotate(&plan, known, market, options.slowdown(), judge)? {
+    let market = strategy::offers(&plan, prepared);
+    let rotated = strategy::rotate(&plan, plain(&plan), market, options.slowdown(), judge)?;
+    let (known, note) = match rotated {
         Rotated::Better(written) => return Ok(written),
         Rotated::No { measured, note } => (measured, note),
     };

@@ -197,6 +197,13 @@ impl SitePlan {
 }
 
 impl Plan {
+    /// What was paid for the rotations that are written.
+    pub(super) fn bought(&self) -> impl Iterator<Item = Bought> {
+        let sites = self.sites.iter().flatten();
+        let rotated = sites.filter(|s| s.transform.rotation.is_some());
+        rotated.filter_map(|s| s.bought)
+    }
+
     /// The Linears that are computed with integers.
     pub(super) fn quantizes(&self, linear: LinearId) -> bool {
         self.format.quantizes() && self.linears[linear] == Precision::Integer

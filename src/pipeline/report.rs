@@ -130,9 +130,7 @@ impl Account<'_> {
     /// What those rotations bought that are written.
     fn rotations(&self) -> Option<RotationsReport> {
         let gain = self.written.account.rotations?;
-        let sites = self.written.plan.sites.iter().flatten();
-        let rotated = sites.filter(|s| s.transform.rotation.is_some());
-        let prices: Vec<f64> = rotated.filter_map(|s| Some(s.bought?.percent)).collect();
+        let prices: Vec<f64> = self.written.plan.bought().map(|b| b.percent).collect();
         (!prices.is_empty()).then(|| RotationsReport {
             sites: prices.len(),
             percent: prices.iter().sum(),

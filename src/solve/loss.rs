@@ -17,7 +17,7 @@
 use super::migration::{self, Migration, ShiftKind};
 use super::mix::mix;
 use super::quantize::{fake_quantize_into, fake_quantize_weight_into};
-use super::wide::{row_times, wide};
+use super::wide::{row_times, squared_error};
 use super::{ActivationSpec, Fold, QuantParams, SiteProblem, SolveSettings, WeightSpec};
 use ndarray::linalg::general_mat_mul;
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, s};
@@ -107,6 +107,8 @@ pub struct SiteLoss {
     /// Column at which each weight ends.
     ends: Vec<usize>,
     directions: Vec<Direction>,
+    /// See [`SiteLoss::energy`]; computed when first needed.
+    energy: OnceLock<f64>,
     activation: ActivationSpec,
     weight: WeightSpec,
     pool: Pool,
@@ -129,6 +131,7 @@ impl SiteLoss {
             w,
             ends,
             directions: directions(&problem.folds, tokens),
+            energy: OnceLock::new(),
             activation: settings.activation,
             weight: settings.weight,
             pool: Pool::default(),
@@ -160,7 +163,9 @@ impl SiteLoss {
             });
             centred.sum::<f64>()
         };
-        self.directions.iter().map(of).sum()
+        *self
+            .energy
+            .get_or_init(|| self.directions.iter().map(of).sum())
     }
 
     /// Energy of the outputs over that of the stream they are written to: the mean over the tokens, if these are weighed.
@@ -327,30 +332,6 @@ fn product(a: &[f32], b: &[f32], out: &mut [f32], (t, c, n): (usize, usize, usiz
     if let (Ok(a), Ok(b), Ok(mut out)) = views {
         general_mat_mul(1.0, &a, &b, 0.0, &mut out);
     }
-}
-
-wide! {
-    /// `Σ (a − b)²` in f64. Eight interleaved sums, in a fixed order, so that it vectorizes.
-    pub(crate) fn squared_error(a: &[f32], b: &[f32]) -> f64 = sum_of_squares;
-}
-
-#[inline(always)]
-fn sum_of_squares(a: &[f32], b: &[f32]) -> f64 {
-    const LANES: usize = 8;
-    let mut sums = [0.0f64; LANES];
-    let (a_lanes, a_rest) = a.as_chunks::<LANES>();
-    let (b_lanes, b_rest) = b.as_chunks::<LANES>();
-    for (a, b) in a_lanes.iter().zip(b_lanes) {
-        for i in 0..LANES {
-            let e = f64::from(a[i] - b[i]);
-            sums[i] += e * e;
-        }
-    }
-    for (sum, (a, b)) in sums.iter_mut().zip(a_rest.iter().zip(b_rest)) {
-        let e = f64::from(a - b);
-        *sum += e * e;
-    }
-    sums.iter().sum()
 }
 
 /// Output columns of all Linears of a site.

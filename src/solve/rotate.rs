@@ -21,17 +21,15 @@ use ndarray::{Array2, Axis, concatenate, s};
 use rayon::prelude::*;
 
 use super::balance::{Balance, Channels, row_rms};
-use super::loss::{SiteLoss, all_columns, squared_error};
+use super::loss::{SiteLoss, all_columns};
 use super::quantize::fake_quantize_into;
 use super::response::{self, Response};
 use super::search::gain_db;
+use super::wide::squared_error;
 use super::{
     Fold, Migration, QuantParams, Rotation, ShiftKind, SiteProblem, Solution, SolveSettings,
     migration,
 };
-
-/// The smallest and the largest value of every channel.
-type Extremes = (Vec<f32>, Vec<f32>);
 
 /// Seeds of the signs.
 const SEEDS: u64 = 4;
@@ -116,13 +114,9 @@ impl<'a, 'p> Site<'a, 'p> {
 
     /// Candidates, the best first, with what the noise model says of them per token.
     fn ranked(&self) -> Option<Vec<(Candidate, f64)>> {
-        let (x, weights, all) = self.all_tokens()?;
-        let fold = Fold {
-            min: &all.0,
-            max: &all.1,
-            sample: x.view(),
-            weights: weights.as_deref(),
-        };
+        let folds = (0..self.loss.directions()).map(|d| self.loss.fit(d));
+        let all = Joined::of(folds, 2)?;
+        let fold = all.fold();
         let first = self.rotation(0)?;
         let channels = Channels::of(&fold, self.turn.ties);
         let mut ranked = Vec::new();
@@ -146,7 +140,7 @@ impl<'a, 'p> Site<'a, 'p> {
         }
         let noise = |candidate: Candidate| {
             let migration = candidate.migration(&channels, &self.weights, &fold);
-            let noise = self.noise(&migration, &x, weights.as_deref());
+            let noise = self.noise(&migration, &all.x, fold.weights);
             (candidate, noise)
         };
         let mut ranked: Vec<_> = ranked.into_par_iter().map(noise).collect();
@@ -174,28 +168,6 @@ impl<'a, 'p> Site<'a, 'p> {
             true => rotation,
             false => rotation.unsigned(),
         })
-    }
-
-    /// Every other token of both halves, and the extremes of every channel.
-    fn all_tokens(&self) -> Option<(Array2<f32>, Option<Vec<f32>>, Extremes)> {
-        let folds: Vec<Fold> = (0..self.loss.directions())
-            .map(|d| self.loss.fit(d))
-            .collect();
-        let some = |f: &Fold<'a>| f.sample.slice_move(s![..;2, ..]);
-        let tokens: Vec<_> = folds.iter().map(some).collect();
-        let x = concatenate(Axis(0), &tokens).ok()?;
-        let pairs = |f: fn(f32, f32) -> f32, pick: fn(&Fold) -> Vec<f32>| {
-            let extremes = folds.iter().map(pick);
-            extremes.reduce(|a, b| a.iter().zip(&b).map(|(a, b)| f(*a, *b)).collect())
-        };
-        let min = pairs(f32::min, |f| f.min.to_vec())?;
-        let max = pairs(f32::max, |f| f.max.to_vec())?;
-        let weight = |f: &Fold<'a>| {
-            let every_other = f.weights?.iter().step_by(2);
-            Some(every_other.copied().collect::<Vec<f32>>())
-        };
-        let weights: Option<Vec<_>> = folds.iter().map(weight).collect();
-        Some((x, weights.map(|w| w.concat()), (min, max)))
     }
 
     /// What the noise model says of tokens `x: [T, C]` that count `weights: [T]`, per token.
@@ -244,8 +216,7 @@ impl<'a, 'p> Site<'a, 'p> {
     fn margin(&self, candidate: &Candidate) -> f32 {
         let evaluate = |direction: usize| {
             let (fit, other) = (self.loss.fit(direction), self.loss.fit(1 - direction));
-            let channels = Channels::of(&fit, self.turn.ties);
-            let migration = candidate.migration(&channels, &self.weights, &fit);
+            let migration = self.migration(candidate, &fit);
             let (low, high) = migration.range_of(&fit);
             let x = migration.tokens(&other.sample.to_owned(), false);
             let params = |m: f32| self.settings.activation.params(low * m, high * m);
@@ -263,14 +234,10 @@ impl<'a, 'p> Site<'a, 'p> {
     fn score(&self, candidate: &Candidate, response: Option<&dyn Response>) -> Option<(f32, f64)> {
         let margin = self.margin(candidate);
         let corrected = self.problem.correct_bias;
-        let fitted = |fold: &Fold| {
-            let channels = Channels::of(fold, self.turn.ties);
-            candidate.migration(&channels, &self.weights, fold)
-        };
         let loss = match response {
             Some(response) => {
                 let fitted = |fold: &Fold| {
-                    let migration = fitted(fold);
+                    let migration = self.migration(candidate, fold);
                     let (low, high) = migration.range_of(fold);
                     let params = self.settings.activation.params(low * margin, high * margin);
                     (migration, params)
@@ -279,7 +246,7 @@ impl<'a, 'p> Site<'a, 'p> {
             }
             None => {
                 let evaluate = |direction: usize| {
-                    let migration = fitted(&self.loss.fit(direction));
+                    let migration = self.migration(candidate, &self.loss.fit(direction));
                     let of = (candidate.kind(), &migration);
                     let losses = self
                         .loss
@@ -293,6 +260,12 @@ impl<'a, 'p> Site<'a, 'p> {
         Some((margin, loss))
     }
 
+    /// A candidate as the tokens of a fold set it.
+    fn migration(&self, candidate: &Candidate, fold: &Fold) -> Migration {
+        let channels = Channels::of(fold, self.turn.ties);
+        candidate.migration(&channels, &self.weights, fold)
+    }
+
     /// A candidate applied to all tokens.
     fn solution(
         &self,
@@ -301,28 +274,11 @@ impl<'a, 'p> Site<'a, 'p> {
         after: f64,
         best: &Solution,
     ) -> Solution {
-        let folds = &self.problem.folds;
-        let known: Vec<&Fold> = folds.iter().filter(|f| f.sample.nrows() > 0).collect();
-        let samples: Vec<_> = known.iter().map(|f| f.sample).collect();
-        let sample = concatenate(Axis(0), &samples).unwrap_or_default();
-        let join = |f: fn(f32, f32) -> f32, pick: fn(&Fold) -> Vec<f32>| {
-            let extremes = known.iter().map(|fold| pick(fold));
-            let joined = extremes.reduce(|a, b| a.iter().zip(&b).map(|(a, b)| f(*a, *b)).collect());
-            joined.unwrap_or_default()
-        };
-        let (min, max) = (
-            join(f32::min, |f| f.min.to_vec()),
-            join(f32::max, |f| f.max.to_vec()),
-        );
-        let all = Fold {
-            min: &min,
-            max: &max,
-            sample: sample.view(),
-            weights: None,
-        };
-        let channels = Channels::of(&all, self.turn.ties);
-        let migration = candidate.migration(&channels, &self.weights, &all);
-        let (low, high) = migration.range_of_all(folds.iter().copied());
+        let folds = self.problem.folds;
+        let known = folds.iter().filter(|f| f.sample.nrows() > 0);
+        let all = Joined::of(known.copied(), 1).unwrap_or_default();
+        let migration = self.migration(candidate, &all.fold());
+        let (low, high) = migration.range_of_all(folds);
         Solution {
             range: (low * margin, high * margin),
             range_after: (low, high),
@@ -338,6 +294,44 @@ impl<'a, 'p> Site<'a, 'p> {
             scale: migration.scale,
             rotation: migration.rotation,
             ..best.clone()
+        }
+    }
+}
+
+/// The tokens of several folds as those of one.
+#[derive(Default)]
+struct Joined {
+    min: Vec<f32>,
+    max: Vec<f32>,
+    x: Array2<f32>,
+    weights: Option<Vec<f32>>,
+}
+
+impl Joined {
+    /// Every `every`-th token of each sample; `None` of nothing.
+    fn of<'f>(folds: impl Iterator<Item = Fold<'f>>, every: usize) -> Option<Joined> {
+        let folds: Vec<Fold> = folds.collect();
+        let tokens = folds.iter().map(|f| f.sample.slice_move(s![..;every, ..]));
+        let pairs = |f: fn(f32, f32) -> f32, pick: fn(&Fold) -> Vec<f32>| {
+            let extremes = folds.iter().map(pick);
+            extremes.reduce(|a, b| a.iter().zip(&b).map(|(a, b)| f(*a, *b)).collect())
+        };
+        let weights = folds.iter().map(|f| Some(f.weights?.iter().step_by(every)));
+        let weights: Option<Vec<_>> = weights.collect();
+        Some(Joined {
+            x: concatenate(Axis(0), &tokens.collect::<Vec<_>>()).ok()?,
+            min: pairs(f32::min, |f| f.min.to_vec())?,
+            max: pairs(f32::max, |f| f.max.to_vec())?,
+            weights: weights.map(|w| w.into_iter().flatten().copied().collect()),
+        })
+    }
+
+    fn fold(&self) -> Fold<'_> {
+        Fold {
+            min: &self.min,
+            max: &self.max,
+            sample: self.x.view(),
+            weights: self.weights.as_deref(),
         }
     }
 }

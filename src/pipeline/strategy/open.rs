@@ -21,15 +21,31 @@ pub(crate) fn open(
         judge.set_plain(ours.clone());
         return Ok(ours);
     };
-    let mut both = judge.measure(vec![plan, plain])?.into_iter();
-    let (Some(mut ours), Some(mut plain)) = (both.next(), both.next()) else {
+    let mut both = measure_surely(vec![plan, plain], judge)?.into_iter();
+    let (Some(ours), Some(plain)) = (both.next(), both.next()) else {
         unreachable!("two plans were measured");
     };
-    if !is_clearly_above(&ours.outputs, &plain.outputs) && judge.ask_all_rows() {
-        judge.measure_again(&mut [&mut ours, &mut plain])?;
-    }
     judge.set_plain(plain);
     Ok(ours)
+}
+
+/// Plans, the last of which is plain, measured on as many rows as it takes to tell whether the first is above it.
+///
+/// # Errors
+/// Those of [`Judge::measure`].
+pub(super) fn measure_surely(
+    plans: Vec<Plan>,
+    judge: &mut dyn Judge,
+) -> Result<Vec<Measured>, Error> {
+    let mut measured = judge.measure(plans)?;
+    let doubt = match &measured[..] {
+        [first, .., plain] => !is_clearly_above(&first.outputs, &plain.outputs),
+        _ => false,
+    };
+    if doubt && judge.ask_all_rows() {
+        judge.measure_again(&mut measured.iter_mut().collect::<Vec<_>>())?;
+    }
+    Ok(measured)
 }
 
 /// The float check of what is written. Should it have asked for more rows, everything is measured on them.

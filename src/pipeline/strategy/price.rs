@@ -20,9 +20,8 @@ use crate::graph::View;
 use crate::recognise::{LinearId, Recognised};
 use crate::site::behind;
 use crate::solve::Rotation;
-use crate::target::Target;
 
-/// What a rotation costs on a target, in the time of one multiplication of a float Linear.
+/// What a rotation costs, in the time of one multiplication of a float Linear.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Costs {
     /// Multiplications of a Linear in int8 in that time.
@@ -34,20 +33,16 @@ struct Costs {
     passes: f64,
 }
 
-impl Costs {
-    /// Those of ONNX Runtime are measured on its CPU provider: rotations alone for 12 widths from 256 to 4096, and MiniLM-L6,
-    /// ALBERT and SmolLM2 with them: their time grew by 16, 13 and 21 % where this says 18, 11 and 18.
-    ///
-    /// OpenVINO's CPU plugin and TensorRT are taken to be alike.
-    fn of(_target: Target) -> Costs {
-        Costs {
-            int8_rate: 3.6,
-            rest: 135.0,
-            product: 0.9,
-            passes: 25.0,
-        }
-    }
+/// Measured on ONNX Runtime's CPU provider: rotations alone for 12 widths from 256 to 4096, and MiniLM-L6, ALBERT and SmolLM2
+/// with them: their time grew by 16, 13 and 21 % where this says 18, 11 and 18. Other targets are taken to be alike.
+const COSTS: Costs = Costs {
+    int8_rate: 3.6,
+    rest: 135.0,
+    product: 0.9,
+    passes: 25.0,
+};
 
+impl Costs {
     /// A rotation, per token.
     fn rotation(&self, rotation: &Rotation) -> f64 {
         rotation.channels() as f64 * (self.product * rotation.cost() + self.passes)
@@ -94,11 +89,13 @@ pub(crate) struct Market {
 }
 
 /// All rotations that a plan knows, with their prices.
-pub(crate) fn offers(plan: &Plan, prepared: &Prepared, target: Target) -> Market {
+pub(crate) fn offers(plan: &Plan, prepared: &Prepared) -> Market {
+    if plan.sites.iter().flatten().all(|s| s.rotated.is_none()) {
+        return Market::default();
+    }
     let Prepared { found, sites, .. } = prepared;
     let noises = noises(plan, &prepared.model.view(), found, sites);
-    let costs = Costs::of(target);
-    let time = |(_, row): (_, &SiteRow)| tokens(row) * costs.site(row, found);
+    let time = |(_, row): (_, &SiteRow)| tokens(row) * COSTS.site(row, found);
     let time: f64 = sites.iter().map(time).sum();
     let mut offers: BTreeMap<SiteId, Offer> = BTreeMap::new();
     for ((id, row), site) in sites.iter().zip(&plan.sites) {
@@ -115,7 +112,7 @@ pub(crate) fn offers(plan: &Plan, prepared: &Prepared, target: Target) -> Market
         });
         offer.sites.push(id);
         offer.relief += noises[id] * (1.0 - left);
-        let cost = rotated.rotation.as_ref().map_or(0.0, |r| costs.rotation(r));
+        let cost = rotated.rotation.as_ref().map_or(0.0, |r| COSTS.rotation(r));
         offer.price += 100.0 * cost * tokens(row) / time;
     }
     Market {

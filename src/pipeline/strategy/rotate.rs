@@ -3,7 +3,8 @@
 
 use super::super::judge::{Gain, Judge, Measured};
 use super::super::plan::Plan;
-use super::super::verdict::{CLEAR_DB, breaks_promise, is_clearly_above, mean_sqnr, score, spread};
+use super::super::verdict::{CLEAR_DB, breaks_promise, mean_sqnr, score, spread};
+use super::open::measure_surely;
 use super::price::{Market, Offer, affordable, enough};
 use crate::error::Error;
 
@@ -64,12 +65,7 @@ pub(crate) fn rotate(
     let fewer = (saves && !fewer.is_empty()).then(|| with_rotations(plan, fewer));
     // Neighbours are alike: what is rounded for one need not be rounded again for the next.
     let plans = fewer.into_iter().chain([every, plan.clone(), plain]);
-    let mut measured = judge.measure(plans.collect())?;
-    let above = |m: &[Measured]| is_clearly_above(&m[0].outputs, &m[m.len() - 1].outputs);
-    if !above(&measured) && judge.ask_all_rows() {
-        judge.measure_again(&mut measured.iter_mut().collect::<Vec<_>>())?;
-    }
-    let mut measured = measured.into_iter().rev();
+    let mut measured = measure_surely(plans.collect(), judge)?.into_iter().rev();
     let (Some(plain), Some(base), Some(mut rotated)) =
         (measured.next(), measured.next(), measured.next())
     else {
@@ -89,7 +85,7 @@ pub(crate) fn rotate(
     let doubt = spread(&rotated.outputs, &base.outputs, &plain.outputs);
     let least = CLEAR_DB
         .max(DOUBT * doubt)
-        .max(WORTH_DB * percent_of(&rotated.plan));
+        .max(WORTH_DB * rotated.plan.bought().map(|b| b.percent).sum::<f64>());
     let better = gain(&rotated) >= least && !broken(&rotated);
     judge.set_plain(plain);
     if !better {
@@ -100,12 +96,6 @@ pub(crate) fn rotate(
         sqnr_after_db: mean_sqnr(&rotated.outputs),
     });
     Ok(Rotated::Better(rotated))
-}
-
-/// What the rotations of a plan cost, in percent of the run time.
-fn percent_of(plan: &Plan) -> f64 {
-    let bought = plan.sites.iter().flatten().filter_map(|s| s.bought);
-    bought.map(|bought| bought.percent).sum()
 }
 
 /// A plan with the rotations that are offered.

@@ -1,10 +1,10 @@
-"""Data for the inputs of the exports of models/architectures. Needs NumPy alone: benchmarks use it too."""
+"""Data for the inputs of the exports of models/architectures, for the script that makes them, tests and benchmarks."""
 
 import numpy as np
 
 
 def arrays(specs, rows, seed):
-    """Data for inputs as table.json specifies them; models/architectures/zoo.py plants outliers on the same."""
+    """Data for inputs as table.json specifies them, the same on every machine."""
     random = np.random.RandomState(seed)
     made = {}
     for spec in specs:
@@ -20,6 +20,7 @@ def arrays(specs, rows, seed):
         elif spec["kind"] == "bool":
             a = np.full(shape, spec["value"])
         else:
+            # Nearly Gaussian, from integers alone.
             a = random.randint(-1024, 1025, [6, *shape]).sum(axis=0) / (1024 * 2**0.5)
             for channel, factor in spec.get("outliers", {}).items():
                 a[..., int(channel)] = abs(a[..., int(channel)]) * factor
