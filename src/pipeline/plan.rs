@@ -33,8 +33,9 @@ pub(crate) struct Plan {
 pub(crate) struct SitePlan {
     /// What the search found, used or not.
     pub found: Solution,
-    /// A better solution with a rotation before the Linears, which costs run time, if the search was asked for one.
-    pub rotated: Option<Box<Solution>>,
+    /// Better solutions with a rotation before the Linears, which costs run time: the cheapest first, each better than those
+    /// before it. None if the search was not asked for them.
+    pub rotated: Vec<Solution>,
     /// What the rotation of `found` costs and gains, if it has one.
     pub bought: Option<Bought>,
     /// The block whose response the loss was measured at, if it was.
@@ -149,7 +150,7 @@ impl SitePlan {
         SitePlan {
             response: response.filter(|_| found.at_response),
             transform: transform(&found),
-            rotated: None,
+            rotated: Vec::new(),
             bought: None,
             range: found.range,
             margin: found.margin,
@@ -158,21 +159,17 @@ impl SitePlan {
         }
     }
 
-    /// The same with a better solution at hand that has a rotation.
-    pub(super) fn with_rotated(self, rotated: Option<Solution>) -> SitePlan {
-        SitePlan {
-            rotated: rotated.map(Box::new),
-            ..self
-        }
+    /// The same with better solutions at hand that have a rotation.
+    pub(super) fn with_rotated(self, rotated: Vec<Solution>) -> SitePlan {
+        SitePlan { rotated, ..self }
     }
 
-    /// The solution with the rotation in the place of what is done.
-    pub(super) fn rotate(&mut self, bought: Bought) {
-        if let Some(found) = self.rotated.take() {
-            let response = self.response;
+    /// The solution with rotation number `choice` in the place of what is done.
+    pub(super) fn rotate(&mut self, choice: usize, bought: Bought) {
+        if let Some(found) = self.rotated.get(choice) {
             *self = SitePlan {
                 bought: Some(bought),
-                ..SitePlan::of(*found, response)
+                ..SitePlan::of(found.clone(), self.response)
             };
         }
     }

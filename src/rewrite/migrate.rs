@@ -106,16 +106,30 @@ impl Migration<'_, '_> {
             return Ok(());
         }
         let mut patch = Patch::new(format!("fold the {} of `{value}`", affine.parts()));
-        // The Linears read x', and where there is a rotation, what it makes of it.
+        // The Linears read x', and where a rotation stands before them, what it makes of it.
         let rotated = affine.rotation.as_ref();
-        let rotated = rotated.map(|r| (r, self.names.derive(value, "rotated")));
-        let reads = rotated.as_ref().map(|(_, name)| name.as_str());
-        let folded = affine.folded();
+        let written = rotated.filter(|r| !r.folds());
+        let written = written.map(|r| (r, self.names.derive(value, "rotated")));
+        let reads = written.as_ref().map(|(_, name)| name.as_str());
+        let mut folded = affine.folded();
+        if let Some(order) = rotated.and_then(|r| r.rotation.order()) {
+            for &(l, first) in &site.reorder {
+                let n = self.found.linears[l].n;
+                self.linear(l).columns.reorder(n, first, order);
+            }
+            // Constants further back still have the columns as they were.
+            if matches!(site.sink, Sink::Explicit(_)) {
+                folded = folded.reordered(order);
+            }
+        }
         let before = match folded.is_identity() {
             true => None,
             false => self.fold_into_sink(site, &folded, reads, &mut patch)?,
         };
-        if let Some((rotation, name)) = &rotated {
+        if let Some(rotated) = rotated.filter(|r| r.folds()) {
+            self.mix_columns(site, rotated);
+        }
+        if let Some((rotation, name)) = &written {
             let before = before.unwrap_or_else(|| value.to_owned());
             self.rotate(site, rotation, (&before, name), &mut patch)?;
         }
@@ -124,6 +138,19 @@ impl Migration<'_, '_> {
         }
         self.patches.push(patch);
         Ok(())
+    }
+
+    /// R, folded into the columns of the Linear that makes V.
+    fn mix_columns(&mut self, site: &Site, rotated: &Rotated) {
+        let Sink::Traced(trace) = &site.sink else {
+            return;
+        };
+        for fold in &trace.folds {
+            if let Place::Linear(l) = fold.place {
+                let inner = rotated.rotation.inner();
+                self.linear(l).columns.mix(inner, &fold.channels);
+            }
+        }
     }
 
     /// Folds an affine. The Linears will read `reads`, or else x', whose name is returned where it is not that of x.

@@ -24,6 +24,7 @@
 use std::collections::BTreeMap;
 
 use super::compound::split_behind;
+use super::heads::Ends;
 use super::labels::{Labels, NONE, Ties, UNREAD, channels_last, is_channel, unbroadcast};
 use super::rules::{channel_inputs, measured_values};
 use crate::graph::{NodeId, Use, ValueId, View};
@@ -159,6 +160,7 @@ pub(super) fn trace(
             ties: Ties::new(channels),
             folds: Vec::new(),
             positive: false,
+            elements: None,
         };
         walk.visit(value, channels_last(shape), shift, readers)?;
         Ok::<_, String>(Trace {
@@ -180,6 +182,8 @@ pub(super) struct Walk<'a, 'm> {
     pub(super) folds: Vec<Fold>,
     /// See [`Trace::positive`].
     pub(super) positive: bool,
+    /// Where a walk over elements ends ([`super::heads`]); `None` if this is one over channels.
+    pub(super) elements: Option<Ends>,
 }
 
 /// A norm or Linear whose output is `value`.
@@ -219,7 +223,14 @@ impl Walk<'_, '_> {
             }
         }
         if let Some(place) = sink(view, self.found, value) {
-            return self.fold_sink(place, &labels, shift);
+            return match (&mut self.elements, place) {
+                (None, place) => self.fold_sink(place, &labels, shift),
+                (Some(ends), Place::Linear(l)) => {
+                    ends.linears.push((l, labels));
+                    Ok(())
+                }
+                (Some(_), _) => Err("its elements come from a norm".to_owned()),
+            };
         }
         let Some((node, output)) = view.producer(value) else {
             return Err(format!("`{}` is no computed value", view.name(value)));

@@ -23,6 +23,7 @@ pub mod feedback;
 pub mod loss;
 pub mod migration;
 mod mix;
+pub mod orthogonal;
 pub mod output;
 pub mod quantize;
 pub mod response;
@@ -40,7 +41,7 @@ pub use quantize::{
 };
 pub use response::Response;
 pub use rotate::Turn;
-pub use rotation::Rotation;
+pub use rotation::{Mixing, Rotation};
 pub use search::{Recipe, solve_block, solve_both, solve_site, solve_site_with};
 
 use ndarray::ArrayView2;

@@ -13,13 +13,13 @@ use std::collections::BTreeMap;
 
 use oxc_index::IndexVec;
 
-use super::super::plan::{Bought, Plan, SitePlan};
+use super::super::plan::{Plan, SitePlan};
 use super::super::prepare::Prepared;
 use super::super::sites::{SiteId, SiteRow, SiteTable};
 use crate::graph::View;
 use crate::recognise::{LinearId, Recognised};
 use crate::site::behind;
-use crate::solve::Rotation;
+use crate::solve::{Mixing, Rotation};
 
 /// What a rotation costs, in the time of one multiplication of a float Linear.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -31,6 +31,7 @@ struct Costs {
     /// Of a rotation per channel, for every multiplication ([`Rotation::cost`]), and for the passes over memory.
     product: f64,
     passes: f64,
+    passes_of_blocks: f64,
 }
 
 /// Measured on ONNX Runtime's CPU provider: rotations alone for 12 widths from 256 to 4096, and MiniLM-L6, ALBERT and SmolLM2
@@ -40,12 +41,18 @@ const COSTS: Costs = Costs {
     rest: 135.0,
     product: 0.9,
     passes: 25.0,
+    passes_of_blocks: 8.0,
 };
 
 impl Costs {
     /// A rotation, per token.
     fn rotation(&self, rotation: &Rotation) -> f64 {
-        rotation.channels() as f64 * (self.product * rotation.cost() + self.passes)
+        let passes = match rotation.mixing() {
+            Mixing::All => self.passes,
+            Mixing::Blocks => self.passes_of_blocks,
+            Mixing::Heads => return 0.0,
+        };
+        rotation.channels() as f64 * (self.product * rotation.cost() + passes)
     }
 
     /// The Linears of a site and the part of the rest that is theirs, per token.
@@ -56,28 +63,20 @@ impl Costs {
     }
 }
 
-/// A rotation that can be had.
+/// A rotation that can be had, or a better one in the place of another.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Offer {
     /// Sites that are decided together.
     pub(super) sites: Vec<SiteId>,
-    /// Over the best solution without it, in dB.
+    /// Which of the rotations of the sites it is, and the one that must have been bought before it.
+    pub(super) choice: usize,
+    pub(super) instead_of: Option<usize>,
+    /// Over the best solution without a rotation, in dB.
     pub(super) gain_db: f64,
-    /// What it takes off the noise.
+    /// What it takes off the noise, beyond what the one before it does.
     pub(super) relief: f64,
-    /// Percent of the run time.
+    /// Percent of the run time, beyond those of the one before it.
     pub(super) price: f64,
-}
-
-impl Offer {
-    /// What each of its sites takes of the price, alike: they multiply by the same weights.
-    pub(super) fn shares(&self) -> impl Iterator<Item = (SiteId, Bought)> {
-        let bought = Bought {
-            percent: self.price / self.sites.len() as f64,
-            gain_db: self.gain_db,
-        };
-        self.sites.iter().map(move |&site| (site, bought))
-    }
 }
 
 /// All that is offered for a plan.
@@ -90,35 +89,76 @@ pub(crate) struct Market {
 
 /// All rotations that a plan knows, with their prices.
 pub(crate) fn offers(plan: &Plan, prepared: &Prepared) -> Market {
-    if plan.sites.iter().flatten().all(|s| s.rotated.is_none()) {
+    if plan.sites.iter().flatten().all(|s| s.rotated.is_empty()) {
         return Market::default();
     }
     let Prepared { found, sites, .. } = prepared;
     let noises = noises(plan, &prepared.model.view(), found, sites);
     let time = |(_, row): (_, &SiteRow)| tokens(row) * COSTS.site(row, found);
     let time: f64 = sites.iter().map(time).sum();
-    let mut offers: BTreeMap<SiteId, Offer> = BTreeMap::new();
+    let mut choices: BTreeMap<SiteId, Vec<Offer>> = BTreeMap::new();
     for ((id, row), site) in sites.iter().zip(&plan.sites) {
-        let Some((site, rotated)) = site.as_ref().and_then(|s| Some((s, s.rotated.as_ref()?)))
-        else {
+        let Some(site) = site else {
             continue;
         };
-        let left = rotated.loss_after / site.found.loss_after;
-        let offer = offers.entry(sites.leader(id)).or_insert(Offer {
-            sites: Vec::new(),
-            gain_db: -10.0 * left.log10(),
-            relief: 0.0,
-            price: 0.0,
-        });
-        offer.sites.push(id);
-        offer.relief += noises[id] * (1.0 - left);
-        let cost = rotated.rotation.as_ref().map_or(0.0, |r| COSTS.rotation(r));
-        offer.price += 100.0 * cost * tokens(row) / time;
+        let known = choices.entry(sites.leader(id)).or_default();
+        for (choice, rotated) in site.rotated.iter().enumerate() {
+            let left = rotated.loss_after / site.found.loss_after;
+            if known.len() <= choice {
+                known.push(Offer {
+                    sites: Vec::new(),
+                    choice,
+                    instead_of: None,
+                    gain_db: -10.0 * left.log10(),
+                    relief: 0.0,
+                    price: 0.0,
+                });
+            }
+            let offer = &mut known[choice];
+            offer.sites.push(id);
+            offer.relief += noises[id] * (1.0 - left);
+            let cost = rotated.rotation.as_ref().map_or(0.0, |r| COSTS.rotation(r));
+            offer.price += 100.0 * cost * tokens(row) / time;
+        }
     }
     Market {
-        offers: offers.into_values().collect(),
+        offers: choices.into_values().flat_map(steps).collect(),
         noise: noises.iter().sum(),
     }
+}
+
+/// From rotations of the same sites, the cheapest first, to what each adds to the one before it. One that gives less for its
+/// price than the next adds for its own is left out.
+fn steps(choices: Vec<Offer>) -> Vec<Offer> {
+    let mut taken: Vec<Offer> = Vec::new();
+    for offer in choices {
+        loop {
+            let before = |of: fn(&Offer) -> f64| taken.iter().map(of).sum::<f64>();
+            let step = Offer {
+                instead_of: taken.last().map(|o| o.choice),
+                relief: offer.relief - before(|o| o.relief),
+                price: offer.price - before(|o| o.price),
+                ..offer.clone()
+            };
+            match taken.last() {
+                _ if step.relief <= 0.0 => break,
+                Some(last) if value(&step) >= value(last) => {
+                    taken.pop();
+                }
+                _ => {
+                    taken.push(step);
+                    break;
+                }
+            }
+        }
+    }
+    taken
+}
+
+/// What an offer takes off the noise for its price.
+fn value(offer: &Offer) -> f64 {
+    // A better one that costs no more comes first.
+    offer.relief / offer.price.max(1e-9)
 }
 
 /// Calibration tokens of a site.
@@ -155,15 +195,22 @@ fn noises(
 
 /// The offers that take most off the noise for their price, within a budget; what does not fit is passed over.
 pub(super) fn affordable(mut offers: Vec<Offer>, budget: f64) -> Vec<Offer> {
-    let value = |o: &Offer| o.relief / o.price;
     offers.sort_by(|a, b| value(b).total_cmp(&value(a)).then(a.sites.cmp(&b.sites)));
     let mut left = budget;
-    offers.retain(|offer| {
-        let fits = offer.price <= left;
-        left -= if fits { offer.price } else { 0.0 };
-        fits
-    });
-    offers
+    let mut bought: Vec<Offer> = Vec::new();
+    for offer in offers {
+        let ready = match offer.instead_of {
+            Some(choice) => bought
+                .iter()
+                .any(|o| o.sites == offer.sites && o.choice == choice),
+            None => true,
+        };
+        if ready && offer.price <= left {
+            left -= offer.price;
+            bought.push(offer);
+        }
+    }
+    bought
 }
 
 /// How many of the offers, the first of which take most off the noise for their price, are enough: without the others the
@@ -185,6 +232,8 @@ mod tests {
     fn offer(site: usize, relief: f64, price: f64) -> Offer {
         Offer {
             sites: vec![site.into()],
+            choice: 0,
+            instead_of: None,
             gain_db: 1.0,
             relief,
             price,
@@ -209,6 +258,49 @@ mod tests {
         assert_eq!(bought(4.0), [2, 1]);
         assert_eq!(bought(1.5), [2, 3]);
         assert_eq!(bought(0.0), [] as [usize; 0]);
+    }
+
+    fn choice(choice: usize, relief: f64, price: f64) -> Offer {
+        Offer {
+            choice,
+            ..offer(0, relief, price)
+        }
+    }
+
+    #[test]
+    fn a_better_rotation_is_a_step_from_the_cheaper_one() {
+        let both = steps(vec![choice(0, 6.0, 1.0), choice(1, 8.0, 3.0)]);
+        let expected = Offer {
+            instead_of: Some(0),
+            ..choice(1, 2.0, 2.0)
+        };
+        assert_eq!(both, [choice(0, 6.0, 1.0), expected]);
+        // It is never bought alone.
+        let choices = |budget| {
+            let mut offers = both.clone();
+            offers.push(offer(1, 9.0, 0.5));
+            let bought = affordable(offers, budget);
+            bought
+                .iter()
+                .map(|o| (o.sites[0].index(), o.choice))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(choices(3.5), [(1, 0), (0, 0), (0, 1)]);
+        assert_eq!(choices(3.0), [(1, 0), (0, 0)]);
+        assert_eq!(choices(0.9), [(1, 0)]);
+        let mut alone = both.clone();
+        alone[0].price = 5.0;
+        assert_eq!(affordable(alone, 4.0), []);
+    }
+
+    #[test]
+    fn what_gives_less_for_its_price_than_the_next_is_left_out() {
+        let steps = steps(vec![
+            choice(0, 1.0, 1.0),
+            choice(1, 8.0, 3.0),
+            choice(2, 7.0, 9.0),
+        ]);
+        assert_eq!(steps, [choice(1, 8.0, 3.0)]);
     }
 
     #[test]

@@ -243,6 +243,8 @@ fn table(sinks: &[Sink], groups: &[(usize, &[usize])]) -> SiteTable {
         ranks: vec![None],
         restore: false,
         allow_shift: false,
+        mixable: None,
+        reorder: Vec::new(),
     };
     let group = |(leader, members): &(usize, &[usize])| {
         let members = members.iter().map(|&m| SiteId::from(m));

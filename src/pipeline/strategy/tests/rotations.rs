@@ -29,11 +29,13 @@ fn outcome(with: [f64; 2], plain: f64, exact: bool) -> Rotated {
         Box::new(move |plan| Some(if turned(plan) && !exact { 1e-2 } else { 1e-7 }));
     let mut plan = searched(&sites, Format::Qdq);
     for site in plan.sites.iter_mut().flatten() {
-        site.rotated = Some(Box::new(rotated()));
+        site.rotated = vec![rotated()];
     }
     let plain = plan.plain(&sites);
     let offer = |site: usize| Offer {
         sites: vec![site.into()],
+        choice: 0,
+        instead_of: None,
         gain_db: 10.0,
         relief: 1.0,
         price: 6.0,
@@ -99,11 +101,13 @@ fn as_few_rotations_as_do_nearly_the_same() {
         let mut judge = Script::new(outputs);
         let mut plan = searched(&sites, Format::Qdq);
         for site in plan.sites.iter_mut().flatten() {
-            site.rotated = Some(Box::new(rotated()));
+            site.rotated = vec![rotated()];
         }
         let plain = plan.plain(&sites);
         let offer = |site: usize, relief: f64| Offer {
             sites: vec![site.into()],
+            choice: 0,
+            instead_of: None,
             gain_db: 3.0,
             relief,
             price: 6.0,
