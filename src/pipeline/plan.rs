@@ -36,7 +36,7 @@ pub(crate) struct SitePlan {
     /// Better solutions with a rotation before the Linears, which costs run time: the cheapest first, each better than those
     /// before it. None if the search was not asked for them.
     pub rotated: Vec<Solution>,
-    /// What the rotation of `found` costs and gains, if it has one.
+    /// What the rotation of `found` costs, if it has one that stands before the Linears.
     pub bought: Option<Bought>,
     /// The block whose response the loss was measured at, if it was.
     pub response: Option<ResponseKind>,
@@ -50,13 +50,11 @@ pub(crate) struct SitePlan {
     pub dropped: Option<Dropped>,
 }
 
-/// What was paid for a rotation, and what for.
+/// What was paid for a rotation.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Bought {
     /// Percent of the run time, by the estimate of [`super::strategy::offers`].
     pub percent: f64,
-    /// Loss of the best solution without it over the loss with it, on calibration tokens that did not set the ranges, in dB.
-    pub gain_db: f64,
 }
 
 /// Why plain min-max is written for a site although the search had decided otherwise.
@@ -288,6 +286,7 @@ mod tests {
             validated_gain_db: 3.0,
             curve: Vec::new(),
             at_response: true,
+            loss_without: None,
             energy: 1.0,
             share: None,
         }
@@ -318,6 +317,7 @@ mod tests {
         // A loss at the outputs of Linears was measured at no block.
         let elsewhere = Solution {
             at_response: false,
+            loss_without: None,
             energy: 1.0,
             share: None,
             ..found()

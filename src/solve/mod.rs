@@ -137,6 +137,8 @@ pub struct Solution {
     pub loss_before: f64,
     /// Cross-fitted loss of this solution, same tokens.
     pub loss_after: f64,
+    /// Cross-fitted loss of the best solution without a rotation, if this one has one.
+    pub loss_without: Option<f64>,
     /// Energy of what the losses are the error of, on the same tokens: their ratio is that of noise to signal.
     pub energy: f64,
     /// Energy of the outputs over that of the stream that they are written to, where that is normed behind: the mean over the

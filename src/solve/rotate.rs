@@ -363,6 +363,7 @@ impl<'a, 'p> Site<'a, 'p> {
             margin,
             shift_kind: candidate.kind(),
             loss_after: after,
+            loss_without: best.loss_without.or(Some(best.loss_after)),
             validated_gain_db: gain_db(best.loss_before, after),
             shift: migration.shift,
             scale: migration.scale,

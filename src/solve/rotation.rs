@@ -364,6 +364,24 @@ mod tests {
     }
 
     #[test]
+    fn blocks_get_nearly_the_same_energy() {
+        let energy: Vec<f64> = (0..96)
+            .map(|c| if c < 6 { 100.0 } else { f64::from(c % 5) })
+            .collect();
+        let rotation = Rotation::blocks(96, 16, 0).unwrap().balanced(&energy);
+        let order = rotation.order().unwrap();
+        let mut channels = order.to_vec();
+        channels.sort_unstable();
+        assert!(channels.iter().copied().eq(0..96));
+        let sums = order
+            .chunks(16)
+            .map(|block| block.iter().map(|&c| energy[c as usize]).sum::<f64>());
+        // One of the large ones in each.
+        assert!(sums.into_iter().all(|sum| (125.0..135.0).contains(&sum)));
+        assert!(Rotation::blocks(96, 1, 0).is_none() && Rotation::blocks(96, 36, 0).is_none());
+    }
+
+    #[test]
     fn nothing_to_rotate() {
         let rotation = Rotation::of(16, 0).unwrap();
         rotation.rotate_tokens(&mut []);
@@ -383,10 +401,18 @@ mod tests {
         fn orthogonal_and_exact(
             channels in prop::sample::select(vec![16usize, 24, 30, 45, 64, 96, 105, 192, 576, 1365]),
             seed in any::<u64>(),
+            form in 0..3,
             tokens in 1usize..5,
             n in 1usize..7,
         ) {
-            let rotation = Rotation::of(channels, seed).unwrap();
+            let width = (2..channels).find(|w| channels.is_multiple_of(*w)).unwrap();
+            let energy: Vec<f64> = (0..channels as u64).map(|c| mix(seed ^ c) as f64).collect();
+            let rotation = match form {
+                0 => Rotation::of(channels, seed),
+                1 => Rotation::heads(channels, width, seed),
+                _ => Rotation::blocks(channels, width, seed).map(|r| r.balanced(&energy)),
+            };
+            let rotation = rotation.unwrap();
             let mut dense = Array2::eye(channels);
             rotation.rotate_tokens(dense.as_slice_mut().unwrap());
             let exact = dense.mapv(f64::from);

@@ -451,6 +451,7 @@ impl Solution {
             validated_gain_db: gain_db(loss_before, loss_after),
             curve: Vec::new(),
             at_response: false,
+            loss_without: None,
             energy: 0.0,
             share: None,
         }

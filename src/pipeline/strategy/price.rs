@@ -20,31 +20,53 @@ use crate::graph::View;
 use crate::recognise::{LinearId, Recognised};
 use crate::site::behind;
 use crate::solve::{Mixing, Rotation};
+use crate::target::Target;
 
-/// What a rotation costs, in the time of one multiplication of a float Linear.
+/// What a rotation costs on a target, in the time of one multiplication of a float Linear.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Costs {
     /// Multiplications of a Linear in int8 in that time.
     int8_rate: f64,
-    /// The rest of a model (attention, norms, activations), per channel that a Linear reads.
+    /// The rest of a model (norms, activations, attention), per channel that a Linear reads, and what attention adds to it for
+    /// every token of a sequence.
     rest: f64,
-    /// Of a rotation per channel, for every multiplication ([`Rotation::cost`]), and for the passes over memory.
+    rest_per_token: f64,
+    /// Of a rotation per channel, for every multiplication ([`Rotation::cost`]), and for the passes over memory where all
+    /// channels are mixed, and where those of blocks are.
     product: f64,
     passes: f64,
     passes_of_blocks: f64,
 }
 
 /// Measured on ONNX Runtime's CPU provider: rotations alone for 12 widths from 256 to 4096, and MiniLM-L6, ALBERT and SmolLM2
-/// with them: their time grew by 16, 13 and 21 % where this says 18, 11 and 18. Other targets are taken to be alike.
-const COSTS: Costs = Costs {
+/// with them: their time grew by 15, 9 and 21 % where this says 15, 9 and 16.
+const ONNX_RUNTIME: Costs = Costs {
     int8_rate: 3.6,
-    rest: 135.0,
+    rest: 113.0,
+    rest_per_token: 0.35,
     product: 0.9,
     passes: 25.0,
     passes_of_blocks: 8.0,
 };
 
+/// In OpenVINO the same files took 20 and 14 % longer: its other operators are faster, and these are not.
+const OPENVINO: Costs = Costs {
+    product: 1.3,
+    passes: 35.0,
+    passes_of_blocks: 11.0,
+    ..ONNX_RUNTIME
+};
+
 impl Costs {
+    /// TensorRT's are taken to be those of ONNX Runtime: no card was at hand. A file for all runtimes is priced for the
+    /// slowest.
+    fn of(target: Target) -> Costs {
+        match target {
+            Target::Openvino | Target::Portable => OPENVINO,
+            Target::Ort | Target::Tensorrt => ONNX_RUNTIME,
+        }
+    }
+
     /// A rotation, per token.
     fn rotation(&self, rotation: &Rotation) -> f64 {
         let passes = match rotation.mixing() {
@@ -55,11 +77,12 @@ impl Costs {
         rotation.channels() as f64 * (self.product * rotation.cost() + passes)
     }
 
-    /// The Linears of a site and the part of the rest that is theirs, per token.
-    fn site(&self, row: &SiteRow, found: &Recognised) -> f64 {
+    /// The Linears of a site and the part of the rest that is theirs, per token of sequences of a length.
+    fn site(&self, row: &SiteRow, found: &Recognised, length: f64) -> f64 {
         let channels = row.selected(found).map(|l| l.k as f64).fold(0.0, f64::max);
         let multiplications: f64 = row.selected(found).map(|l| (l.k * l.n) as f64).sum();
-        multiplications / self.int8_rate + self.rest * channels
+        let rest = self.rest + self.rest_per_token * length;
+        multiplications / self.int8_rate + rest * channels
     }
 }
 
@@ -71,8 +94,6 @@ pub(crate) struct Offer {
     /// Which of the rotations of the sites it is, and the one that must have been bought before it.
     pub(super) choice: usize,
     pub(super) instead_of: Option<usize>,
-    /// Over the best solution without a rotation, in dB.
-    pub(super) gain_db: f64,
     /// What it takes off the noise, beyond what the one before it does.
     pub(super) relief: f64,
     /// Percent of the run time, beyond those of the one before it.
@@ -88,13 +109,14 @@ pub(crate) struct Market {
 }
 
 /// All rotations that a plan knows, with their prices.
-pub(crate) fn offers(plan: &Plan, prepared: &Prepared) -> Market {
+pub(crate) fn offers(plan: &Plan, prepared: &Prepared, target: Target) -> Market {
     if plan.sites.iter().flatten().all(|s| s.rotated.is_empty()) {
         return Market::default();
     }
     let Prepared { found, sites, .. } = prepared;
     let noises = noises(plan, &prepared.model.view(), found, sites);
-    let time = |(_, row): (_, &SiteRow)| tokens(row) * COSTS.site(row, found);
+    let costs = Costs::of(target);
+    let time = |(_, row): (_, &SiteRow)| tokens(row) * costs.site(row, found, length(row));
     let time: f64 = sites.iter().map(time).sum();
     let mut choices: BTreeMap<SiteId, Vec<Offer>> = BTreeMap::new();
     for ((id, row), site) in sites.iter().zip(&plan.sites) {
@@ -109,7 +131,6 @@ pub(crate) fn offers(plan: &Plan, prepared: &Prepared) -> Market {
                     sites: Vec::new(),
                     choice,
                     instead_of: None,
-                    gain_db: -10.0 * left.log10(),
                     relief: 0.0,
                     price: 0.0,
                 });
@@ -117,7 +138,7 @@ pub(crate) fn offers(plan: &Plan, prepared: &Prepared) -> Market {
             let offer = &mut known[choice];
             offer.sites.push(id);
             offer.relief += noises[id] * (1.0 - left);
-            let cost = rotated.rotation.as_ref().map_or(0.0, |r| COSTS.rotation(r));
+            let cost = rotated.rotation.as_ref().map_or(0.0, |r| costs.rotation(r));
             offer.price += 100.0 * cost * tokens(row) / time;
         }
     }
@@ -165,6 +186,18 @@ fn value(offer: &Offer) -> f64 {
 fn tokens(row: &SiteRow) -> f64 {
     let folds = row.statistics.iter().flat_map(|s| &s.folds);
     folds.map(|f| f.tokens as f64).sum()
+}
+
+/// Tokens of a sequence of a site, about: the last of which something is known, as a mean over the sequences.
+fn length(row: &SiteRow) -> f64 {
+    let folds = row.statistics.iter().flat_map(|s| &s.folds);
+    let mut last: BTreeMap<u64, u64> = BTreeMap::new();
+    for &(row, position) in folds.flat_map(|f| &f.places) {
+        let last = last.entry(row).or_default();
+        *last = (*last).max(position + 1);
+    }
+    let sum: u64 = last.values().sum();
+    sum as f64 / last.len().max(1) as f64
 }
 
 /// The noise of every site without a rotation.
@@ -234,7 +267,6 @@ mod tests {
             sites: vec![site.into()],
             choice: 0,
             instead_of: None,
-            gain_db: 1.0,
             relief,
             price,
         }

@@ -111,7 +111,6 @@ fn with_rotations(plan: &Plan, offers: &[Offer]) -> Plan {
             let bought = Bought {
                 // Sites that are decided together take alike of the price: they multiply by the same weights.
                 percent: before + offer.price / offer.sites.len() as f64,
-                gain_db: offer.gain_db,
             };
             chosen.insert(site, (offer.choice, bought));
         }

@@ -214,6 +214,7 @@ fn solution() -> Solution {
         validated_gain_db: 3.0,
         curve: Vec::new(),
         at_response: false,
+        loss_without: None,
         energy: 1.0,
         share: None,
     }
