@@ -16,32 +16,11 @@ use ndarray::{ArrayD, IxDyn};
 
 use super::Fold;
 use super::labels::{Labels, NONE, Ties, is_channel};
-use super::trace::{Place, Shapes, Shift, Trace, Walk};
+use super::trace::{Ends, Place, Product, Shapes, Shift, Trace, Walk};
 use crate::graph::{NodeId, Use, ValueId, View};
 use crate::onnx::node::attr_i;
 use crate::onnx::op;
-use crate::recognise::{LinearId, Recognised};
-
-/// Where probabilities are multiplied by V.
-#[derive(Clone)]
-pub(super) struct Product {
-    pub node: NodeId,
-    /// The input that holds V.
-    pub slot: usize,
-    /// D.
-    pub size: usize,
-    /// The elements of the site's value, by those of the output: a row of D after another.
-    pub elements: Labels,
-    /// How many of the last axis of the input are not V, before it.
-    pub before: usize,
-}
-
-/// What a walk over elements has come to.
-#[derive(Clone, Default)]
-pub(super) struct Ends {
-    pub products: Vec<Product>,
-    pub linears: Vec<(LinearId, Labels)>,
-}
+use crate::recognise::Recognised;
 
 impl Walk<'_, '_> {
     /// A walk over elements ends at the product of probabilities and V.

@@ -24,7 +24,6 @@
 use std::collections::BTreeMap;
 
 use super::compound::split_behind;
-use super::heads::Ends;
 use super::labels::{Labels, NONE, Ties, UNREAD, channels_last, is_channel, unbroadcast};
 use super::rules::{channel_inputs, measured_values};
 use crate::graph::{NodeId, Use, ValueId, View};
@@ -171,6 +170,27 @@ pub(super) fn trace(
         })
     };
     attempt(Shift::Moves).or_else(|_| attempt(Shift::Stays))
+}
+
+/// Where probabilities are multiplied by V.
+#[derive(Clone)]
+pub(super) struct Product {
+    pub node: NodeId,
+    /// The input that holds V.
+    pub slot: usize,
+    /// D.
+    pub size: usize,
+    /// The elements of the site's value, by those of the output: a row of D after another.
+    pub elements: Labels,
+    /// How many of the last axis of the input are not V, before it.
+    pub before: usize,
+}
+
+/// What a walk over elements has come to.
+#[derive(Clone, Default)]
+pub(super) struct Ends {
+    pub products: Vec<Product>,
+    pub linears: Vec<(LinearId, Labels)>,
 }
 
 #[derive(Clone)]
