@@ -34,6 +34,9 @@ use super::{
 /// Seeds of the signs.
 const SEEDS: u64 = 4;
 
+/// Shifts and scales of one form that are tried in another.
+const TRIED_AGAIN: usize = 3;
+
 /// Tokens that are rotated to find the range: those of most energy.
 const LARGEST: usize = 48;
 
@@ -45,9 +48,6 @@ const THRESHOLDS: [f32; 3] = [0.4, 0.15, 0.05];
 
 /// Factors on the range. After a rotation every channel sees nearly the same distribution: wider ranges only cost.
 const MARGINS: [f32; 7] = [1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6];
-
-/// How far the noise model may be off, in dB.
-const DOUBT_DB: f64 = 0.5;
 
 /// What a rotation may do at a site.
 #[derive(Debug, Clone, Copy)]
@@ -94,6 +94,8 @@ pub(super) struct Site<'a, 'p> {
     turn: &'a Turn<'a>,
     /// rms of the rows of all weights, `[C]`.
     weights: Vec<f32>,
+    /// Half of the tokens of both folds: candidates are ranked on them.
+    all: Joined,
 }
 
 impl<'a, 'p> Site<'a, 'p> {
@@ -104,8 +106,10 @@ impl<'a, 'p> Site<'a, 'p> {
         loss: &'a SiteLoss,
         turn: &'a Turn<'a>,
     ) -> Self {
+        let folds = (0..loss.directions()).map(|d| loss.fit(d));
         Self {
             weights: row_rms(loss.weight(), turn.ties),
+            all: Joined::of(folds, 2).unwrap_or_default(),
             problem,
             settings,
             loss,
@@ -123,14 +127,18 @@ impl<'a, 'p> Site<'a, 'p> {
         response: Option<&dyn Response>,
     ) -> Vec<Solution> {
         let channels = self.weights.len();
-        let mut forms = Vec::new();
-        if self.turn.reorder {
-            forms.extend(block_width(channels).map(Form::Ordered));
+        if !self.turn.explicit || Rotation::of(channels, 0).is_none() {
+            return Vec::new();
         }
-        forms.extend(Rotation::of(channels, 0).map(|_| Form::All));
+        let Some(all) = self.ranked(Form::All, None) else {
+            return Vec::new();
+        };
+        let width = block_width(channels).filter(|_| self.turn.reorder);
+        // What is good for all channels is good for blocks of them, if it does not come out in the same order.
+        let blocks = width.and_then(|w| self.ranked(Form::Ordered(w), Some(&all)));
         let mut solutions: Vec<Solution> = Vec::new();
-        for form in forms.into_iter().filter(|_| self.turn.explicit) {
-            let found = self.best_of(form, estimate, best, response);
+        for ranked in blocks.into_iter().chain([all]) {
+            let found = self.best_of(&ranked, estimate, best, response);
             let last = solutions.last().map_or(f64::INFINITY, |s| s.loss_after);
             solutions.extend(found.filter(|s| s.loss_after < last));
         }
@@ -144,20 +152,20 @@ impl<'a, 'p> Site<'a, 'p> {
         best: &Solution,
         response: Option<&dyn Response>,
     ) -> Option<Solution> {
-        let head = self.turn.head?;
-        self.best_of(Form::Heads(head), estimate, best, response)
+        let ranked = self.ranked(Form::Heads(self.turn.head?), None)?;
+        self.best_of(&ranked, estimate, best, response)
     }
 
+    /// The first of ranked candidates, if it is as good as it seems.
     fn best_of(
         &self,
-        form: Form,
+        ranked: &[(Candidate, f64)],
         estimate: f64,
         best: &Solution,
         response: Option<&dyn Response>,
     ) -> Option<Solution> {
-        let ranked = self.ranked(form)?;
         let (candidate, noise) = ranked.first()?;
-        if gain_db(estimate, *noise) < self.turn.least_gain_db - DOUBT_DB {
+        if gain_db(estimate, *noise) < self.turn.least_gain_db {
             return None;
         }
         let (margin, after) = self.score(candidate, response)?;
@@ -167,13 +175,43 @@ impl<'a, 'p> Site<'a, 'p> {
         Some(self.solution(candidate, margin, after, best))
     }
 
-    /// Candidates, the best first, with what the noise model says of them per token.
-    fn ranked(&self, form: Form) -> Option<Vec<(Candidate, f64)>> {
-        let folds = (0..self.loss.directions()).map(|d| self.loss.fit(d));
-        let all = Joined::of(folds, 2)?;
-        let fold = all.fold();
+    /// Candidates, the best first, with what the noise model says of them per token. Of those that have been ranked in another
+    /// form, `known`, only the best are tried.
+    fn ranked(
+        &self,
+        form: Form,
+        known: Option<&[(Candidate, f64)]>,
+    ) -> Option<Vec<(Candidate, f64)>> {
+        let fold = self.all.fold();
         let channels = Channels::of(&fold, self.turn.ties);
-        let mut ranked = Vec::new();
+        let noise = |candidate: Candidate| {
+            let migration = self.migration_by(&candidate, &channels, &fold);
+            let noise = self.noise(&migration, &self.all.x, fold.weights);
+            (candidate, noise)
+        };
+        let candidates = match known {
+            None => self.candidates(form, &fold),
+            Some(known) => {
+                let best = known.iter().filter(|(c, _)| c.seed == 0).take(TRIED_AGAIN);
+                best.map(|(c, _)| Candidate { form, ..c.clone() }).collect()
+            }
+        };
+        let mut ranked: Vec<_> = candidates.into_par_iter().map(noise).collect();
+        ranked.sort_by(|a, b| a.1.total_cmp(&b.1));
+        let best = ranked.first()?.0.clone();
+        let seeds = (1..SEEDS).filter(|_| self.turn.signs).collect::<Vec<_>>();
+        let others = seeds.into_par_iter().map(|seed| Candidate {
+            seed,
+            ..best.clone()
+        });
+        ranked.extend(others.map(noise).collect::<Vec<_>>());
+        ranked.sort_by(|a, b| a.1.total_cmp(&b.1));
+        Some(ranked)
+    }
+
+    /// All shifts and scales, with one seed.
+    fn candidates(&self, form: Form, fold: &Fold) -> Vec<Candidate> {
+        let mut candidates = Vec::new();
         for shift in [false, true] {
             if shift && !self.problem.allow_shift {
                 continue;
@@ -186,29 +224,14 @@ impl<'a, 'p> Site<'a, 'p> {
             let closed = [Balance::None, Balance::Both, Balance::Activation];
             let balances = closed.into_iter().chain(thresholds);
             let scales = |b: &Balance| self.problem.allow_scale || *b == Balance::None;
-            ranked.extend(balances.filter(scales).map(|balance| Candidate {
+            candidates.extend(balances.filter(scales).map(|balance| Candidate {
                 shift,
                 balance,
                 form,
                 seed: 0,
             }));
         }
-        let noise = |candidate: Candidate| {
-            let migration = self.migration_by(&candidate, &channels, &fold);
-            let noise = self.noise(&migration, &all.x, fold.weights);
-            (candidate, noise)
-        };
-        let mut ranked: Vec<_> = ranked.into_par_iter().map(noise).collect();
-        ranked.sort_by(|a, b| a.1.total_cmp(&b.1));
-        let best = ranked.first()?.0.clone();
-        let seeds = (1..SEEDS).filter(|_| self.turn.signs).collect::<Vec<_>>();
-        let others = seeds.into_par_iter().map(|seed| Candidate {
-            seed,
-            ..best.clone()
-        });
-        ranked.extend(others.map(noise).collect::<Vec<_>>());
-        ranked.sort_by(|a, b| a.1.total_cmp(&b.1));
-        Some(ranked)
+        candidates
     }
 
     /// The rotation of a candidate for tokens that are `x: [T, C]` before it.
@@ -579,7 +602,7 @@ mod tests {
             let (problem, settings) = (owned.problem(), settings(8));
             let loss = SiteLoss::new(&problem, &settings, 256, 4096);
             let site = Site::new(&problem, &settings, &loss, &FREE);
-            for (candidate, noise) in site.ranked(Form::All).unwrap() {
+            for (candidate, noise) in site.ranked(Form::All, None).unwrap() {
                 let (_, real) = site.score(&candidate, None).unwrap();
                 let ratio = noise * 400.0 / real;
                 assert!(

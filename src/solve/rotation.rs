@@ -19,7 +19,7 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use serde::{Deserialize, Serialize};
 
 use super::mix::mix;
-use super::orthogonal::orthogonal;
+use super::orthogonal::{self, orthogonal};
 use super::wide::wide;
 
 /// Which channels a rotation mixes.
@@ -188,18 +188,9 @@ impl Rotation {
         }
         let mut half = vec![0.0; x.len()];
         product((x, (x.len() / b, b)), &self.inner(), &mut half);
-        let Some(outer) = self.outer() else {
-            x.copy_from_slice(&half);
-            return;
-        };
-        for (half, token) in half.chunks_exact(a * b).zip(x.chunks_exact_mut(a * b)) {
-            // H_A mat(x): the shapes are those of the slices.
-            if let (Ok(half), Ok(mut token)) = (
-                ArrayView2::from_shape((a, b), half),
-                ArrayViewMut2::from_shape((a, b), token),
-            ) {
-                general_mat_mul(1.0, &outer, &half, 0.0, &mut token);
-            }
+        x.copy_from_slice(&half);
+        if self.mixing == Mixing::All {
+            orthogonal::apply(a, b, x);
         }
     }
 
@@ -215,25 +206,11 @@ impl Rotation {
             row.iter_mut().zip(old).for_each(|(v, w)| *v = w * factor);
         }
         // The rows of W are (a, b): [A, B · N] for the product from the left, then A blocks of [B, N].
-        let mut half = scaled.clone();
-        if let (Some(outer), Ok(scaled), Ok(mut half)) = (
-            self.outer(),
-            scaled.view().into_shape_with_order((a, b * n)),
-            half.view_mut().into_shape_with_order((a, b * n)),
-        ) {
-            general_mat_mul(1.0, &outer, &scaled, 0.0, &mut half);
-        }
-        let inner = self.inner();
-        let size = (b * n).max(1);
-        let blocks = half.as_slice().unwrap_or(&[]).chunks_exact(size);
-        let out = scaled.as_slice_mut().unwrap_or(&mut []);
-        for (half, out) in blocks.zip(out.chunks_exact_mut(size)) {
-            if let (Ok(half), Ok(mut out)) = (
-                ArrayView2::from_shape((b, n), half),
-                ArrayViewMut2::from_shape((b, n), out),
-            ) {
-                general_mat_mul(1.0, &inner, &half, 0.0, &mut out);
+        if let Some(rows) = scaled.as_slice_mut() {
+            if self.mixing == Mixing::All {
+                orthogonal::apply(a, b * n, rows);
             }
+            orthogonal::apply(b, n, rows);
         }
         scaled
     }

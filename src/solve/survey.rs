@@ -196,19 +196,14 @@ fn rows(w: &Array2<f32>) -> impl Iterator<Item = &[f32]> {
 
 /// Weighted sum and sum of squares over the tokens of x, `[C]` each, for `x: [T, C]` and weights `[T]`.
 #[inline(always)]
-fn moments((x, weights): (&[f32], &[f32]), sums: &mut [f32], squares: &mut [f32]) {
-    for (row, w) in x.chunks_exact(sums.len().max(1)).zip(weights) {
-        for ((sum, square), &v) in sums.iter_mut().zip(&mut *squares).zip(row) {
-            *sum += w * v;
-            *square += w * v * v;
-        }
-    }
+fn moments(tokens: (&[f32], &[f32]), sums: &mut [f32], squares: &mut [f32]) {
+    add_up(tokens, |v| v, sums, squares);
 }
 
 /// Weighted sum and sum of squares over the tokens of `Q(x) − x`, `[C]` each, for `x: [T, C]` and weights `[T]`.
 #[inline(always)]
 fn error_moments(
-    (x, weights): (&[f32], &[f32]),
+    tokens: (&[f32], &[f32]),
     params: &QuantParams,
     sums: &mut [f32],
     squares: &mut [f32],
@@ -216,14 +211,51 @@ fn error_moments(
     let (scale, low, high) = limits(params);
     // A reciprocal here, a division in the loss: candidates are ranked, not scored.
     let inverse = 1.0 / scale;
-    sums.fill(0.0);
-    squares.fill(0.0);
-    for (row, w) in x.chunks_exact(sums.len().max(1)).zip(weights) {
-        for ((sum, square), &v) in sums.iter_mut().zip(&mut *squares).zip(row) {
-            let error = saturate_round(v * inverse, low, high) * scale - v;
-            *sum += w * error;
-            *square += w * error * error;
+    let error = |v: f32| saturate_round(v * inverse, low, high) * scale - v;
+    add_up(tokens, error, sums, squares);
+}
+
+/// Channels whose sums stay in registers while all tokens are added.
+const WIDTH: usize = 16;
+
+/// Weighted sum and sum of squares of `f(x)`, `[C]` each, over the tokens of `x: [T, C]` with weights `[T]`.
+#[inline(always)]
+fn add_up(
+    (x, weights): (&[f32], &[f32]),
+    f: impl Fn(f32) -> f32,
+    sums: &mut [f32],
+    squares: &mut [f32],
+) {
+    let channels = sums.len().max(1);
+    let parts = sums.chunks_mut(WIDTH).zip(squares.chunks_mut(WIDTH));
+    for (i, (sums, squares)) in parts.enumerate() {
+        let (start, width) = (i * WIDTH, sums.len());
+        let (mut sum, mut square) = ([0.0f32; WIDTH], [0.0f32; WIDTH]);
+        for (row, &w) in x.chunks_exact(channels).zip(weights) {
+            let row = &row[start..start + width];
+            // The common case has a length that is known: its loop vectorizes.
+            match <&[f32; WIDTH]>::try_from(row) {
+                Ok(row) => add_token(row, w, &f, &mut sum, &mut square),
+                Err(_) => add_token(row, w, &f, &mut sum, &mut square),
+            }
         }
+        sums.copy_from_slice(&sum[..width]);
+        squares.copy_from_slice(&square[..width]);
+    }
+}
+
+#[inline(always)]
+fn add_token(
+    row: &[f32],
+    weight: f32,
+    f: impl Fn(f32) -> f32,
+    sum: &mut [f32; WIDTH],
+    square: &mut [f32; WIDTH],
+) {
+    for ((sum, square), &v) in sum.iter_mut().zip(square).zip(row) {
+        let v = f(v);
+        *sum += weight * v;
+        *square += weight * v * v;
     }
 }
 

@@ -16,6 +16,9 @@ use crate::onnx::tensor;
 /// The smallest matrix for which two factors are faster.
 const SMALLEST: usize = 64;
 
+/// How far from 1 the length of a row of a quantized orthogonal matrix may be.
+const NEAR: f32 = 0.1;
+
 /// Both factors in a row, whatever quantization is between them.
 struct Factors {
     inner: NodeId,
@@ -145,7 +148,7 @@ fn matrix(scope: &Scope, value: ValueId) -> Option<ArrayD<f32>> {
     square(array.shape()).then_some(array)
 }
 
-/// `(q − zero_point) · scale`; `None` for scales by block.
+/// `(q − zero_point) · scale`; `None` for scales by block, and for what is not orthogonal at first sight.
 fn dequantized(scope: &Scope, quant: &Quant) -> Option<ArrayD<f32>> {
     let shape = quant.constant.clone()?;
     let data = scope.view.constant(quant.data?)?.into_ints()?;
@@ -160,6 +163,17 @@ fn dequantized(scope: &Scope, quant: &Quant) -> Option<ArrayD<f32>> {
             .map_or(0, |z| z.get(at(i)).or(z.first()).copied().unwrap_or(0))
     };
     let real = |(i, &q): (usize, &i64)| Some((q - zero(i)) as f32 * scales.get(at(i))?);
+    // No weight of a network comes as far as through the length of its first row.
+    let first: Option<Vec<f32>> = data
+        .iter()
+        .enumerate()
+        .take(*shape.last()?)
+        .map(real)
+        .collect();
+    let length = first?.iter().map(|v| v * v).sum::<f32>();
+    if (length - 1.0).abs() > NEAR {
+        return None;
+    }
     let data: Option<Vec<f32>> = data.iter().enumerate().map(real).collect();
     ArrayD::from_shape_vec(shape, data?).ok()
 }
