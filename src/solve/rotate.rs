@@ -293,29 +293,42 @@ impl<'a, 'p> Site<'a, 'p> {
         weight / 12.0 * (counts * step * step + crest * energy / (channels * limit * limit))
     }
 
-    /// The margin at which a candidate rounds and clips the tokens of the other half least.
+    /// The margin at which a candidate rounds and clips the tokens of the other half least, with what the tokens of each half
+    /// make of it.
     ///
     /// Every direction of rotated tokens counts nearly the same, so this needs no product with the weights.
-    fn margin(&self, candidate: &Candidate) -> f32 {
-        let evaluate = |direction: usize| {
+    fn margin(&self, fitted: &[Migration]) -> f32 {
+        let turned = |(direction, migration): (usize, &Migration)| {
             let (fit, other) = (self.loss.fit(direction), self.loss.fit(1 - direction));
-            let migration = self.migration(candidate, &fit);
-            let (low, high) = migration.range_of(&fit);
             let x = migration.tokens(&other.sample.to_owned(), false);
-            let params = |m: f32| self.settings.activation.params(low * m, high * m);
-            MARGINS.map(|margin| rounding_error(&x, other.weights, &params(margin)))
+            (migration.range_of(&fit), x, other.weights)
         };
-        let directions = (0..self.loss.directions()).into_par_iter();
-        let errors: Vec<_> = directions.map(evaluate).collect();
-        let total = |i: usize| errors.iter().map(|e| e[i]).sum::<f64>();
-        let totals = MARGINS.iter().enumerate().map(|(i, m)| (*m, total(i)));
-        let best = totals.min_by(|a, b| a.1.total_cmp(&b.1));
-        best.map_or(1.0, |(margin, _)| margin)
+        let turned: Vec<_> = fitted.par_iter().enumerate().map(turned).collect();
+        let error = |margin: f32| {
+            let errors = turned.par_iter().map(|((low, high), x, weights)| {
+                let params = self.settings.activation.params(low * margin, high * margin);
+                rounding_error(x, *weights, &params)
+            });
+            errors.collect::<Vec<f64>>().iter().sum::<f64>()
+        };
+        let mut best = (MARGINS[0], error(MARGINS[0]));
+        for margin in MARGINS.into_iter().skip(1) {
+            let error = error(margin);
+            // Once clipping costs more than smaller steps save, it goes on to.
+            if error >= best.1 {
+                break;
+            }
+            best = (margin, error);
+        }
+        best.0
     }
 
     /// The best margin of a candidate, and its cross-fitted loss.
     fn score(&self, candidate: &Candidate, response: Option<&dyn Response>) -> Option<(f32, f64)> {
-        let margin = self.margin(candidate);
+        let directions = (0..self.loss.directions()).into_par_iter();
+        let fitted = directions.map(|d| self.migration(candidate, &self.loss.fit(d)));
+        let fitted: Vec<Migration> = fitted.collect();
+        let margin = self.margin(&fitted);
         let corrected = self.problem.correct_bias;
         let loss = match response {
             Some(response) => {
@@ -328,16 +341,15 @@ impl<'a, 'p> Site<'a, 'p> {
                 response::score(response, self.problem, self.settings, &fitted, corrected)?
             }
             None => {
-                let evaluate = |direction: usize| {
-                    let migration = self.migration(candidate, &self.loss.fit(direction));
-                    let of = (candidate.kind(), &migration);
+                let evaluate = |(direction, migration): (usize, &Migration)| {
+                    let of = (candidate.kind(), migration);
                     let losses = self
                         .loss
                         .evaluate_migration(of, &[margin], corrected, direction);
                     losses.iter().sum::<f64>()
                 };
-                let directions = (0..self.loss.directions()).into_par_iter();
-                directions.map(evaluate).collect::<Vec<f64>>().iter().sum()
+                let losses = fitted.par_iter().enumerate().map(evaluate);
+                losses.collect::<Vec<f64>>().iter().sum()
             }
         };
         Some((margin, loss))

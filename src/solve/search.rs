@@ -19,6 +19,9 @@ use rayon::prelude::*;
 /// What a candidate's loss must be of that of doing nothing: 0.3 dB less.
 const CLEAR_GAIN: f64 = 0.933;
 
+/// A kind of shift whose best is so much worse than that of another (1 dB) is not looked at more closely.
+const FAR: f64 = 1.26;
+
 /// The grid of the search.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Recipe {
@@ -252,6 +255,7 @@ fn survey(
     };
     for _ in 0..recipe.refinements {
         let mut trials = Vec::new();
+        let promising = lowest(&scored).loss * FAR;
         for &kind in &kinds {
             let of_kind: Vec<Scored> = scored
                 .iter()
@@ -259,7 +263,9 @@ fn survey(
                 .copied()
                 .collect();
             if !of_kind.is_empty()
-                && let Some(t) = lowest(&of_kind).threshold
+                && let best = lowest(&of_kind)
+                && best.loss <= promising
+                && let Some(t) = best.threshold
             {
                 trials
                     .extend([t / step, t, t * step].map(|t| trial(kind, Some(t), &recipe.margins)));
