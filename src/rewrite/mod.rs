@@ -13,6 +13,7 @@ mod migrate;
 mod quantize;
 mod rotate;
 mod take_apart;
+mod to_matmul;
 
 pub use affine::{Affine, Rotated};
 pub use attention::{AttentionParams, FLOAT16_OPSET, quantize_attention};
@@ -26,6 +27,7 @@ pub use quantize::{
     quantize_as_operators,
 };
 pub use take_apart::take_apart;
+pub use to_matmul::to_matmul;
 
 use thiserror::Error;
 

@@ -2,6 +2,7 @@
 
 mod changes;
 mod inline;
+mod products;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -54,6 +55,8 @@ impl Prepared {
         let model = fold_sizes(job, model, &mut changes)?;
         let model = raise_opset(job, model, &mut changes)?;
         let model = take_apart(job, model, &mut changes)?;
+        let model = products::store_weights(job, model, &mut changes)?;
+        let model = products::to_matmul(job, model, small, &mut changes)?;
         let prepared = recognise_all(job, model, small, changes)?;
         job.clock.finish("recognise");
         Ok(prepared)
