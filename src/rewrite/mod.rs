@@ -27,7 +27,7 @@ pub use quantize::{
     quantize_as_operators,
 };
 pub use take_apart::take_apart;
-pub use to_matmul::to_matmul;
+pub use to_matmul::{Rewritten, to_matmul};
 
 use thiserror::Error;
 

@@ -22,12 +22,60 @@ use super::linear::NewConstant;
 use crate::graph::{Names, NodeId, Patch, ValueId, View};
 use crate::onnx::node::{ints_attr, make_node};
 use crate::onnx::op;
-use crate::onnx::proto::NodeProto;
+use crate::onnx::proto::{NodeProto, TensorProto};
 use crate::onnx::tensor;
 use crate::recognise::{Layout, moved_back, other_layout, unmoved};
 
-/// The patches that write every Linear in another layout as a MatMul under the same name, each with its reason. `rank` tells
-/// how many axes a value has; what it does not know stays as it is, and so do nodes whose names `wanted` refuses.
+/// What stands for a Linear in another layout, and what stood there before.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rewritten {
+    /// The nodes as they were, in their order, and among them the product.
+    old: Vec<NodeProto>,
+    /// The constants that they read.
+    old_constants: Vec<TensorProto>,
+    /// Nodes in place of them.
+    new: Vec<NodeProto>,
+    /// The constants that these read.
+    new_constants: Vec<TensorProto>,
+    /// The MatMul among them.
+    matmul: String,
+}
+
+impl Rewritten {
+    /// The patch that puts everything back as it was; `None` if anything of it was changed since.
+    pub fn restore(&self, view: &View) -> Option<Patch> {
+        let at = |wanted: &NodeProto| view.nodes().find(|(_, node)| *node == wanted).map(|(id, _)| id);
+        let stored = |wanted: &TensorProto| view.graph().initializer.iter().any(|t| t == wanted);
+        if !self.new_constants.iter().all(stored) {
+            return None;
+        }
+        let places: Vec<NodeId> = self.new.iter().map(at).collect::<Option<_>>()?;
+        let mut patch = Patch::new(format!("put `{}` back as it was", self.matmul));
+        let mut anchor = None;
+        for (&id, node) in places.iter().zip(&self.new) {
+            patch.remove(id);
+            if node.name() == self.matmul {
+                anchor = Some(id);
+            }
+        }
+        let anchor = anchor?;
+        for node in &self.old {
+            let stays = view.nodes().any(|(_, other)| other == node);
+            if !stays {
+                patch.insert_before(anchor, node.clone());
+            }
+        }
+        for constant in &self.old_constants {
+            if !stored(constant) {
+                patch.add_initializer(constant.clone());
+            }
+        }
+        Some(patch)
+    }
+}
+
+/// The patches that write every Linear in another layout as a MatMul under the same name, each with what it replaces. `rank`
+/// tells how many axes a value has; what it does not know stays as it is, and so do nodes that `wanted` refuses.
 ///
 /// # Errors
 /// A weight that cannot be read.
@@ -36,23 +84,26 @@ pub fn to_matmul(
     names: &mut Names,
     rank: &dyn Fn(ValueId) -> Option<usize>,
     wanted: impl Fn(NodeId) -> bool,
-) -> Result<Vec<Patch>, RewriteError> {
-    let mut patches = Vec::new();
+) -> Result<Vec<(Patch, Rewritten)>, RewriteError> {
+    let mut done = Vec::new();
     for (node, _) in view.nodes() {
         if let Some(Ok(layout)) = other_layout(view, node, rank)
             && wanted(node)
         {
-            let mut writer = Writer {
+            let writer = Writer {
                 view,
                 names,
                 node,
                 layout: &layout,
                 rank: rank(layout.input),
+                before: Vec::new(),
+                removed: Vec::new(),
+                constants: Vec::new(),
             };
-            patches.push(writer.write()?);
+            done.push(writer.write()?);
         }
     }
-    Ok(patches)
+    Ok(done)
 }
 
 struct Writer<'a, 'm> {
@@ -62,6 +113,12 @@ struct Writer<'a, 'm> {
     layout: &'a Layout,
     /// Of x, where it is known.
     rank: Option<usize>,
+    /// New nodes before the MatMul.
+    before: Vec<NodeProto>,
+    /// Old nodes behind it that the new ones replace.
+    removed: Vec<NodeId>,
+    /// New constants.
+    constants: Vec<TensorProto>,
 }
 
 /// What is added to the columns of a product, and the node behind it that did so.
@@ -71,53 +128,63 @@ struct Added {
 }
 
 impl Writer<'_, '_> {
-    fn write(&mut self) -> Result<Patch, RewriteError> {
-        let (view, node, layout) = (self.view, self.node, self.layout);
-        let name = view.node_name(node).to_owned();
-        let op = view.node(node).op_type();
-        let mut patch = Patch::new(format!("write {op} `{name}` as a MatMul with a matrix"));
-        let input = self.input(&mut patch);
-        let weight = self.weight(&mut patch)?;
-        let added = self.bias(&mut patch)?;
+    fn write(mut self) -> Result<(Patch, Rewritten), RewriteError> {
+        let (view, node) = (self.view, self.node);
+        let input = self.input();
+        let weight = self.weight()?;
+        let added = self.bias()?;
         let mut output = view.output(node, 0);
         if let Some(add) = added.as_ref().and_then(|added| added.node) {
-            patch.remove(add);
+            self.removed.push(add);
             output = view.output(add, 0);
         }
-        let mut order = layout.output_order.clone();
-        if layout.unit_axes == 0
+        let mut order = self.layout.output_order.clone();
+        if self.layout.unit_axes == 0
             && !order.is_empty()
             && let Some(back) = output.and_then(|y| moved_back(view, y, &order))
         {
-            patch.remove(back);
+            self.removed.push(back);
             output = view.output(back, 0);
             order.clear();
         }
         let output = output.map_or("", |y| view.name(y)).to_owned();
+        let behind = self.behind(added.as_ref(), &order);
+        let product = self.chain(&input, &weight, behind, &output);
+        Ok(self.finish(product))
+    }
+
+    /// The nodes behind the MatMul, their first inputs and outputs left open, each with a word for its output.
+    fn behind(&mut self, added: Option<&Added>, order: &[usize]) -> Vec<(NodeProto, &'static str)> {
+        let layout = self.layout;
+        let name = self.view.node_name(self.node);
         let mut behind = Vec::new();
-        if let Some(added) = &added {
-            let sum = self.names.derive(&name, op::Add);
-            behind.push((make_node(op::Add, &sum, &["", &added.bias], &[], vec![]), "sum"));
+        if let Some(added) = added {
+            let sum = self.names.derive(name, op::Add);
+            let node = make_node(op::Add, &sum, &["", &added.bias], &[], vec![]);
+            behind.push((node, "sum"));
         }
         if layout.columns.len() > 1 {
             let mut shape = vec![0; layout.rows.unwrap_or(0)];
             shape.extend(layout.columns.iter().map(|&n| n as i64));
-            behind.push((self.reshape("split", &shape, &mut patch), "split"));
+            behind.push((self.reshape("split", &shape), "split"));
         }
         if !order.is_empty() {
-            let transpose = self.names.derive(&name, "transpose_output");
-            let order = vec![ints_attr("perm", &integers(&order))];
-            behind.push((make_node(op::Transpose, &transpose, &[""], &[], order), "ordered"));
+            let transpose = self.names.derive(name, "transpose_output");
+            let order = vec![ints_attr("perm", &integers(order))];
+            let node = make_node(op::Transpose, &transpose, &[""], &[], order);
+            behind.push((node, "ordered"));
         }
         if layout.unit_axes > 0 {
             let axes: Vec<i64> = (0..layout.unit_axes as i64).collect();
-            let constant = self.names.derive(&name, "axes");
-            patch.add_initializer(tensor::from_i64(&constant, &[axes.len()], &axes));
-            let unsqueeze = self.names.derive(&name, op::Unsqueeze);
+            let constant = self.names.derive(name, "axes");
+            let stored = tensor::from_i64(&constant, &[axes.len()], &axes);
+            self.constants.push(stored);
+            let unsqueeze = self.names.derive(name, op::Unsqueeze);
             let inputs = ["", constant.as_str()];
-            behind.push((make_node(op::Unsqueeze, &unsqueeze, &inputs, &[], vec![]), "unsqueezed"));
+            let node = make_node(op::Unsqueeze, &unsqueeze, &inputs, &[], vec![]);
+            behind.push((node, "unsqueezed"));
         }
-        self.chain(&input, &weight, behind, &output, patch)
+        behind
     }
 
     /// The MatMul and what stands behind it, one after the other, the last with the old output.
@@ -127,22 +194,20 @@ impl Writer<'_, '_> {
         weight: &str,
         behind: Vec<(NodeProto, &str)>,
         output: &str,
-        mut patch: Patch,
-    ) -> Result<Patch, RewriteError> {
-        let proto = self.view.node(self.node);
+    ) -> Vec<NodeProto> {
         let mut matmul = NodeProto {
             op_type: Some(op::MatMul.to_owned()),
             domain: None,
             attribute: vec![],
             input: vec![input.to_owned(), weight.to_owned()],
             output: vec![output.to_owned()],
-            ..proto.clone()
+            ..self.view.node(self.node).clone()
         };
         if !behind.is_empty() {
             matmul.output[0] = self.names.derive(output, "product");
         }
         let mut value = matmul.output[0].clone();
-        patch.replace(self.node, matmul);
+        let mut nodes = vec![matmul];
         let last = behind.len().saturating_sub(1);
         for (at, (mut node, what)) in behind.into_iter().enumerate() {
             let next = match at == last {
@@ -151,13 +216,45 @@ impl Writer<'_, '_> {
             };
             node.input[0] = std::mem::replace(&mut value, next.clone());
             node.output = vec![next];
-            patch.insert_after(self.node, node);
+            nodes.push(node);
         }
-        Ok(patch)
+        nodes
+    }
+
+    /// The patch, and the way back. `product` is the MatMul and what stands behind it.
+    fn finish(self, product: Vec<NodeProto>) -> (Patch, Rewritten) {
+        let (view, node) = (self.view, self.node);
+        let (name, op) = (view.node_name(node), view.node(node).op_type());
+        let mut patch = Patch::new(format!("write {op} `{name}` as a MatMul with a matrix"));
+        // The Transpose before goes too where nothing else reads it.
+        let before = unmoved(view, self.layout).and_then(|_| view.producer(self.layout.input));
+        let before = before.map(|(transpose, _)| transpose);
+        let old: Vec<NodeId> = before
+            .into_iter()
+            .chain([node])
+            .chain(self.removed.iter().copied())
+            .collect();
+        let read = old.iter().flat_map(|&id| view.node(id).input.iter());
+        let read = read.filter_map(|name| view.initializer(view.value(name)?));
+        let matmul = product.first().map_or("", |n| n.name()).to_owned();
+        let rewritten = Rewritten {
+            old: old.iter().map(|&id| view.node(id).clone()).collect(),
+            old_constants: read.cloned().collect(),
+            new: self.before.iter().chain(&product).cloned().collect(),
+            new_constants: self.constants.clone(),
+            matmul,
+        };
+        self.removed.into_iter().for_each(|id| patch.remove(id));
+        self.before.into_iter().for_each(|n| patch.insert_before(node, n));
+        let mut product = product.into_iter();
+        product.by_ref().take(1).for_each(|n| patch.replace(node, n));
+        product.for_each(|n| patch.insert_after(node, n));
+        self.constants.into_iter().for_each(|t| patch.add_initializer(t));
+        (patch, rewritten)
     }
 
     /// x with its channels on one last axis.
-    fn input(&mut self, patch: &mut Patch) -> String {
+    fn input(&mut self) -> String {
         let (view, layout) = (self.view, self.layout);
         let base = view.node_name(self.node);
         let mut value = view.name(layout.input).to_owned();
@@ -169,7 +266,7 @@ impl Writer<'_, '_> {
                     let node = self.names.derive(base, "transpose_input");
                     let order = vec![ints_attr("perm", &integers(&layout.input_order))];
                     let node = make_node(op::Transpose, &node, &[&value], &[&output], order);
-                    patch.insert_before(self.node, node);
+                    self.before.push(node);
                     value = output;
                 }
             }
@@ -178,26 +275,27 @@ impl Writer<'_, '_> {
             let mut shape = vec![0; layout.rows.unwrap_or(0)];
             shape.push(layout.k() as i64);
             let output = self.names.derive(&value, "merged");
-            let mut node = self.reshape("merge", &shape, patch);
+            let mut node = self.reshape("merge", &shape);
             node.input[0] = value;
             node.output = vec![output.clone()];
-            patch.insert_before(self.node, node);
+            self.before.push(node);
             value = output;
         }
         value
     }
 
     /// A Reshape to a constant shape, its first input and its output left open.
-    fn reshape(&mut self, what: &str, shape: &[i64], patch: &mut Patch) -> NodeProto {
+    fn reshape(&mut self, what: &str, shape: &[i64]) -> NodeProto {
         let base = self.view.node_name(self.node);
         let constant = self.names.derive(base, &format!("{what}_shape"));
-        patch.add_initializer(tensor::from_i64(&constant, &[shape.len()], shape));
+        let stored = tensor::from_i64(&constant, &[shape.len()], shape);
+        self.constants.push(stored);
         let node = self.names.derive(base, what);
         make_node(op::Reshape, &node, &["", &constant], &[], vec![])
     }
 
-    /// W' as a constant of its own, or the one that there is if it has this form.
-    fn weight(&mut self, patch: &mut Patch) -> Result<String, RewriteError> {
+    /// W' as a constant of its own.
+    fn weight(&mut self) -> Result<String, RewriteError> {
         let layout = self.layout;
         let name = self.view.name(layout.weight);
         let stored = self.float(layout.weight)?;
@@ -207,12 +305,12 @@ impl Writer<'_, '_> {
             dtype: layout.dtype,
         };
         let constant = self.names.derive(name, "matrix");
-        patch.add_initializer(new.into_tensor(&constant)?);
+        self.constants.push(new.into_tensor(&constant)?);
         Ok(constant)
     }
 
     /// What the node or an Add behind it adds to each column.
-    fn bias(&mut self, patch: &mut Patch) -> Result<Option<Added>, RewriteError> {
+    fn bias(&mut self) -> Result<Option<Added>, RewriteError> {
         let view = self.view;
         if let Some(bias) = self.layout.bias {
             let bias = view.name(bias).to_owned();
@@ -236,7 +334,7 @@ impl Writer<'_, '_> {
             dtype: self.layout.dtype,
         };
         let bias = self.names.derive(view.name(value), "columns");
-        patch.add_initializer(new.into_tensor(&bias)?);
+        self.constants.push(new.into_tensor(&bias)?);
         Ok(Some(Added {
             bias,
             node: Some(add),

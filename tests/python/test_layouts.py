@@ -59,3 +59,21 @@ def test_what_is_excluded_keeps_its_form(tmp_path):
     model, result, _, _, _ = quantized("conv2d", layouts.layouts, tmp_path, "--exclude", "next")
     conv = next(n for n in model.graph.node if n.name == "/next")
     assert conv in list(onnx.load(result).graph.node)
+
+
+@pytest.mark.parametrize("name", [name for name in forms(layouts.layouts) if "unit" not in name])
+def test_what_ends_in_float_is_put_back(name, tmp_path):
+    if layouts.make(name, layouts.layouts)[3] > 1:
+        model, result, *_ = quantized(name, layouts.layouts, tmp_path, "--keep-float", "99%", "--method", "none")
+        kept = [n.SerializeToString() for n in onnx.load(result).graph.node]
+        assert any(n.SerializeToString() in kept for n in model.graph.node if n.op_type in ("Conv", "Einsum"))
+        return
+    # Alone, it must stay quantized: beside another Linear it may not.
+    model, calib, _, _ = layouts.make(name, layouts.layouts)
+    onnx.save(model, tmp_path / "in.onnx")
+    np.savez(tmp_path / "calib.npz", **calib)
+    run = run_tool(tmp_path / "in.onnx", tmp_path / "out.onnx", "--calib", tmp_path / "calib.npz", "--format", "float", "--method", "none")
+    assert run.returncode == 0, run.stderr
+    result = onnx.load(tmp_path / "out.onnx")
+    assert list(result.graph.node) == list(model.graph.node)
+    assert {i.name: i.raw_data for i in result.graph.initializer} == {i.name: i.raw_data for i in model.graph.initializer}

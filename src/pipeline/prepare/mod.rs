@@ -21,6 +21,7 @@ use crate::rewrite;
 use crate::site::{Sink, find_sites, wanted_shapes};
 use crate::target::MIN_OPSET;
 use changes::Changes;
+pub(super) use products::restore;
 
 /// Why a Linear is left in float that no input of the model reaches, as one over an embedding of relative positions.
 const COMPUTED_ONCE: &str =

@@ -12,7 +12,7 @@ use crate::onnx::op;
 use crate::onnx::{DataType, tensor};
 use crate::pipeline::job::Job;
 use crate::recognise::asks_rank;
-use crate::rewrite::{self, RewriteError};
+use crate::rewrite::{self, Rewritten, RewriteError};
 
 /// Stores what constants alone tell of a weight or bias: a Gather of one expert's matrix, W + A B of a LoRA. The engine
 /// evaluates all of them in one run; what it cannot stays as it is.
@@ -158,7 +158,9 @@ pub(super) fn to_matmul(
         job.options.refuses(view.node_name(node)).is_none() && !inputs.all(|v| fixed.contains(&v))
     };
     let mut names = Names::new(model.as_model());
-    let patches = rewrite::to_matmul(&view, &mut names, &rank, wanted)?;
+    let done = rewrite::to_matmul(&view, &mut names, &rank, wanted)?;
+    let (patches, rewritten): (Vec<Patch>, Vec<Rewritten>) = done.into_iter().unzip();
+    changes.rewritten = rewritten;
     if !patches.is_empty() {
         changes.notes.push(format!(
             "{} Linears in another layout (Einsum, 1×1 Conv, weights on the left or with axes of size 1) were written as MatMul",
@@ -168,4 +170,19 @@ pub(super) fn to_matmul(
     drop(view);
     model.apply(patches).map_err(RewriteError::from)?;
     Ok(model)
+}
+
+/// Puts back as it was what still has the form that [`to_matmul`] gave it: neither quantized nor migrated.
+///
+/// # Errors
+/// None but a defect of this tool.
+pub(in crate::pipeline) fn restore(
+    model: &mut FlatModel,
+    rewritten: &[Rewritten],
+) -> Result<(), Error> {
+    for one in rewritten {
+        let patch = one.restore(&model.view());
+        model.apply(patch.into_iter().collect()).map_err(RewriteError::from)?;
+    }
+    Ok(())
 }

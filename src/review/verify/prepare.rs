@@ -31,7 +31,8 @@ pub(super) fn taken_apart(model: &Model) -> Model {
     let apart: Step = |view, names| rewrite::take_apart(view, names, |_| true);
     let as_matrices: Step = |view, names| {
         let rank = |value| view.shape(value).map(|shape| shape.len());
-        rewrite::to_matmul(view, names, &rank, |_| true)
+        let done = rewrite::to_matmul(view, names, &rank, |_| true)?;
+        Ok(done.into_iter().map(|(patch, _)| patch).collect())
     };
     for step in [apart, as_matrices] {
         let patches = step(&View::new(&model), &mut Names::new(&model));
