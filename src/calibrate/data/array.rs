@@ -129,6 +129,27 @@ pub enum Values {
     Bool(ArrayD<bool>),
 }
 
+impl Values {
+    /// The integers, or booleans as 0 and 1; `None` for floats, and for what int64 does not hold.
+    pub(in crate::calibrate) fn to_i64(&self) -> Option<ArrayD<i64>> {
+        Some(match self {
+            Values::F32(_) => return None,
+            Values::I8(a) => a.mapv(i64::from),
+            Values::I16(a) => a.mapv(i64::from),
+            Values::I32(a) => a.mapv(i64::from),
+            Values::I64(a) => a.clone(),
+            Values::U8(a) => a.mapv(i64::from),
+            Values::U16(a) => a.mapv(i64::from),
+            Values::U32(a) => a.mapv(i64::from),
+            Values::U64(a) => {
+                let all: Option<Vec<i64>> = a.iter().map(|&v| v.try_into().ok()).collect();
+                ArrayD::from_shape_vec(a.raw_dim(), all?).ok()?
+            }
+            Values::Bool(a) => a.mapv(i64::from),
+        })
+    }
+}
+
 /// One number of a file; every integer type fits `i128`, every float type fits `f64` exactly.
 #[derive(Debug, Clone, Copy)]
 enum Number {

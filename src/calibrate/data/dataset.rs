@@ -4,7 +4,7 @@
 //! against the model when it is opened — names, element types, shapes, every value — so a run does not fail half way.
 //! [`Dataset::split`] then cuts the tables into [`Batch`]es.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -14,6 +14,8 @@ use crate::calibrate::data::fill::{FillRule, Filled, MASKS, Sizes, rule};
 use crate::calibrate::data::input::{Batch, InputTensor, NamedArray};
 use crate::calibrate::data::signature::{Dim, ModelInput, list, model_inputs};
 use crate::calibrate::data::sources::{CalibSource, read_tables};
+use crate::graph::branches::FlatModel;
+use crate::graph::size_inputs;
 use crate::onnx::{Digest, Model};
 
 /// Of every `HOLD_OUT` rows the last is held out for verification.
@@ -58,6 +60,8 @@ pub struct Dataset {
     fixed_batch: Option<usize>,
     filled: Vec<Filled>,
     notes: Vec<String>,
+    /// The inputs from whose values sizes inside the model are computed.
+    sizes: BTreeSet<String>,
 }
 
 /// Batches for computing statistics and batches for judging the result.
@@ -89,6 +93,7 @@ impl Dataset {
             batch: batch.max(1),
             filled: vec![],
             notes: vec![],
+            sizes: size_inputs(&FlatModel::of(model.clone()).view()),
             inputs,
         };
         let mut first_row = 0;
@@ -152,6 +157,7 @@ impl Dataset {
             batch: 2,
             filled: vec![],
             notes: vec![],
+            sizes: size_inputs(&FlatModel::of(model.clone()).view()),
             inputs,
         };
         let table = dataset.table(arrays, 0)?;
@@ -286,7 +292,8 @@ impl Dataset {
                     InputTensor::filled(rule, shape, input.dtype)
                 }
             };
-            inputs.insert(input.name.clone(), tensor);
+            let tells = self.sizes.contains(&input.name);
+            inputs.insert(input.name.clone(), tensor.telling_sizes(tells));
         }
         let mut masks = MASKS
             .iter()

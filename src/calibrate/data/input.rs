@@ -12,6 +12,7 @@ use ndarray::{Array2, ArrayD, IxDyn};
 use crate::calibrate::data::array::{BadElement, BadValue, FileArray, Values, type_name};
 use crate::calibrate::data::error::{CalibError, place};
 use crate::calibrate::data::fill::FillRule;
+use crate::graph::infer::Limits;
 use crate::onnx::proto::tensor_proto::DataType;
 
 /// The shape of every input, by name.
@@ -57,7 +58,21 @@ impl Batch {
 
     /// Whether one plan serves this batch and `other`.
     pub(in crate::calibrate) fn runs_like(&self, other: &Batch) -> bool {
-        self.shapes() == other.shapes() && self.switches() == other.switches()
+        self.shapes() == other.shapes()
+            && self.switches() == other.switches()
+            && self.sizes() == other.sizes()
+    }
+
+    /// The integers of the inputs from whose values sizes are computed, by name. A larger one than sizes are is no such.
+    pub(in crate::calibrate) fn sizes(&self) -> BTreeMap<String, (DataType, ArrayD<i64>)> {
+        let inputs = self.inputs.iter().filter(|(_, input)| {
+            input.tells_sizes && input.shape.iter().product::<usize>() <= Limits::SIZES.ints
+        });
+        let integers = inputs.filter_map(|(name, input)| {
+            let array = input.values().ok()?.to_i64()?;
+            Some((name.clone(), (input.dtype, array)))
+        });
+        integers.collect()
     }
 
     /// The shape of every input: batches with equal shapes (and [`Batch::switches`]) share one plan.
@@ -75,6 +90,8 @@ pub struct InputTensor {
     dtype: DataType,
     shape: Vec<usize>,
     source: Source,
+    /// Sizes inside the model are computed from its values.
+    tells_sizes: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -161,6 +178,7 @@ impl InputTensor {
             dtype,
             shape: shape.to_vec(),
             source: Source::Memory(Arc::new(values)),
+            tells_sizes: false,
         }
     }
 
@@ -178,6 +196,7 @@ impl InputTensor {
             dtype,
             shape,
             source: Source::File { array, rows },
+            tells_sizes: false,
         }
     }
 
@@ -187,6 +206,15 @@ impl InputTensor {
             dtype,
             shape,
             source: Source::Fill(rule),
+            tells_sizes: false,
+        }
+    }
+
+    /// The same input, from whose values sizes inside the model are computed if `tells` says so.
+    pub(super) fn telling_sizes(self, tells: bool) -> InputTensor {
+        InputTensor {
+            tells_sizes: tells,
+            ..self
         }
     }
 
