@@ -83,10 +83,7 @@ pub fn run(
         let mut judge = HeldOut::new(&job, source, &rows);
         let mut written = best_plan(&job, source, plan, &mut judge)?;
         let float_check = strategy::conclude(&mut written, &mut judge)?;
-        prepare::restore(
-            &mut written.model,
-            &calibrated.prepared.changes.rewritten,
-        )?;
+        prepare::restore(&mut written.model, &calibrated.prepared.changes.rewritten)?;
         let result = written.model.unflatten();
         let findings = lint::lint(&job, &result)?;
         let account = report::Account {

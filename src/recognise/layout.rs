@@ -113,7 +113,11 @@ fn matmul(
     let &[ref before @ .., first, second] = dims.as_slice() else {
         return None;
     };
-    let (k, n) = if left { (second, first) } else { (first, second) };
+    let (k, n) = if left {
+        (second, first)
+    } else {
+        (first, second)
+    };
     // An outer product, as of positions and frequencies, multiplies nothing with many channels.
     if k < 2 || (!left && before.is_empty()) {
         return None;
@@ -228,7 +232,9 @@ impl Equation {
             false => 0,
         };
         // Capital and small letters are what equations are made of.
-        let dots: String = (0..hidden).filter_map(|i| char::from_digit(i as u32, 36)).collect();
+        let dots: String = (0..hidden)
+            .filter_map(|i| char::from_digit(i as u32, 36))
+            .collect();
         let letters = |term: &str| -> Option<Vec<char>> {
             let letters: Vec<char> = term.replace(DOTS, &dots).chars().collect();
             let twice = (1..letters.len()).any(|i| letters[..i].contains(&letters[i]));
@@ -237,7 +243,11 @@ impl Equation {
         };
         // Dots of the weight are axes that it shares with x.
         (!w.contains(DOTS)).then_some(())?;
-        Some(Equation { x: letters(x)?, w: letters(w)?, y: letters(&y)? })
+        Some(Equation {
+            x: letters(x)?,
+            w: letters(w)?,
+            y: letters(&y)?,
+        })
     }
 }
 
@@ -358,7 +368,10 @@ pub fn moved_back(view: &View, value: ValueId, order: &[usize]) -> Option<NodeId
 /// The order of a Transpose of `rank` axes.
 fn transposition(view: &View, transpose: NodeId, rank: usize) -> Option<Vec<usize>> {
     let order = match attr_ints(view.node(transpose), "perm") {
-        Some(order) => order.iter().map(|&axis| usize::try_from(axis).ok()).collect(),
+        Some(order) => order
+            .iter()
+            .map(|&axis| usize::try_from(axis).ok())
+            .collect(),
         None => Some((0..rank).rev().collect()),
     };
     order.filter(|o: &Vec<usize>| o.len() == rank && o.iter().all(|&axis| axis < rank))

@@ -44,7 +44,11 @@ pub struct Rewritten {
 impl Rewritten {
     /// The patch that puts everything back as it was; `None` if anything of it was changed since.
     pub fn restore(&self, view: &View) -> Option<Patch> {
-        let at = |wanted: &NodeProto| view.nodes().find(|(_, node)| *node == wanted).map(|(id, _)| id);
+        let at = |wanted: &NodeProto| {
+            view.nodes()
+                .find(|(_, node)| *node == wanted)
+                .map(|(id, _)| id)
+        };
         let stored = |wanted: &TensorProto| view.graph().initializer.iter().any(|t| t == wanted);
         if !self.new_constants.iter().all(stored) {
             return None;
@@ -245,11 +249,18 @@ impl Writer<'_, '_> {
             matmul,
         };
         self.removed.into_iter().for_each(|id| patch.remove(id));
-        self.before.into_iter().for_each(|n| patch.insert_before(node, n));
+        self.before
+            .into_iter()
+            .for_each(|n| patch.insert_before(node, n));
         let mut product = product.into_iter();
-        product.by_ref().take(1).for_each(|n| patch.replace(node, n));
+        product
+            .by_ref()
+            .take(1)
+            .for_each(|n| patch.replace(node, n));
         product.for_each(|n| patch.insert_after(node, n));
-        self.constants.into_iter().for_each(|t| patch.add_initializer(t));
+        self.constants
+            .into_iter()
+            .for_each(|t| patch.add_initializer(t));
         (patch, rewritten)
     }
 
@@ -377,7 +388,9 @@ impl Writer<'_, '_> {
         let mut shape = vec![1; missing];
         shape.extend(array.shape());
         let fits = shape.iter().zip(&order).all(|(&size, &axis)| {
-            let expected = axis.checked_sub(rows).map_or(1, |column| layout.columns[column]);
+            let expected = axis
+                .checked_sub(rows)
+                .map_or(1, |column| layout.columns[column]);
             size == expected
         });
         let Ok(array) = array.into_shape_with_order(shape) else {

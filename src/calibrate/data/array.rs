@@ -224,8 +224,12 @@ impl FileArray {
         whole.map(|_| ())
     }
 
-    /// Reads the rows `rows` (indices on axis 0), or the whole array for `None`, as values for an input of type `dtype`.
-    pub(crate) fn read(&self, dtype: DataType, rows: Option<&[usize]>) -> Result<Values, BadValue> {
+    /// Reads the rows (an axis, and indices on it), or the whole array for `None`, as values for an input of type `dtype`.
+    pub(crate) fn read(
+        &self,
+        dtype: DataType,
+        rows: Option<(usize, &[usize])>,
+    ) -> Result<Values, BadValue> {
         let mut values = Buffer::new(dtype).ok_or_else(|| self.bad(0, BadElement::Kind))?;
         let shape = match rows {
             None => {
@@ -233,14 +237,20 @@ impl FileArray {
                 self.read_range(dtype, 0, elements, Some(&mut values))?;
                 self.shape.clone()
             }
-            Some(rows) => {
-                let len = self.row_len();
-                for row in rows {
-                    self.read_range(dtype, row * len, len, Some(&mut values))?;
+            Some((axis, rows)) => {
+                // Of each index on the axes before, a run of elements for every row.
+                let before: usize = self.shape.iter().take(axis).product();
+                let size = self.shape.get(axis).copied().unwrap_or(1);
+                let len: usize = self.shape.iter().skip(axis + 1).product();
+                for outer in 0..before {
+                    for row in rows {
+                        let start = (outer * size + row) * len;
+                        self.read_range(dtype, start, len, Some(&mut values))?;
+                    }
                 }
                 let mut shape = self.shape.clone();
-                if let Some(first) = shape.first_mut() {
-                    *first = rows.len();
+                if let Some(of_rows) = shape.get_mut(axis) {
+                    *of_rows = rows.len();
                 }
                 shape
             }

@@ -99,8 +99,8 @@ enum Source {
     Memory(Arc<Values>),
     File {
         array: Arc<NamedArray>,
-        /// Rows on axis 0; `None` for the whole array.
-        rows: Option<Vec<usize>>,
+        /// The batch axis and the rows on it; `None` for the whole array.
+        rows: Option<(usize, Vec<usize>)>,
     },
     Fill(FillRule),
 }
@@ -182,15 +182,17 @@ impl InputTensor {
         }
     }
 
-    /// Rows `rows` of `array`, or all of it.
+    /// Rows of `array`, by their axis and indices on it, or all of it.
     pub(super) fn from_file(
         array: Arc<NamedArray>,
-        rows: Option<Vec<usize>>,
+        rows: Option<(usize, Vec<usize>)>,
         dtype: DataType,
     ) -> InputTensor {
         let mut shape = array.data.shape.clone();
-        if let (Some(rows), Some(first)) = (&rows, shape.first_mut()) {
-            *first = rows.len();
+        if let Some((axis, rows)) = &rows
+            && let Some(size) = shape.get_mut(*axis)
+        {
+            *size = rows.len();
         }
         InputTensor {
             dtype,
@@ -234,7 +236,10 @@ impl InputTensor {
             Source::Memory(values) => Ok((**values).clone()),
             Source::File { array, rows } => array
                 .data
-                .read(self.dtype, rows.as_deref())
+                .read(
+                    self.dtype,
+                    rows.as_ref().map(|(axis, rows)| (*axis, &rows[..])),
+                )
                 .map_err(|bad| array.error(self.dtype, bad)),
             Source::Fill(rule) => Ok(fill_values(*rule, &self.shape, self.dtype)),
         }
@@ -250,9 +255,11 @@ impl InputTensor {
             Source::File { array, rows } => {
                 let mut mask = Vec::with_capacity(b * s);
                 match rows {
-                    Some(rows) => rows
+                    Some((0, rows)) => rows
                         .iter()
                         .for_each(|row| mask.extend(array.data.nonzero(*row))),
+                    // [S, B]
+                    Some(_) => return None,
                     None => (0..b).for_each(|row| mask.extend(array.data.nonzero(row))),
                 }
                 Array2::from_shape_vec((b, s), mask).ok()

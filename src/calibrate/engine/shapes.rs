@@ -44,7 +44,9 @@ pub(super) fn found_shapes(
 }
 
 fn node_called(view: &View, label: &str) -> Option<NodeId> {
-    view.nodes().find(|(_, node)| node_label(node) == label).map(|(id, _)| id)
+    view.nodes()
+        .find(|(_, node)| node_label(node) == label)
+        .map(|(id, _)| id)
 }
 
 /// What the engine says of the part of the model that computes a value.
@@ -105,7 +107,13 @@ fn facts(model: &Model, shapes: &Shapes, known: &Known) -> Facts {
         facts.know(constant.name(), fact);
     }
     for (name, shape) in shapes {
-        facts.know(name, Fact { dims: Some(all_known(shape)), ..Fact::default() });
+        facts.know(
+            name,
+            Fact {
+                dims: Some(all_known(shape)),
+                ..Fact::default()
+            },
+        );
     }
     for (name, fact) in known {
         facts.know(name, fact.clone());
@@ -127,7 +135,9 @@ pub(super) fn at_fault(
     let unknown = |v: &ValueId| facts.get(view.name(*v)).and_then(Fact::shape).is_none();
     let inputs = |id: NodeId| {
         let slots = 0..view.node(id).input.len();
-        slots.filter_map(|slot| view.input(id, slot)).find(|v| unknown(v))
+        slots
+            .filter_map(|slot| view.input(id, slot))
+            .find(|v| unknown(v))
     };
     let mut at = view.value(&value).filter(|v| unknown(v));
     at = at.or_else(|| inputs(node_called(&view, &node)?));

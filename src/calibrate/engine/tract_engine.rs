@@ -135,7 +135,10 @@ impl Sharing {
         let sizes = like.sizes().into_iter();
         let mut known: Known = sizes
             .map(|(name, (dtype, array))| {
-                (name, Fact::of_value(dtype, Value::Ints(array.into_shared())))
+                (
+                    name,
+                    Fact::of_value(dtype, Value::Ints(array.into_shared())),
+                )
             })
             .collect();
         loop {

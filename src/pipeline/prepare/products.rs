@@ -12,7 +12,7 @@ use crate::onnx::op;
 use crate::onnx::{DataType, tensor};
 use crate::pipeline::job::Job;
 use crate::recognise::asks_rank;
-use crate::rewrite::{self, Rewritten, RewriteError};
+use crate::rewrite::{self, RewriteError, Rewritten};
 
 /// Stores what constants alone tell of a weight or bias: a Gather of one expert's matrix, W + A B of a LoRA. The engine
 /// evaluates all of them in one run; what it cannot stays as it is.
@@ -62,28 +62,27 @@ pub(super) fn store_weights(
 fn computed_weights(job: &Job, view: &View) -> Vec<(NodeId, usize, ValueId)> {
     let fixed = view.fixed_values();
     let dynamic = |v: &ValueId| !fixed.contains(v) && !view.is_constant(*v);
-    let is_product = |node: NodeId| {
-        matches!(
-            view.op(node),
-            op::MatMul | op::Gemm | op::Einsum | op::Conv
-        )
-    };
+    let is_product =
+        |node: NodeId| matches!(view.op(node), op::MatMul | op::Gemm | op::Einsum | op::Conv);
     let mut found = Vec::new();
     for (node, proto) in view.nodes() {
         if job.options.refuses(view.node_name(node)).is_some() {
             continue;
         }
-        let inputs = (0..proto.input.len()).filter_map(|slot| Some((slot, view.input(node, slot)?)));
+        let inputs =
+            (0..proto.input.len()).filter_map(|slot| Some((slot, view.input(node, slot)?)));
         let inputs: Vec<(usize, ValueId)> = inputs.collect();
         let behind_product = |v: ValueId| view.producer(v).is_some_and(|(p, _)| is_product(p));
         let counts = match view.op(node) {
-            op::Add => inputs.iter().any(|&(_, v)| dynamic(&v) && behind_product(v)),
+            op::Add => inputs
+                .iter()
+                .any(|&(_, v)| dynamic(&v) && behind_product(v)),
             _ => is_product(node) && inputs.iter().any(|(_, v)| dynamic(v)),
         };
         if counts {
-            let computed = inputs.into_iter().filter(|&(_, v)| {
-                fixed.contains(&v) && !view.is_constant(v) && of_floats(view, v)
-            });
+            let computed = inputs
+                .into_iter()
+                .filter(|&(_, v)| fixed.contains(&v) && !view.is_constant(v) && of_floats(view, v));
             found.extend(computed.map(|(slot, value)| (node, slot, value)));
         }
     }
@@ -128,7 +127,11 @@ fn evaluate(job: &Job, view: &View, values: &[ValueId]) -> Option<Weights> {
         let dtype = facts.dtype(&name)?;
         Some((name, (array, dtype)))
     });
-    Some(typed.filter(|(_, (_, dtype))| tensor::is_float(*dtype)).collect())
+    Some(
+        typed
+            .filter(|(_, (_, dtype))| tensor::is_float(*dtype))
+            .collect(),
+    )
 }
 
 /// Writes Linears in another layout as MatMuls. How many axes a value has is what the file states or two rows show.
@@ -182,7 +185,9 @@ pub(in crate::pipeline) fn restore(
 ) -> Result<(), Error> {
     for one in rewritten {
         let patch = one.restore(&model.view());
-        model.apply(patch.into_iter().collect()).map_err(RewriteError::from)?;
+        model
+            .apply(patch.into_iter().collect())
+            .map_err(RewriteError::from)?;
     }
     Ok(())
 }

@@ -40,7 +40,11 @@ fn written_out(equation: &str, shapes: &[Vec<usize>]) -> Option<String> {
         true => shape.len().checked_sub(term.len() - DOTS.len()),
         false => Some(0),
     };
-    let counts: Option<Vec<usize>> = terms.iter().zip(shapes).map(|(t, s)| hidden(t, s)).collect();
+    let counts: Option<Vec<usize>> = terms
+        .iter()
+        .zip(shapes)
+        .map(|(t, s)| hidden(t, s))
+        .collect();
     let counts = counts.filter(|counts| counts.len() == terms.len())?;
     let most = counts.iter().copied().max()?;
     let letters: String = free.by_ref().take(most).collect();
@@ -75,7 +79,10 @@ mod tests {
             assert_eq!(written.as_deref(), Some(expected));
         };
         equal(of("nd,...d->...n", &[&[4, 3], &[2, 5, 3]]), "nd,abd->abn");
-        equal(of("...d,...n->...dn", &[&[2, 5, 3], &[5, 4]]), "abd,bn->abdn");
+        equal(
+            of("...d,...n->...dn", &[&[2, 5, 3], &[5, 4]]),
+            "abd,bn->abdn",
+        );
         equal(of("...d,d->...", &[&[3], &[3]]), "d,d->");
         assert_eq!(of("...d,...n->...dn", &[&[2, 3], &[1, 4]]), None);
         assert_eq!(of("...bd,d->...b", &[&[3], &[3]]), None);
