@@ -44,6 +44,7 @@ pub(crate) enum Command {
     Verify(super::verify::Arguments),
     Lint(super::lint::Arguments),
     Diff(super::diff::Arguments),
+    Dequantize(super::dequantize::Arguments),
 }
 
 /// The arguments of the main job.

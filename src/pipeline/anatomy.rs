@@ -159,7 +159,7 @@ fn without_shapes(error: &dyn std::fmt::Display) -> String {
 }
 
 /// What can be recognised in the graph alone.
-fn without_running(original: &Model, options: &Options) -> Inspection {
+pub(super) fn without_running(original: &Model, options: &Options) -> Inspection {
     let mut model = FlatModel::of(original.clone());
     if model.edit(|m| inline(m, &|_| true)).is_err() {
         model = FlatModel::of(original.clone());

@@ -1,8 +1,9 @@
 //! [`inspect`]: only the first step of a run.
 
+use super::anatomy::without_running;
 use super::job::{Clock, Job};
 use super::judge::rows::Rows;
-use super::prepare::Prepared;
+use super::prepare::{Prepared, any_candidate, nothing_because};
 use crate::calibrate::{Dataset, Engine, with_threads};
 use crate::error::Error;
 use crate::graph::branches::FlatModel;
@@ -68,4 +69,17 @@ pub fn inspect(
             closed: prepared.changes.closed,
         })
     })?
+}
+
+/// Whether a model has anything that could be quantized, before there is data.
+///
+/// # Errors
+/// [`Error::NothingToQuantize`] if it has not, whatever data may show: no product with a weight in float.
+pub fn check_quantizable(original: &Model, options: &Options) -> Result<(), Error> {
+    let seen = without_running(original, options);
+    if any_candidate(&seen.model.view()) {
+        return Ok(());
+    }
+    let because = nothing_because(std::iter::empty(), &seen.found);
+    Err(Error::NothingToQuantize(because))
 }

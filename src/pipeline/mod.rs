@@ -34,7 +34,7 @@ use crate::review::Report;
 use crate::solve::Method;
 
 pub use anatomy::anatomy;
-pub use inspect::{Inspection, inspect};
+pub use inspect::{Inspection, check_quantizable, inspect};
 
 use build::{KnownWeights, Source};
 use calibrate::Calibrated;

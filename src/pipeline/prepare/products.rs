@@ -101,6 +101,30 @@ fn of_floats(view: &View, value: ValueId) -> bool {
     cut(view, &[value], |_| false, take).is_ok()
 }
 
+/// Whether there is a product with a factor in float that no input reaches: without one there is no Linear, whatever data
+/// shows.
+pub(in crate::pipeline) fn any_candidate(view: &View) -> bool {
+    const PRODUCTS: [&str; 9] = [
+        op::Attention,
+        op::Conv,
+        op::Einsum,
+        op::FusedGemm,
+        op::FusedMatMul,
+        op::Gemm,
+        op::GemmFastGelu,
+        op::MatMul,
+        op::PackedAttention,
+    ];
+    let fixed = view.fixed_values();
+    let factor = |value: ValueId| {
+        (fixed.contains(&value) || view.is_constant(value)) && of_floats(view, value)
+    };
+    view.nodes().any(|(node, proto)| {
+        let inputs = (0..proto.input.len().min(2)).filter_map(|slot| view.input(node, slot));
+        PRODUCTS.contains(&proto.op_type()) && inputs.into_iter().any(factor)
+    })
+}
+
 type Weights = BTreeMap<String, (ndarray::ArrayD<f32>, DataType)>;
 
 /// The float arrays of values that no input reaches, with their types in the file.

@@ -1,0 +1,256 @@
+//! The float model that a quantized one stands for: what is rounded reads the real numbers again, stored integers become the
+//! numbers that they mean, and the operators that multiply integers become those that multiply floats.
+//!
+//! ```text
+//! x ─ Q ─ DQ ─ MatMul(DQ(W))                                        x ─ MatMul((W − z) s)
+//! x ─ DynamicQuantizeLinear ─ MatMulInteger(W) ─ Cast ─ Mul(s_x s)  x ─ MatMul((W − z) s)
+//! x ─ Q ─ QLinearMatMul(W) ─ QLinearAdd ─ DQ                        x ─ MatMul((W − z) s) ─ Add
+//! ```
+//!
+//! *Matches* QuantizeLinear, DynamicQuantizeLinear and DequantizeLinear; MatMulInteger, ConvInteger, QLinearMatMul, QLinearConv
+//! of ONNX; QGemm, MatMulIntegerToFloat, DynamicQuantizeMatMul, QAttention and the `QLinear…` operators of ONNX Runtime; between
+//! them whatever only picks and rearranges integers.
+//!
+//! A range that ends at 0 cuts what is negative: ONNX Runtime's quantizer leaves out a Relu before it. It is put back behind
+//! what may be negative, so that the result computes what the quantized model does but for the rounding.
+//!
+//! *Left as it is*, and told: an operator on integers that is none of these, and what only it reads.
+
+mod integers;
+mod operators;
+mod values;
+
+use std::collections::BTreeMap;
+
+use super::RewriteError;
+use crate::graph::branches::FlatModel;
+use crate::graph::{Names, NodeId, Patch, Use, ValueId, View, apply};
+use crate::onnx::Model;
+use crate::onnx::node::make_node;
+use crate::onnx::op;
+use crate::onnx::proto::{NodeProto, TensorProto};
+
+use integers::Sum;
+
+/// What became float, and what did not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dequantized {
+    /// How many tensors of integers were stored as the numbers they mean.
+    pub weights: usize,
+    /// How many operators on integers became operators on floats.
+    pub operators: usize,
+    /// The nodes that still quantize, dequantize or compute with integers, by name and operator.
+    pub left: Vec<(String, String)>,
+}
+
+/// A quantized model as a float one, and what was done; a model without quantization stays as it is.
+///
+/// # Errors
+/// [`RewriteError::Patch`]: a defect of this tool.
+pub fn dequantize(model: &Model) -> Result<(Model, Dequantized), RewriteError> {
+    let mut flat = FlatModel::of(model.clone());
+    let done = flat.edit(in_list)?;
+    Ok((flat.unflatten(), done))
+}
+
+/// The same for the main graph of a model.
+fn in_list(model: &mut Model) -> Result<Dequantized, RewriteError> {
+    let view = View::new(model);
+    let mut names = Names::new(model);
+    let mut writer = Writer {
+        view: &view,
+        names: &mut names,
+        patch: Patch::new("compute in float again"),
+        real: BTreeMap::new(),
+        instead: BTreeMap::new(),
+        scales: BTreeMap::new(),
+        sums: BTreeMap::new(),
+        stored: BTreeMap::new(),
+        done: Dequantized::default(),
+    };
+    for (node, _) in view.nodes() {
+        writer.node(node);
+    }
+    let Writer {
+        mut patch,
+        instead,
+        mut done,
+        ..
+    } = writer;
+    for (&value, float) in &instead {
+        for reader in view.uses(value) {
+            if let Use::Node { node, input } = *reader {
+                patch.rewire(node, input, float.clone());
+            }
+        }
+    }
+    drop(view);
+    apply(model, vec![patch])?;
+    done.left = left(&View::new(model));
+    Ok(done)
+}
+
+/// Whether an operator quantizes, dequantizes, or computes with quantized numbers.
+pub(super) fn on_integers(op: &str) -> bool {
+    let starts = [
+        "QLinear",
+        "QGemm",
+        "QAttention",
+        "QMoE",
+        "QOrdered",
+        "QEmbed",
+        "DynamicQuantize",
+    ];
+    let others = [
+        op::QuantizeLinear,
+        op::DequantizeLinear,
+        op::MatMulInteger,
+        op::MatMulIntegerToFloat,
+        op::ConvInteger,
+        op::MatMulNBits,
+    ];
+    others.contains(&op) || starts.iter().any(|start| op.starts_with(start))
+}
+
+fn left(view: &View) -> Vec<(String, String)> {
+    let nodes = view.nodes().filter(|(_, node)| on_integers(node.op_type()));
+    nodes
+        .map(|(id, node)| (view.node_name(id).to_owned(), node.op_type().to_owned()))
+        .collect()
+}
+
+struct Writer<'a, 'm> {
+    view: &'a View<'m>,
+    names: &'a mut Names,
+    patch: Patch,
+    /// Values of integers, and the float value that each is a rounding of.
+    real: BTreeMap<ValueId, String>,
+    /// Float values that are read in place of others.
+    instead: BTreeMap<ValueId, String>,
+    /// The scales that values of integers were made with.
+    scales: BTreeMap<ValueId, ValueId>,
+    /// Products of integers, on the way to their scales.
+    sums: BTreeMap<ValueId, Sum>,
+    /// Constants by what they are made of.
+    stored: BTreeMap<String, String>,
+    done: Dequantized,
+}
+
+impl Writer<'_, '_> {
+    /// What becomes of one node, those before it being done. A node that is nothing to it reads float values in place of others.
+    fn node(&mut self, node: NodeId) {
+        let view = self.view;
+        let proto = view.node(node);
+        match proto.op_type() {
+            op::QuantizeLinear => self.quantize(node),
+            op::DynamicQuantizeLinear => {
+                if let (Some(x), Some(q)) = (self.float_input(node, 0), view.output(node, 0)) {
+                    self.real.insert(q, x);
+                    self.scales.extend(view.output(node, 1).map(|s| (q, s)));
+                }
+            }
+            op::DequantizeLinear => self.dequantize(node),
+            op::MatMulInteger | op::ConvInteger => self.integer_product(node),
+            op::Cast => {
+                let sum = view.input(node, 0).and_then(|x| self.sums.get(&x)).cloned();
+                self.sums.extend(view.output(node, 0).zip(sum));
+            }
+            op::Mul => self.scaled_product(node),
+            _ => self.operator(node),
+        }
+    }
+
+    /// A float input of a node, as it is read from now on.
+    fn float_input(&self, node: NodeId, slot: usize) -> Option<String> {
+        Some(self.float_value(self.view.input(node, slot)?))
+    }
+
+    fn float_value(&self, value: ValueId) -> String {
+        let name = || self.view.name(value).to_owned();
+        self.instead.get(&value).cloned().unwrap_or_else(name)
+    }
+
+    /// A constant is rounded where it is dequantized.
+    fn quantize(&mut self, node: NodeId) {
+        let view = self.view;
+        let (Some(x), Some(scale), Some(q)) = (
+            view.input(node, 0),
+            view.input(node, 1),
+            view.output(node, 0),
+        ) else {
+            return;
+        };
+        if view.is_constant(x) {
+            return;
+        }
+        let float = self.float_value(x);
+        let float = self.not_below_zero(node, Some(x), float, [Some(scale), view.input(node, 2)]);
+        self.real.insert(q, float);
+        self.scales.insert(q, scale);
+    }
+
+    fn dequantize(&mut self, node: NodeId) {
+        let view = self.view;
+        let (Some(q), Some(scale), Some(y)) = (
+            view.input(node, 0),
+            view.input(node, 1),
+            view.output(node, 0),
+        ) else {
+            return;
+        };
+        let Some(float) = self.float_of(node, q, [Some(scale), view.input(node, 2)], Some(node))
+        else {
+            return;
+        };
+        let read_by_name = |reader: &Use| !matches!(reader, Use::Node { .. });
+        if view.uses(y).iter().any(read_by_name) {
+            let name = view.node_name(node);
+            let identity = make_node(op::Identity, name, &[&float], &[view.name(y)], vec![]);
+            self.patch.replace(node, identity);
+        }
+        self.instead.insert(y, float);
+    }
+
+    /// Puts a node before `at`, under the name of the one that it stands for, and returns its new value.
+    fn insert(&mut self, at: NodeId, mut node: NodeProto, output: &str) -> String {
+        let value = self.names.unique(plain(output));
+        node.output = vec![value.clone()];
+        node.name = Some(self.names.unique(plain(node.name())));
+        self.patch.insert_before(at, node);
+        value
+    }
+
+    /// A constant, once for each `key`.
+    fn constant(
+        &mut self,
+        key: String,
+        base: &str,
+        make: impl FnOnce(&str) -> TensorProto,
+    ) -> String {
+        if let Some(name) = self.stored.get(&key) {
+            return name.clone();
+        }
+        let name = self.names.unique(plain(base));
+        self.patch.add_initializer(make(&name));
+        self.done.weights += 1;
+        self.stored.insert(key, name.clone());
+        name
+    }
+}
+
+/// A name without what quantizers put behind it.
+fn plain(name: &str) -> &str {
+    const ADDED: [&str; 6] = [
+        "_quantized",
+        "_quant",
+        "_QuantizeLinear",
+        "_DequantizeLinear",
+        "_QuantizeLinear_Output",
+        "_DequantizeLinear_Output",
+    ];
+    let stripped = ADDED.iter().filter_map(|added| name.strip_suffix(added));
+    stripped
+        .min_by_key(|rest| rest.len())
+        .filter(|rest| !rest.is_empty())
+        .unwrap_or(name)
+}
