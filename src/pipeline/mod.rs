@@ -124,6 +124,7 @@ fn best_plan(
     };
     let written = strategy::keep_float(written, wish, sites, &units, judge)?;
     let written = strategy::quantize_attention(written, job.options, judge)?;
+    let written = strategy::quantize_embeddings(written, job.options, judge)?;
     strategy::compare_with_qdq(written, judge)
 }
 

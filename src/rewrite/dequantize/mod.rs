@@ -22,7 +22,7 @@ mod values;
 
 use std::collections::BTreeMap;
 
-use super::RewriteError;
+use super::{RewriteError, quantized_table};
 use crate::graph::branches::FlatModel;
 use crate::graph::{Names, NodeId, Patch, Use, ValueId, View, apply};
 use crate::onnx::Model;
@@ -155,6 +155,7 @@ impl Writer<'_, '_> {
                 let sum = view.input(node, 0).and_then(|x| self.sums.get(&x)).cloned();
                 self.sums.extend(view.output(node, 0).zip(sum));
             }
+            op::Mul if self.table(node) => {}
             op::Mul => self.scaled_product(node),
             _ => self.operator(node),
         }
@@ -198,6 +199,11 @@ impl Writer<'_, '_> {
         ) else {
             return;
         };
+        // The rows of a table are put together where they meet their scales.
+        let reader = view.only_reader(y).map(|(reader, _)| reader);
+        if reader.is_some_and(|reader| quantized_table(view, reader).is_some()) {
+            return;
+        }
         let Some(float) = self.float_of(node, q, [Some(scale), view.input(node, 2)], Some(node))
         else {
             return;
@@ -209,6 +215,27 @@ impl Writer<'_, '_> {
             self.patch.replace(node, identity);
         }
         self.instead.insert(y, float);
+    }
+
+    /// Whether a node multiplies the rows of a table in 8 bits by their scales; it then becomes the Gather of the float table.
+    fn table(&mut self, node: NodeId) -> bool {
+        let view = self.view;
+        let Some([ids, q, scales]) = quantized_table(view, node) else {
+            return false;
+        };
+        let Some(table) = self.stored_float(q, [Some(scales), None], 0, 0) else {
+            return false;
+        };
+        let proto = view.node(node);
+        let ids = self.float_value(ids);
+        let float = NodeProto {
+            op_type: Some(op::Gather.to_owned()),
+            input: vec![table, ids],
+            ..proto.clone()
+        };
+        self.patch.replace(node, float);
+        self.done.operators += 1;
+        true
     }
 
     /// Puts a node before `at`, under the name of the one that it stands for, and returns its new value.
