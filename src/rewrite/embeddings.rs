@@ -22,6 +22,9 @@ use crate::onnx::{DataType, op, tensor};
 /// Smaller tables save less than the three nodes are worth, in bytes.
 const SMALLEST: usize = 16 << 10;
 
+/// A table of less than one in so many bytes of all tables stays in float.
+const SMALL_PART: usize = 20;
+
 /// One table that rows are picked from by computed indices.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EmbeddingTable {
@@ -92,6 +95,9 @@ pub fn embedding_tables(view: &View) -> Vec<EmbeddingTable> {
             }
         }
     }
+    // The error of a small table is as large as that of a large one.
+    let all: usize = tables.iter().map(EmbeddingTable::bytes).sum();
+    tables.retain(|table| table.bytes() * SMALL_PART >= all);
     for table in &mut tables {
         let own: BTreeSet<NodeId> = table.gathers.iter().copied().collect();
         let other = |reader: &Use| !matches!(reader, Use::Node { node, .. } if own.contains(node));

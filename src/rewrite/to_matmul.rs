@@ -125,6 +125,9 @@ struct Writer<'a, 'm> {
     constants: Vec<TensorProto>,
 }
 
+/// A constant, and the order in which its axes are read.
+type Ordered = (ArrayD<f32>, Vec<usize>);
+
 /// What is added to the columns of a product, and the node behind it that did so.
 struct Added {
     bias: String,
@@ -362,10 +365,7 @@ impl Writer<'_, '_> {
 
     /// A constant that is added to y, with an axis for each of y, and the order of its axes that is the one of rows and
     /// columns. `None` if it is not one number per column.
-    fn per_column(
-        &self,
-        value: ValueId,
-    ) -> Result<Option<(ArrayD<f32>, Vec<usize>)>, RewriteError> {
+    fn per_column(&self, value: ValueId) -> Result<Option<Ordered>, RewriteError> {
         let layout = self.layout;
         let rows = match (layout.rows, self.rank) {
             (Some(rows), _) => rows,

@@ -2,25 +2,11 @@
 
 use ndarray::{ArrayD, IxDyn};
 
-use super::Writer;
 use super::values::numbers;
+use super::writer::{Sum, Writer, plain};
 use crate::graph::{NodeId, ValueId};
 use crate::onnx::proto::NodeProto;
 use crate::onnx::{op, tensor};
-
-/// A sum of products of integers that no scale was applied to.
-#[derive(Clone)]
-pub(super) struct Sum {
-    /// MatMulInteger or ConvInteger.
-    node: NodeId,
-    /// The float value that its first input is a rounding of.
-    x: String,
-    /// The scale of that.
-    scale: ValueId,
-    /// The stored integers, and their zero point.
-    weight: ValueId,
-    zero: Option<ValueId>,
-}
 
 impl Writer<'_, '_> {
     /// Keeps a product in mind until its scale is met.
@@ -74,7 +60,7 @@ impl Writer<'_, '_> {
         };
         let float = NodeProto {
             op_type: Some(if conv { op::Conv } else { op::MatMul }.to_owned()),
-            name: Some(self.names.unique(super::plain(proto.name()))),
+            name: Some(self.names.unique(plain(proto.name()))),
             input: vec![sum.x, weight],
             output: view.node(node).output.clone(),
             ..proto.clone()

@@ -19,29 +19,21 @@
 mod integers;
 mod operators;
 mod values;
+mod writer;
 
 use std::collections::BTreeMap;
 
 use super::{RewriteError, quantized_table};
 use crate::graph::branches::FlatModel;
-use crate::graph::{Names, NodeId, Patch, Use, ValueId, View, apply};
+use crate::graph::{Names, NodeId, Patch, Use, View, apply};
 use crate::onnx::Model;
 use crate::onnx::node::make_node;
 use crate::onnx::op;
-use crate::onnx::proto::{NodeProto, TensorProto};
+use crate::onnx::proto::NodeProto;
 
-use integers::Sum;
+use writer::Writer;
 
-/// What became float, and what did not.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Dequantized {
-    /// How many tensors of integers were stored as the numbers they mean.
-    pub weights: usize,
-    /// How many operators on integers became operators on floats.
-    pub operators: usize,
-    /// The nodes that still quantize, dequantize or compute with integers, by name and operator.
-    pub left: Vec<(String, String)>,
-}
+pub use writer::Dequantized;
 
 /// A quantized model as a float one, and what was done; a model without quantization stays as it is.
 ///
@@ -119,23 +111,6 @@ fn left(view: &View) -> Vec<(String, String)> {
         .collect()
 }
 
-struct Writer<'a, 'm> {
-    view: &'a View<'m>,
-    names: &'a mut Names,
-    patch: Patch,
-    /// Values of integers, and the float value that each is a rounding of.
-    real: BTreeMap<ValueId, String>,
-    /// Float values that are read in place of others.
-    instead: BTreeMap<ValueId, String>,
-    /// The scales that values of integers were made with.
-    scales: BTreeMap<ValueId, ValueId>,
-    /// Products of integers, on the way to their scales.
-    sums: BTreeMap<ValueId, Sum>,
-    /// Constants by what they are made of.
-    stored: BTreeMap<String, String>,
-    done: Dequantized,
-}
-
 impl Writer<'_, '_> {
     /// What becomes of one node, those before it being done. A node that is nothing to it reads float values in place of others.
     fn node(&mut self, node: NodeId) {
@@ -159,16 +134,6 @@ impl Writer<'_, '_> {
             op::Mul => self.scaled_product(node),
             _ => self.operator(node),
         }
-    }
-
-    /// A float input of a node, as it is read from now on.
-    fn float_input(&self, node: NodeId, slot: usize) -> Option<String> {
-        Some(self.float_value(self.view.input(node, slot)?))
-    }
-
-    fn float_value(&self, value: ValueId) -> String {
-        let name = || self.view.name(value).to_owned();
-        self.instead.get(&value).cloned().unwrap_or_else(name)
     }
 
     /// A constant is rounded where it is dequantized.
@@ -237,47 +202,4 @@ impl Writer<'_, '_> {
         self.done.operators += 1;
         true
     }
-
-    /// Puts a node before `at`, under the name of the one that it stands for, and returns its new value.
-    fn insert(&mut self, at: NodeId, mut node: NodeProto, output: &str) -> String {
-        let value = self.names.unique(plain(output));
-        node.output = vec![value.clone()];
-        node.name = Some(self.names.unique(plain(node.name())));
-        self.patch.insert_before(at, node);
-        value
-    }
-
-    /// A constant, once for each `key`.
-    fn constant(
-        &mut self,
-        key: String,
-        base: &str,
-        make: impl FnOnce(&str) -> TensorProto,
-    ) -> String {
-        if let Some(name) = self.stored.get(&key) {
-            return name.clone();
-        }
-        let name = self.names.unique(plain(base));
-        self.patch.add_initializer(make(&name));
-        self.done.weights += 1;
-        self.stored.insert(key, name.clone());
-        name
-    }
-}
-
-/// A name without what quantizers put behind it.
-fn plain(name: &str) -> &str {
-    const ADDED: [&str; 6] = [
-        "_quantized",
-        "_quant",
-        "_QuantizeLinear",
-        "_DequantizeLinear",
-        "_QuantizeLinear_Output",
-        "_DequantizeLinear_Output",
-    ];
-    let stripped = ADDED.iter().filter_map(|added| name.strip_suffix(added));
-    stripped
-        .min_by_key(|rest| rest.len())
-        .filter(|rest| !rest.is_empty())
-        .unwrap_or(name)
 }

@@ -2,8 +2,8 @@
 
 use ndarray::{ArrayD, IxDyn};
 
-use super::Writer;
 use super::values::Grid;
+use super::writer::{Writer, plain};
 use crate::graph::{NodeId, ValueId};
 use crate::onnx::node::{attr_f, attr_i, float_attr};
 use crate::onnx::proto::{AttributeProto, NodeProto};
@@ -42,7 +42,7 @@ impl Writer<'_, '_> {
             op::QGemm => self.gemm(node),
             op::QLinearConcat => self.concat(node),
             op::QLinearWhere => self.choice(node),
-            op::MatMulIntegerToFloat => self.to_float(node),
+            op::MatMulIntegerToFloat => self.integer_to_float(node),
             op::DynamicQuantizeMatMul => self.dynamic(node),
             op::QAttention => self.attention(node),
             _ => match (named(&OF_ONE), named(&OF_TWO)) {
@@ -110,7 +110,7 @@ impl Writer<'_, '_> {
         let float = NodeProto {
             op_type: Some(op.to_owned()),
             domain: domain.map(str::to_owned),
-            name: Some(self.names.unique(super::plain(proto.name()))),
+            name: Some(self.names.unique(plain(proto.name()))),
             input: inputs,
             attribute: attributes,
             ..proto.clone()
@@ -212,7 +212,7 @@ impl Writer<'_, '_> {
     }
 
     /// A, B, s_a, s_b, z_a, z_b, bias
-    fn to_float(&mut self, node: NodeId) -> Option<()> {
+    fn integer_to_float(&mut self, node: NodeId) -> Option<()> {
         let view = self.view;
         let slot = |slot: usize| view.input(node, slot);
         let x = self.numbers_of(node, slot(0)?, [slot(2), slot(4)], -2)?;

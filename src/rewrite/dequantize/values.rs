@@ -2,7 +2,7 @@
 
 use ndarray::{ArrayD, IxDyn};
 
-use super::Writer;
+use super::writer::{Writer, plain};
 use crate::graph::{Constant, NodeId, ValueId};
 use crate::onnx::node::{attr_i, make_node};
 use crate::onnx::{DataType, op, tensor};
@@ -101,10 +101,10 @@ impl Writer<'_, '_> {
             .collect();
         let new: Vec<String> = outputs
             .iter()
-            .map(|&o| self.names.unique(super::plain(view.name(o))))
+            .map(|&o| self.names.unique(plain(view.name(o))))
             .collect();
         float.output = new.clone();
-        float.name = Some(self.names.unique(super::plain(proto.name())));
+        float.name = Some(self.names.unique(plain(proto.name())));
         self.patch.insert_before(at, float);
         self.real.extend(outputs.into_iter().zip(new));
         self.real.get(&q).cloned()
