@@ -130,17 +130,15 @@ pub(super) fn match_at(view: &View, node: NodeId) -> Option<Result<Linear, Strin
         return None;
     }
     let (x, w) = (view.input(node, 0)?, view.input(node, 1)?);
-    let layout = in_other_layout(view, node);
     if view.is_constant(w) {
+        let layout = in_other_layout(view, node);
         return Some(match (layout, match_constant(view, node, x, w)) {
             (Some(reason), Err(_)) => Err(reason),
             (_, matched) => matched,
         });
     }
     let name = view.name(w);
-    let reason = if let Some(reason) = layout {
-        reason
-    } else if view.is_constant(x) {
+    let reason = if view.is_constant(x) {
         format!(
             "the constant `{}` is on the left of the product; a weight is expected on the right",
             view.name(x)

@@ -84,15 +84,7 @@ fn in_list(model: &mut Model) -> Result<Dequantized, RewriteError> {
 
 /// Whether an operator quantizes, dequantizes, or computes with quantized numbers.
 pub(super) fn on_integers(op: &str) -> bool {
-    let starts = [
-        "QLinear",
-        "QGemm",
-        "QAttention",
-        "QMoE",
-        "QOrdered",
-        "QEmbed",
-        "DynamicQuantize",
-    ];
+    let starts = ["QLinear", "QOrdered", "QEmbed", "DynamicQuantize"];
     let others = [
         op::QuantizeLinear,
         op::DequantizeLinear,
@@ -100,6 +92,9 @@ pub(super) fn on_integers(op: &str) -> bool {
         op::MatMulIntegerToFloat,
         op::ConvInteger,
         op::MatMulNBits,
+        op::QAttention,
+        op::QGemm,
+        op::QMoE,
     ];
     others.contains(&op) || starts.iter().any(|start| op.starts_with(start))
 }
