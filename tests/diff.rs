@@ -442,7 +442,10 @@ fn a_rotation_is_one_change() {
     }
     let (a, b) = rotation.factors();
     let names = ["H_A", "H_B"];
-    for (name, h) in names.iter().zip(rotation.matrices()) {
+    for (name, h) in names
+        .iter()
+        .zip([rotation.outer().unwrap(), rotation.inner()])
+    {
         let stored = tensor::from_f32(name, h.shape(), h.as_slice().unwrap(), DataType::Float);
         graph.initializer.push(stored);
     }

@@ -256,13 +256,18 @@ impl Page {
 
     /// `rotated    2 values by 24 x 16`.
     fn rotations(&mut self, anatomy: &Anatomy, verbose: bool) {
-        let mut sizes: BTreeMap<(usize, usize), usize> = BTreeMap::new();
+        let mut sizes: BTreeMap<(bool, (usize, usize)), usize> = BTreeMap::new();
         for rotation in &anatomy.rotations {
-            *sizes.entry(rotation.factors).or_default() += 1;
+            *sizes
+                .entry((rotation.blocks, rotation.factors))
+                .or_default() += 1;
         }
         let sizes = sizes.iter();
         let sizes: Vec<String> = sizes
-            .map(|((a, b), n)| format!("{n} by {a} x {b}"))
+            .map(|((blocks, (a, b)), n)| match blocks {
+                true => format!("{n} in {a} blocks of {b}"),
+                false => format!("{n} by {a} x {b}"),
+            })
             .collect();
         if !sizes.is_empty() {
             self.item("rotations", &sizes.join(", "));

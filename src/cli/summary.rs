@@ -215,7 +215,10 @@ fn sites(out: &mut String, report: &Report, verbose: bool) -> std::fmt::Result {
         }
         if let Some(rotation) = &site.rotation {
             let (a, b) = rotation.factors;
-            write!(out, ", rotated by {a} x {b}")?;
+            match rotation.form.as_str() {
+                "kronecker" => write!(out, ", rotated by {a} x {b}")?,
+                form => write!(out, ", rotated in {a} {form} of {b}")?,
+            }
         }
         write!(out, ", gain {:.1} dB", site.validated_gain_db)?;
         match site.reason.as_deref().filter(|_| verbose) {

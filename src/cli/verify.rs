@@ -236,8 +236,7 @@ fn layers(
         }
     }
     if shown.iter().any(|l| l.migrated) {
-        let line =
-            "  ~ held under a shift and scale per channel, which was taken off before comparing";
+        let line = "  ~ held under a shift and scale per channel, in another order or mixed within heads, which was undone before comparing";
         writeln!(out, "{}", table::wrap(line, 4, width))?;
     }
     match result.layers.len() - shown.len() {

@@ -137,7 +137,7 @@ fn first_plan(
 ) -> Result<Measured, Error> {
     let (prepared, options) = (&source.calibrated.prepared, job.options);
     let plain = |plan: &Plan| (options.method != Method::None).then(|| plan.plain(&prepared.sites));
-    let market = strategy::offers(&plan, prepared);
+    let market = strategy::offers(&plan, prepared, job.options.target);
     let rotated = strategy::rotate(&plan, plain(&plan), market, options.slowdown(), judge)?;
     let (known, note) = match rotated {
         Rotated::Better(written) => return Ok(written),

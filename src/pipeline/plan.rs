@@ -35,9 +35,10 @@ pub(crate) struct Plan {
 pub(crate) struct SitePlan {
     /// What the search found, used or not.
     pub found: Solution,
-    /// A better solution with a rotation before the Linears, which costs run time, if the search was asked for one.
-    pub rotated: Option<Box<Solution>>,
-    /// What the rotation of `found` costs and gains, if it has one.
+    /// Better solutions with a rotation before the Linears, which costs run time: the cheapest first, each better than those
+    /// before it. None if the search was not asked for them.
+    pub rotated: Vec<Solution>,
+    /// What the rotation of `found` costs, if it has one that stands before the Linears.
     pub bought: Option<Bought>,
     /// The block whose response the loss was measured at, if it was.
     pub response: Option<ResponseKind>,
@@ -51,13 +52,11 @@ pub(crate) struct SitePlan {
     pub dropped: Option<Dropped>,
 }
 
-/// What was paid for a rotation, and what for.
+/// What was paid for a rotation.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Bought {
     /// Percent of the run time, by the estimate of [`super::strategy::offers`].
     pub percent: f64,
-    /// Loss of the best solution without it over the loss with it, on calibration tokens that did not set the ranges, in dB.
-    pub gain_db: f64,
 }
 
 /// Why plain min-max is written for a site although the search had decided otherwise.
@@ -151,7 +150,7 @@ impl SitePlan {
         SitePlan {
             response: response.filter(|_| found.at_response),
             transform: transform(&found),
-            rotated: None,
+            rotated: Vec::new(),
             bought: None,
             range: found.range,
             margin: found.margin,
@@ -160,21 +159,17 @@ impl SitePlan {
         }
     }
 
-    /// The same with a better solution at hand that has a rotation.
-    pub(super) fn with_rotated(self, rotated: Option<Solution>) -> SitePlan {
-        SitePlan {
-            rotated: rotated.map(Box::new),
-            ..self
-        }
+    /// The same with better solutions at hand that have a rotation.
+    pub(super) fn with_rotated(self, rotated: Vec<Solution>) -> SitePlan {
+        SitePlan { rotated, ..self }
     }
 
-    /// The solution with the rotation in the place of what is done.
-    pub(super) fn rotate(&mut self, bought: Bought) {
-        if let Some(found) = self.rotated.take() {
-            let response = self.response;
+    /// The solution with rotation number `choice` in the place of what is done.
+    pub(super) fn rotate(&mut self, choice: usize, bought: Bought) {
+        if let Some(found) = self.rotated.get(choice) {
             *self = SitePlan {
                 bought: Some(bought),
-                ..SitePlan::of(*found, response)
+                ..SitePlan::of(found.clone(), self.response)
             };
         }
     }
@@ -293,6 +288,7 @@ mod tests {
             validated_gain_db: 3.0,
             curve: Vec::new(),
             at_response: true,
+            loss_without: None,
             energy: 1.0,
             share: None,
         }
@@ -324,6 +320,7 @@ mod tests {
         // A loss at the outputs of Linears was measured at no block.
         let elsewhere = Solution {
             at_response: false,
+            loss_without: None,
             energy: 1.0,
             share: None,
             ..found()

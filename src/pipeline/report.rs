@@ -119,7 +119,7 @@ impl Account<'_> {
                 solution: &plan.found,
                 response: plan.response,
                 transform: &plan.transform,
-                bought: plan.bought.map(|b| (b.percent, b.gain_db)),
+                percent: plan.bought.map_or(0.0, |b| b.percent),
                 margin: plan.margin,
                 discarded: plan.dropped.as_ref().map(Dropped::reason),
                 statistics: row.statistics.as_ref(),

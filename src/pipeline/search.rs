@@ -9,6 +9,7 @@ use super::responses::{Responses, Sequences};
 use super::sites::{SiteId, SiteRow, SiteTable, of_member, tied};
 use crate::calibrate::ChannelStats;
 use crate::graph::View;
+use crate::options::Format;
 use crate::recognise::Linear;
 use crate::site::{Sink, Site};
 use crate::solve::{
@@ -40,7 +41,7 @@ impl Plan {
                 let stats = prepared.sites.row(i).statistics.as_ref();
                 found[i] = joint.as_ref().zip(stats).map(|(joint, stats)| Found {
                     solution: of_member(&joint.solution, stats),
-                    rotated: joint.rotated.as_ref().map(|r| of_member(r, stats)),
+                    rotated: joint.rotated.iter().map(|r| of_member(r, stats)).collect(),
                 });
             }
         }
@@ -75,8 +76,8 @@ impl Plan {
 #[derive(Clone, Debug)]
 struct Found {
     solution: Solution,
-    /// A better one with a rotation, if there is one.
-    rotated: Option<Solution>,
+    /// Better ones with a rotation, the cheapest first.
+    rotated: Vec<Solution>,
 }
 
 /// The solution of a site on the tokens of all sites that are decided with it; `None` if another leads, or nothing is known.
@@ -109,9 +110,9 @@ fn solve_joint(
 /// What a rotation may do at sites that are decided together; `None` if none is wanted.
 fn turn<'a>(job: &Job, sites: &'a SiteTable, members: &[SiteId]) -> Option<Turn<'a>> {
     let options = job.options;
-    if options.slowdown() <= 0.0 {
-        return None;
-    }
+    // The extremes of products are known of columns as they are.
+    let columns_may_change = options.format != Format::QOperator;
+    let explicit = options.slowdown() > 0.0;
     let rows = || members.iter().map(|&i| sites.row(i));
     let ties = |row: &'a SiteRow| match &row.site.sink {
         Sink::Traced(trace) => trace.ties.as_deref(),
@@ -122,9 +123,16 @@ fn turn<'a>(job: &Job, sites: &'a SiteTable, members: &[SiteId]) -> Option<Turn<
         let rank = row.statistics.as_ref().map_or(0, |s| s.rank);
         row.site.has_sink() && rank > 1 && ties(row) == first
     };
-    rows().all(usable).then(|| Turn {
+    let head = sites.row(*members.first()?).site.mixable;
+    let head = head.filter(|_| columns_may_change && rows().all(|row| row.site.mixable == head));
+    let free = |row: &SiteRow| !row.site.reorder.is_empty();
+    let wanted = explicit || head.is_some();
+    (wanted && rows().all(usable)).then(|| Turn {
         ties: first,
         signs: rows().all(|row| row.site.allow_signs()),
+        reorder: columns_may_change && rows().all(free),
+        head,
+        explicit,
         least_gain_db: LEAST_GAIN_DB,
     })
 }

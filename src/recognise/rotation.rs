@@ -2,17 +2,18 @@
 //!
 //! ```text
 //! Reshape([.., A, B]) ── MatMul(·, H_B: [B, B]) ── MatMul(H_A: [A, A], ·) ── Reshape([.., A · B])
+//! Reshape([.., A, B]) ── MatMul(·, H_B: [B, B]) ───────────────────────── Reshape([.., A · B])
 //! ```
 //!
-//! *Matches* by form alone, because names do not survive other tools: two products of one chain, one with a constant on the
-//! right and one with a constant on the left, both square and orthogonal, between two Reshapes, with no other reader in
-//! between. No layer of a network is that: a Linear that is followed by a constant on the left mixes tokens, and trained
-//! weights are not orthogonal.
+//! *Matches* by form alone, because names do not survive other tools: one product with a constant on the right, or that and one
+//! with a constant on the left, both square and orthogonal, between two Reshapes that split and join the last axis, with no
+//! other reader in between. No layer of a network is that: a Linear that is followed by a constant on the left mixes tokens,
+//! and trained weights are not orthogonal.
 //!
 //! *Why*: the first product has a constant [K, N] on the right and would be a Linear, and quantized, in a second run.
 
 use super::weight::weight_facts;
-use crate::graph::{NodeId, View, is_orthogonal};
+use crate::graph::{NodeId, ValueId, View, is_orthogonal};
 use crate::onnx::op;
 
 /// A rotation of A · B channels that is written in the graph.
@@ -22,8 +23,8 @@ pub struct WrittenRotation {
     pub split: NodeId,
     /// The product with H_B.
     pub inner: NodeId,
-    /// The product with H_A.
-    pub outer: NodeId,
+    /// The product with H_A, where all channels are mixed and not only blocks of B.
+    pub outer: Option<NodeId>,
     /// The Reshape that joins the channels.
     pub joined: NodeId,
     /// A and B.
@@ -36,40 +37,62 @@ pub fn rotation_part(view: &View, node: NodeId) -> Option<WrittenRotation> {
         return None;
     }
     let (left, right) = (view.input(node, 0)?, view.input(node, 1)?);
+    let reader = |node: NodeId| Some(view.only_reader(view.output(node, 0)?)?.0);
     let (inner, outer) = match (view.is_constant(left), view.is_constant(right)) {
-        (false, true) => (node, view.only_reader(view.output(node, 0)?)?.0),
-        (true, false) => (view.producer(right)?.0, node),
+        (false, true) => (node, reader(node).filter(|&n| view.op(n) == op::MatMul)),
+        (true, false) => (view.producer(right)?.0, Some(node)),
         _ => return None,
     };
-    let products = [inner, outer].iter().all(|&n| view.op(n) == op::MatMul);
-    let (turned, reader) = (view.output(inner, 0)?, view.input(outer, 1)?);
+    let last = outer.unwrap_or(inner);
     let split = view.producer(view.input(inner, 0)?)?.0;
-    let joined = view.only_reader(view.output(outer, 0)?)?.0;
+    let joined = reader(last)?;
+    let products = view.op(inner) == op::MatMul
+        && outer.is_none_or(|outer| view.input(outer, 1) == view.output(inner, 0));
     let between = [split, joined].iter().all(|&n| view.op(n) == op::Reshape);
-    let alone = view.only_reader(view.output(split, 0)?)?.0 == inner
-        && view.only_reader(turned)?.0 == outer
-        && turned == reader;
+    let alone = reader(split)? == inner && outer.is_none_or(|outer| reader(inner) == Some(outer));
     if !products || !between || !alone {
         return None;
     }
+    let (a, b) = factors(view, split, view.input(inner, 1)?)?;
+    let width = *target(view, joined)?.last()?;
     // Sizes first: they cost nothing to read.
-    let square = |value| match weight_facts(view, value)?.0[..] {
-        [rows, columns] => (rows == columns).then_some(rows),
-        _ => None,
+    let outer_fits = match outer {
+        Some(outer) => square(view, view.input(outer, 0)?)? == a,
+        None => true,
     };
-    let (h_a, h_b) = (view.input(outer, 0)?, view.input(inner, 1)?);
-    let (a, b) = (square(h_a)?, square(h_b)?);
-    let target = view.constant(view.input(split, 1)?)?.into_ints()?;
-    let target: Vec<i64> = target.to_vec();
-    if !target.ends_with(&[a as i64, b as i64]) {
+    if !outer_fits || usize::try_from(width) != Ok(a * b) {
         return None;
     }
     let orthogonal = |value| Some(is_orthogonal(&view.constant(value)?.into_float()?.0));
-    (orthogonal(h_a)? && orthogonal(h_b)?).then_some(WrittenRotation {
+    let left = outer.map_or(Some(true), |outer| orthogonal(view.input(outer, 0)?));
+    (left? && orthogonal(view.input(inner, 1)?)?).then_some(WrittenRotation {
         split,
         inner,
         outer,
         joined,
         factors: (a, b),
     })
+}
+
+/// n of a constant [n, n].
+fn square(view: &View, value: ValueId) -> Option<usize> {
+    match weight_facts(view, value)?.0[..] {
+        [rows, columns] => (rows == columns).then_some(rows),
+        _ => None,
+    }
+}
+
+/// A and B of a Reshape to [.., A, B] before a product with `h: [B, B]`.
+fn factors(view: &View, split: NodeId, h: ValueId) -> Option<(usize, usize)> {
+    let b = square(view, h)?;
+    let target = target(view, split)?;
+    let &[.., a, last] = target.as_slice() else {
+        return None;
+    };
+    (usize::try_from(last) == Ok(b)).then_some((usize::try_from(a).ok()?, b))
+}
+
+fn target(view: &View, reshape: NodeId) -> Option<Vec<i64>> {
+    let target = view.constant(view.input(reshape, 1)?)?.into_ints()?;
+    Some(target.to_vec())
 }

@@ -9,7 +9,7 @@ use super::{
 use crate::calibrate::{ChannelStats, OutputComparison};
 use crate::recognise::{Linear, NearMiss, Recognised};
 use crate::site::{Place, ResponseKind, Sink, Site, Trace};
-use crate::solve::{Migration, Rotation, Solution};
+use crate::solve::{Migration, Mixing, Rotation, Solution};
 
 /// One entry per output, with the figure of plain min-max quantization beside it if there is one.
 pub fn output_reports(
@@ -60,8 +60,8 @@ pub struct SiteDecision<'a> {
     pub response: Option<ResponseKind>,
     /// What is done.
     pub transform: &'a Migration,
-    /// What the rotation of `transform` costs, in percent of the run time, and gains, in dB.
-    pub bought: Option<(f64, f64)>,
+    /// What the rotation of `transform` costs, in percent of the run time.
+    pub percent: f64,
     /// The factor by which the range that is written differs from that of the calibration.
     pub margin: f32,
     /// Why the solution was discarded for plain min-max quantization, if it was.
@@ -113,7 +113,7 @@ pub fn site_report(decision: SiteDecision) -> SiteReport {
         rotation: transform
             .rotation
             .as_ref()
-            .map(|rotation| rotation_report(rotation, decision.bought)),
+            .map(|rotation| rotation_report(rotation, solution, decision.percent)),
         range_before: solution.range_before,
         range_after: if kept {
             solution.range_after
@@ -138,15 +138,21 @@ pub fn site_report(decision: SiteDecision) -> SiteReport {
     }
 }
 
-fn rotation_report(rotation: &Rotation, bought: Option<(f64, f64)>) -> RotationReport {
-    let (percent, gain_db) = bought.unwrap_or_default();
+fn rotation_report(rotation: &Rotation, solution: &Solution, percent: f64) -> RotationReport {
     let channels = 0..rotation.channels();
+    let form = match rotation.mixing() {
+        Mixing::All => "kronecker",
+        Mixing::Blocks => "blocks",
+        Mixing::Heads => "heads",
+    };
+    let without = solution.loss_without.unwrap_or(solution.loss_after);
     RotationReport {
-        form: "kronecker".to_owned(),
+        form: form.to_owned(),
         factors: rotation.factors(),
         negative: channels.filter(|&j| rotation.sign(j) < 0.0).collect(),
+        order: rotation.order().map(<[u32]>::to_vec),
         percent,
-        gain_db,
+        gain_db: 10.0 * (without / solution.loss_after).log10(),
     }
 }
 

@@ -173,17 +173,20 @@ pub struct SiteReport {
     pub validated_gain_db: f64,
 }
 
-/// The rotation R = diag(d) (H_Aᵀ ⊗ H_B) before the Linears of a site; see [`crate::solve::Rotation`].
+/// The rotation R = diag(d) P (H_Aᵀ ⊗ H_B) before the Linears of a site; see [`crate::solve::Rotation`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct RotationReport {
-    /// How it is written: "kronecker" (Reshape, two MatMuls, Reshape).
+    /// How it is written: "kronecker" (Reshape, two MatMuls, Reshape), "blocks" (Reshape, MatMul, Reshape; H_A is the identity),
+    /// "heads" (folded into the columns of the Linear that makes V; H_A is the identity).
     pub form: String,
     /// A and B.
     pub factors: (usize, usize),
     /// The channels where d is −1, ascending; these signs are folded with the scale.
     pub negative: Vec<usize>,
+    /// P: the channel in each place, where the channels stand in another order; it is folded into the Linears before.
+    pub order: Option<Vec<u32>>,
     /// What it costs, in percent of the run time, by an estimate.
     #[serde(deserialize_with = "number")]
     pub percent: f64,

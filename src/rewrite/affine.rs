@@ -1,6 +1,6 @@
 //! What happens to the value of one site.
 
-use crate::solve::Rotation;
+use crate::solve::{Mixing, Rotation};
 
 /// A rotation, and what must be known to write it.
 #[derive(Clone, Debug, PartialEq)]
@@ -9,6 +9,13 @@ pub struct Rotated {
     pub rotation: Rotation,
     /// The number of axes of x.
     pub rank: usize,
+}
+
+impl Rotated {
+    /// Whether R folds where the scale does.
+    pub(super) fn folds(&self) -> bool {
+        self.rotation.mixing() == Mixing::Heads
+    }
 }
 
 /// The transform x' = ((x − z) / s) R of one site; a missing part is the identity.
@@ -40,6 +47,19 @@ impl Affine {
             shift: self.shift.clone(),
             scale,
             rotation: None,
+        }
+    }
+
+    /// The same for a value whose place i has channel `order[i]`.
+    pub(super) fn reordered(&self, order: &[u32]) -> Affine {
+        let pick = |v: &Option<Vec<f32>>| {
+            let v = v.as_ref()?;
+            Some(order.iter().map(|&c| v[c as usize]).collect())
+        };
+        Affine {
+            shift: pick(&self.shift),
+            scale: pick(&self.scale),
+            rotation: self.rotation.clone(),
         }
     }
 

@@ -181,10 +181,10 @@ pub(super) fn without_factors(
 /// Everything that changes in one Linear y = x W + b:
 ///
 /// ```text
-/// W' = Rᵀ diag(s) W diag(1/s_y)        b' = (b + z W − z_y) / s_y
+/// W' = Rᵀ diag(s) W diag(1/s_y) R_y        b' = (b + z W − z_y) / s_y R_y
 /// ```
 ///
-/// with z, s: [C] and R of the site that the Linear reads and z_y, s_y: [N] of the sites that read its output.
+/// with z, s: [C] and R of the site that the Linear reads and z_y, s_y: [N], R_y of the sites that read its output.
 pub(super) struct LinearFold {
     /// z, s, R.
     input: Affine,
@@ -192,6 +192,63 @@ pub(super) struct LinearFold {
     pub output_shift: Vec<f32>,
     /// s_y.
     pub output_scale: Vec<f32>,
+    /// What happens to the columns after that.
+    pub columns: Columns,
+}
+
+/// What happens to the columns of a Linear behind z_y and s_y.
+#[derive(Default)]
+pub(super) struct Columns {
+    /// P: column i is what column `order[i]` was; empty if they stay where they are.
+    order: Vec<usize>,
+    /// H and, head after head, the columns that are mixed by it.
+    mixed: Option<(Array2<f32>, Vec<Vec<usize>>)>,
+}
+
+impl Columns {
+    /// Puts the `order.len()` columns from `first` on, of `n`, into another order.
+    pub(super) fn reorder(&mut self, n: usize, first: usize, order: &[u32]) {
+        if self.order.is_empty() {
+            self.order = (0..n).collect();
+        }
+        let places = self.order[first..first + order.len()].iter_mut();
+        places
+            .zip(order)
+            .for_each(|(place, &c)| *place = first + c as usize);
+    }
+
+    /// Mixes the columns of every head by a symmetric `h: [D, D]`. `channels` are those of the columns, with
+    /// head `c / D` and place `c % D` in it.
+    pub(super) fn mix(&mut self, h: Array2<f32>, channels: &[Option<u32>]) {
+        let size = h.nrows();
+        let mut heads: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for (column, channel) in channels.iter().enumerate() {
+            if let Some(c) = channel.map(|c| c as usize) {
+                heads.entry(c / size).or_insert_with(|| vec![column; size])[c % size] = column;
+            }
+        }
+        self.mixed = Some((h, heads.into_values().collect()));
+    }
+
+    fn change(&self) -> bool {
+        !self.order.is_empty() || self.mixed.is_some()
+    }
+
+    /// `x P R` for rows `x: [_, N]`.
+    fn apply(&self, mut x: Array2<f32>) -> Array2<f32> {
+        if !self.order.is_empty() {
+            x = x.select(Axis(1), &self.order);
+        }
+        if let Some((h, heads)) = &self.mixed {
+            for head in heads {
+                let mixed = x.select(Axis(1), head).dot(h);
+                for (&column, values) in head.iter().zip(mixed.columns()) {
+                    x.column_mut(column).assign(&values);
+                }
+            }
+        }
+        x
+    }
 }
 
 impl LinearFold {
@@ -201,6 +258,7 @@ impl LinearFold {
             input: Affine::default(),
             output_shift: vec![0.0; n],
             output_scale: vec![1.0; n],
+            columns: Columns::default(),
         }
     }
 
@@ -225,9 +283,11 @@ impl LinearFold {
         let scales_output = self.output_scale.iter().any(|&s| s != 1.0);
         let shifts_output = self.output_shift.iter().any(|&z| z != 0.0);
         let rotation = self.input.rotation.as_ref().map(|r| &r.rotation);
-        let new_weight = self.input.scale.is_some() || rotation.is_some() || scales_output;
-        let new_bias =
-            self.input.shift.is_some() || shifts_output || (scales_output && linear.bias.is_some());
+        let changes_output = scales_output || self.columns.change();
+        let new_weight = self.input.scale.is_some() || rotation.is_some() || changes_output;
+        let new_bias = self.input.shift.is_some()
+            || shifts_output
+            || (changes_output && linear.bias.is_some());
         let mut weight = linear.load_weight(view).ok_or_else(unreadable)?;
         if new_bias {
             let mut bias = linear
@@ -241,6 +301,8 @@ impl LinearFold {
             bias.iter_mut()
                 .zip(outputs)
                 .for_each(|(b, (z, s))| *b = (*b - z) / s);
+            let bias = self.columns.apply(bias.insert_axis(Axis(0)));
+            let bias = bias.remove_axis(Axis(0));
             let names = (&mut *names, &mut *copies);
             set_bias(of_bias, view, linear, bias, patch, names)?;
         }
@@ -256,6 +318,7 @@ impl LinearFold {
             if scales_output {
                 weight /= &ndarray::aview1(&self.output_scale);
             }
+            let weight = self.columns.apply(weight);
             let mut new = stored_weight(linear, weight);
             new.dtype = of_weight.of(new.dtype);
             let (at, names) = ((linear.node, 1), (names, copies));

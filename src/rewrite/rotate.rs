@@ -42,27 +42,32 @@ impl Rotations {
         names: &mut Names,
     ) -> Result<Vec<NodeProto>, RewriteError> {
         let (a, b) = rotated.rotation.factors();
-        let [outer, inner] = rotated.rotation.matrices();
         let kept = vec![0; rotated.rank.saturating_sub(1)];
         let size = |n: usize| n as i64;
         let split = [kept.clone(), vec![size(a), size(b)]].concat();
         let joined = [kept, vec![size(rotated.rotation.channels())]].concat();
         let split = self.shape(split, "split_shape", base, patch, names);
         let joined = self.shape(joined, "joined_shape", base, patch, names);
-        let inner = self.matrix(inner, dtype, base, patch, names)?;
-        let outer = self.matrix(outer, dtype, base, patch, names)?;
+        let inner = self.matrix(rotated.rotation.inner(), dtype, base, patch, names)?;
+        let outer = rotated.rotation.outer();
+        let outer = outer.map(|h| self.matrix(h, dtype, base, patch, names));
         let mut value = |suffix: &str| names.derive(after, suffix);
-        let [first, second, third] = ["split", "inner", "outer"].map(&mut value);
+        let [first, second] = ["split", "inner"].map(&mut value);
+        let third = outer.is_some().then(|| value("outer"));
         let mut node = |op: &str, suffix: &str, inputs: [&str; 2], output: &str| {
             let name = names.derive(base, suffix);
             make_node(op, &name, &inputs, &[output], vec![])
         };
-        Ok(vec![
+        let mut nodes = vec![
             node(op::Reshape, "rotate_split", [before, &split], &first),
             node(op::MatMul, "rotate_inner", [&first, &inner], &second),
-            node(op::MatMul, "rotate_outer", [&outer, &second], &third),
-            node(op::Reshape, "rotate_joined", [&third, &joined], after),
-        ])
+        ];
+        let mixed = third.as_ref().unwrap_or(&second);
+        if let Some(outer) = outer.transpose()? {
+            nodes.push(node(op::MatMul, "rotate_outer", [&outer, &second], mixed));
+        }
+        nodes.push(node(op::Reshape, "rotate_joined", [mixed, &joined], after));
+        Ok(nodes)
     }
 
     fn shape(

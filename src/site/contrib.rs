@@ -77,6 +77,28 @@ impl Walk<'_, '_> {
         Some(self.values(node, &form, output, labels, shift))
     }
 
+    /// The input of one of these operators that holds V, the channels of a head, and how many of its last axis are before V;
+    /// its output has `width` channels.
+    pub(super) fn heads_of_contrib(
+        &self,
+        node: NodeId,
+        width: usize,
+    ) -> Option<(usize, usize, usize)> {
+        let form = form(self.view, node)?;
+        let count = |attribute: &str| {
+            let count = attr_i(self.view.node(node), attribute)?;
+            usize::try_from(count).ok().filter(|&n| n > 0)
+        };
+        let size = width / count("num_heads")?;
+        let slot = value_slot(self.view, node);
+        let own = *self.shape_of_input(node, slot).ok()?.last()?;
+        let before = match slot {
+            0 => own.checked_sub(size * count(form.kv_heads)?)?,
+            _ => 0,
+        };
+        Some((slot, size, before))
+    }
+
     fn values(
         &mut self,
         node: NodeId,

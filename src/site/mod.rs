@@ -6,7 +6,9 @@
 
 mod compound;
 mod contrib;
+mod heads;
 mod labels;
+mod reorder;
 mod response;
 mod rules;
 mod sizes;
@@ -18,6 +20,7 @@ use crate::onnx::node::attr_ints;
 use crate::onnx::op;
 use crate::recognise::{Linear, LinearForm, LinearId, NormId, Passage, Recognised, passage};
 
+pub use reorder::Columns;
 pub use response::{Response, ResponseKind, response};
 pub use stream::{behind, normed_stream};
 pub use trace::{Fold, Place, Shapes, Trace};
@@ -55,6 +58,10 @@ pub struct Site {
     pub restore: bool,
     /// Whether a shift is free here: the sink has a β (or can be given one), and every bias can take z W.
     pub allow_shift: bool,
+    /// D, where R may mix the D channels of every head, and folds like a scale.
+    pub mixable: Option<usize>,
+    /// The Linears whose columns, each from its first on, are the channels, if those may stand in any order.
+    pub reorder: Vec<Columns>,
 }
 
 impl Site {
@@ -128,6 +135,8 @@ pub fn find_sites(
             copies: readers.copies,
             ranks,
             restore: readers.others,
+            mixable: None,
+            reorder: Vec::new(),
         });
     }
     for (l, linear) in found.linears.iter_enumerated() {
@@ -155,6 +164,8 @@ pub fn find_sites(
             ranks: vec![None],
             restore: false,
             allow_shift: false,
+            mixable: None,
+            reorder: Vec::new(),
         });
     }
     for site in sites.iter_mut().filter(|s| !s.has_sink()) {
@@ -164,9 +175,14 @@ pub fn find_sites(
             Some((_, reason)) => Err(reason.clone()),
             None => reach(view, found, shapes, site),
         };
+        if linear.channels_last() {
+            site.reorder = reorder::reorderable(view, found, site.value, &site.absorb, linear.k);
+        }
         match traced {
             Ok(trace) => {
                 site.allow_shift = trace.allow_shift && biases_take_shift(found, &site.linears);
+                let readers = users(&site.absorb);
+                site.mixable = heads::mixable(view, found, shapes, site.value, &readers, &trace);
                 site.sink = Sink::Traced(trace);
             }
             Err(reason) if extra_nodes && linear.channels_last() => {
@@ -207,14 +223,19 @@ fn no_sink(view: &View, found: &Recognised, linear: &Linear) -> String {
     }
 }
 
+/// Node inputs as uses of a value.
+fn users(inputs: &[(NodeId, usize)]) -> Vec<Use> {
+    let reader = |&(node, input): &(NodeId, usize)| Use::Node { node, input };
+    inputs.iter().map(reader).collect()
+}
+
 /// The constants behind the input of a site's Linears, or why none can be reached.
 fn reach(view: &View, found: &Recognised, shapes: &Shapes, site: &Site) -> Result<Trace, String> {
     let linear = &found.linears[site.linears[0]];
     if !linear.channels_last() || !shapes.contains_key(view.name(site.value)) {
         return Err(no_sink(view, found, linear));
     }
-    let reader = |&(node, input): &(NodeId, usize)| Use::Node { node, input };
-    let readers: Vec<Use> = site.absorb.iter().map(reader).collect();
+    let readers = users(&site.absorb);
     let mut trace = trace::trace(view, found, shapes, site.value, &readers)?;
     // One scale for all channels moves nothing from one to another.
     if let Some(ties) = &trace.ties {

@@ -62,6 +62,9 @@ impl Walk<'_, '_> {
         if output == 0 && passage(view, node).is_some() {
             return self.pass(node, 0, labels, shift);
         }
+        if self.elements.is_some() && !self.moves_elements(node) {
+            return self.end_at_product(node, labels);
+        }
         if let Some(done) = self.contrib(node, output, &labels, shift) {
             return done;
         }
@@ -150,6 +153,24 @@ impl Walk<'_, '_> {
             )),
             op => Err(format!("it is computed by {op} `{}`", view.node_name(node))),
         }
+    }
+
+    /// Whether an operator does nothing but move elements.
+    fn moves_elements(&self, node: NodeId) -> bool {
+        matches!(
+            self.view.op(node),
+            op::Transpose
+                | op::Reshape
+                | op::Squeeze
+                | op::Unsqueeze
+                | op::Flatten
+                | op::Expand
+                | op::Slice
+                | op::Split
+                | op::Gather
+                | op::SequenceAt
+                | op::Concat
+        )
     }
 
     /// The input `slot` of `node` must become what the labels say.

@@ -159,6 +159,7 @@ pub(super) fn trace(
             ties: Ties::new(channels),
             folds: Vec::new(),
             positive: false,
+            elements: None,
         };
         walk.visit(value, channels_last(shape), shift, readers)?;
         Ok::<_, String>(Trace {
@@ -171,6 +172,27 @@ pub(super) fn trace(
     attempt(Shift::Moves).or_else(|_| attempt(Shift::Stays))
 }
 
+/// Where probabilities are multiplied by V.
+#[derive(Clone)]
+pub(super) struct Product {
+    pub node: NodeId,
+    /// The input that holds V.
+    pub slot: usize,
+    /// D.
+    pub size: usize,
+    /// The elements of the site's value, by those of the output: a row of D after another.
+    pub elements: Labels,
+    /// How many of the last axis of the input are not V, before it.
+    pub before: usize,
+}
+
+/// What a walk over elements has come to.
+#[derive(Clone, Default)]
+pub(super) struct Ends {
+    pub products: Vec<Product>,
+    pub linears: Vec<(LinearId, Labels)>,
+}
+
 #[derive(Clone)]
 pub(super) struct Walk<'a, 'm> {
     pub(super) view: &'a View<'m>,
@@ -180,6 +202,8 @@ pub(super) struct Walk<'a, 'm> {
     pub(super) folds: Vec<Fold>,
     /// See [`Trace::positive`].
     pub(super) positive: bool,
+    /// Where a walk over elements ends ([`super::heads`]); `None` if this is one over channels.
+    pub(super) elements: Option<Ends>,
 }
 
 /// A norm or Linear whose output is `value`.
@@ -219,7 +243,14 @@ impl Walk<'_, '_> {
             }
         }
         if let Some(place) = sink(view, self.found, value) {
-            return self.fold_sink(place, &labels, shift);
+            return match (&mut self.elements, place) {
+                (None, place) => self.fold_sink(place, &labels, shift),
+                (Some(ends), Place::Linear(l)) => {
+                    ends.linears.push((l, labels));
+                    Ok(())
+                }
+                (Some(_), _) => Err("its elements come from a norm".to_owned()),
+            };
         }
         let Some((node, output)) = view.producer(value) else {
             return Err(format!("`{}` is no computed value", view.name(value)));

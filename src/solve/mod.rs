@@ -23,6 +23,7 @@ pub mod feedback;
 pub mod loss;
 pub mod migration;
 mod mix;
+pub mod orthogonal;
 pub mod output;
 pub mod quantize;
 pub mod response;
@@ -40,7 +41,7 @@ pub use quantize::{
 };
 pub use response::Response;
 pub use rotate::Turn;
-pub use rotation::Rotation;
+pub use rotation::{Mixing, Rotation};
 pub use search::{Recipe, solve_block, solve_both, solve_site, solve_site_with};
 
 use ndarray::ArrayView2;
@@ -136,6 +137,8 @@ pub struct Solution {
     pub loss_before: f64,
     /// Cross-fitted loss of this solution, same tokens.
     pub loss_after: f64,
+    /// Cross-fitted loss of the best solution without a rotation, if this one has one.
+    pub loss_without: Option<f64>,
     /// Energy of what the losses are the error of, on the same tokens: their ratio is that of noise to signal.
     pub energy: f64,
     /// Energy of the outputs over that of the stream that they are written to, where that is normed behind: the mean over the

@@ -1,33 +1,48 @@
-//! Orthogonal rotations that spread outlier channels and outlier tokens over all channels.
+//! Orthogonal rotations that spread outlier channels and outlier tokens over other channels.
 //!
 //! ```text
-//! R = diag(d) (H_Aᵀ ⊗ H_B)        d: [K] of ±1, H_A: [A, A], H_B: [B, B] orthogonal, K = A · B
-//! x R = vec(H_A · mat(d ∘ x) · H_B)        mat: [K] → [A, B], row-major
+//! R = diag(d) P (H_Aᵀ ⊗ H_B)        d: [K] of ±1, H_A: [A, A], H_B: [B, B] orthogonal, K = A · B
+//! x R = vec(H_A · mat(P (d ∘ x)) · H_B)        mat: [K] → [A, B], row-major, P: an order of the channels
 //! ```
 //!
 //! R Rᵀ = I, so x W = (x R)(Rᵀ W) exactly in real numbers. H_A and H_B have entries of nearly one size, so a channel or
 //! token that sticks out is spread over all K channels; the random signs keep channels that agree from adding up. As a
-//! Kronecker product R costs A + B multiplications per element, where a dense one costs K.
+//! Kronecker product R costs A + B multiplications per element, where a dense one costs K. With the identity for H_A only the
+//! B channels of a block are mixed, for B multiplications: nearly as good where P puts channels together that even each
+//! other out ([`Rotation::balanced`]).
 //!
-//! H_n with n = 2^a · m, m odd, is the Kronecker product of the Hadamard matrix of Sylvester, `±2^(−a/2)`, and the discrete
-//! Hartley matrix, `(cos + sin)(2π i j / m) / √m`, whose entries are at most √2 times the mean. Both are symmetric.
-//!
-//! Sources: QuaRot (Ashkboos et al., arXiv 2404.00456), SpinQuant (Liu et al., arXiv 2405.16406).
+//! H_n is that of [`super::orthogonal`]. Sources: QuaRot (Ashkboos et al., arXiv 2404.00456), SpinQuant (Liu et al., arXiv
+//! 2405.16406), DuQuant (Lin et al., arXiv 2406.01721) for blocks behind an order.
 
-use ndarray::linalg::{general_mat_mul, kron};
+use ndarray::linalg::general_mat_mul;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use serde::{Deserialize, Serialize};
 
 use super::mix::mix;
+use super::orthogonal::orthogonal;
 use super::wide::wide;
+
+/// Which channels a rotation mixes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mixing {
+    /// All of them: H_A ⊗ H_B.
+    All,
+    /// Those of a block of B: I ⊗ H_B.
+    Blocks,
+    /// The same where the blocks are heads, so that R can be folded like a scale ([`crate::site::Site::mixable`]).
+    Heads,
+}
 
 /// One rotation of K channels. Plain data: the matrices follow from it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rotation {
     /// A and B.
     factors: (usize, usize),
+    mixing: Mixing,
     /// Where d is −1, `[K]`.
     flipped: Vec<bool>,
+    /// P: place i has channel `order[i]`; `None` if they stay where they are.
+    order: Option<Vec<u32>>,
 }
 
 impl Rotation {
@@ -41,12 +56,34 @@ impl Rotation {
         let pairs = pairs.map(|inner| (channels / inner, inner));
         let usable = pairs.filter(|(outer, inner)| 2 * (outer + inner) <= channels);
         let factors = usable.min_by(|&a, &b| padded(a).total_cmp(&padded(b)))?;
+        Some(Self::new(factors, Mixing::All, seed))
+    }
+
+    /// The rotation of every block of `width` channels, with signs as those of [`Rotation::of`]. `None` if that does not divide
+    /// the channels, or mixes nothing.
+    pub fn blocks(channels: usize, width: usize, seed: u64) -> Option<Self> {
+        let fits = width > 1 && channels > 0 && channels.is_multiple_of(width);
+        fits.then(|| Self::new((channels / width, width), Mixing::Blocks, seed))
+    }
+
+    /// [`Rotation::blocks`] of heads.
+    pub fn heads(channels: usize, width: usize, seed: u64) -> Option<Self> {
+        let blocks = Self::blocks(channels, width, seed)?;
+        Some(Self {
+            mixing: Mixing::Heads,
+            ..blocks
+        })
+    }
+
+    fn new(factors: (usize, usize), mixing: Mixing, seed: u64) -> Self {
         let start = mix(seed);
         let flipped = |j: usize| mix(start.wrapping_add(j as u64)) & 1 == 1;
-        Some(Self {
+        Self {
             factors,
-            flipped: (0..channels).map(flipped).collect(),
-        })
+            mixing,
+            flipped: (0..factors.0 * factors.1).map(flipped).collect(),
+            order: None,
+        }
     }
 
     /// The same with one sign for channels that are tied: channel j has that of channel `ties[j]`.
@@ -64,6 +101,27 @@ impl Rotation {
         self
     }
 
+    /// The same behind the order that gives every block nearly the same sum of `energy: [K]`: channels from the largest to the
+    /// smallest, each to the block with the smallest sum that has room.
+    pub fn balanced(mut self, energy: &[f64]) -> Self {
+        let (blocks, width) = self.factors;
+        let mut largest: Vec<u32> = (0..energy.len() as u32).collect();
+        let of = |c: u32| energy[c as usize];
+        largest.sort_by(|&a, &b| of(b).total_cmp(&of(a)).then(a.cmp(&b)));
+        let mut members: Vec<Vec<u32>> = vec![Vec::with_capacity(width); blocks];
+        let mut sums = vec![0.0f64; blocks];
+        for channel in largest {
+            let room = (0..blocks).filter(|&i| members[i].len() < width);
+            let Some(block) = room.min_by(|&a, &b| sums[a].total_cmp(&sums[b])) else {
+                break;
+            };
+            members[block].push(channel);
+            sums[block] += of(channel);
+        }
+        self.order = Some(members.concat());
+        self
+    }
+
     /// K.
     pub fn channels(&self) -> usize {
         self.flipped.len()
@@ -74,9 +132,22 @@ impl Rotation {
         self.factors
     }
 
-    /// Multiplications per element as a CPU takes them: A + B, more where B is not a multiple of its lanes.
+    /// Which channels are mixed.
+    pub fn mixing(&self) -> Mixing {
+        self.mixing
+    }
+
+    /// P: place i has channel `order[i]`; `None` if the channels stay where they are.
+    pub fn order(&self) -> Option<&[u32]> {
+        self.order.as_deref()
+    }
+
+    /// Multiplications per element as a CPU takes them: A + B, or B, more where B is not a multiple of its lanes.
     pub fn cost(&self) -> f64 {
-        padded(self.factors)
+        match self.mixing {
+            Mixing::All => padded(self.factors),
+            Mixing::Blocks | Mixing::Heads => self.factors.1.next_multiple_of(LANES) as f64,
+        }
     }
 
     /// d of one channel.
@@ -89,9 +160,14 @@ impl Rotation {
         (0..self.channels()).map(|j| self.sign(j)).collect()
     }
 
-    /// H_A and H_B, which are symmetric.
-    pub fn matrices(&self) -> [Array2<f32>; 2] {
-        [self.factors.0, self.factors.1].map(orthogonal)
+    /// H_A, if all channels are mixed.
+    pub fn outer(&self) -> Option<Array2<f32>> {
+        (self.mixing == Mixing::All).then(|| orthogonal(self.factors.0))
+    }
+
+    /// H_B. Both are symmetric.
+    pub fn inner(&self) -> Array2<f32> {
+        orthogonal(self.factors.1)
     }
 
     /// `x ← x R` for tokens `x: [T, K]`, row-major.
@@ -102,9 +178,20 @@ impl Rotation {
             return;
         }
         multiply_rows(x, &signs);
-        let [outer, inner] = self.matrices();
+        if let Some(order) = &self.order {
+            let mut old = vec![0.0; order.len()];
+            for token in x.chunks_exact_mut(order.len()) {
+                old.copy_from_slice(token);
+                let places = token.iter_mut().zip(order);
+                places.for_each(|(v, &c)| *v = old[c as usize]);
+            }
+        }
         let mut half = vec![0.0; x.len()];
-        product((x, (x.len() / b, b)), &inner, &mut half);
+        product((x, (x.len() / b, b)), &self.inner(), &mut half);
+        let Some(outer) = self.outer() else {
+            x.copy_from_slice(&half);
+            return;
+        };
         for (half, token) in half.chunks_exact(a * b).zip(x.chunks_exact_mut(a * b)) {
             // H_A mat(x): the shapes are those of the slices.
             if let (Ok(half), Ok(mut token)) = (
@@ -120,21 +207,27 @@ impl Rotation {
     pub fn rotate_weight(&self, w: ArrayView2<f32>, scale: Option<&[f32]>) -> Array2<f32> {
         let (a, b) = self.factors;
         let n = w.ncols();
-        let mut scaled = w.as_standard_layout().into_owned();
-        for (j, mut row) in scaled.rows_mut().into_iter().enumerate() {
-            let factor = self.sign(j) * scale.map_or(1.0, |s| s[j]);
-            row.iter_mut().for_each(|v| *v *= factor);
+        let mut scaled = Array2::zeros(w.raw_dim());
+        for (place, mut row) in scaled.rows_mut().into_iter().enumerate() {
+            let channel = self.order.as_ref().map_or(place, |o| o[place] as usize);
+            let factor = self.sign(channel) * scale.map_or(1.0, |s| s[channel]);
+            let old = w.row(channel);
+            row.iter_mut().zip(old).for_each(|(v, w)| *v = w * factor);
         }
-        let [outer, inner] = self.matrices();
-        let mut half = Array2::zeros((a, b * n));
         // The rows of W are (a, b): [A, B · N] for the product from the left, then A blocks of [B, N].
-        if let Ok(scaled) = scaled.view().into_shape_with_order((a, b * n)) {
+        let mut half = scaled.clone();
+        if let (Some(outer), Ok(scaled), Ok(mut half)) = (
+            self.outer(),
+            scaled.view().into_shape_with_order((a, b * n)),
+            half.view_mut().into_shape_with_order((a, b * n)),
+        ) {
             general_mat_mul(1.0, &outer, &scaled, 0.0, &mut half);
         }
-        let size = b * n;
-        let blocks = half.as_slice().unwrap_or(&[]).chunks_exact(size.max(1));
+        let inner = self.inner();
+        let size = (b * n).max(1);
+        let blocks = half.as_slice().unwrap_or(&[]).chunks_exact(size);
         let out = scaled.as_slice_mut().unwrap_or(&mut []);
-        for (half, out) in blocks.zip(out.chunks_exact_mut(size.max(1))) {
+        for (half, out) in blocks.zip(out.chunks_exact_mut(size)) {
             if let (Ok(half), Ok(mut out)) = (
                 ArrayView2::from_shape((b, n), half),
                 ArrayViewMut2::from_shape((b, n), out),
@@ -175,48 +268,6 @@ fn multiply_each(rows: &mut [f32], factors: &[f32]) {
     for row in rows.chunks_exact_mut(factors.len()) {
         row.iter_mut().zip(factors).for_each(|(v, f)| *v *= f);
     }
-}
-
-/// The symmetric orthogonal matrix H_n.
-pub fn orthogonal(n: usize) -> Array2<f32> {
-    let power = 1 << n.trailing_zeros();
-    kron(&hadamard(power), &hartley(n / power)).mapv(|v| v as f32)
-}
-
-/// Sylvester's Hadamard matrix of a power of two, divided by √n: the sign is the parity of the bits that i and j share.
-fn hadamard(n: usize) -> Array2<f64> {
-    let size = 1.0 / (n as f64).sqrt();
-    Array2::from_shape_fn((n, n), |(i, j)| match (i & j).count_ones() % 2 {
-        0 => size,
-        _ => -size,
-    })
-}
-
-/// The discrete Hartley transform, divided by √n.
-fn hartley(n: usize) -> Array2<f64> {
-    let size = 1.0 / (n as f64).sqrt();
-    Array2::from_shape_fn((n, n), |(i, j)| {
-        let (cos, sin) = cos_sin((i * j % n) as f64 / n as f64);
-        (cos + sin) * size
-    })
-}
-
-/// cos and sin of `turns` turns, 0 ≤ turns < 1, by their series: the same bits on every computer, unlike those of the
-/// system's library.
-fn cos_sin(turns: f64) -> (f64, f64) {
-    let angle = std::f64::consts::TAU * if turns > 0.5 { turns - 1.0 } else { turns };
-    let (mut cos, mut sin, mut term) = (0.0, 0.0, 1.0);
-    // πⁿ / n! < 1e-17 from n = 30 on.
-    for n in 0..32 {
-        match n % 4 {
-            0 => cos += term,
-            1 => sin += term,
-            2 => cos -= term,
-            _ => sin -= term,
-        }
-        term *= angle / f64::from(n + 1);
-    }
-    (cos, sin)
 }
 
 #[cfg(test)]
@@ -260,31 +311,6 @@ mod tests {
         }
         for none in [0, 1, 2, 4, 12, 13, 22, 34, 1367, 2 * 1361] {
             assert_eq!(factors(none), None, "{none}");
-        }
-    }
-
-    #[test]
-    fn entries_are_of_nearly_one_size() {
-        for n in [1, 2, 3, 5, 7, 24, 35, 39, 44, 48] {
-            let h = orthogonal(n);
-            let largest = h.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-            let odd = n >> n.trailing_zeros() > 1;
-            let limit = if odd { 2f32.sqrt() } else { 1.0 };
-            assert!(
-                largest <= (limit + 1e-6) / (n as f32).sqrt(),
-                "{n}: {largest}"
-            );
-            assert_eq!(h, h.t());
-        }
-    }
-
-    #[test]
-    fn the_series_are_cosine_and_sine() {
-        for n in 0..1000 {
-            let turns = f64::from(n) / 1000.0;
-            let (cos, sin) = cos_sin(turns);
-            let angle = turns * std::f64::consts::TAU;
-            assert!((cos - angle.cos()).abs() < 1e-14 && (sin - angle.sin()).abs() < 1e-14);
         }
     }
 
@@ -338,6 +364,24 @@ mod tests {
     }
 
     #[test]
+    fn blocks_get_nearly_the_same_energy() {
+        let energy: Vec<f64> = (0..96)
+            .map(|c| if c < 6 { 100.0 } else { f64::from(c % 5) })
+            .collect();
+        let rotation = Rotation::blocks(96, 16, 0).unwrap().balanced(&energy);
+        let order = rotation.order().unwrap();
+        let mut channels = order.to_vec();
+        channels.sort_unstable();
+        assert!(channels.iter().copied().eq(0..96));
+        let sums = order
+            .chunks(16)
+            .map(|block| block.iter().map(|&c| energy[c as usize]).sum::<f64>());
+        // One of the large ones in each.
+        assert!(sums.into_iter().all(|sum| (125.0..135.0).contains(&sum)));
+        assert!(Rotation::blocks(96, 1, 0).is_none() && Rotation::blocks(96, 36, 0).is_none());
+    }
+
+    #[test]
     fn nothing_to_rotate() {
         let rotation = Rotation::of(16, 0).unwrap();
         rotation.rotate_tokens(&mut []);
@@ -357,10 +401,18 @@ mod tests {
         fn orthogonal_and_exact(
             channels in prop::sample::select(vec![16usize, 24, 30, 45, 64, 96, 105, 192, 576, 1365]),
             seed in any::<u64>(),
+            form in 0..3,
             tokens in 1usize..5,
             n in 1usize..7,
         ) {
-            let rotation = Rotation::of(channels, seed).unwrap();
+            let width = (2..channels).find(|w| channels.is_multiple_of(*w)).unwrap();
+            let energy: Vec<f64> = (0..channels as u64).map(|c| mix(seed ^ c) as f64).collect();
+            let rotation = match form {
+                0 => Rotation::of(channels, seed),
+                1 => Rotation::heads(channels, width, seed),
+                _ => Rotation::blocks(channels, width, seed).map(|r| r.balanced(&energy)),
+            };
+            let rotation = rotation.unwrap();
             let mut dense = Array2::eye(channels);
             rotation.rotate_tokens(dense.as_slice_mut().unwrap());
             let exact = dense.mapv(f64::from);

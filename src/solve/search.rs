@@ -103,13 +103,14 @@ pub fn solve_block(
     solve(problem, settings, &Recipe::default(), response, None).0
 }
 
-/// [`solve_block`], and a second solution with a rotation if `turn` allows one and its loss is lower.
+/// [`solve_block`], and further solutions with a rotation that costs run time, where `turn` allows it and the loss is lower:
+/// the cheapest first, each better than those before it. A rotation that is folded is a part of the first.
 pub fn solve_both(
     problem: &SiteProblem,
     settings: &SolveSettings,
     response: Option<&dyn Response>,
     turn: Option<&Turn>,
-) -> (Solution, Option<Solution>) {
+) -> (Solution, Vec<Solution>) {
     solve(problem, settings, &Recipe::default(), response, turn)
 }
 
@@ -130,7 +131,7 @@ fn solve(
     recipe: &Recipe,
     response: Option<&dyn Response>,
     turn: Option<&Turn>,
-) -> (Solution, Option<Solution>) {
+) -> (Solution, Vec<Solution>) {
     let all = all_tokens(problem);
     let columns = match settings.method {
         // Its scale is made from all columns.
@@ -156,22 +157,26 @@ fn solve(
                 None => loss.energy(),
             };
             solution.share = loss.share();
-            let rotated = turn.and_then(|turn| {
+            let mut rotated = Vec::new();
+            if let Some(turn) = turn {
                 let estimate = lowest(&surveyed).loss / surveyed_tokens(problem, recipe);
                 let block = response.filter(|_| at_response);
                 let site = rotate::Site::new(problem, settings, &loss, turn);
-                site.search(estimate, &solution, block)
-            });
+                if let Some(folded) = site.folded(estimate, &solution, block) {
+                    solution = folded;
+                }
+                rotated = site.explicit(estimate, &solution, block);
+            }
             (solution, rotated)
         }
         Method::SmoothQuant { alpha } => {
             let all = (&all.min[..], &all.max[..]);
-            (smoothquant::solve(problem, &loss, all, alpha), None)
+            (smoothquant::solve(problem, &loss, all, alpha), Vec::new())
         }
         Method::OsPlus | Method::None => {
             let trials = [Trial::nothing(vec![1.0])];
             let nothing = score(loss.directions(), &trials, |t, d| loss.evaluate(t, d))[0];
-            (apply(&loss, &all, nothing.loss, nothing), None)
+            (apply(&loss, &all, nothing.loss, nothing), Vec::new())
         }
     }
 }
@@ -446,6 +451,7 @@ impl Solution {
             validated_gain_db: gain_db(loss_before, loss_after),
             curve: Vec::new(),
             at_response: false,
+            loss_without: None,
             energy: 0.0,
             share: None,
         }

@@ -3,7 +3,7 @@
 use super::prove::*;
 use onnx_osplus::recognise::rotation_part;
 use onnx_osplus::rewrite::Rotated;
-use onnx_osplus::solve::Rotation;
+use onnx_osplus::solve::{Mixing, Rotation};
 
 /// Channels: 8 · 2 or more can be rotated.
 const K: usize = 16;
@@ -11,6 +11,19 @@ const K: usize = 16;
 /// Migrates all sites by random affines and a rotation each; checks that the outputs are the same, that the rotations are known,
 /// and that the Linears found are those of the original.
 fn prove_rotated(model: &Model, batch: Batch, rank: usize) -> Model {
+    prove_forms(model, batch, rank, |site, channels, seed| {
+        let rotation = Rotation::of(channels, seed);
+        rotation.filter(|_| site.has_sink())
+    })
+}
+
+/// The same with the rotation that `form` gives a site of so many channels.
+fn prove_forms(
+    model: &Model,
+    batch: Batch,
+    rank: usize,
+    form: impl Fn(&Site, usize, u64) -> Option<Rotation>,
+) -> Model {
     let view = View::new(model);
     let found = recognise(&view);
     let batches = [batch];
@@ -18,10 +31,10 @@ fn prove_rotated(model: &Model, batch: Batch, rank: usize) -> Model {
     let shapes = shapes(&TractEngine, model, &batches[0], &wanted).unwrap();
     let sites = find_sites(&view, &found, &shapes, true);
     let mut affines = affines(&found, &sites, &mut numbers(77));
-    let mut rotated = 0;
+    let mut products = 0;
     for (seed, (site, affine)) in sites.iter().zip(&mut affines).enumerate() {
-        let rotation = Rotation::of(found.linears[site.linears[0]].k, seed as u64);
-        let Some(rotation) = rotation.filter(|_| site.has_sink()) else {
+        let k = found.linears[site.linears[0]].k;
+        let Some(rotation) = form(site, k, seed as u64) else {
             continue;
         };
         let rotation = match &site.sink {
@@ -34,8 +47,12 @@ fn prove_rotated(model: &Model, batch: Batch, rank: usize) -> Model {
             true => rotation,
             false => rotation.unsigned(),
         };
+        products += match rotation.mixing() {
+            Mixing::All => 2,
+            Mixing::Blocks => 1,
+            Mixing::Heads => 0,
+        };
         affine.rotation = Some(Rotated { rotation, rank });
-        rotated += 1;
     }
     let migrations: Vec<_> = sites.iter().zip(affines).collect();
     let patches = migrate(&view, &found, &migrations, &mut Names::new(model)).unwrap();
@@ -58,7 +75,7 @@ fn prove_rotated(model: &Model, batch: Batch, rank: usize) -> Model {
     let parts = after
         .nodes()
         .filter_map(|(id, _)| rotation_part(&after, id));
-    assert_eq!(parts.count(), 2 * rotated);
+    assert_eq!(parts.count(), products);
     migrated
 }
 
@@ -147,6 +164,186 @@ fn channels_that_no_rotation_fits_stay() {
     assert_eq!(count(&model, "MatMul"), 4);
 }
 
+/// The sites of a model whose channels may stand in another order, and those whose heads may be mixed.
+fn freedom(model: &Model, batch: &Batch) -> (usize, usize) {
+    let view = View::new(model);
+    let found = recognise(&view);
+    let wanted = wanted_shapes(&view, &found);
+    let shapes = shapes(&TractEngine, model, batch, &wanted).unwrap();
+    let sites = find_sites(&view, &found, &shapes, true);
+    let ordered = sites.iter().filter(|s| !s.reorder.is_empty()).count();
+    (
+        ordered,
+        sites.iter().filter(|s| s.mixable.is_some()).count(),
+    )
+}
+
+/// Blocks behind an order wherever that is free.
+fn in_blocks(rank: usize, build: impl FnOnce(&mut Builder)) -> Model {
+    let shape: &[usize] = if rank == 3 { &[2, 3, K] } else { &[6, K] };
+    let (model, batch) = (graph(rank, K, 1, build), batch(shape, 1));
+    assert!(freedom(&model, &batch).0 > 0);
+    prove_forms(&model, batch, rank, |site, channels, seed| {
+        let energy: Vec<f64> = (0..channels).map(|c| ((c * 37) % 11) as f64).collect();
+        let blocks = Rotation::blocks(channels, 4, seed)?.balanced(&energy);
+        (!site.reorder.is_empty()).then_some(blocks)
+    })
+}
+
+#[test]
+fn blocks_behind_an_order_that_the_linears_before_take() {
+    for rank in [2, 3] {
+        let model = in_blocks(rank, |b| {
+            b.linear("x", "u", K, 24);
+            b.node("Erf", &["u"], "e");
+            b.node("Mul", &["u", "e"], "v");
+            b.linear("v", "y", 24, K);
+            b.output("y", K);
+        });
+        // The Mul that scales v stands before one product.
+        assert_eq!(count(&model, "MatMul") + count(&model, "Gemm"), 3);
+    }
+    // Both factors of a gated FFN are in the same order, and the scale is folded into one.
+    in_blocks(3, |b| {
+        b.linear("x", "gate", K, 24);
+        b.linear("x", "up", K, 24);
+        b.node("Sigmoid", &["gate"], "s");
+        b.node("Mul", &["gate", "s"], "act");
+        b.node("Mul", &["act", "up"], "v");
+        b.linear("v", "y", 24, K);
+        b.output("y", K);
+    });
+    // In one Linear.
+    in_blocks(3, |b| {
+        b.linear("x", "both", K, 48);
+        let split = b.node_with("Split", &["both"], "gate", vec![int_attr("axis", -1)]);
+        split.output.push("up".to_owned());
+        b.node("Sigmoid", &["gate"], "s");
+        b.node("Mul", &["s", "up"], "v");
+        b.linear("v", "y", 24, K);
+        b.output("y", K);
+    });
+    // A Relu, which no negative scale passes.
+    in_blocks(3, |b| {
+        b.linear("x", "u", K, 24);
+        b.node("Relu", &["u"], "v");
+        b.linear("v", "y", 24, K);
+        b.output("y", K);
+    });
+}
+
+#[test]
+fn an_order_that_someone_else_would_see_is_not_free() {
+    let ordered = |between: fn(&mut Builder)| {
+        let model = graph(3, K, 1, |b| {
+            b.linear("x", "u", K, 24);
+            between(b);
+            b.linear("v", "y", 24, K);
+            b.output("y", K);
+        });
+        freedom(&model, &batch(&[2, 3, K], 1)).0
+    };
+    assert_eq!(
+        ordered(|b| {
+            b.node("Erf", &["u"], "v");
+        }),
+        1
+    );
+    // A constant per channel; a norm; sums over channels; another reader of a value between, or of the last.
+    assert_eq!(
+        ordered(|b| {
+            let data: Vec<f32> = (0..24).map(|c| 1.0 + c as f32).collect();
+            b.constant("slope", &[24], &data);
+            b.node("Erf", &["u"], "e");
+            b.node("Mul", &["e", "slope"], "v");
+        }),
+        0
+    );
+    assert_eq!(
+        ordered(|b| {
+            b.node("Softmax", &["u"], "v");
+        }),
+        0
+    );
+    assert_eq!(
+        ordered(|b| {
+            b.node("Erf", &["u"], "v");
+            b.node("Neg", &["u"], "z");
+            b.output("z", 24);
+        }),
+        0
+    );
+    assert_eq!(
+        ordered(|b| {
+            b.node("Erf", &["u"], "v");
+            b.node("Neg", &["v"], "z");
+            b.output("z", 24);
+        }),
+        0
+    );
+    // Whoever reads the shape sees no order.
+    assert_eq!(
+        ordered(|b| {
+            b.node("Erf", &["u"], "v");
+            b.node("Shape", &["v"], "size");
+            b.graph.output.push(info("size", DataType::Int64, &[]));
+        }),
+        1
+    );
+}
+
+/// Heads mixed in the columns of V: no node more.
+fn in_heads(size: usize, build: impl FnOnce(&mut Builder)) {
+    let (model, batch) = (graph(3, K, 1, build), batch(&[2, 3, K], 1));
+    assert_eq!(freedom(&model, &batch).1, 1);
+    let nodes = |model: &Model| {
+        let added = ["Mul", "Add"];
+        let nodes = model.graph().node.iter();
+        nodes.filter(|n| !added.contains(&n.op_type())).count()
+    };
+    let before = nodes(&model);
+    let after = prove_forms(&model, batch, 3, |site, channels, seed| {
+        assert!(site.mixable.is_none_or(|found| found == size));
+        Rotation::heads(channels, site.mixable?, seed)
+    });
+    assert_eq!(nodes(&after), before);
+}
+
+#[test]
+fn heads_are_mixed_in_the_columns_of_v() {
+    in_heads(8, |b| attention(b, "x", (2, 8), true));
+    in_heads(4, |b| attention(b, "x", (4, 4), false));
+    in_heads(8, |b| grouped_attention(b, 2, 2, 8));
+}
+
+#[test]
+fn channels_of_several_tokens_are_not_mixed() {
+    // Each half of the channels comes from another token: a scale passes, a mixture does not.
+    let model = graph(3, K, 1, |b| {
+        b.linear("x", "v", K, 16);
+        b.node("Softmax", &["x"], "p");
+        reshape(b, "v", "wide", &[2, 1, 48]);
+        reshape(b, "wide", "back", &[2, 6, 8]);
+        reshape(b, "back", "w", &[2, 3, 16]);
+        b.linear("w", "y", 16, K);
+        b.output("y", K);
+    });
+    assert_eq!(freedom(&model, &batch(&[2, 3, K], 1)).1, 0);
+    // A factor per channel behind the product.
+    let model = graph(3, K, 1, |b| {
+        let data: Vec<f32> = (0..16).map(|c| 1.0 + c as f32 / 8.0).collect();
+        b.constant("slope", &[16], &data);
+        b.linear("x", "q", K, 3);
+        b.linear("x", "v", K, 16);
+        b.node("Softmax", &["q"], "p");
+        b.node("MatMul", &["p", "v"], "o");
+        b.node("Mul", &["o", "slope"], "w");
+        b.linear("w", "y", 16, K);
+        b.output("y", K);
+    });
+    assert_eq!(freedom(&model, &batch(&[2, 3, K], 1)).1, 0);
+}
+
 /// What is almost a rotation is a Linear as before.
 #[test]
 fn near_misses_are_linears() {
@@ -180,4 +377,28 @@ fn near_misses_are_linears() {
     assert_eq!(linears(1.1, false, true), 1);
     assert_eq!(linears(1.0, true, true), 1);
     assert_eq!(linears(1.0, false, false), 1);
+}
+
+/// So is what is almost one of blocks.
+#[test]
+fn near_misses_of_blocks_are_linears() {
+    let linears = |d: f32, joined: &[i64], between: bool| {
+        let model = graph(3, K, 1, |b| {
+            let eye = (0..16).map(|i| if i % 5 == 0 { d } else { 0.0 });
+            b.constant("inner", &[4, 4], &eye.collect::<Vec<f32>>());
+            reshape(b, "x", "split", &[0, 0, 4, 4]);
+            b.node("MatMul", &["split", "inner"], "first");
+            if between {
+                b.node("Erf", &["first"], "second");
+            } else {
+                b.node("Identity", &["first"], "second");
+            }
+            reshape(b, if between { "second" } else { "first" }, "y", joined);
+            b.output("y", K);
+        });
+        recognise(&View::new(&model)).linears.len()
+    };
+    assert_eq!(linears(1.1, &[0, 0, 16], false), 1);
+    assert_eq!(linears(1.0, &[0, 0, 16], true), 1);
+    assert_eq!(linears(1.0, &[0, -1, 8], true), 1);
 }

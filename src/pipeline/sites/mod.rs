@@ -228,6 +228,8 @@ mod tests {
             ranks: vec![None],
             restore: false,
             allow_shift: false,
+            mixable: None,
+            reorder: Vec::new(),
         };
         let ids: Vec<SiteId> = (0..3usize).map(SiteId::from).collect();
         let groups = [(ids[2], vec![ids[0], ids[2]])];

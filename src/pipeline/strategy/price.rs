@@ -13,71 +13,91 @@ use std::collections::BTreeMap;
 
 use oxc_index::IndexVec;
 
-use super::super::plan::{Bought, Plan, SitePlan};
+use super::super::plan::{Plan, SitePlan};
 use super::super::prepare::Prepared;
 use super::super::sites::{SiteId, SiteRow, SiteTable};
 use crate::graph::View;
 use crate::recognise::{LinearId, Recognised};
 use crate::site::behind;
-use crate::solve::Rotation;
+use crate::solve::{Mixing, Rotation};
+use crate::target::Target;
 
-/// What a rotation costs, in the time of one multiplication of a float Linear.
+/// What a rotation costs on a target, in the time of one multiplication of a float Linear.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Costs {
     /// Multiplications of a Linear in int8 in that time.
     int8_rate: f64,
-    /// The rest of a model (attention, norms, activations), per channel that a Linear reads.
+    /// The rest of a model (norms, activations, attention), per channel that a Linear reads, and what attention adds to it for
+    /// every token of a sequence.
     rest: f64,
-    /// Of a rotation per channel, for every multiplication ([`Rotation::cost`]), and for the passes over memory.
+    rest_per_token: f64,
+    /// Of a rotation per channel, for every multiplication ([`Rotation::cost`]), and for the passes over memory where all
+    /// channels are mixed, and where those of blocks are.
     product: f64,
     passes: f64,
+    passes_of_blocks: f64,
 }
 
 /// Measured on ONNX Runtime's CPU provider: rotations alone for 12 widths from 256 to 4096, and MiniLM-L6, ALBERT and SmolLM2
-/// with them: their time grew by 16, 13 and 21 % where this says 18, 11 and 18. Other targets are taken to be alike.
-const COSTS: Costs = Costs {
+/// with them: their time grew by 15, 9 and 21 % where this says 15, 9 and 16.
+const ONNX_RUNTIME: Costs = Costs {
     int8_rate: 3.6,
-    rest: 135.0,
+    rest: 113.0,
+    rest_per_token: 0.35,
     product: 0.9,
     passes: 25.0,
+    passes_of_blocks: 8.0,
+};
+
+/// In OpenVINO the same files took 20 and 14 % longer: its other operators are faster, and these are not.
+const OPENVINO: Costs = Costs {
+    product: 1.3,
+    passes: 35.0,
+    passes_of_blocks: 11.0,
+    ..ONNX_RUNTIME
 };
 
 impl Costs {
-    /// A rotation, per token.
-    fn rotation(&self, rotation: &Rotation) -> f64 {
-        rotation.channels() as f64 * (self.product * rotation.cost() + self.passes)
+    /// TensorRT's are taken to be those of ONNX Runtime: no card was at hand. A file for all runtimes is priced for the
+    /// slowest.
+    fn of(target: Target) -> Costs {
+        match target {
+            Target::Openvino | Target::Portable => OPENVINO,
+            Target::Ort | Target::Tensorrt => ONNX_RUNTIME,
+        }
     }
 
-    /// The Linears of a site and the part of the rest that is theirs, per token.
-    fn site(&self, row: &SiteRow, found: &Recognised) -> f64 {
+    /// A rotation, per token.
+    fn rotation(&self, rotation: &Rotation) -> f64 {
+        let passes = match rotation.mixing() {
+            Mixing::All => self.passes,
+            Mixing::Blocks => self.passes_of_blocks,
+            Mixing::Heads => return 0.0,
+        };
+        rotation.channels() as f64 * (self.product * rotation.cost() + passes)
+    }
+
+    /// The Linears of a site and the part of the rest that is theirs, per token of sequences of a length.
+    fn site(&self, row: &SiteRow, found: &Recognised, length: f64) -> f64 {
         let channels = row.selected(found).map(|l| l.k as f64).fold(0.0, f64::max);
         let multiplications: f64 = row.selected(found).map(|l| (l.k * l.n) as f64).sum();
-        multiplications / self.int8_rate + self.rest * channels
+        let rest = self.rest + self.rest_per_token * length;
+        multiplications / self.int8_rate + rest * channels
     }
 }
 
-/// A rotation that can be had.
+/// A rotation that can be had, or a better one in the place of another.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Offer {
     /// Sites that are decided together.
     pub(super) sites: Vec<SiteId>,
-    /// Over the best solution without it, in dB.
-    pub(super) gain_db: f64,
-    /// What it takes off the noise.
+    /// Which of the rotations of the sites it is, and the one that must have been bought before it.
+    pub(super) choice: usize,
+    pub(super) instead_of: Option<usize>,
+    /// What it takes off the noise, beyond what the one before it does.
     pub(super) relief: f64,
-    /// Percent of the run time.
+    /// Percent of the run time, beyond those of the one before it.
     pub(super) price: f64,
-}
-
-impl Offer {
-    /// What each of its sites takes of the price, alike: they multiply by the same weights.
-    pub(super) fn shares(&self) -> impl Iterator<Item = (SiteId, Bought)> {
-        let bought = Bought {
-            percent: self.price / self.sites.len() as f64,
-            gain_db: self.gain_db,
-        };
-        self.sites.iter().map(move |&site| (site, bought))
-    }
 }
 
 /// All that is offered for a plan.
@@ -89,42 +109,95 @@ pub(crate) struct Market {
 }
 
 /// All rotations that a plan knows, with their prices.
-pub(crate) fn offers(plan: &Plan, prepared: &Prepared) -> Market {
-    if plan.sites.iter().flatten().all(|s| s.rotated.is_none()) {
+pub(crate) fn offers(plan: &Plan, prepared: &Prepared, target: Target) -> Market {
+    if plan.sites.iter().flatten().all(|s| s.rotated.is_empty()) {
         return Market::default();
     }
     let Prepared { found, sites, .. } = prepared;
     let noises = noises(plan, &prepared.model.view(), found, sites);
-    let time = |(_, row): (_, &SiteRow)| tokens(row) * COSTS.site(row, found);
+    let costs = Costs::of(target);
+    let time = |(_, row): (_, &SiteRow)| tokens(row) * costs.site(row, found, length(row));
     let time: f64 = sites.iter().map(time).sum();
-    let mut offers: BTreeMap<SiteId, Offer> = BTreeMap::new();
+    let mut choices: BTreeMap<SiteId, Vec<Offer>> = BTreeMap::new();
     for ((id, row), site) in sites.iter().zip(&plan.sites) {
-        let Some((site, rotated)) = site.as_ref().and_then(|s| Some((s, s.rotated.as_ref()?)))
-        else {
+        let Some(site) = site else {
             continue;
         };
-        let left = rotated.loss_after / site.found.loss_after;
-        let offer = offers.entry(sites.leader(id)).or_insert(Offer {
-            sites: Vec::new(),
-            gain_db: -10.0 * left.log10(),
-            relief: 0.0,
-            price: 0.0,
-        });
-        offer.sites.push(id);
-        offer.relief += noises[id] * (1.0 - left);
-        let cost = rotated.rotation.as_ref().map_or(0.0, |r| COSTS.rotation(r));
-        offer.price += 100.0 * cost * tokens(row) / time;
+        let known = choices.entry(sites.leader(id)).or_default();
+        for (choice, rotated) in site.rotated.iter().enumerate() {
+            let left = rotated.loss_after / site.found.loss_after;
+            if known.len() <= choice {
+                known.push(Offer {
+                    sites: Vec::new(),
+                    choice,
+                    instead_of: None,
+                    relief: 0.0,
+                    price: 0.0,
+                });
+            }
+            let offer = &mut known[choice];
+            offer.sites.push(id);
+            offer.relief += noises[id] * (1.0 - left);
+            let cost = rotated.rotation.as_ref().map_or(0.0, |r| costs.rotation(r));
+            offer.price += 100.0 * cost * tokens(row) / time;
+        }
     }
     Market {
-        offers: offers.into_values().collect(),
+        offers: choices.into_values().flat_map(steps).collect(),
         noise: noises.iter().sum(),
     }
+}
+
+/// From rotations of the same sites, the cheapest first, to what each adds to the one before it. One that gives less for its
+/// price than the next adds for its own is left out.
+fn steps(choices: Vec<Offer>) -> Vec<Offer> {
+    let mut taken: Vec<Offer> = Vec::new();
+    for offer in choices {
+        loop {
+            let before = |of: fn(&Offer) -> f64| taken.iter().map(of).sum::<f64>();
+            let step = Offer {
+                instead_of: taken.last().map(|o| o.choice),
+                relief: offer.relief - before(|o| o.relief),
+                price: offer.price - before(|o| o.price),
+                ..offer.clone()
+            };
+            match taken.last() {
+                _ if step.relief <= 0.0 => break,
+                Some(last) if value(&step) >= value(last) => {
+                    taken.pop();
+                }
+                _ => {
+                    taken.push(step);
+                    break;
+                }
+            }
+        }
+    }
+    taken
+}
+
+/// What an offer takes off the noise for its price.
+fn value(offer: &Offer) -> f64 {
+    // A better one that costs no more comes first.
+    offer.relief / offer.price.max(1e-9)
 }
 
 /// Calibration tokens of a site.
 fn tokens(row: &SiteRow) -> f64 {
     let folds = row.statistics.iter().flat_map(|s| &s.folds);
     folds.map(|f| f.tokens as f64).sum()
+}
+
+/// Tokens of a sequence of a site, about: the last of which something is known, as a mean over the sequences.
+fn length(row: &SiteRow) -> f64 {
+    let folds = row.statistics.iter().flat_map(|s| &s.folds);
+    let mut last: BTreeMap<u64, u64> = BTreeMap::new();
+    for &(row, position) in folds.flat_map(|f| &f.places) {
+        let last = last.entry(row).or_default();
+        *last = (*last).max(position + 1);
+    }
+    let sum: u64 = last.values().sum();
+    sum as f64 / last.len().max(1) as f64
 }
 
 /// The noise of every site without a rotation.
@@ -155,15 +228,22 @@ fn noises(
 
 /// The offers that take most off the noise for their price, within a budget; what does not fit is passed over.
 pub(super) fn affordable(mut offers: Vec<Offer>, budget: f64) -> Vec<Offer> {
-    let value = |o: &Offer| o.relief / o.price;
     offers.sort_by(|a, b| value(b).total_cmp(&value(a)).then(a.sites.cmp(&b.sites)));
     let mut left = budget;
-    offers.retain(|offer| {
-        let fits = offer.price <= left;
-        left -= if fits { offer.price } else { 0.0 };
-        fits
-    });
-    offers
+    let mut bought: Vec<Offer> = Vec::new();
+    for offer in offers {
+        let ready = match offer.instead_of {
+            Some(choice) => bought
+                .iter()
+                .any(|o| o.sites == offer.sites && o.choice == choice),
+            None => true,
+        };
+        if ready && offer.price <= left {
+            left -= offer.price;
+            bought.push(offer);
+        }
+    }
+    bought
 }
 
 /// How many of the offers, the first of which take most off the noise for their price, are enough: without the others the
@@ -185,7 +265,8 @@ mod tests {
     fn offer(site: usize, relief: f64, price: f64) -> Offer {
         Offer {
             sites: vec![site.into()],
-            gain_db: 1.0,
+            choice: 0,
+            instead_of: None,
             relief,
             price,
         }
@@ -209,6 +290,49 @@ mod tests {
         assert_eq!(bought(4.0), [2, 1]);
         assert_eq!(bought(1.5), [2, 3]);
         assert_eq!(bought(0.0), [] as [usize; 0]);
+    }
+
+    fn choice(choice: usize, relief: f64, price: f64) -> Offer {
+        Offer {
+            choice,
+            ..offer(0, relief, price)
+        }
+    }
+
+    #[test]
+    fn a_better_rotation_is_a_step_from_the_cheaper_one() {
+        let both = steps(vec![choice(0, 6.0, 1.0), choice(1, 8.0, 3.0)]);
+        let expected = Offer {
+            instead_of: Some(0),
+            ..choice(1, 2.0, 2.0)
+        };
+        assert_eq!(both, [choice(0, 6.0, 1.0), expected]);
+        // It is never bought alone.
+        let choices = |budget| {
+            let mut offers = both.clone();
+            offers.push(offer(1, 9.0, 0.5));
+            let bought = affordable(offers, budget);
+            bought
+                .iter()
+                .map(|o| (o.sites[0].index(), o.choice))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(choices(3.5), [(1, 0), (0, 0), (0, 1)]);
+        assert_eq!(choices(3.0), [(1, 0), (0, 0)]);
+        assert_eq!(choices(0.9), [(1, 0)]);
+        let mut alone = both.clone();
+        alone[0].price = 5.0;
+        assert_eq!(affordable(alone, 4.0), []);
+    }
+
+    #[test]
+    fn what_gives_less_for_its_price_than_the_next_is_left_out() {
+        let steps = steps(vec![
+            choice(0, 1.0, 1.0),
+            choice(1, 8.0, 3.0),
+            choice(2, 7.0, 9.0),
+        ]);
+        assert_eq!(steps, [choice(1, 8.0, 3.0)]);
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! Rotations are bought: each costs run time, and what all of them cost together is limited. They are kept if the outputs
 //! on held-out rows are clearly better with them, and as few of them as do nearly the same.
 
+use std::collections::BTreeMap;
+
 use super::super::judge::{Gain, Judge, Measured};
-use super::super::plan::Plan;
+use super::super::plan::{Bought, Plan};
+use super::super::sites::SiteId;
 use super::super::verdict::{CLEAR_DB, breaks_promise, mean_sqnr, score, spread};
 use super::open::measure_surely;
 use super::price::{Market, Offer, affordable, enough};
@@ -98,13 +101,25 @@ pub(crate) fn rotate(
     Ok(Rotated::Better(rotated))
 }
 
-/// A plan with the rotations that are offered.
+/// A plan with the rotations that are offered; of each site the last.
 fn with_rotations(plan: &Plan, offers: &[Offer]) -> Plan {
+    let mut chosen: BTreeMap<SiteId, (usize, Bought)> = BTreeMap::new();
+    for offer in offers {
+        for &site in &offer.sites {
+            let (_, before) = chosen.get(&site).copied().unzip();
+            let before = before.map_or(0.0, |b: Bought| b.percent);
+            let bought = Bought {
+                // Sites that are decided together take alike of the price: they multiply by the same weights.
+                percent: before + offer.price / offer.sites.len() as f64,
+            };
+            chosen.insert(site, (offer.choice, bought));
+        }
+    }
     let mut plan = plan.clone();
-    for (site, bought) in offers.iter().flat_map(Offer::shares) {
+    for (site, (choice, bought)) in chosen {
         // What was dropped stays so.
         if let Some(site) = plan.sites[site].as_mut().filter(|s| s.dropped.is_none()) {
-            site.rotate(bought);
+            site.rotate(choice, bought);
         }
     }
     plan

@@ -146,11 +146,15 @@ impl Side<'_, '_> {
         }
         readers.sort_unstable();
         let (a, b) = chain.factors;
-        let mut line = vec![word(format!("rotated by {a}×{b}"))];
+        let what = match chain.all {
+            true => format!("rotated by {a}×{b}"),
+            false => format!("rotated in {a} blocks of {b}"),
+        };
+        let mut line = vec![word(what)];
         line.extend(self.named(&readers, " before "));
         line.extend([word(" on "), name(chain.input)]);
         let change = self.change(Kind::Rotation, i, chain.nodes.len(), line);
-        Some((change, chain.nodes.to_vec()))
+        Some((change, chain.nodes))
     }
 
     /// `  → query, key, value`.

@@ -5,18 +5,20 @@ use crate::graph::is_orthogonal;
 use crate::onnx::op;
 use crate::onnx::tensor;
 
-/// Reshape, MatMul, MatMul, Reshape.
+/// Reshape, one MatMul or two, Reshape.
 pub(super) struct Chain<'m> {
     /// In graph order.
-    pub nodes: [usize; 4],
+    pub nodes: Vec<usize>,
     /// A and B.
     pub factors: (usize, usize),
+    /// Whether all channels are mixed, and not only those of blocks of B.
+    pub all: bool,
     /// What is rotated.
     pub input: &'m str,
     /// The rotated value.
     pub output: &'m str,
-    /// The targets of both Reshapes, and both matrices.
-    pub constants: [&'m str; 4],
+    /// The targets of both Reshapes, and the matrices.
+    pub constants: Vec<&'m str>,
 }
 
 /// The rotation whose last node is `joined`.
@@ -30,18 +32,53 @@ pub(super) fn ending_at<'m>(scope: &Scope<'m>, joined: usize) -> Option<Chain<'m
     if scope.node(joined).op_type() != op::Reshape {
         return None;
     }
-    let outer = before(joined, 0, op::MatMul)?;
-    let inner = before(outer, 1, op::MatMul)?;
+    let last = before(joined, 0, op::MatMul)?;
+    let outer = before(last, 1, op::MatMul).map(|_| last);
+    let inner = match outer {
+        Some(outer) => before(outer, 1, op::MatMul)?,
+        None => last,
+    };
     let split = before(inner, 0, op::Reshape)?;
     let input = |i: usize, slot: usize| scope.node(i).input.get(slot).map(String::as_str);
-    let (h_a, h_b) = (input(outer, 0)?, input(inner, 1)?);
+    let (targets, h_b) = ([input(split, 1)?, input(joined, 1)?], input(inner, 1)?);
+    let b = size(scope, h_b)?;
+    let (a, h_a) = match outer {
+        Some(outer) => (size(scope, input(outer, 0)?)?, input(outer, 0)),
+        None => (blocks(scope, targets, b)?, None),
+    };
     Some(Chain {
-        nodes: [split, inner, outer, joined],
-        factors: (size(scope, h_a)?, size(scope, h_b)?),
+        nodes: [split, inner]
+            .into_iter()
+            .chain(outer)
+            .chain([joined])
+            .collect(),
+        factors: (a, b),
+        all: outer.is_some(),
         input: input(split, 0)?,
         output: scope.node(joined).output.first()?,
-        constants: [input(split, 1)?, h_b, h_a, input(joined, 1)?],
+        constants: [targets[0], h_b]
+            .into_iter()
+            .chain(h_a)
+            .chain([targets[1]])
+            .collect(),
     })
+}
+
+/// A of Reshapes to [.., A, B] and to [.., A · B].
+fn blocks(scope: &Scope, targets: [&str; 2], b: usize) -> Option<usize> {
+    let [split, joined] = targets.map(|v| {
+        Some(
+            tensor::int_array(scope.constant(v)?)
+                .ok()?
+                .into_raw_vec_and_offset()
+                .0,
+        )
+    });
+    let (split, joined) = (split?, joined?);
+    let (&[.., a, last], &[.., width]) = (&split[..], &joined[..]) else {
+        return None;
+    };
+    (last == b as i64 && a * last == width).then_some(usize::try_from(a).ok()?)
 }
 
 /// The rotation whose first node is `split`.
@@ -50,7 +87,8 @@ pub(super) fn starting_at<'m>(scope: &Scope<'m>, split: usize) -> Option<Chain<'
         let output = scope.node(i).output.first()?;
         scope.readers(output).first().map(|&(reader, _)| reader)
     };
-    let chain = ending_at(scope, next(next(next(split)?)?)?)?;
+    let third = next(next(split)?)?;
+    let chain = ending_at(scope, third).or_else(|| ending_at(scope, next(third)?))?;
     (chain.nodes[0] == split).then_some(chain)
 }
 

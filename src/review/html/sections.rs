@@ -217,7 +217,8 @@ fn site(site: &SiteReport, open: bool) -> Markup {
                 p {
                     @let (a, b) = rotation.factors;
                     "rotated by " (a) " × " (b) " (" (rotation.form) ", " (rotation.negative.len())
-                    " channels negated): " (format_args!("+{:.1} dB", rotation.gain_db)) " over the best choice without, for about "
+                    " channels negated" @if rotation.order.is_some() { ", in another order" } "): "
+                    (format_args!("+{:.1} dB", rotation.gain_db)) " over the best choice without, for about "
                     (format_args!("{:.1} %", rotation.percent)) " of the run time"
                 }
             }

@@ -138,7 +138,7 @@ pub struct LinearFacts {
     pub dtype: String,
 }
 
-/// A rotation that is written in the model: Reshape, two MatMuls, Reshape; see [`crate::recognise::rotation_part`].
+/// A rotation that is written in the model: Reshape, one MatMul or two, Reshape; see [`crate::recognise::rotation_part`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
@@ -147,6 +147,8 @@ pub struct RotationFacts {
     pub name: String,
     /// A and B of A · B channels.
     pub factors: (usize, usize),
+    /// Whether it mixes the channels of blocks of B alone.
+    pub blocks: bool,
 }
 
 /// One value that Linears read.

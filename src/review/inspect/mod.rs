@@ -120,6 +120,7 @@ fn rotations(view: &View) -> Vec<RotationFacts> {
     let facts = whole.map(|(node, rotation)| RotationFacts {
         name: view.node_name(node).to_owned(),
         factors: rotation.factors,
+        blocks: rotation.outer.is_none(),
     });
     facts.collect()
 }

@@ -14,8 +14,9 @@
 //! `affine ≪ offset` and another slope. A shift alone leaves `offset ≪ direct` with a `direct` far beyond any rounding. What
 //! stays unseen is a scale whose effect is below the rounding of the weights.
 
-use ndarray::ArrayD;
+use ndarray::{ArrayD, Axis};
 
+use super::mixed::{self, Heads};
 use crate::calibrate::Captured;
 
 /// What a scale must explain of the error of one channel (3 dB), and how far from 1 it must be, for a channel to be one of
@@ -35,7 +36,7 @@ const FLOAT: f64 = 1e-10;
 const FEWEST_TOKENS: usize = 8;
 
 /// The affine between the values of two models, per channel.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Affine {
     /// `r ≈ α o + β`: from the quantized model's value to the float one's.
     pub back: Vec<(f64, f64)>,
@@ -50,6 +51,10 @@ pub(super) enum Relation {
     Same,
     /// The same up to a shift and scale per channel.
     Scaled(Affine),
+    /// The same, and channel c is column `.0[c]` in the other model.
+    Reordered(Vec<usize>, Affine),
+    /// The same, and the channels of every head are mixed.
+    Mixed(Heads),
 }
 
 impl Relation {
@@ -58,6 +63,15 @@ impl Relation {
         match self {
             Relation::Same => value.clone(),
             Relation::Scaled(affine) => map(value, &affine.forth),
+            Relation::Reordered(order, affine) => {
+                let mut places = vec![0; order.len()];
+                order
+                    .iter()
+                    .enumerate()
+                    .for_each(|(c, &column)| places[column] = c);
+                pick(&map(value, &affine.forth), &places)
+            }
+            Relation::Mixed(heads) => heads.forth(value),
         }
     }
 
@@ -66,6 +80,8 @@ impl Relation {
         match self {
             Relation::Same => value.clone(),
             Relation::Scaled(affine) => map(value, &affine.back),
+            Relation::Reordered(order, affine) => map(&pick(value, order), &affine.back),
+            Relation::Mixed(heads) => heads.back(value),
         }
     }
 }
@@ -79,6 +95,11 @@ fn map(value: &ArrayD<f32>, lines: &[(f64, f64)]) -> ArrayD<f32> {
         }
     }
     mapped
+}
+
+/// Column `order[c]` of the last axis in place c.
+fn pick(value: &ArrayD<f32>, order: &[usize]) -> ArrayD<f32> {
+    value.select(Axis(value.ndim() - 1), order)
 }
 
 /// Sums over the tokens of one channel.
@@ -95,6 +116,32 @@ struct Channel {
 /// Compares the real tokens of `float` and `other`, of one shape. `changed` says that the other model has other biases or
 /// norms, without which nothing is shifted.
 pub(super) fn relation(float: &Captured, other: &ArrayD<f32>, changed: bool) -> Relation {
+    let by_channel = by_channel(float, other, changed);
+    if !by_channel.is_unexplained {
+        return by_channel.relation;
+    }
+    let tokens = mixed::centred(float, other);
+    if let Some(order) = mixed::order(&tokens) {
+        let found = self::by_channel(float, &pick(other, &order), changed);
+        if !found.is_unexplained {
+            return Relation::Reordered(order, found.affine);
+        }
+    }
+    match mixed::heads(float, other, &tokens) {
+        Some(heads) => Relation::Mixed(heads),
+        None => by_channel.relation,
+    }
+}
+
+/// What a line per channel makes of it.
+struct ByChannel {
+    relation: Relation,
+    affine: Affine,
+    /// Whether lines explain next to nothing.
+    is_unexplained: bool,
+}
+
+fn by_channel(float: &Captured, other: &ArrayD<f32>, changed: bool) -> ByChannel {
     let channels = float.value.shape().last().copied().unwrap_or(1);
     let mut sums = vec![Channel::default(); channels];
     let mut tokens = 0;
@@ -116,10 +163,15 @@ pub(super) fn relation(float: &Captured, other: &ArrayD<f32>, changed: bool) -> 
         }
     }
     if tokens < FEWEST_TOKENS {
-        return Relation::Same;
+        return ByChannel {
+            relation: Relation::Same,
+            affine: Affine::default(),
+            is_unexplained: false,
+        };
     }
     let n = tokens as f64;
     let (mut signal, mut direct, mut offset) = (0.0, 0.0, 0.0);
+    let (mut var, mut unexplained) = (0.0, 0.0);
     let (mut scaled, mut clear) = (0, false);
     let (mut back, mut forth) = (Vec::new(), Vec::new());
     for s in &sums {
@@ -138,6 +190,7 @@ pub(super) fn relation(float: &Captured, other: &ArrayD<f32>, changed: bool) -> 
         offset += moved;
         // A line through few tokens comes close to all of them.
         let rest = (var_r - 2.0 * alpha * cov + alpha * alpha * var_o).max(0.0) * n / (n - 2.0);
+        (var, unexplained) = (var + var_r, unexplained + rest);
         // What is less than the rounding of float arithmetic tells nothing.
         let shows = |(explained, scale): (f64, f64)| {
             let another = alpha > 0.0 && alpha.max(1.0 / alpha) > scale;
@@ -151,9 +204,14 @@ pub(super) fn relation(float: &Captured, other: &ArrayD<f32>, changed: bool) -> 
     let shifted = direct > SHIFT_ERROR * signal
         && direct > SHIFT_EXPLAINED[usize::from(changed)] * offset.max(FLOAT * signal);
     let scaled = clear || several;
-    match scaled || shifted {
-        true => Relation::Scaled(Affine { back, forth }),
-        false => Relation::Same,
+    let affine = Affine { back, forth };
+    ByChannel {
+        relation: match scaled || shifted {
+            true => Relation::Scaled(affine.clone()),
+            false => Relation::Same,
+        },
+        affine,
+        is_unexplained: mixed::is_unexplained(unexplained, var),
     }
 }
 

@@ -241,7 +241,7 @@ fn fed(
                 let name = q.name(v);
                 let known = match relations.get(name) {
                     Some(Relation::Same) => true,
-                    Some(Relation::Scaled(_)) => !same_only,
+                    Some(_) => !same_only,
                     None => false,
                 };
                 known && name != product && tokens(name) == count && tokens(name).is_some()

@@ -17,6 +17,7 @@
 mod alike;
 mod cut;
 mod layers;
+mod mixed;
 mod prepare;
 #[cfg(test)]
 mod tests;

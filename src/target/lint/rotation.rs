@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! Reshape([.., A, B]) ── MatMul(·, H_B: [B, B]) ── MatMul(H_A: [A, A], ·) ── Reshape([.., A · B]) ── Q ── DQ ── Linear
+//! Reshape([.., A, B]) ── MatMul(·, H_B: [B, B]) ───────────────────────── Reshape([.., A · B]) ── Q ── DQ ── Linear
 //! ```
 
 use ndarray::ArrayD;
@@ -62,25 +63,54 @@ fn factors(scope: &Scope, inner: NodeId) -> Option<Factors> {
     let view = &scope.view;
     let right = view.input(inner, 1)?;
     let h_b = matrix(scope, right)?;
-    let mut value = view.output(inner, 0)?;
-    let outer = loop {
-        let (node, slot) = view.only_reader(value)?;
-        match (scope.facts.quant(node), slot) {
-            (Some(_), 0) => value = view.output(node, 0)?,
-            (None, 1) if view.op(node) == op::MatMul => break node,
-            _ => return None,
+    let b = h_b.shape()[0];
+    let is_quantized = |v: ValueId| dequantizer(scope, v).is_some();
+    let (reader, slot) = behind_quantization(scope, view.output(inner, 0)?)?;
+    let (a, quantized) = match (view.op(reader), slot) {
+        (op::MatMul, 1) => {
+            let left = view.input(reader, 0)?;
+            let h_a = matrix(scope, left).filter(is_orthogonal)?;
+            (h_a.shape()[0], is_quantized(left) || is_quantized(right))
         }
+        (op::Reshape, 0) => (blocks(scope, inner, reader, b)?, is_quantized(right)),
+        _ => return None,
     };
-    let left = view.input(outer, 0)?;
-    let h_a = matrix(scope, left)?;
-    let quantized = [left, right]
-        .iter()
-        .any(|&v| dequantizer(scope, v).is_some());
-    (is_orthogonal(&h_a) && is_orthogonal(&h_b)).then_some(Factors {
+    is_orthogonal(&h_b).then_some(Factors {
         inner,
-        size: (h_a.shape()[0], h_b.shape()[0]),
+        size: (a, b),
         quantized,
     })
+}
+
+/// The reader of a value, whatever quantization is between them.
+fn behind_quantization(scope: &Scope, mut value: ValueId) -> Option<(NodeId, usize)> {
+    loop {
+        let (node, slot) = scope.view.only_reader(value)?;
+        match (scope.facts.quant(node), slot) {
+            (Some(_), 0) => value = scope.view.output(node, 0)?,
+            (None, slot) => return Some((node, slot)),
+            _ => return None,
+        }
+    }
+}
+
+/// A, if the product `inner` is between Reshapes to [.., A, B] and to [.., A · B].
+fn blocks(scope: &Scope, inner: NodeId, joined: NodeId, b: usize) -> Option<usize> {
+    let view = &scope.view;
+    let mut split = view.producer(view.input(inner, 0)?)?.0;
+    while scope.facts.quant(split).is_some() {
+        split = view.producer(view.input(split, 0)?)?.0;
+    }
+    let target = |node: NodeId| view.constant(view.input(node, 1)?)?.into_ints();
+    let (split, joined) = (
+        target(Some(split).filter(|&n| view.op(n) == op::Reshape)?)?,
+        target(joined)?,
+    );
+    let (split, joined): (Vec<i64>, Vec<i64>) = (split.to_vec(), joined.to_vec());
+    let (&[.., a, last], &[.., width]) = (split.as_slice(), joined.as_slice()) else {
+        return None;
+    };
+    (last == b as i64 && a * last == width).then_some(usize::try_from(a).ok()?)
 }
 
 /// The DequantizeLinear that makes a value.

@@ -214,6 +214,7 @@ fn solution() -> Solution {
         validated_gain_db: 3.0,
         curve: Vec::new(),
         at_response: false,
+        loss_without: None,
         energy: 1.0,
         share: None,
     }
@@ -243,6 +244,8 @@ fn table(sinks: &[Sink], groups: &[(usize, &[usize])]) -> SiteTable {
         ranks: vec![None],
         restore: false,
         allow_shift: false,
+        mixable: None,
+        reorder: Vec::new(),
     };
     let group = |(leader, members): &(usize, &[usize])| {
         let members = members.iter().map(|&m| SiteId::from(m));

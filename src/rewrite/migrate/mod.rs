@@ -13,17 +13,17 @@
 //! where z_y, s_y belong to a site that reads the Linear's own output. Exact in real arithmetic; what float rounding
 //! leaves is checked by running both models. Source: Outlier Suppression+, section 4.1 (equations 3 to 6).
 
+mod nodes;
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::RewriteError;
-use super::affine::{Affine, Rotated};
-use super::linear::{Copies, LinearFold, NewConstant, Precision, set_constant};
-use super::rotate::Rotations;
 use crate::graph::{Names, NodeId, Patch, ValueId, View};
 use crate::onnx::DataType;
-use crate::onnx::node::make_node;
-use crate::onnx::op;
 use crate::recognise::{LinearId, Norm, NormParam, Recognised};
+use crate::rewrite::RewriteError;
+use crate::rewrite::affine::{Affine, Rotated};
+use crate::rewrite::linear::{Copies, LinearFold, NewConstant, Precision, set_constant};
+use crate::rewrite::rotate::Rotations;
 use crate::site::{Fold, Place, Sink, Site};
 
 /// The patches that migrate sites, each with its affine. Sites must have a sink, and a shift needs
@@ -106,16 +106,30 @@ impl Migration<'_, '_> {
             return Ok(());
         }
         let mut patch = Patch::new(format!("fold the {} of `{value}`", affine.parts()));
-        // The Linears read x', and where there is a rotation, what it makes of it.
+        // The Linears read x', and where a rotation stands before them, what it makes of it.
         let rotated = affine.rotation.as_ref();
-        let rotated = rotated.map(|r| (r, self.names.derive(value, "rotated")));
-        let reads = rotated.as_ref().map(|(_, name)| name.as_str());
-        let folded = affine.folded();
+        let written = rotated.filter(|r| !r.folds());
+        let written = written.map(|r| (r, self.names.derive(value, "rotated")));
+        let reads = written.as_ref().map(|(_, name)| name.as_str());
+        let mut folded = affine.folded();
+        if let Some(order) = rotated.and_then(|r| r.rotation.order()) {
+            for &(l, first) in &site.reorder {
+                let n = self.found.linears[l].n;
+                self.linear(l).columns.reorder(n, first, order);
+            }
+            // Constants further back still have the columns as they were.
+            if matches!(site.sink, Sink::Explicit(_)) {
+                folded = folded.reordered(order);
+            }
+        }
         let before = match folded.is_identity() {
             true => None,
             false => self.fold_into_sink(site, &folded, reads, &mut patch)?,
         };
-        if let Some((rotation, name)) = &rotated {
+        if let Some(rotated) = rotated.filter(|r| r.folds()) {
+            self.mix_columns(site, rotated);
+        }
+        if let Some((rotation, name)) = &written {
             let before = before.unwrap_or_else(|| value.to_owned());
             self.rotate(site, rotation, (&before, name), &mut patch)?;
         }
@@ -124,6 +138,19 @@ impl Migration<'_, '_> {
         }
         self.patches.push(patch);
         Ok(())
+    }
+
+    /// R, folded into the columns of the Linear that makes V.
+    fn mix_columns(&mut self, site: &Site, rotated: &Rotated) {
+        let Sink::Traced(trace) = &site.sink else {
+            return;
+        };
+        for fold in &trace.folds {
+            if let Place::Linear(l) = fold.place {
+                let inner = rotated.rotation.inner();
+                self.linear(l).columns.mix(inner, &fold.channels);
+            }
+        }
     }
 
     /// Folds an affine. The Linears will read `reads`, or else x', whose name is returned where it is not that of x.
@@ -292,187 +319,6 @@ impl Migration<'_, '_> {
         let names = (&mut *self.names, &mut self.copies);
         let value = param.value;
         set_constant(self.precision, self.view, patch, names, at, value, new)
-    }
-
-    /// y = y' s + z for the readers that are no Linears. They keep the name y; the norm writes y' under a new one.
-    fn restore(
-        &mut self,
-        norm: &Norm,
-        site: &Site,
-        affine: &Affine,
-        reads: Option<&str>,
-        patch: &mut Patch,
-    ) -> Result<String, RewriteError> {
-        let original = self.view.name(site.value);
-        let migrated = self.names.derive(original, "migrated");
-        let absorbed = reads.unwrap_or(&migrated).to_owned();
-        let slot = self.view.producer(site.value).map_or(0, |(_, slot)| slot);
-        patch.rename_output(norm.last, slot, migrated.clone());
-        self.hand_to_linears(site, &absorbed, patch);
-        let steps = [
-            (op::Mul, "restore_scale", affine.scale.clone()),
-            (op::Add, "restore_shift", affine.shift.clone()),
-        ];
-        let dtype = self.read(norm.gamma)?.1;
-        let nodes = self.chain(
-            steps,
-            (&norm.name, original),
-            migrated.clone(),
-            original,
-            dtype,
-            patch,
-        )?;
-        nodes
-            .into_iter()
-            .for_each(|node| patch.insert_after(norm.last, node));
-        Ok(migrated)
-    }
-
-    /// Makes the Linears read `value`, through copies of the Reshapes that others read too.
-    fn hand_to_linears(&mut self, site: &Site, value: &str, patch: &mut Patch) {
-        for &(node, input) in &site.absorb {
-            patch.rewire(node, input, value);
-        }
-        for (reshape, readers) in &site.copies {
-            let mut copy = self.view.node(*reshape).clone();
-            copy.name = Some(self.names.derive(self.view.node_name(*reshape), "migrated"));
-            copy.input[0] = value.to_owned();
-            let rows = self.names.derive(&copy.output[0], "migrated");
-            copy.output[0] = rows.clone();
-            patch.insert_after(*reshape, copy);
-            for &(node, input) in readers {
-                patch.rewire(node, input, rows.clone());
-            }
-        }
-    }
-
-    /// x' = x (1/s) − z/s on the way to the Linears alone.
-    fn explicit(
-        &mut self,
-        site: &Site,
-        affine: &Affine,
-        reads: Option<&str>,
-        patch: &mut Patch,
-    ) -> Result<String, RewriteError> {
-        let linear = &self.found.linears[site.linears[0]];
-        let original = self.view.name(site.value);
-        let migrated = self.names.derive(original, "migrated");
-        let inverse = affine
-            .scale
-            .as_ref()
-            .map(|s| s.iter().map(|s| 1.0 / s).collect::<Vec<f32>>());
-        let offset = affine.shift.as_ref().map(|z| {
-            let s = |c: usize| affine.scale.as_ref().map_or(1.0, |s| s[c]);
-            z.iter()
-                .enumerate()
-                .map(|(c, z)| -z / s(c))
-                .collect::<Vec<f32>>()
-        });
-        let steps = [
-            (op::Mul, "migrate_scale", inverse),
-            (op::Add, "migrate_shift", offset),
-        ];
-        let names = (linear.name.as_str(), original);
-        let nodes = self.chain(
-            steps,
-            names,
-            original.to_owned(),
-            &migrated,
-            self.precision.of(linear.dtype),
-            patch,
-        )?;
-        let first = self.first_reader(site);
-        nodes
-            .into_iter()
-            .for_each(|node| patch.insert_before(first, node));
-        for &(node, input) in &site.absorb {
-            patch.rewire(node, input, reads.unwrap_or(&migrated));
-        }
-        Ok(migrated)
-    }
-
-    /// The first node that reads x for the Linears.
-    fn first_reader(&self, site: &Site) -> NodeId {
-        let first = site.absorb.iter().map(|&(node, _)| node).min();
-        first.unwrap_or(self.found.linears[site.linears[0]].node)
-    }
-
-    /// The chain that rotates the value `before` to the value `after`, and the Linears' side of it where nothing else has been
-    /// folded.
-    fn rotate(
-        &mut self,
-        site: &Site,
-        rotated: &Rotated,
-        (before, after): (&str, &str),
-        patch: &mut Patch,
-    ) -> Result<(), RewriteError> {
-        let linear = &self.found.linears[site.linears[0]];
-        let norm = match site.sink {
-            Sink::Norm(norm) => Some(&self.found.norms[norm]),
-            _ => None,
-        };
-        let dtype = match norm {
-            Some(norm) => self.read(norm.gamma)?.1,
-            None => self.precision.of(linear.dtype),
-        };
-        let base = norm.map_or(&linear.name, |norm| &norm.name);
-        let nodes =
-            self.rotations
-                .chain(rotated, dtype, (base, before, after), patch, self.names)?;
-        let rewires_itself = before != self.view.name(site.value);
-        if !rewires_itself {
-            self.hand_to_linears(site, after, patch);
-        }
-        for node in nodes {
-            match norm {
-                Some(norm) => patch.insert_after(norm.last, node),
-                None => patch.insert_before(self.first_reader(site), node),
-            }
-        }
-        Ok(())
-    }
-
-    /// Nodes with one constant each, from the value `from` to the value `to`; steps without a constant are left out.
-    fn chain(
-        &mut self,
-        steps: [(&str, &str, Option<Vec<f32>>); 2],
-        (node_base, value_base): (&str, &str),
-        from: String,
-        to: &str,
-        dtype: DataType,
-        patch: &mut Patch,
-    ) -> Result<Vec<crate::onnx::proto::NodeProto>, RewriteError> {
-        let steps: Vec<_> = steps
-            .into_iter()
-            .filter_map(|(op, what, v)| Some((op, what, v?)))
-            .collect();
-        let count = steps.len();
-        let mut nodes = Vec::new();
-        let mut current = from;
-        for (i, (op, what, data)) in steps.into_iter().enumerate() {
-            let constant = self.names.derive(value_base, what);
-            let new = NewConstant {
-                shape: vec![data.len()],
-                data,
-                dtype,
-            };
-            patch.add_initializer(new.into_tensor(&constant)?);
-            let output = if i + 1 == count {
-                to.to_owned()
-            } else {
-                self.names.derive(value_base, &format!("{what}d"))
-            };
-            let node = self.names.derive(node_base, what);
-            nodes.push(make_node(
-                op,
-                &node,
-                &[&current, &constant],
-                &[&output],
-                vec![],
-            ));
-            current = output;
-        }
-        Ok(nodes)
     }
 
     /// A constant and the type to write it in.
