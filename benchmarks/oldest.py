@@ -31,7 +31,7 @@ from architectures import ROWS, feeds_of, quantize  # noqa: E402
 
 EXPORTS = ["bert_pooled-script17-sdpa", "gpt2-script17-sdpa", "llama-script17-eager"]
 VERSIONS = {
-    "onnxruntime": ["1.15.1", "1.16.3", "1.17.3", "1.18.1", "1.19.2", "1.20.1", "1.22.1", "1.23.2", "1.31.1"],
+    "onnxruntime": ["1.15.1", "1.16.3", "1.17.3", "1.18.1", "1.19.2", "1.20.1", "1.22.1", "1.23.2", "1.31.1", "1.32.0"],
     "openvino": ["2023.1.0", "2023.3.0", "2024.2.0", "2024.6.0", "2025.2.0", "2026.4.1"],
 }
 TARGETS = {"onnxruntime": ["ort", "portable"], "openvino": ["openvino", "portable", "ort"]}

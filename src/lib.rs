@@ -34,7 +34,7 @@ pub mod target;
 
 pub use error::Error;
 pub use options::{AttentionMode, Format, KeepFloat, MAX_SLOWDOWN, Options, OptionsError};
-pub use pipeline::{Inspection, anatomy, inspect, run};
+pub use pipeline::{Inspection, anatomy, check_quantizable, inspect, run};
 pub use quantizer::{CalibratedQuantizer, Quantized, Quantizer};
 /// The type of [`Options::include`] and [`Options::exclude`].
 pub use regex::Regex;

@@ -176,6 +176,8 @@ pub struct Options {
     pub activation_bits: u8,
     /// Whether the products of attention are quantized.
     pub attention: AttentionMode,
+    /// Whether embedding tables are stored in 8 bits, where the target gathers such rows and no output loses half a dB.
+    pub int8_embeddings: bool,
     /// Only Linears whose node name matches are quantized.
     pub include: Option<Regex>,
     /// Linears whose node name matches are left in float.
@@ -218,6 +220,7 @@ impl Default for Options {
             weight_storage: WeightStorage::Integers,
             activation_bits: 8,
             attention: AttentionMode::Auto,
+            int8_embeddings: false,
             include: None,
             exclude: None,
             keep_float: None,
@@ -316,6 +319,7 @@ impl Options {
             ("keep_float", self.keep_float.is_some()),
             ("min_sqnr_db", self.min_sqnr_db.is_some()),
             ("attention", self.attention == AttentionMode::Int8),
+            ("int8_embeddings", self.int8_embeddings),
         ];
         let mut asked = of_quantization.into_iter().filter(|(_, asked)| *asked);
         if let (false, Some((setting, _))) = (self.format.quantizes(), asked.next()) {

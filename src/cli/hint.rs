@@ -21,6 +21,10 @@ pub(super) fn hint(error: &Error) -> Option<String> {
         Error::MinSqnr { wanted, .. } => format!(
             "--keep-float allows more in float, --min-sqnr asked for {wanted} dB, --weight-bits and --activation-bits give more bits"
         ),
+        Error::NothingToQuantize(why) if why.contains("already quantized") => {
+            "onnx-osplus dequantize IN FLOAT makes a float model of it, which can be quantized again"
+                .to_owned()
+        }
         Error::Calibration(error) => return data(error),
         Error::Engine(EngineError::Data(error)) => return data(error),
         Error::Engine(EngineError::Threads { .. }) => {
@@ -54,6 +58,7 @@ fn usage(error: &OptionsError) -> Option<String> {
                 "keep_float" => "--keep-float",
                 "min_sqnr_db" => "--min-sqnr",
                 "attention" => "--attention int8",
+                "int8_embeddings" => "--embeddings int8",
                 _ => return None,
             };
             format!("{flag} has no meaning with --format {format}")

@@ -236,6 +236,11 @@ impl Page {
             .map(|(op, n)| format!("{n} {op}"));
         let mut parts: Vec<String> = counts.collect();
         parts.insert(0, format!("{} Linears", found.linears.len()));
+        match found.embeddings.len() {
+            0 => {}
+            1 => parts.push("1 embedding table".to_owned()),
+            n => parts.push(format!("{n} embedding tables")),
+        }
         self.item("quantized", &parts.join(", "));
         let mut forms: BTreeMap<String, usize> = BTreeMap::new();
         for linear in &found.linears {

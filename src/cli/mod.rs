@@ -1,6 +1,7 @@
 //! What only a command line needs: arguments, progress, the closing summary, exit status.
 
 mod arguments;
+mod dequantize;
 mod diff;
 mod form;
 mod hint;
@@ -74,6 +75,7 @@ pub(crate) fn catch_panics(work: impl FnOnce() -> Result<ExitCode>) -> Result<Ex
 pub(crate) fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Quantize(arguments) => quantize(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Dequantize(arguments) => dequantize::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Diff(arguments) => diff::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
         Command::Lint(arguments) => lint::run(arguments),
@@ -97,11 +99,17 @@ fn quantize(arguments: &Arguments) -> Result<()> {
     let options = arguments.options();
     // What is wrong usage must not depend on what files there are.
     options.validate().map_err(onnx_osplus::Error::from)?;
-    check_paths(arguments)?;
+    check_paths(
+        &arguments.input,
+        &arguments.output,
+        arguments.force,
+        &arguments.report,
+    )?;
     let terminal = Terminal::new(arguments.quiet);
 
     let original = onnx::load(&arguments.input)?;
     let loaded = start.elapsed().as_secs_f64();
+    onnx_osplus::check_quantizable(&original, &options)?;
     let data = Dataset::open(&original, &arguments.sources(), arguments.batch)?;
     let opened = start.elapsed().as_secs_f64();
     let (mut model, mut report) =
@@ -147,8 +155,12 @@ fn quantize(arguments: &Arguments) -> Result<()> {
 }
 
 /// Refuses what would be lost work: IN as OUT, an OUT that exists, a folder that does not.
-fn check_paths(arguments: &Arguments) -> Result<()> {
-    let (input, output) = (&arguments.input, &arguments.output);
+fn check_paths(
+    input: &Path,
+    output: &Path,
+    force: bool,
+    reports: &[std::path::PathBuf],
+) -> Result<()> {
     if let (Ok(a), Ok(b)) = (input.canonicalize(), output.canonicalize())
         && a == b
     {
@@ -157,10 +169,10 @@ fn check_paths(arguments: &Arguments) -> Result<()> {
             input.display()
         );
     }
-    if output.exists() && !arguments.force {
+    if output.exists() && !force {
         bail!("{} exists; use --force to overwrite it", output.display());
     }
-    for path in std::iter::once(output).chain(&arguments.report) {
+    for path in std::iter::once(output).chain(reports.iter().map(AsRef::as_ref)) {
         let folder = match path.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use onnx_osplus::review::{AttentionReport, Decision, Report, SiteReport};
+use onnx_osplus::review::{AttentionReport, Decision, Report, SiteReport, TableReport};
 
 /// The account of a run for people. `sizes` are the bytes of IN and OUT.
 pub(super) fn summary(report: &Report, sizes: (u64, u64), verbose: bool) -> String {
@@ -37,6 +37,7 @@ fn write_summary(
     linears(out, report, verbose)?;
     sites(out, report, verbose)?;
     rotations(out, report)?;
+    embeddings(out, report)?;
     attention(out, report, verbose)?;
     if verbose {
         for miss in &report.near_misses {
@@ -240,6 +241,23 @@ fn rotations(out: &mut String, report: &Report) -> std::fmt::Result {
         all.sqnr_before_db,
         all.sqnr_after_db,
         all.percent
+    )
+}
+
+fn embeddings(out: &mut String, report: &Report) -> std::fmt::Result {
+    let Some(all) = &report.embeddings else {
+        return Ok(());
+    };
+    let bytes =
+        |of: fn(&TableReport) -> usize| all.tables.iter().map(of).sum::<usize>() as f64 / 1e6;
+    writeln!(
+        out,
+        "embeddings {} in 8 bits: {:.1} MB -> {:.1} MB, outputs {:.2} dB -> {:.2} dB",
+        plural(all.tables.len(), "table"),
+        bytes(|t| t.bytes_before),
+        bytes(|t| t.bytes_after),
+        all.sqnr_before_db,
+        all.sqnr_after_db
     )
 }
 

@@ -14,6 +14,7 @@ pub mod inline;
 mod names;
 pub mod opset;
 mod patch;
+mod size_inputs;
 mod view;
 
 pub use check::{GraphError, check};
@@ -24,4 +25,5 @@ pub use infer::constant_expression;
 pub use inline::inline;
 pub use names::Names;
 pub use patch::{Patch, PatchError, apply};
+pub use size_inputs::size_inputs;
 pub use view::{NodeId, Source, Use, ValueId, View};

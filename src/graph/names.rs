@@ -62,6 +62,17 @@ impl Names {
         }
     }
 
+    /// `wanted` if that is free, else `{wanted}_2`, `_3`, …; the answer is free no longer.
+    pub fn unique(&mut self, wanted: &str) -> String {
+        let mut name = wanted.to_owned();
+        let mut count = 1;
+        while !self.used.insert(name.clone()) {
+            count += 1;
+            name = format!("{wanted}_{count}");
+        }
+        name
+    }
+
     /// `{base}_{suffix}` if that is free, else `{base}_{suffix}_2`, `_3`, …; the answer is free no longer.
     pub fn derive(&mut self, base: &str, suffix: &str) -> String {
         let wanted = if base.is_empty() {
@@ -69,12 +80,6 @@ impl Names {
         } else {
             format!("{base}_{suffix}")
         };
-        let mut name = wanted.clone();
-        let mut count = 1;
-        while !self.used.insert(name.clone()) {
-            count += 1;
-            name = format!("{wanted}_{count}");
-        }
-        name
+        self.unique(&wanted)
     }
 }

@@ -1,17 +1,20 @@
 //! [`inspect`]: only the first step of a run.
 
+use std::collections::BTreeMap;
+
 use super::job::{Clock, Job};
 use super::judge::rows::Rows;
-use super::prepare::Prepared;
+use super::prepare::{Prepared, any_candidate, nothing_because};
 use crate::calibrate::{Dataset, Engine, with_threads};
 use crate::error::Error;
 use crate::graph::branches::FlatModel;
+use crate::graph::inline;
 use crate::onnx::Model;
 use crate::options::Options;
 use crate::progress::Progress;
-use crate::recognise::Recognised;
+use crate::recognise::{Recognised, recognise};
 use crate::review::NearMissReport;
-use crate::site::Site;
+use crate::site::{Site, find_sites};
 
 /// What [`super::run`] works on: the graph as it is recognised, and where each affine can go.
 #[derive(Debug)]
@@ -68,4 +71,35 @@ pub fn inspect(
             closed: prepared.changes.closed,
         })
     })?
+}
+
+/// Whether a model has anything that could be quantized, before there is data.
+///
+/// # Errors
+/// [`Error::NothingToQuantize`] if it has not, whatever data may show: no product with a weight in float.
+pub fn check_quantizable(original: &Model, options: &Options) -> Result<(), Error> {
+    let seen = without_running(original, options);
+    if any_candidate(&seen.model.view()) {
+        return Ok(());
+    }
+    let because = nothing_because(std::iter::empty(), &seen.found);
+    Err(Error::NothingToQuantize(because))
+}
+
+/// What can be recognised in the graph alone.
+pub(super) fn without_running(original: &Model, options: &Options) -> Inspection {
+    let mut model = FlatModel::of(original.clone());
+    if model.edit(|m| inline(m, &|_| true)).is_err() {
+        model = FlatModel::of(original.clone());
+    }
+    let view = model.view();
+    let found = recognise(&view);
+    let sites = find_sites(&view, &found, &BTreeMap::new(), options.extra_nodes);
+    drop(view);
+    Inspection {
+        model,
+        found,
+        sites,
+        closed: Vec::new(),
+    }
 }

@@ -34,7 +34,7 @@ use crate::review::Report;
 use crate::solve::Method;
 
 pub use anatomy::anatomy;
-pub use inspect::{Inspection, inspect};
+pub use inspect::{Inspection, check_quantizable, inspect};
 
 use build::{KnownWeights, Source};
 use calibrate::Calibrated;
@@ -83,6 +83,7 @@ pub fn run(
         let mut judge = HeldOut::new(&job, source, &rows);
         let mut written = best_plan(&job, source, plan, &mut judge)?;
         let float_check = strategy::conclude(&mut written, &mut judge)?;
+        prepare::restore(&mut written.model, &calibrated.prepared.changes.rewritten)?;
         let result = written.model.unflatten();
         let findings = lint::lint(&job, &result)?;
         let account = report::Account {
@@ -123,6 +124,7 @@ fn best_plan(
     };
     let written = strategy::keep_float(written, wish, sites, &units, judge)?;
     let written = strategy::quantize_attention(written, job.options, judge)?;
+    let written = strategy::quantize_embeddings(written, job.options, judge)?;
     strategy::compare_with_qdq(written, judge)
 }
 

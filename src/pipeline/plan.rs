@@ -24,6 +24,8 @@ pub(crate) struct Plan {
     pub rounding: Rounding,
     /// Per attention, in graph order; empty until it has been decided: then all are in float.
     pub attention: Vec<AttentionPlan>,
+    /// Whether embedding tables are stored in 8 bits.
+    pub embeddings: bool,
     /// What a reader should know of how the plan came about.
     pub notes: Vec<String>,
 }
@@ -299,6 +301,7 @@ mod tests {
             linears: index_vec![Precision::Integer; 2],
             rounding: Rounding::Refined,
             attention: Vec::new(),
+            embeddings: false,
             notes: Vec::new(),
         }
     }

@@ -65,6 +65,7 @@ impl Account<'_> {
                 .filter(|s| was_dropped(s))
                 .count(),
             rotations: self.rotations(),
+            embeddings: self.written.account.embeddings.clone(),
             kept_float: self.written.account.kept_float.clone(),
             filled_inputs: self
                 .data

@@ -117,6 +117,12 @@ impl<'m> Responses<'m> {
     /// The response of a site with these Linears, if it can be run.
     fn block(&self, site: SiteId, value: &str, linears: &[&Linear]) -> Option<Block> {
         let response = self.blocks[site].as_ref()?;
+        // Behind a Transpose the tokens are in another order than in the value of the site.
+        let read = |l: &&Linear| l.channels_last() && l.input == linears[0].input;
+        let value = match linears.iter().all(read) && !linears.is_empty() {
+            true => self.view.name(linears[0].input),
+            false => value,
+        };
         let x = self.kept.get(value)?;
         let channels = *x.value.shape().last()?;
         let tokens = x.rows.len();

@@ -63,6 +63,7 @@ impl Plan {
                 Method::SmoothQuant { .. } | Method::None => Rounding::Nearest,
             },
             attention: Vec::new(),
+            embeddings: false,
             notes: Vec::new(),
         };
         job.progress.end();

@@ -68,6 +68,22 @@ pub(super) fn mean_sqnr(outputs: &[OutputComparison]) -> f64 {
     outputs.iter().map(|o| sqnr(o, None)).sum::<f64>() / outputs.len().max(1) as f64
 }
 
+/// The output that is furthest below what it is without something, by either figure, and by how many dB; `None` if there is
+/// no output.
+pub(super) fn worst_loss<'o>(
+    with: &'o [OutputComparison],
+    without: &[OutputComparison],
+) -> Option<(&'o str, f64)> {
+    let loss = |(with, without): (&'o OutputComparison, &OutputComparison)| {
+        let losses = Figure::ALL
+            .iter()
+            .filter_map(|figure| Some(figure.of(without, None)? - figure.of(with, None)?));
+        (with.name.as_str(), losses.fold(f64::NEG_INFINITY, f64::max))
+    };
+    let losses = with.iter().zip(without).map(loss);
+    losses.max_by(|a, b| a.1.total_cmp(&b.1))
+}
+
 /// How far `ours` is above `plain`: the mean over the outputs, and over what each is judged by, of the gain in dB, a loss
 /// counted twice. Outputs are in the same order; 0 if there are none.
 pub(super) fn score(

@@ -4,9 +4,9 @@
 //! before it does more (`contrib`); Gemm with any transA, transB, alpha and beta. W is an initializer or a Constant node, possibly behind Transpose, Identity, Reshape,
 //! Cast and the like (whatever [`View::constant`] evaluates).
 //!
-//! *Not matched*, with the reason: W of a rank other than 2, W of integers or behind a DequantizeLinear (already
-//! quantized), W that a caller may override, W computed from constants by operators that are not evaluated here, W on
-//! the left, operators that multiply quantized values. A MatMul of two computed values is attention's business and no
+//! *Not matched*, with the reason: W in another layout (`layout`), W of integers or behind a DequantizeLinear (already
+//! quantized), W that a caller may override, W computed from constants by operators that are not evaluated here,
+//! operators that multiply quantized values. A MatMul of two computed values is attention's business and no
 //! near miss.
 
 use ndarray::{Array1, Array2, Ix2};
@@ -19,6 +19,7 @@ use crate::onnx::op;
 use crate::onnx::tensor;
 
 use super::contrib;
+use super::layout::other_layout;
 
 /// The operator that computes x W.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -122,6 +123,7 @@ impl Linear {
 pub(super) fn match_at(view: &View, node: NodeId) -> Option<Result<Linear, String>> {
     match view.op(node) {
         op::MatMul | op::Gemm => {}
+        op::Einsum | op::Conv => return in_other_layout(view, node).map(Err),
         _ => return other_product(view, node).map(Err),
     }
     if super::rotation_part(view, node).is_some() {
@@ -129,7 +131,11 @@ pub(super) fn match_at(view: &View, node: NodeId) -> Option<Result<Linear, Strin
     }
     let (x, w) = (view.input(node, 0)?, view.input(node, 1)?);
     if view.is_constant(w) {
-        return Some(match_constant(view, node, x, w));
+        let layout = in_other_layout(view, node);
+        return Some(match (layout, match_constant(view, node, x, w)) {
+            (Some(reason), Err(_)) => Err(reason),
+            (_, matched) => matched,
+        });
     }
     let name = view.name(w);
     let reason = if view.is_constant(x) {
@@ -154,6 +160,19 @@ pub(super) fn match_at(view: &View, node: NodeId) -> Option<Result<Linear, Strin
         return None;
     };
     Some(Err(reason))
+}
+
+/// Why a product that is a Linear in another layout is still in it.
+fn in_other_layout(view: &View, node: NodeId) -> Option<String> {
+    let rank = |value| view.shape(value).map(|shape| shape.len());
+    Some(match other_layout(view, node, &rank)? {
+        Err(reason) => reason,
+        Ok(layout) => format!(
+            "it is a Linear of {} to {} channels in another layout, and was not written as a MatMul with a matrix",
+            layout.k(),
+            layout.n()
+        ),
+    })
 }
 
 /// Why an operator that multiplies with a stored weight in another way is no float Linear. The same operators over

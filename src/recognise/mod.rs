@@ -6,6 +6,7 @@
 mod attention;
 mod contrib;
 mod decomposed;
+mod layout;
 mod linear;
 mod moments;
 mod norm;
@@ -15,6 +16,7 @@ mod weight;
 
 pub use attention::{Attention, Attentions, Product, attentions};
 pub use contrib::{Composite, MICROSOFT, composite, microsoft_op};
+pub use layout::{Layout, asks_rank, moved_back, other_layout, unmoved};
 pub use linear::{Bias, Linear, LinearForm};
 pub use norm::{Norm, NormKind, NormParam};
 pub use rotation::{WrittenRotation, rotation_part};

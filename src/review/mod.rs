@@ -19,12 +19,12 @@ pub use inspect::{
     anatomy, outliers,
 };
 pub use provenance::Provenance;
-pub use quantized::{QuantizedLinear, quantized_linears};
+pub use quantized::{QuantizedLinear, quantized_embeddings, quantized_linears};
 pub use report::{
     AttentionCost, AttentionReport, BelowPlain, CHANNEL_LINES, ChannelRange, CurveReport, Decision,
-    FLOAT_LIMIT, Files, FloatCheck, InlinedReport, KeptFloat, KeptLinear, LinearReport,
-    NearMissReport, OutputReport, REPORT_SCHEMA, ROUNDING_LIMIT, Report, RotationReport,
-    RotationsReport, RoundedCheck, SiteReport,
+    EmbeddingsReport, FLOAT_LIMIT, Files, FloatCheck, InlinedReport, KeptFloat, KeptLinear,
+    LinearReport, NearMissReport, OutputReport, REPORT_SCHEMA, ROUNDING_LIMIT, Report,
+    RotationReport, RotationsReport, RoundedCheck, SiteReport, TableReport,
 };
 pub use settings::Settings;
 pub use verify::{

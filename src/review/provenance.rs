@@ -61,8 +61,8 @@ impl Provenance {
 
     /// Writes the entries behind those of others; what an earlier run of this tool left is replaced.
     pub fn write(&self, model: &mut Model) {
+        Provenance::remove(model);
         let props = &mut model.proto.metadata_props;
-        props.retain(|entry| !entry.key().starts_with(PREFIX));
         props.extend(
             self.entries
                 .iter()
@@ -71,6 +71,12 @@ impl Provenance {
                     value: Some(value.clone()),
                 }),
         );
+    }
+
+    /// Removes the entries of this tool, from a model that is no longer what they tell.
+    pub fn remove(model: &mut Model) {
+        let props = &mut model.proto.metadata_props;
+        props.retain(|entry| !entry.key().starts_with(PREFIX));
     }
 
     /// The entries that a model has; `None` if this tool did not write it, or was told to leave them out.

@@ -38,6 +38,29 @@ pub fn quantized_linears(view: &View) -> Vec<(NodeId, QuantizedLinear)> {
     linears.collect()
 }
 
+/// The integers of every embedding table of which rows are picked before they are dequantized, by their names, once each.
+pub fn quantized_embeddings(view: &View) -> Vec<String> {
+    let mut tables = Vec::new();
+    for (node, proto) in view.nodes() {
+        let picks = |op: &str| op == op::Gather || op == op::GatherBlockQuantized;
+        let Some(table) = view.input(node, 0).filter(|_| picks(proto.op_type())) else {
+            continue;
+        };
+        let integers = constant_type(view, table).is_some_and(|t| t.contains("INT"));
+        let rows = view.output(node, 0).and_then(|rows| view.only_reader(rows));
+        let dequantized =
+            rows.is_some_and(|(reader, _)| view.node(reader).op_type() == op::DequantizeLinear);
+        let name = view.name(table).to_owned();
+        if integers
+            && (dequantized || proto.op_type() == op::GatherBlockQuantized)
+            && !tables.contains(&name)
+        {
+            tables.push(name);
+        }
+    }
+    tables
+}
+
 /// The quantized Linear that a node is.
 fn linear(view: &View, node: NodeId) -> Option<QuantizedLinear> {
     let proto = view.node(node);

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::json::number;
 use super::{LayerError, Settings};
+use crate::rewrite::EmbeddingTable;
 use crate::target::lint::Finding;
 
 /// The version of the JSON form of a [`Report`]. It grows when a key changes its meaning or goes; new keys may come at any
@@ -53,6 +54,8 @@ pub struct Report {
     pub dropped_sites: usize,
     /// What rotations before Linears bought; `None` if there are none.
     pub rotations: Option<RotationsReport>,
+    /// Embedding tables in 8 bits; `None` if there are none.
+    pub embeddings: Option<EmbeddingsReport>,
     /// What was left in float to make the outputs better; `None` unless that was asked for.
     pub kept_float: Option<KeptFloat>,
     /// Model inputs that the calibration data did not give: name and what they were filled with.
@@ -208,6 +211,59 @@ pub struct RotationsReport {
     /// And with them.
     #[serde(deserialize_with = "number")]
     pub sqnr_after_db: f64,
+}
+
+/// Embedding tables in 8 bits.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct EmbeddingsReport {
+    /// The tables.
+    pub tables: Vec<TableReport>,
+    /// The mean SQNR of the outputs on the held-out rows with tables in float, in dB.
+    #[serde(deserialize_with = "number")]
+    pub sqnr_before_db: f64,
+    /// And in 8 bits.
+    #[serde(deserialize_with = "number")]
+    pub sqnr_after_db: f64,
+}
+
+/// One embedding table.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct TableReport {
+    /// The name of the constant.
+    pub name: String,
+    /// Rows.
+    pub rows: usize,
+    /// Elements of a row.
+    pub columns: usize,
+    /// Bytes in float.
+    pub bytes_before: usize,
+    /// Bytes in 8 bits, scales included; and those in float, if something else reads the table too.
+    pub bytes_after: usize,
+}
+
+impl EmbeddingsReport {
+    /// The tables by their names, and the mean SQNR of the outputs without and with 8 bits, in dB.
+    pub(crate) fn new(
+        tables: &[(String, EmbeddingTable)],
+        [before, after]: [f64; 2],
+    ) -> EmbeddingsReport {
+        let table = |(name, table): &(String, EmbeddingTable)| TableReport {
+            name: name.clone(),
+            rows: table.rows,
+            columns: table.columns,
+            bytes_before: table.bytes(),
+            bytes_after: table.quantized_bytes() + usize::from(table.shared) * table.bytes(),
+        };
+        EmbeddingsReport {
+            tables: tables.iter().map(table).collect(),
+            sqnr_before_db: before,
+            sqnr_after_db: after,
+        }
+    }
 }
 
 /// Lines of a site's channels in a report, at most.

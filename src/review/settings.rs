@@ -32,6 +32,8 @@ pub struct Settings {
     pub activation_symmetric: bool,
     /// The products of attention: "auto", "float" or "int8".
     pub attention: String,
+    /// Embedding tables: "float" or "int8".
+    pub embeddings: String,
     /// The regular expression for the names of Linears that are quantized.
     pub include: Option<String>,
     /// The regular expression for the names of Linears that are left in float.
@@ -86,6 +88,11 @@ impl From<&Options> for Settings {
             activation_bits: options.activation_bits,
             activation_symmetric: options.activation().symmetric,
             attention: options.attention.name().to_owned(),
+            embeddings: match options.int8_embeddings {
+                true => "int8",
+                false => "float",
+            }
+            .to_owned(),
             include: options.include.as_ref().map(|r| r.as_str().to_owned()),
             exclude: options.exclude.as_ref().map(|r| r.as_str().to_owned()),
             keep_float: options.keep_float.map(|keep| match keep {

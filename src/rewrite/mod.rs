@@ -7,17 +7,22 @@ mod affine;
 mod attention;
 mod clean;
 mod correct;
+mod dequantize;
+mod embeddings;
 mod fold_sizes;
 mod linear;
 mod migrate;
 mod quantize;
 mod rotate;
 mod take_apart;
+mod to_matmul;
 
 pub use affine::{Affine, Rotated};
 pub use attention::{AttentionParams, FLOAT16_OPSET, quantize_attention};
 pub use clean::clean;
 pub use correct::correct_biases;
+pub use dequantize::{Dequantized, dequantize};
+pub use embeddings::{EmbeddingTable, embedding_tables, quantize_embeddings, quantized_table};
 pub use fold_sizes::fold_sizes;
 pub use linear::Precision;
 pub use migrate::{migrate, migrate_in};
@@ -26,6 +31,7 @@ pub use quantize::{
     quantize_as_operators,
 };
 pub use take_apart::take_apart;
+pub use to_matmul::{Rewritten, to_matmul};
 
 use thiserror::Error;
 

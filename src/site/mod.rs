@@ -16,6 +16,7 @@ mod stream;
 mod trace;
 
 use crate::graph::{NodeId, Use, ValueId, View};
+use crate::onnx::node::attr_ints;
 use crate::onnx::op;
 use crate::recognise::{Linear, LinearForm, LinearId, NormId, Passage, Recognised, passage};
 
@@ -48,8 +49,8 @@ pub struct Site {
     pub linears: Vec<LinearId>,
     /// The node inputs through which they read it: the Linear's own, or that of a Cast or Dropout before it.
     pub absorb: Vec<(NodeId, usize)>,
-    /// Reshapes that something besides Linears reads: a copy of each hands x' to these node inputs, the Reshape itself
-    /// stays with the value as it was.
+    /// Reshapes and Transposes that something besides Linears reads: a copy of each hands x' to these node inputs, the node
+    /// itself stays with the value as it was.
     pub copies: Vec<(NodeId, Vec<(NodeId, usize)>)>,
     /// Per entry of `linears`, the rank of what it reads where a Reshape makes it another one than that of `value`.
     pub ranks: Vec<Option<usize>>,
@@ -253,7 +254,7 @@ fn reach(view: &View, found: &Recognised, shapes: &Shapes, site: &Site) -> Resul
     Ok(trace)
 }
 
-/// The readers of a value, seen through Identity, Dropout, Cast and Reshape.
+/// The readers of a value, seen through Identity, Dropout, Cast, Reshape and Transpose.
 #[derive(Default)]
 struct Readers {
     /// Index into `Recognised::linears`, and the rank it reads if that is another one.
@@ -302,7 +303,7 @@ fn readers(view: &View, found: &Recognised, value: ValueId, channels: usize) -> 
                     None => all.others = true,
                 }
             }
-            // Others read the new rows too: the Linears get a copy of the Reshape.
+            // Others read the new rows too: the Linears get a copy of the node.
             Some((pass @ Pass::Rows(_), behind))
                 if !behind.linears.is_empty()
                     && !behind.graph_output
@@ -355,8 +356,9 @@ fn carried(
 enum Pass {
     Same,
     FloatCast,
-    /// The rows are grouped anew, to a value of this rank where it is known. What has C channels on its last axis
-    /// before and after keeps them: the elements stay in their row-major order.
+    /// The rows are grouped anew or put into another order, to a value of this rank where it is known. What has C channels
+    /// on its last axis before and after keeps them: the elements stay in their row-major order, or, in a Transpose, the
+    /// last axis stays the last.
     Rows(Option<usize>),
 }
 
@@ -368,6 +370,11 @@ fn passes(view: &View, node: NodeId) -> Option<Pass> {
     }
     match view.op(node) {
         op::Flatten => Some(Pass::Rows(Some(2))),
+        op::Transpose => {
+            let order = attr_ints(view.node(node), "perm")?;
+            let stays = order.last() == Some(&(order.len() as i64 - 1));
+            stays.then_some(Pass::Rows(Some(order.len())))
+        }
         op::Reshape => Some(Pass::Rows(
             view.input(node, 1).and_then(|target| length(view, target)),
         )),

@@ -32,6 +32,7 @@ pub(super) const ORT: Profile = Profile {
     scales_behind_split: false,
     int4_weights: true,
     int8_attention: false,
+    int8_gather: true,
     nan_guard_stops_attention: false,
     no_qoperator: None,
     saturates: true,
@@ -71,6 +72,7 @@ pub(super) const TENSORRT: Profile = Profile {
     scales_behind_split: true,
     int4_weights: false,
     int8_attention: true,
+    int8_gather: false,
     nan_guard_stops_attention: true,
     no_qoperator: Some("TensorRT's parser rejects QLinearMatMul"),
     saturates: false,
@@ -120,6 +122,7 @@ pub(super) const OPENVINO: Profile = Profile {
     scales_behind_split: false,
     int4_weights: true,
     int8_attention: false,
+    int8_gather: true,
     nan_guard_stops_attention: true,
     no_qoperator: Some("OpenVINO fails to convert QLinearMatMul"),
     saturates: true,
@@ -157,6 +160,7 @@ pub(super) const PORTABLE: Profile = Profile {
     scales_behind_split: true,
     int4_weights: false,
     int8_attention: false,
+    int8_gather: false,
     nan_guard_stops_attention: false,
     no_qoperator: Some("TensorRT rejects QLinearMatMul and OpenVINO fails to convert it"),
     saturates: true,
@@ -235,6 +239,7 @@ pub fn markdown() -> String {
     row("products of attention", &|p| {
         if p.int8_attention { "int8" } else { "float" }.to_owned()
     });
+    row("`--embeddings int8`", &|p| yes_or_no(p.int8_gather));
     row("`--format qoperator`", &|p| {
         yes_or_no(p.no_qoperator.is_none())
     });

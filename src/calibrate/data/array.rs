@@ -129,6 +129,27 @@ pub enum Values {
     Bool(ArrayD<bool>),
 }
 
+impl Values {
+    /// The integers, or booleans as 0 and 1; `None` for floats, and for what int64 does not hold.
+    pub(in crate::calibrate) fn to_i64(&self) -> Option<ArrayD<i64>> {
+        Some(match self {
+            Values::F32(_) => return None,
+            Values::I8(a) => a.mapv(i64::from),
+            Values::I16(a) => a.mapv(i64::from),
+            Values::I32(a) => a.mapv(i64::from),
+            Values::I64(a) => a.clone(),
+            Values::U8(a) => a.mapv(i64::from),
+            Values::U16(a) => a.mapv(i64::from),
+            Values::U32(a) => a.mapv(i64::from),
+            Values::U64(a) => {
+                let all: Option<Vec<i64>> = a.iter().map(|&v| v.try_into().ok()).collect();
+                ArrayD::from_shape_vec(a.raw_dim(), all?).ok()?
+            }
+            Values::Bool(a) => a.mapv(i64::from),
+        })
+    }
+}
+
 /// One number of a file; every integer type fits `i128`, every float type fits `f64` exactly.
 #[derive(Debug, Clone, Copy)]
 enum Number {
@@ -203,8 +224,12 @@ impl FileArray {
         whole.map(|_| ())
     }
 
-    /// Reads the rows `rows` (indices on axis 0), or the whole array for `None`, as values for an input of type `dtype`.
-    pub(crate) fn read(&self, dtype: DataType, rows: Option<&[usize]>) -> Result<Values, BadValue> {
+    /// Reads the rows (an axis, and indices on it), or the whole array for `None`, as values for an input of type `dtype`.
+    pub(crate) fn read(
+        &self,
+        dtype: DataType,
+        rows: Option<(usize, &[usize])>,
+    ) -> Result<Values, BadValue> {
         let mut values = Buffer::new(dtype).ok_or_else(|| self.bad(0, BadElement::Kind))?;
         let shape = match rows {
             None => {
@@ -212,14 +237,20 @@ impl FileArray {
                 self.read_range(dtype, 0, elements, Some(&mut values))?;
                 self.shape.clone()
             }
-            Some(rows) => {
-                let len = self.row_len();
-                for row in rows {
-                    self.read_range(dtype, row * len, len, Some(&mut values))?;
+            Some((axis, rows)) => {
+                // Of each index on the axes before, a run of elements for every row.
+                let before: usize = self.shape.iter().take(axis).product();
+                let size = self.shape.get(axis).copied().unwrap_or(1);
+                let len: usize = self.shape.iter().skip(axis + 1).product();
+                for outer in 0..before {
+                    for row in rows {
+                        let start = (outer * size + row) * len;
+                        self.read_range(dtype, start, len, Some(&mut values))?;
+                    }
                 }
                 let mut shape = self.shape.clone();
-                if let Some(first) = shape.first_mut() {
-                    *first = rows.len();
+                if let Some(of_rows) = shape.get_mut(axis) {
+                    *of_rows = rows.len();
                 }
                 shape
             }

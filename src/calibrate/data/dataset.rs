@@ -4,16 +4,19 @@
 //! against the model when it is opened — names, element types, shapes, every value — so a run does not fail half way.
 //! [`Dataset::split`] then cuts the tables into [`Batch`]es.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::calibrate::data::array::{Element, FileArray, type_name};
+use crate::calibrate::data::axes::{ArrayShapes, BatchAxes, batch_axes, fixed_size};
 use crate::calibrate::data::error::CalibError;
 use crate::calibrate::data::fill::{FillRule, Filled, MASKS, Sizes, rule};
 use crate::calibrate::data::input::{Batch, InputTensor, NamedArray};
 use crate::calibrate::data::signature::{Dim, ModelInput, list, model_inputs};
 use crate::calibrate::data::sources::{CalibSource, read_tables};
+use crate::graph::branches::FlatModel;
+use crate::graph::size_inputs;
 use crate::onnx::{Digest, Model};
 
 /// Of every `HOLD_OUT` rows the last is held out for verification.
@@ -26,8 +29,8 @@ pub(crate) const TOKENS: usize = 512;
 /// Arrays that belong together, one per given input.
 #[derive(Debug)]
 struct Table {
-    /// The arrays, and whether axis 0 is the batch axis.
-    arrays: BTreeMap<String, (Arc<NamedArray>, bool)>,
+    /// The arrays, and their batch axes.
+    arrays: BTreeMap<String, (Arc<NamedArray>, Option<usize>)>,
     rows: usize,
     first_row: u64,
 }
@@ -40,11 +43,13 @@ impl Table {
 
     /// The length of its sequences: of the longest of the inputs `[batch, length]`, if there are any.
     fn length(&self) -> Option<usize> {
-        let arrays = self.arrays.values().filter(|(_, batched)| *batched);
-        let lengths = arrays.filter_map(|(array, _)| match array.data.shape[..] {
-            [_, length] => Some(length.max(1)),
-            _ => None,
-        });
+        let lengths =
+            self.arrays
+                .values()
+                .filter_map(|(array, axis)| match (axis, &array.data.shape[..]) {
+                    (Some(0), [_, length]) => Some((*length).max(1)),
+                    _ => None,
+                });
         lengths.max()
     }
 }
@@ -58,6 +63,8 @@ pub struct Dataset {
     fixed_batch: Option<usize>,
     filled: Vec<Filled>,
     notes: Vec<String>,
+    /// The inputs from whose values sizes inside the model are computed.
+    sizes: BTreeSet<String>,
 }
 
 /// Batches for computing statistics and batches for judging the result.
@@ -89,11 +96,14 @@ impl Dataset {
             batch: batch.max(1),
             filled: vec![],
             notes: vec![],
+            sizes: size_inputs(&FlatModel::of(model.clone()).view()),
             inputs,
         };
         let mut first_row = 0;
-        for arrays in read_tables(&dataset.inputs, sources)? {
-            let table = dataset.table(arrays, first_row)?;
+        let tables = read_tables(&dataset.inputs, sources)?;
+        let axes = dataset.batch_axes(&tables);
+        for arrays in tables {
+            let table = dataset.table(arrays, &axes, first_row)?;
             first_row += table.rows as u64;
             dataset.tables.push(table);
         }
@@ -152,9 +162,11 @@ impl Dataset {
             batch: 2,
             filled: vec![],
             notes: vec![],
+            sizes: size_inputs(&FlatModel::of(model.clone()).view()),
             inputs,
         };
-        let table = dataset.table(arrays, 0)?;
+        let axes = dataset.batch_axes(std::slice::from_ref(&arrays));
+        let table = dataset.table(arrays, &axes, 0)?;
         dataset.tables.push(table);
         Ok(dataset)
     }
@@ -273,9 +285,9 @@ impl Dataset {
         let mut inputs = BTreeMap::new();
         for input in &self.inputs {
             let tensor = match table.arrays.get(&input.name) {
-                Some((array, batched)) => InputTensor::from_file(
+                Some((array, axis)) => InputTensor::from_file(
                     array.clone(),
-                    batched.then(|| rows.to_vec()),
+                    axis.map(|axis| (axis, rows.to_vec())),
                     input.dtype,
                 ),
                 None => {
@@ -286,7 +298,8 @@ impl Dataset {
                     InputTensor::filled(rule, shape, input.dtype)
                 }
             };
-            inputs.insert(input.name.clone(), tensor);
+            let tells = self.sizes.contains(&input.name);
+            inputs.insert(input.name.clone(), tensor.telling_sizes(tells));
         }
         let mut masks = MASKS
             .iter()
@@ -306,10 +319,10 @@ impl Dataset {
         let given = table
             .arrays
             .iter()
-            .map(|(name, (array, batched))| {
+            .map(|(name, (array, axis))| {
                 let mut shape = array.data.shape.clone();
-                if let (true, Some(first)) = (batched, shape.first_mut()) {
-                    *first = rows;
+                if let Some(size) = axis.and_then(|axis| shape.get_mut(axis)) {
+                    *size = rows;
                 }
                 (name.clone(), shape)
             })
@@ -317,10 +330,29 @@ impl Dataset {
         Sizes::new(&self.inputs, given, rows)
     }
 
+    /// The batch axes of the inputs that the tables give; none where every table is a run of its own, which a note says.
+    fn batch_axes(&mut self, tables: &[BTreeMap<String, Arc<NamedArray>>]) -> BatchAxes {
+        let shapes = tables.iter().map(|table| {
+            let shape = |(name, array): (&String, &Arc<NamedArray>)| {
+                (name.clone(), array.data.shape.clone())
+            };
+            table.iter().map(shape).collect()
+        });
+        let shapes: Vec<ArrayShapes> = shapes.collect();
+        batch_axes(&self.inputs, &shapes).unwrap_or_else(|| {
+            self.notes.push(
+                "the inputs share no axis, so every calibration file is one run of the model"
+                    .to_owned(),
+            );
+            BatchAxes::new()
+        })
+    }
+
     /// Checks one table against the model.
     fn table(
         &mut self,
         arrays: BTreeMap<String, Arc<NamedArray>>,
+        axes: &BatchAxes,
         first_row: u64,
     ) -> Result<Table, CalibError> {
         let mut rows: Option<(&NamedArray, usize)> = None;
@@ -330,24 +362,15 @@ impl Dataset {
             .iter()
             .filter(|input| arrays.contains_key(&input.name))
             .collect();
-        let free = given.iter().any(|input| batch_dim(input).is_none());
-        let fixed = if free {
-            None
-        } else {
-            given.iter().find_map(|input| batch_dim(input))
-        };
+        let fixed = fixed_size(&self.inputs, axes);
         for input in &given {
             let array = &arrays[&input.name];
-            // An input of fixed size beside others whose batch size is free is one value for the whole run.
-            let batched = !array.data.shape.is_empty()
-                && match batch_dim(input) {
-                    None => true,
-                    Some(n) => !free && Some(n) == fixed,
-                };
-            check_shape(input, array, batched)?;
+            let axis = axes.get(&input.name).copied();
+            let axis = axis.filter(|&axis| axis < array.data.shape.len());
+            check_shape(input, array, axis)?;
             array.check(input.dtype)?;
-            if batched {
-                let found = array.data.shape[0];
+            if let Some(axis) = axis {
+                let found = array.data.shape[axis];
                 match rows {
                     None => rows = Some((array, found)),
                     Some((first, n)) if n != found => {
@@ -361,7 +384,7 @@ impl Dataset {
                     Some(_) => {}
                 }
             }
-            checked.insert(input.name.clone(), (array.clone(), batched));
+            checked.insert(input.name.clone(), (array.clone(), axis));
         }
         // Every table comes from at least one array; without a batch axis it is a single run.
         let Some(any) = arrays.values().next() else {
@@ -429,16 +452,6 @@ impl Dataset {
     }
 }
 
-/// The fixed size of an input's batch axis.
-fn batch_dim(input: &ModelInput) -> Option<usize> {
-    match input.shape.as_ref()?.first() {
-        Some(Dim::Fixed(n)) => Some(*n),
-        // A scalar belongs to no batch; any fixed size says so.
-        None => Some(1),
-        _ => None,
-    }
-}
-
 fn fill(sizes: &Sizes, input: &ModelInput) -> Option<(FillRule, Vec<usize>)> {
     let rule = match rule(&input.name)? {
         FillRule::False if sizes.has_past() => FillRule::True,
@@ -448,14 +461,18 @@ fn fill(sizes: &Sizes, input: &ModelInput) -> Option<(FillRule, Vec<usize>)> {
 }
 
 /// Compares an array's shape with what the model declares; the batch axis may differ.
-fn check_shape(input: &ModelInput, array: &NamedArray, batched: bool) -> Result<(), CalibError> {
+fn check_shape(
+    input: &ModelInput,
+    array: &NamedArray,
+    batch_axis: Option<usize>,
+) -> Result<(), CalibError> {
     let Some(dims) = &input.shape else {
         return Ok(());
     };
     let found = &array.data.shape;
     let fits = dims.len() == found.len()
         && dims.iter().zip(found).enumerate().all(|(axis, (dim, n))| {
-            (axis == 0 && batched) || !matches!(dim, Dim::Fixed(m) if m != n)
+            Some(axis) == batch_axis || !matches!(dim, Dim::Fixed(m) if m != n)
         });
     if fits {
         return Ok(());

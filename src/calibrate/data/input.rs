@@ -12,6 +12,7 @@ use ndarray::{Array2, ArrayD, IxDyn};
 use crate::calibrate::data::array::{BadElement, BadValue, FileArray, Values, type_name};
 use crate::calibrate::data::error::{CalibError, place};
 use crate::calibrate::data::fill::FillRule;
+use crate::graph::infer::Limits;
 use crate::onnx::proto::tensor_proto::DataType;
 
 /// The shape of every input, by name.
@@ -57,7 +58,21 @@ impl Batch {
 
     /// Whether one plan serves this batch and `other`.
     pub(in crate::calibrate) fn runs_like(&self, other: &Batch) -> bool {
-        self.shapes() == other.shapes() && self.switches() == other.switches()
+        self.shapes() == other.shapes()
+            && self.switches() == other.switches()
+            && self.sizes() == other.sizes()
+    }
+
+    /// The integers of the inputs from whose values sizes are computed, by name. A larger one than sizes are is no such.
+    pub(in crate::calibrate) fn sizes(&self) -> BTreeMap<String, (DataType, ArrayD<i64>)> {
+        let inputs = self.inputs.iter().filter(|(_, input)| {
+            input.tells_sizes && input.shape.iter().product::<usize>() <= Limits::SIZES.ints
+        });
+        let integers = inputs.filter_map(|(name, input)| {
+            let array = input.values().ok()?.to_i64()?;
+            Some((name.clone(), (input.dtype, array)))
+        });
+        integers.collect()
     }
 
     /// The shape of every input: batches with equal shapes (and [`Batch::switches`]) share one plan.
@@ -75,6 +90,8 @@ pub struct InputTensor {
     dtype: DataType,
     shape: Vec<usize>,
     source: Source,
+    /// Sizes inside the model are computed from its values.
+    tells_sizes: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -82,8 +99,8 @@ enum Source {
     Memory(Arc<Values>),
     File {
         array: Arc<NamedArray>,
-        /// Rows on axis 0; `None` for the whole array.
-        rows: Option<Vec<usize>>,
+        /// The batch axis and the rows on it; `None` for the whole array.
+        rows: Option<(usize, Vec<usize>)>,
     },
     Fill(FillRule),
 }
@@ -161,23 +178,27 @@ impl InputTensor {
             dtype,
             shape: shape.to_vec(),
             source: Source::Memory(Arc::new(values)),
+            tells_sizes: false,
         }
     }
 
-    /// Rows `rows` of `array`, or all of it.
+    /// Rows of `array`, by their axis and indices on it, or all of it.
     pub(super) fn from_file(
         array: Arc<NamedArray>,
-        rows: Option<Vec<usize>>,
+        rows: Option<(usize, Vec<usize>)>,
         dtype: DataType,
     ) -> InputTensor {
         let mut shape = array.data.shape.clone();
-        if let (Some(rows), Some(first)) = (&rows, shape.first_mut()) {
-            *first = rows.len();
+        if let Some((axis, rows)) = &rows
+            && let Some(size) = shape.get_mut(*axis)
+        {
+            *size = rows.len();
         }
         InputTensor {
             dtype,
             shape,
             source: Source::File { array, rows },
+            tells_sizes: false,
         }
     }
 
@@ -187,6 +208,15 @@ impl InputTensor {
             dtype,
             shape,
             source: Source::Fill(rule),
+            tells_sizes: false,
+        }
+    }
+
+    /// The same input, from whose values sizes inside the model are computed if `tells` says so.
+    pub(super) fn telling_sizes(self, tells: bool) -> InputTensor {
+        InputTensor {
+            tells_sizes: tells,
+            ..self
         }
     }
 
@@ -206,7 +236,10 @@ impl InputTensor {
             Source::Memory(values) => Ok((**values).clone()),
             Source::File { array, rows } => array
                 .data
-                .read(self.dtype, rows.as_deref())
+                .read(
+                    self.dtype,
+                    rows.as_ref().map(|(axis, rows)| (*axis, &rows[..])),
+                )
                 .map_err(|bad| array.error(self.dtype, bad)),
             Source::Fill(rule) => Ok(fill_values(*rule, &self.shape, self.dtype)),
         }
@@ -222,9 +255,11 @@ impl InputTensor {
             Source::File { array, rows } => {
                 let mut mask = Vec::with_capacity(b * s);
                 match rows {
-                    Some(rows) => rows
+                    Some((0, rows)) => rows
                         .iter()
                         .for_each(|row| mask.extend(array.data.nonzero(*row))),
+                    // [S, B]
+                    Some(_) => return None,
                     None => (0..b).for_each(|row| mask.extend(array.data.nonzero(row))),
                 }
                 Array2::from_shape_vec((b, s), mask).ok()

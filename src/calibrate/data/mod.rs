@@ -1,6 +1,7 @@
 //! From what a user names to checked batches: files, arrays, the inputs a model wants, and those it can do without.
 
 pub(super) mod array;
+mod axes;
 mod cache;
 pub(super) mod dataset;
 pub(super) mod error;

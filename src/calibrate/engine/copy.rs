@@ -17,6 +17,7 @@ use crate::calibrate::engine::decompose::{Scope, decompose};
 use crate::calibrate::engine::error::EngineError;
 use crate::calibrate::engine::node::{is_standard, node_label};
 use crate::graph::Names;
+use crate::graph::infer::Fact;
 use crate::onnx::node::attr_t;
 use crate::onnx::op;
 use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension};
@@ -46,10 +47,14 @@ pub(in crate::calibrate) struct IndexLimit {
     pub rows: i64,
 }
 
-/// Makes the copy of `model` for inputs of the given `shapes`.
+/// What is known of values beside the shapes of the inputs, by name.
+pub(in crate::calibrate) type Known = BTreeMap<String, Fact>;
+
+/// Makes the copy of `model` for inputs of the given `shapes`, with what else is `known`.
 pub(in crate::calibrate) fn calibration_copy<'m>(
     model: &'m Model,
     shapes: &Shapes,
+    known: &Known,
 ) -> Result<Copy<'m>, EngineError> {
     let graph = model.graph();
     if let Some(sparse) = graph.sparse_initializer.first() {
@@ -76,6 +81,7 @@ pub(in crate::calibrate) fn calibration_copy<'m>(
     for (name, shape) in shapes {
         scope.know_shape(name, shape);
     }
+    scope.expect(known);
     let mut nodes = Vec::with_capacity(graph.node.len());
     let mut weights = Dequantized::default();
     for node in &graph.node {

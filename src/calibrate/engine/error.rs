@@ -27,6 +27,16 @@ pub enum EngineError {
         /// What about it cannot be run.
         reason: String,
     },
+    /// A node whose form depends on a shape that is not known before the model runs.
+    #[error("calibration cannot run node {node} ({op}): the shape of `{value}` is not known")]
+    UnknownShape {
+        /// The node that asks for the shape.
+        node: String,
+        /// Its operator.
+        op: String,
+        /// The value whose shape is not known.
+        value: String,
+    },
     /// A constant that cannot be read: of an unknown type, or of another size than its shape says. The model is damaged.
     #[error("constant {name}: {reason}")]
     Constant {

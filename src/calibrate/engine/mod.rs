@@ -8,6 +8,7 @@ mod node;
 pub(super) mod plan;
 mod resolve;
 mod rounding;
+mod shapes;
 mod tap;
 pub(super) mod tract_engine;
 mod tract_plan;

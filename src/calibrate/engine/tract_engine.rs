@@ -12,15 +12,17 @@ use tract_onnx::tract_hir::internal::*;
 use tract_onnx::tract_hir::ops::konst::Const;
 
 use crate::calibrate::data::input::{Batch, Shapes};
-use crate::calibrate::engine::copy::{Copy, IndexLimit, calibration_copy};
+use crate::calibrate::engine::copy::{Copy, IndexLimit, Known, calibration_copy};
 use crate::calibrate::engine::error::EngineError;
 use crate::calibrate::engine::node::{is_standard, node_label};
 use crate::calibrate::engine::plan::{Engine, Plan, Wanted};
 use crate::calibrate::engine::resolve::resolve;
+use crate::calibrate::engine::shapes::{at_fault, found_shapes};
 use crate::calibrate::engine::tap::Tap;
 use crate::calibrate::engine::tract_plan::{TractPlan, error_text, panic_text};
 use crate::calibrate::engine::tract_tensor::{Tables, datum_name};
 use crate::calibrate::engine::{broadcast, rounding};
+use crate::graph::infer::{Fact, Value};
 use crate::onnx::Model;
 use crate::onnx::node::subgraphs;
 use crate::onnx::op;
@@ -103,7 +105,7 @@ impl Sharing {
     ) -> Result<T, EngineError> {
         let shapes = like.shapes();
         let resolved = resolve(self, model, like)?;
-        let copy = calibration_copy(resolved.model.as_ref().unwrap_or(model), &shapes)?;
+        let copy = self.copy(resolved.model.as_ref().unwrap_or(model), like)?;
         let taps: Vec<(usize, &String)> = wanted
             .taps
             .iter()
@@ -121,6 +123,35 @@ impl Sharing {
             Ok(Err(Failure::Engine(error))) => Err(error),
             Ok(Err(Failure::Tract(error))) => Err(fail(explained(error_text(&error)))),
             Err(panic) => Err(fail(panic_text(panic.as_ref()))),
+        }
+    }
+}
+
+impl Sharing {
+    /// The copy of a model for batches like one. Where it asks for a shape that does not follow from those of the inputs,
+    /// the engine is asked, with the part of the model before it; what it does not know either, the file may state.
+    fn copy<'m>(&self, model: &'m Model, like: &Batch) -> Result<Copy<'m>, EngineError> {
+        let shapes = like.shapes();
+        let sizes = like.sizes().into_iter();
+        let mut known: Known = sizes
+            .map(|(name, (dtype, array))| {
+                (
+                    name,
+                    Fact::of_value(dtype, Value::Ints(array.into_shared())),
+                )
+            })
+            .collect();
+        loop {
+            match calibration_copy(model, &shapes, &known) {
+                Err(EngineError::UnknownShape { node, op, value }) => {
+                    let more = found_shapes(self, model, like, &node, &known);
+                    if more.is_empty() {
+                        return Err(at_fault(model, &known, &shapes, (node, op, value)));
+                    }
+                    known.extend(more);
+                }
+                copy => return copy,
+            }
         }
     }
 }

@@ -103,7 +103,7 @@ fn a_shared_weight_is_dequantized_once_and_under_every_name() {
         graph.output.push(output);
     }
     let batch = f32_batch("x", array![[0.74f32, -0.75, 1.25]].into_dyn(), 0);
-    let copy = calibration_copy(&model, &batch.shapes()).unwrap();
+    let copy = calibration_copy(&model, &batch.shapes(), &Default::default()).unwrap();
     let nodes = &copy.proto.graph.as_ref().unwrap().node;
     let first = nodes.iter().position(|n| n.output == ["wd"]).unwrap();
     let kinds: Vec<&str> = nodes[first..].iter().map(|n| n.op_type()).collect();

@@ -5,6 +5,7 @@
 //! ```
 
 mod attention;
+mod embeddings;
 mod folded;
 mod known;
 mod products;
@@ -51,6 +52,7 @@ pub(crate) fn build_from(source: Source, folded: Folded, plan: Plan) -> Result<C
         model = quantize::quantize(source, model, &plan, &refinement)?;
     }
     let model = attention::quantize(source, model, &plan)?;
+    let model = embeddings::quantize(model, &plan)?;
     Ok(Candidate { plan, model })
 }
 

@@ -16,7 +16,7 @@ use crate::calibrate::{EngineError, OutputComparison};
 use crate::error::Error;
 use crate::graph::branches::FlatModel;
 use crate::recognise::{Attention, LinearId};
-use crate::review::{AttentionCost, FloatCheck, KeptFloat};
+use crate::review::{AttentionCost, EmbeddingsReport, FloatCheck, KeptFloat};
 
 pub(crate) use held_out::HeldOut;
 
@@ -38,6 +38,8 @@ pub(crate) struct Account {
     pub kept_float: Option<KeptFloat>,
     /// What rotations made of the outputs, if there are any.
     pub rotations: Option<Gain>,
+    /// What embedding tables in 8 bits save and cost, if there are any.
+    pub embeddings: Option<EmbeddingsReport>,
     /// What int8 attention costs, if any is in int8.
     pub attention_cost: Option<AttentionCost>,
     /// The outputs, by name, that int8 attention has taken below plain min-max quantization, which has attention in float.

@@ -1,6 +1,7 @@
 //! What preparing a model does to it, for the report.
 
 use crate::review::{InlinedReport, NearMissReport};
+use crate::rewrite::Rewritten;
 
 /// What preparing a model did to it.
 #[derive(Clone, Debug, Default)]
@@ -15,6 +16,8 @@ pub(crate) struct Changes {
     pub closed: Vec<NearMissReport>,
     /// The operator set as it was, if it was raised.
     pub raised_from: Option<i64>,
+    /// Linears that were written in another layout.
+    pub rewritten: Vec<Rewritten>,
     /// What else a reader should know.
     pub notes: Vec<String>,
 }

@@ -2,6 +2,7 @@
 
 mod changes;
 mod inline;
+mod products;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,6 +21,7 @@ use crate::rewrite;
 use crate::site::{Sink, find_sites, wanted_shapes};
 use crate::target::MIN_OPSET;
 use changes::Changes;
+pub(super) use products::{any_candidate, restore};
 
 /// Why a Linear is left in float that no input of the model reaches, as one over an embedding of relative positions.
 const COMPUTED_ONCE: &str =
@@ -54,6 +56,8 @@ impl Prepared {
         let model = fold_sizes(job, model, &mut changes)?;
         let model = raise_opset(job, model, &mut changes)?;
         let model = take_apart(job, model, &mut changes)?;
+        let model = products::store_weights(job, model, &mut changes)?;
+        let model = products::to_matmul(job, model, small, &mut changes)?;
         let prepared = recognise_all(job, model, small, changes)?;
         job.clock.finish("recognise");
         Ok(prepared)
@@ -97,16 +101,21 @@ impl Prepared {
     }
 
     fn nothing_because(&self) -> String {
-        let misses = self.found.near_misses.iter();
-        let misses = misses.map(|m| format!("{}: {}", m.name, m.reason));
         let skipped = self.found.linears.iter().zip(&self.skipped);
         let skipped = skipped.filter_map(|(l, r)| Some(format!("{}: {}", l.name, r.as_ref()?)));
-        let reasons: Vec<String> = skipped.chain(misses).collect();
-        match reasons.len() {
-            0 => "the graph has no MatMul or Gemm with a constant weight".to_owned(),
-            n if n > 3 => format!("{} (and {} more)", reasons[..3].join("; "), n - 3),
-            _ => reasons.join("; "),
-        }
+        nothing_because(skipped, &self.found)
+    }
+}
+
+/// Why there is no Linear to quantize, in words.
+pub(super) fn nothing_because(skipped: impl Iterator<Item = String>, found: &Recognised) -> String {
+    let misses = found.near_misses.iter();
+    let misses = misses.map(|m| format!("{}: {}", m.name, m.reason));
+    let reasons: Vec<String> = skipped.chain(misses).collect();
+    match reasons.len() {
+        0 => "the graph has no MatMul or Gemm with a constant weight".to_owned(),
+        n if n > 3 => format!("{} (and {} more)", reasons[..3].join("; "), n - 3),
+        _ => reasons.join("; "),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Strategies: each takes what would be written, asks the judge about other plans, and returns the better one.
 //!
 //! ```text
-//! rotate, or exact ─▶ open ─▶ wider ─▶ drop ─▶ keep_float ─▶ attention ─▶ qoperator (a note) ─▶ written
+//! rotate, or exact ─▶ open ─▶ wider ─▶ drop ─▶ keep_float ─▶ attention ─▶ embeddings ─▶ qoperator (a note) ─▶ written
 //! ```
 //!
 //! Numbers decide; no strategy knows an engine, or how a model is made.
@@ -10,6 +10,7 @@ mod allowance;
 mod attention;
 mod budget;
 mod drop;
+mod embeddings;
 mod exact;
 mod keep_float;
 mod open;
@@ -23,6 +24,7 @@ mod wider;
 
 pub(crate) use attention::quantize_attention;
 pub(crate) use drop::{drop_what_hurts, units};
+pub(crate) use embeddings::quantize_embeddings;
 pub(crate) use exact::make_exact;
 pub(crate) use keep_float::{Wish, keep_float};
 pub(crate) use open::{conclude, open};

@@ -59,6 +59,11 @@ fn summary(report: &Report) -> Markup {
                 @let bought = format!("{:.2} dB → {:.2} dB for about {:.1} % of the run time", all.sqnr_before_db, all.sqnr_after_db, all.percent);
                 (card("sites rotated", all.sites, bought))
             }
+            @if let Some(all) = &report.embeddings {
+                @let bytes = all.tables.iter().map(|t| t.bytes_before - t.bytes_after.min(t.bytes_before)).sum::<usize>();
+                @let cost = format!("{:.1} MB less, {:.2} dB → {:.2} dB", mb(bytes as u64), all.sqnr_before_db, all.sqnr_after_db);
+                (card("embedding tables in 8 bits", all.tables.len(), cost))
+            }
             @if let Some(files) = &report.files {
                 @let before = format!("{:.1} MB before", mb(files.input_bytes));
                 (card("size", format_args!("{:.1} MB", mb(files.output_bytes)), before))

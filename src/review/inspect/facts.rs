@@ -115,6 +115,8 @@ pub struct Quantized {
     pub dynamic_quantize_linear: usize,
     /// Every Linear with a stored integer weight, in graph order.
     pub linears: Vec<QuantizedLinear>,
+    /// Embedding tables whose rows are gathered as integers, by the names of these.
+    pub embeddings: Vec<String>,
 }
 
 /// One float Linear.

@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Energy;
 use super::account::sink_of;
-use super::quantized::quantized_linears;
+use super::quantized::{quantized_embeddings, quantized_linears};
 use crate::calibrate::{ChannelStats, model_inputs};
 use crate::graph::View;
 use crate::onnx::op;
@@ -86,6 +86,7 @@ pub fn anatomy(subject: &Subject) -> Anatomy {
             .into_iter()
             .map(|(_, linear)| linear)
             .collect(),
+        embeddings: quantized_embeddings(&view),
     };
     let names = found.linears.iter().map(|l| l.name.as_str());
     let names = names.chain(quantized.linears.iter().map(|l| l.name.as_str()));

@@ -1,7 +1,7 @@
 //! Models in the form in which Linears and values are matched.
 
 use crate::graph::branches::FlatModel;
-use crate::graph::{self, Names, View, inline, opset};
+use crate::graph::{self, Names, Patch, View, inline, opset};
 use crate::onnx::op;
 use crate::onnx::{Model, tensor};
 use crate::rewrite;
@@ -23,16 +23,26 @@ pub(super) fn opened(model: &Model) -> Model {
     FlatModel::of(opened).into_copy()
 }
 
-/// [`opened`], and the Linears inside of ONNX Runtime's operators taken out, as in the main job.
+/// [`opened`], and the Linears inside of ONNX Runtime's operators and in other layouts as in the main job. What is not
+/// known here is how many axes a value has of which the file does not say it.
 pub(super) fn taken_apart(model: &Model) -> Model {
     let mut model = opened(model);
-    let patches = rewrite::take_apart(&View::new(&model), &mut Names::new(&model), |_| true);
-    let Ok(patches) = patches else {
-        return model;
+    type Step = fn(&View, &mut Names) -> Result<Vec<Patch>, rewrite::RewriteError>;
+    let apart: Step = |view, names| rewrite::take_apart(view, names, |_| true);
+    let as_matrices: Step = |view, names| {
+        let rank = |value| view.shape(value).map(|shape| shape.len());
+        let done = rewrite::to_matmul(view, names, &rank, |_| true)?;
+        Ok(done.into_iter().map(|(patch, _)| patch).collect())
     };
-    let mut apart = model.clone();
-    if graph::apply(&mut apart, patches).is_ok() {
-        model = apart;
+    for step in [apart, as_matrices] {
+        let patches = step(&View::new(&model), &mut Names::new(&model));
+        let Ok(patches) = patches else {
+            continue;
+        };
+        let mut changed = model.clone();
+        if graph::apply(&mut changed, patches).is_ok() {
+            model = changed;
+        }
     }
     model
 }

@@ -112,7 +112,11 @@ impl<'a, 'g> Build<'a, 'g> {
     /// It is not known before the model runs.
     pub(super) fn shape(&self, name: &str) -> Result<Vec<usize>, EngineError> {
         let shape = self.scope.shape(name);
-        shape.ok_or_else(|| self.refused(format!("the shape of `{name}` is not known")))
+        shape.ok_or_else(|| EngineError::UnknownShape {
+            node: self.label.clone(),
+            op: self.op.clone(),
+            value: name.to_owned(),
+        })
     }
 
     /// The shape of a value that must have `N` axes.

@@ -10,6 +10,7 @@ mod build;
 mod contrib;
 mod contrib_attention;
 mod contrib_rotary;
+mod einsum;
 mod narrow;
 mod quantized;
 mod scope;
@@ -40,6 +41,7 @@ const TABLE: &[(&str, &str, Rule)] = &[
     ("", op::CumSum, simple::cumsum),
     ("", op::DequantizeLinear, narrow::dequantize),
     ("", op::Dropout, simple::dropout),
+    ("", op::Einsum, einsum::without_dots),
     ("", op::GatherND, simple::nd_indices),
     ("", op::Identity, sequence::identity),
     ("", op::MatMul, simple::matmul),

@@ -75,6 +75,13 @@ impl<'g> Scope<'g> {
         self.know(name, fact);
     }
 
+    /// Tells facts of inputs, and of values whose shapes do not follow from those of the inputs.
+    pub(in crate::calibrate) fn expect(&mut self, known: &BTreeMap<String, Fact>) {
+        for (name, fact) in known {
+            self.know(name, fact.clone());
+        }
+    }
+
     /// Adds to what is known of a value, in the types of the engine.
     fn know(&mut self, name: &str, mut fact: Fact) {
         fact.dtype = fact.dtype.map(engine_type);

@@ -266,6 +266,7 @@ fn searched(sites: &SiteTable, format: Format) -> Plan {
         linears: index_vec![Precision::Integer; sites.len()],
         rounding: Rounding::Refined,
         attention: Vec::new(),
+        embeddings: false,
         notes: Vec::new(),
     }
 }
