@@ -77,3 +77,47 @@ def shared(k=96, n=96):
         # The residual brings the outlier tokens to the next layer.
         x = g.add("Add", [x, down], f"{layer}/sum")
     return g.model(("batch", LENGTH, k), {x: k})
+
+
+def aligned(model, weight, rows, seed, length=48):
+    """Tokens of which every ninth has all elements of the size of two, and the signs of one column of `weight`: the Linear makes an
+    outlier of it that its own input does not have."""
+    x = model.graph.input[0].type.tensor_type
+    stored = next(numpy_helper.to_array(t) for t in model.graph.initializer if t.name == weight).astype(np.float64)
+    k, n = stored.shape
+    random = np.random.default_rng(seed)
+    flat = random.normal(size=(rows * length, k))
+    out = np.arange(0, len(flat), 9)
+    flat[out] = 2 * np.sign(stored[:, random.permuted(np.arange(len(out)) % n)].T)
+    return {"x": flat.reshape(rows, length, k).astype(helper.tensor_dtype_to_np_dtype(x.elem_type))}
+
+
+def attention(k, heads, kv_heads=None):
+    """One attention. With `kv_heads`, several heads of queries read one of keys and values."""
+    g = _Graph("float32", k)
+    kv_heads = kv_heads or heads
+    size, width = k // heads, k // heads * kv_heads
+
+    def split(x, count, name):
+        return g.add("Transpose", [g.add("Reshape", [x, shape(f"{name}_heads", 0, 0, count, size)], f"{name}_split")], name, perm=[0, 2, 1, 3])
+
+    def shape(name, *sizes):
+        g.nodes.append(helper.make_node("Constant", [], [name], name=f"{name}_constant", value_ints=list(sizes)))
+        return name
+
+    def shared(x, name):
+        if kv_heads == heads:
+            return x
+        one = g.add("Unsqueeze", [x, shape(f"{name}_axis", 2)], f"{name}_one")
+        more = g.add("Expand", [one, shape(f"{name}_more", 1, 1, heads // kv_heads, 1, 1)], f"{name}_expand")
+        return g.add("Reshape", [more, shape(f"{name}_all", 0, heads, -1, size)], f"{name}_repeated")
+
+    query = split(g.linear("x", k, k, "query"), heads, "q")
+    key = shared(split(g.linear("x", k, width, "key"), kv_heads, "k"), "k")
+    value = shared(split(g.linear("x", k, width, "value"), kv_heads, "v"), "v")
+    keys = g.add("Transpose", [key], "keys", perm=[0, 1, 3, 2])
+    scores = g.add("Div", [g.add("MatMul", [query, keys], "scores"), g.constant("root", size**0.5 / 3)], "scaled")
+    context = g.add("MatMul", [g.add("Softmax", [scores], "softmax", axis=-1), value], "context")
+    joined = g.add("Reshape", [g.add("Transpose", [context], "back", perm=[0, 2, 1, 3]), shape("joined_shape", 0, 0, k)], "joined")
+    y = g.linear(joined, k, 32, "output")
+    return g.model(("batch", "length", k), {y: 32})

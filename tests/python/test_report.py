@@ -23,7 +23,7 @@ RUNS = {
     "float16": ("bert-script17-eager-float16", ["--no-layers"]),
     "functions": ("bert-script17-eager-functions", ["--no-layers"]),
     "clean": ("littered", ["--target", "tensorrt", "--clean", "--no-layers"]),
-    "rotations": ("tiny-llama", ["--max-slowdown", "100", "--no-layers"]),
+    "rotations": ("tiny-llama", ["--max-slowdown", "8", "--no-layers"]),
     "lint": ("littered", ["--target", "tensorrt", "--no-layers"]),
     "near misses": ("without a constant", ["--no-layers"]),
     "no rotations": ("tiny-llama", ["--max-slowdown", "0", "--no-layers"]),

@@ -13,7 +13,7 @@ import onnx
 import pytest
 import rotations
 import runtimes
-from conftest import TINY, run_tool
+from conftest import TINY, TINY_LLAMA, run_tool
 from onnx import numpy_helper
 
 LINEARS = ["query/MatMul", "key/MatMul", "value/MatMul", "output/MatMul"]
@@ -229,6 +229,91 @@ def test_tensorrt_builds_int8_linears_beside_float_rotations(written, name, targ
     assert [n for n in done.form.linears if not runtimes.tensorrt_integer(engine, n)] == []
     rotated = products_of(rotation_nodes(onnx.load(done.path)))
     assert rotated and not [n for n in rotated if runtimes.tensorrt_integer(engine, n)]
+
+
+# --- Rotations of blocks and of heads ---
+
+
+@pytest.fixture(scope="session")
+def folded(tmp_path_factory):
+    """One attention whose heads are mixed in the columns of V: its path, its data, what was written and the report."""
+    folder = tmp_path_factory.mktemp("heads")
+    model = rotations.attention(64, 4)
+    onnx.save(model, folder / "in.onnx")
+    np.savez(folder / "calib.npz", **rotations.aligned(model, "value.weight", 48, 1))
+    out, report = folder / "out.onnx", folder / "report.json"
+    options = ("--calib", folder / "calib.npz", "--report", report, "--no-layers", "--max-slowdown", "0")
+    result = run_tool(folder / "in.onnx", out, *options)
+    assert result.returncode == 0, result.stderr
+    return folder / "in.onnx", folder / "calib.npz", out, json.loads(report.read_text())
+
+
+def test_heads_are_mixed_without_a_node(folded):
+    source, calib, out, report = folded
+    rotated = [s for s in report["sites"] if s["rotation"]]
+    assert [(s["rotation"]["form"], s["rotation"]["factors"], s["rotation"]["percent"]) for s in rotated] == [("heads", [4, 16], 0)]
+    assert rotated[0]["rotation"]["gain_db"] > 1 and report["rotations"] is None
+    assert report["float_check"]["max_relative_error"] <= 1e-5
+    before, after = (measure.op_counts(onnx.load(x)) for x in (source, out))
+    # Nothing but Q/DQ, and shift and scale of the graph's input.
+    assert {op: n - before[op] for op, n in after.items() if n != before[op] and "Linear" not in op}.keys() <= {"Mul", "Add"}
+    assert after["MatMul"] == before["MatMul"] and after["Reshape"] == before["Reshape"]
+    feeds = rotations.aligned(onnx.load(source), "value.weight", 8, 99)
+    (expected,), (found,) = (measure.outputs(x, feeds).values() for x in (source, out))
+    assert measure.sqnr(expected, found) > 42
+
+
+def test_verify_undoes_what_is_mixed_within_heads(folded):
+    source, calib, out, _ = folded
+    seen = json.loads(run_tool("verify", source, out, "--calib", calib, "--json", "-").stdout)
+    own = {x["name"]: x["fed"]["sqnr_db"] for x in seen["layers"]}
+    assert set(own) == set(LINEARS) and min(own.values()) > 30, own
+
+
+@pytest.fixture(scope="session")
+def blocks(tmp_path_factory):
+    """A LLaMA for so little time that a gated FFN's second Linear has blocks: what was written, and the report."""
+    folder = tmp_path_factory.mktemp("blocks")
+
+    def run(*options):
+        out, report = folder / "out.onnx", folder / "report.json"
+        model = TINY_LLAMA.model, out, "--calib", TINY_LLAMA.calib, "--report", report, "--no-layers", "--force"
+        result = run_tool(*model, "--max-slowdown", "8", *options)
+        assert result.returncode == 0, result.stderr
+        return out, json.loads(report.read_text())
+
+    return run
+
+
+def test_blocks_behind_an_order_that_up_and_gate_take(blocks, tmp_path):
+    out, report = blocks()
+    first = out.read_bytes()
+    (site,) = (s for s in report["sites"] if s["rotation"] and s["rotation"]["form"] == "blocks")
+    (count, width), order = site["rotation"]["factors"], site["rotation"]["order"]
+    assert sorted(order) == list(range(count * width)) and order != sorted(order)
+    assert report["float_check"]["max_relative_error"] <= 1e-5
+    chain = [n for n in onnx.load(out).graph.node if "_rotate_" in n.name and site["linears"][0] in n.name]
+    assert [n.op_type for n in chain] == ["Reshape", "MatMul", "Reshape"]
+    graph = runtimes.onnx_runtime_graph(out, tmp_path)
+    assert runtimes.products(graph) == (len(report["linears"]), [])
+    types = [x.types[0] for x in runtimes.openvino_layers(runtimes.openvino_compile(blocks("--target", "openvino")[0]))
+             if x.kind == "FullyConnected"]  # fmt: skip
+    assert types.count("i8") == len(report["linears"])
+    assert blocks("--threads", "1")[0].read_bytes() == first
+
+
+def test_reviewers_see_one_line_for_blocks_and_verify_undoes_the_order(blocks):
+    out, report = blocks()
+    changes = json.loads(run_tool("diff", TINY_LLAMA.model, out, "--json").stdout)["changes"]
+    nodes = [c["nodes"] for c in changes if c["kind"] == "rotation"]
+    assert sorted(nodes) == sorted(3 if s["rotation"]["form"] == "blocks" else 4 for s in report["sites"] if s["rotation"])
+    anatomy = json.loads(run_tool("inspect", out, "--json", "-").stdout)
+    assert [r["factors"] for r in anatomy["rotations"] if r["blocks"]] == [s["rotation"]["factors"] for s in report["sites"]
+            if s["rotation"] and s["rotation"]["form"] == "blocks"]  # fmt: skip
+    assert not anatomy["linears"] and not report["lint"]
+    seen = json.loads(run_tool("verify", TINY_LLAMA.model, out, "--calib", TINY_LLAMA.calib, "--json", "-").stdout)
+    own = {x["name"]: x["fed"]["sqnr_db"] for x in seen["layers"]}
+    assert min(own.values()) > 20, own
 
 
 # --- A second run ---
