@@ -119,7 +119,7 @@ impl<'m> Responses<'m> {
         let response = self.blocks[site].as_ref()?;
         let x = self.kept.get(value)?;
         let channels = *x.value.shape().last()?;
-        let tokens = x.rows.len();
+        let tokens = x.halves.len();
         let mut inputs = BTreeMap::new();
         for &i in &response.inputs {
             let name = self.view.graph().input[i].name();
@@ -162,7 +162,7 @@ impl<'m> Responses<'m> {
                 .clone()
                 .into_shape_with_order((tokens, channels))
                 .ok()?,
-            halves: x.rows.iter().map(|r| r.map(|r| (r % 2) as usize)).collect(),
+            halves: x.halves.clone(),
             batch: Batch {
                 inputs,
                 ..self.batch.clone()
@@ -243,7 +243,7 @@ impl Block {
                 .filter(|c| c.shape() == float.value.shape())?;
             error += energy(&Captured {
                 value: computed - &float.value,
-                rows: float.rows.clone(),
+                halves: float.halves.clone(),
             });
         }
         Some(error)
@@ -299,8 +299,8 @@ fn energy(captured: &Captured) -> f64 {
     let rows = captured.value.rows();
     let real = rows
         .into_iter()
-        .zip(&captured.rows)
-        .filter(|(_, row)| row.is_some());
+        .zip(&captured.halves)
+        .filter(|(_, half)| half.is_some());
     let squares =
         |v: ndarray::ArrayView1<f32>| v.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
     real.map(|(v, _)| squares(v)).sum()

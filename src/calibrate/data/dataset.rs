@@ -11,7 +11,8 @@ use std::sync::Arc;
 use crate::calibrate::data::array::{Element, FileArray, type_name};
 use crate::calibrate::data::error::CalibError;
 use crate::calibrate::data::fill::{FillRule, Filled, MASKS, Sizes, rule};
-use crate::calibrate::data::input::{Batch, InputTensor, NamedArray};
+use crate::calibrate::data::input::{Batch, InputTensor, NamedArray, PaddingMask};
+use crate::calibrate::data::masks::{self, Reading};
 use crate::calibrate::data::signature::{Dim, ModelInput, list, model_inputs};
 use crate::calibrate::data::sources::{CalibSource, read_tables};
 use crate::onnx::{Digest, Model};
@@ -58,6 +59,8 @@ pub struct Dataset {
     fixed_batch: Option<usize>,
     filled: Vec<Filled>,
     notes: Vec<String>,
+    /// How masks are read, by input.
+    masks: BTreeMap<String, Reading>,
 }
 
 /// Batches for computing statistics and batches for judging the result.
@@ -89,6 +92,7 @@ impl Dataset {
             batch: batch.max(1),
             filled: vec![],
             notes: vec![],
+            masks: BTreeMap::new(),
             inputs,
         };
         let mut first_row = 0;
@@ -100,7 +104,7 @@ impl Dataset {
         if dataset.tables.is_empty() {
             return Err(CalibError::NoSource);
         }
-        dataset.report_masks();
+        dataset.read_masks(model);
         Ok(dataset)
     }
 
@@ -152,6 +156,7 @@ impl Dataset {
             batch: 2,
             filled: vec![],
             notes: vec![],
+            masks: BTreeMap::new(),
             inputs,
         };
         let table = dataset.table(arrays, 0)?;
@@ -288,17 +293,14 @@ impl Dataset {
             };
             inputs.insert(input.name.clone(), tensor);
         }
-        let mut masks = MASKS
-            .iter()
-            .filter_map(|name| inputs.get(*name)?.as_mask())
-            .filter(|mask| mask.nrows() == rows.len());
-        let mask = masks.next();
-        let further_masks = masks.collect();
+        let mask = |(name, reading): (&String, &Reading)| {
+            let real = inputs.get(name)?.as_mask(&reading.padding)?;
+            (real.nrows() == rows.len()).then(|| PaddingMask::new(name, real))
+        };
         Batch {
             rows: rows.iter().map(|r| table.first_row + *r as u64).collect(),
+            masks: self.masks.iter().filter_map(mask).collect(),
             inputs,
-            mask,
-            further_masks,
         }
     }
 
@@ -412,21 +414,58 @@ impl Dataset {
         Ok(table)
     }
 
-    /// Says which masks cannot be used to tell padding.
-    fn report_masks(&mut self) {
-        for name in MASKS {
-            let rank = self.tables.iter().find_map(|table| {
-                let (array, _) = table.arrays.get(name)?;
-                let rank = array.data.shape.len();
-                (rank != 2).then_some(rank)
-            });
-            if let Some(rank) = rank {
+    /// Finds the masks, and says how they are read and which cannot be used to tell padding.
+    fn read_masks(&mut self, model: &Model) {
+        for input in &self.inputs {
+            let name = &input.name;
+            let given = self.tables.iter().filter_map(|t| t.arrays.get(name));
+            let given: Vec<&NamedArray> = given.map(|(array, _)| array.as_ref()).collect();
+            let Some(first) = given.first() else {
+                // A mask that is filled in has no padding, and tells how many tokens there are.
+                if MASKS.contains(&name.as_str()) {
+                    let reading = Reading {
+                        padding: vec![],
+                        note: String::new(),
+                    };
+                    self.masks.insert(name.clone(), reading);
+                }
+                continue;
+            };
+            let rank = first.data.shape.len();
+            if MASKS.contains(&name.as_str())
+                && first.data.shape.iter().skip(1).filter(|n| **n != 1).count() > 1
+            {
                 self.notes.push(format!(
                     "{name} has {rank} axes; only a mask [batch, sequence] tells padding, so every position counts"
                 ));
+                continue;
+            }
+            let numbers = if rank < 2 { None } else { few_numbers(&given) };
+            if let Some(reading) = numbers.and_then(|n| masks::reading(model, name, &n)) {
+                self.notes.push(reading.note.clone());
+                self.masks.insert(name.clone(), reading);
             }
         }
     }
+}
+
+/// The different numbers of arrays, in ascending order; `None` if they are many.
+fn few_numbers(arrays: &[&NamedArray]) -> Option<Vec<f64>> {
+    let mut found: Vec<f64> = Vec::new();
+    for array in arrays {
+        for row in 0..array.data.shape.first().copied().unwrap_or(0) {
+            for v in array.data.numbers(row) {
+                if !found.contains(&v) {
+                    found.push(v);
+                }
+                if found.len() > masks::MOST_NUMBERS {
+                    return None;
+                }
+            }
+        }
+    }
+    found.sort_by(f64::total_cmp);
+    Some(found)
 }
 
 /// The fixed size of an input's batch axis.

@@ -3,7 +3,7 @@
 //! A [`Batch`] names its inputs without holding their data: an [`InputTensor`] knows its shape and where its rows lie,
 //! and [`InputTensor::values`] reads them when the batch is run, so a list of batches costs next to no memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -27,10 +27,28 @@ pub struct Batch {
     pub inputs: BTreeMap<String, InputTensor>,
     /// The number of every row over all files, in the order of axis 0.
     pub rows: Vec<u64>,
-    /// `[B, S]`, true at real tokens, false at padding; `None` if the model has no two-dimensional mask.
-    pub mask: Option<Array2<bool>>,
-    /// Masks of further sequences (an encoder–decoder model has two), tried where `mask` does not fit.
-    pub further_masks: Vec<Array2<bool>>,
+    /// Which tokens are padding, by the inputs that say so. An encoder–decoder model has a mask for each sequence.
+    pub masks: Vec<PaddingMask>,
+}
+
+/// Which tokens of one sequence are padding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PaddingMask {
+    /// The graph input that it was read from. Which sequence it is of follows from what the model does with that.
+    pub input: String,
+    /// `[B, S]`, true at real tokens, false at padding.
+    pub real: Array2<bool>,
+}
+
+impl PaddingMask {
+    /// A mask `[B, S]`, true at real tokens, for the sequence that the graph input `input` masks. Where the model has no such
+    /// input, it is that of its only sequence.
+    pub fn new(input: &str, real: Array2<bool>) -> PaddingMask {
+        PaddingMask {
+            input: input.to_owned(),
+            real,
+        }
+    }
 }
 
 impl Batch {
@@ -39,9 +57,24 @@ impl Batch {
         Batch {
             inputs,
             rows,
-            mask: None,
-            further_masks: vec![],
+            masks: vec![],
         }
+    }
+
+    /// The first of the masks; `None` if there is none.
+    pub fn mask(&self) -> Option<&Array2<bool>> {
+        self.masks.first().map(|mask| &mask.real)
+    }
+
+    /// The inputs that have one row for every row of the data.
+    pub(in crate::calibrate) fn by_row(&self) -> BTreeSet<&str> {
+        let rows = self.rows.len();
+        let by_row = |(_, input): &(&String, &InputTensor)| {
+            let whole = matches!(input.source, Source::File { rows: None, .. });
+            !whole && input.shape.first() == Some(&rows)
+        };
+        let inputs = self.inputs.iter().filter(by_row);
+        inputs.map(|(name, _)| name.as_str()).collect()
     }
 
     /// The inputs that are one boolean: they may decide which branch of the model runs.
@@ -212,20 +245,25 @@ impl InputTensor {
         }
     }
 
-    /// `[B, S]`, true where the input is not zero; `None` unless it has exactly two axes.
-    pub(super) fn as_mask(&self) -> Option<Array2<bool>> {
-        let &[b, s] = self.shape.as_slice() else {
+    /// `[B, S]`, true where the element is none of `padding`; `None` unless one axis alone, behind the rows, has more than one
+    /// element.
+    pub(super) fn as_mask(&self, padding: &[f64]) -> Option<Array2<bool>> {
+        let (&b, rest) = self.shape.split_first()?;
+        let s = rest.iter().product();
+        if rest.is_empty() || rest.iter().filter(|n| **n != 1).count() > 1 {
             return None;
-        };
+        }
         match &self.source {
             Source::Fill(rule) => Some(Array2::from_elem((b, s), *rule == FillRule::Ones)),
             Source::File { array, rows } => {
                 let mut mask = Vec::with_capacity(b * s);
+                let mut add = |row| {
+                    let numbers = array.data.numbers(row);
+                    mask.extend(numbers.map(|v| !padding.contains(&v)));
+                };
                 match rows {
-                    Some(rows) => rows
-                        .iter()
-                        .for_each(|row| mask.extend(array.data.nonzero(*row))),
-                    None => (0..b).for_each(|row| mask.extend(array.data.nonzero(row))),
+                    Some(rows) => rows.iter().for_each(|row| add(*row)),
+                    None => (0..b).for_each(add),
                 }
                 Array2::from_shape_vec((b, s), mask).ok()
             }

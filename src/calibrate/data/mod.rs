@@ -7,6 +7,7 @@ pub(super) mod error;
 mod files;
 pub(super) mod fill;
 pub(super) mod input;
+mod masks;
 pub(super) mod signature;
 pub(super) mod sources;
 pub(super) mod tokens;

@@ -11,6 +11,7 @@ use ndarray::{ArrayD, ArrayViewD};
 
 use crate::calibrate::data::input::{Batch, Shapes};
 use crate::calibrate::engine::error::EngineError;
+use crate::graph::axes::Axes;
 use crate::onnx::Model;
 
 /// What a plan must compute.
@@ -66,6 +67,9 @@ pub trait Plan: Send + Sync {
 
     /// Graph outputs that are not float and therefore never returned.
     fn skipped_outputs(&self) -> &[String];
+
+    /// Where the axes of its values come from: what tells the rows and the padding of a tapped value.
+    fn axes(&self) -> Arc<Axes>;
 }
 
 /// Receives the tapped values of one batch.

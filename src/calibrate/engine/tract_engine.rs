@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use prost::Message;
 use tract_onnx::pb;
@@ -21,6 +22,7 @@ use crate::calibrate::engine::tap::Tap;
 use crate::calibrate::engine::tract_plan::{TractPlan, error_text, panic_text};
 use crate::calibrate::engine::tract_tensor::{Tables, datum_name};
 use crate::calibrate::engine::{broadcast, rounding};
+use crate::graph::axes::Axes;
 use crate::onnx::Model;
 use crate::onnx::node::subgraphs;
 use crate::onnx::op;
@@ -67,8 +69,10 @@ impl Engine for Sharing {
         like: &Batch,
         wanted: &Wanted<'_>,
     ) -> Result<Box<dyn Plan>, EngineError> {
-        let plan = self.prepare(model, like, wanted, |typed| {
-            Ok(Box::new(typed.into_plan()?) as Box<dyn Plan>)
+        let plan = self.prepare(model, like, wanted, |typed, copy| {
+            let shapes = like.shapes();
+            let axes = Arc::new(copy.axes(&shapes, &like.by_row()));
+            Ok(Box::new(typed.into_plan(axes)?) as Box<dyn Plan>)
         });
         self.tables.forget_unused();
         plan
@@ -84,7 +88,9 @@ impl Engine for Sharing {
             taps: values,
             outputs: false,
         };
-        self.prepare(model, like, &wanted, |typed| Ok(typed.tap_shapes(values)?))
+        self.prepare(model, like, &wanted, |typed, _| {
+            Ok(typed.tap_shapes(values)?)
+        })
     }
 
     fn sharing(&self) -> Box<dyn Engine> {
@@ -99,7 +105,7 @@ impl Sharing {
         model: &Model,
         like: &Batch,
         wanted: &Wanted<'_>,
-        finish: impl FnOnce(Typed) -> Result<T, Failure>,
+        finish: impl FnOnce(Typed, &Copy<'_>) -> Result<T, Failure>,
     ) -> Result<T, EngineError> {
         let shapes = like.shapes();
         let resolved = resolve(self, model, like)?;
@@ -115,7 +121,8 @@ impl Sharing {
             reason,
         };
         match catch_unwind(AssertUnwindSafe(|| {
-            finish(build(&copy, &shapes, &taps, wanted.outputs, &self.tables)?)
+            let typed = build(&copy, &shapes, &taps, wanted.outputs, &self.tables)?;
+            finish(typed, &copy)
         })) {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(Failure::Engine(error))) => Err(error),
@@ -260,7 +267,7 @@ struct Typed {
 }
 
 impl Typed {
-    fn into_plan(self) -> TractResult<TractPlan> {
+    fn into_plan(self, axes: Arc<Axes>) -> TractResult<TractPlan> {
         let mut optimized = self.model.into_decluttered()?.into_optimized()?;
         broadcast::replace_general(&mut optimized)?;
         rounding::replace_quantize(&mut optimized)?;
@@ -271,6 +278,7 @@ impl Typed {
             outputs: self.outputs,
             skipped: self.skipped,
             index_limits: self.index_limits,
+            axes,
         })
     }
 

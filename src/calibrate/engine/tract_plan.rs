@@ -14,6 +14,7 @@ use crate::calibrate::engine::error::EngineError;
 use crate::calibrate::engine::plan::{Plan, TapSink};
 use crate::calibrate::engine::tap::TapContext;
 use crate::calibrate::engine::tract_tensor::values_tensor;
+use crate::graph::axes::Axes;
 
 /// A model made ready by tract.
 pub(super) struct TractPlan {
@@ -28,6 +29,8 @@ pub(super) struct TractPlan {
     pub skipped: Vec<String>,
     /// Inputs that pick rows of a table.
     pub index_limits: Vec<IndexLimit>,
+    /// Where the axes of its values come from.
+    pub axes: Arc<Axes>,
 }
 
 impl Plan for TractPlan {
@@ -72,6 +75,10 @@ impl Plan for TractPlan {
 
     fn skipped_outputs(&self) -> &[String] {
         &self.skipped
+    }
+
+    fn axes(&self) -> Arc<Axes> {
+        self.axes.clone()
     }
 }
 

@@ -289,7 +289,7 @@ fn run_other(
     in_parallel(batches, |i, batch| {
         let found = plan.run(batch, None)?;
         progress.advance(batch.rows.len() as u64);
-        compare_batch(batch, &kept[i], &found)
+        compare_batch((batch, plan.axes()), &kept[i], &found)
     })
 }
 

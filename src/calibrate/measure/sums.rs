@@ -1,12 +1,14 @@
 //! What is added up over the tokens of two models' outputs, row by row, so that any choice of rows can be judged later.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use ndarray::ArrayD;
 
 use crate::calibrate::data::input::Batch;
 use crate::calibrate::data::tokens::TokenContext;
 use crate::calibrate::engine::error::EngineError;
+use crate::graph::axes::Axes;
 
 /// What one row adds to the sums of an output.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -179,11 +181,11 @@ impl Sums {
 
 /// Compares the outputs of one batch. Elements that are the same infinity or NaN in both are left out.
 pub(super) fn compare_batch(
-    batch: &Batch,
+    (batch, axes): (&Batch, Arc<Axes>),
     reference: &BTreeMap<String, ArrayD<f32>>,
     other: &BTreeMap<String, ArrayD<f32>>,
 ) -> Result<BTreeMap<String, RowSums>, EngineError> {
-    let context = TokenContext::new(batch);
+    let context = TokenContext::new(batch, axes);
     let missing = other.keys().find(|name| !reference.contains_key(*name));
     if let Some(name) = missing {
         return Err(EngineError::OutputMissing { name: name.clone() });
@@ -201,7 +203,7 @@ pub(super) fn compare_batch(
             });
         }
         let channels = r.shape().last().copied().unwrap_or(1).max(1);
-        let places = context.places(r.shape());
+        let places = context.places(name, r.shape(), false);
         let reference_rank = r.ndim();
         let (r, o) = (r.as_standard_layout(), o.as_standard_layout());
         // Standard layout makes both contiguous.

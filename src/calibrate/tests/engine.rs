@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use ndarray::array;
 
 use super::*;
+use crate::calibrate::PaddingMask;
 use crate::calibrate::measure::compare::{Reference, compare_few, compare_with, compare_within};
 use crate::calibrate::{
     EngineError, OutputComparison, RowError, StatOptions, TractEngine, compare, outputs, statistics,
@@ -394,7 +395,10 @@ fn comparison_measures_real_tokens_only() {
     // Two batches of different length; the padded token would change every number.
     let first = array![[[1f32, 2.], [3., 4.]], [[5., 6.], [900., 900.]]];
     let mut a = f32_batch("x", first.into_dyn(), 0);
-    a.mask = Some(array![[true, true], [true, false]]);
+    a.masks = vec![PaddingMask::new(
+        "mask",
+        array![[true, true], [true, false]],
+    )];
     let b = f32_batch("x", array![[[-1f32, 0.]]].into_dyn(), 2);
     let same = shifted(0.);
     let other = shifted(0.5);

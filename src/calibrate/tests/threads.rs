@@ -14,6 +14,7 @@ use crate::calibrate::{
     Batch, Engine, EngineError, Keep, Plan, Ranged, Shapes, StatOptions, TapSink, TractEngine,
     Wanted, compare, outputs, ranges, statistics_and, with_threads,
 };
+use crate::graph::axes::Axes;
 use crate::onnx::Model;
 use crate::progress::NoProgress;
 
@@ -114,6 +115,10 @@ impl Plan for CountingPlan {
 
     fn skipped_outputs(&self) -> &[String] {
         self.plan.skipped_outputs()
+    }
+
+    fn axes(&self) -> Arc<Axes> {
+        self.plan.axes()
     }
 }
 
