@@ -178,8 +178,30 @@ impl<'m> Responses<'m> {
         let float = block.feed(products?)?;
         let model = self.cut_out(response, &float)?;
         block.plan = self.engine.plan(&model, &float, &wanted()).ok();
-        let error = block.error(&float)?;
-        (error <= SAME * block.energy()).then_some(block)
+        let (error, energy) = (block.error(&float)?, block.energy());
+        // Without energy nothing is compared: no loss would be as good as the best.
+        (energy > 0.0 && error <= SAME * energy).then_some(block)
+    }
+
+    /// What a reader should know: the sites whose response is zero in every token that was run, so that it tells nothing.
+    pub(super) fn notes(&self) -> Vec<String> {
+        let silent = |(id, row): (SiteId, &SiteRow)| {
+            let response = self.blocks[id].as_ref()?;
+            let outputs = response
+                .outputs
+                .iter()
+                .map(|&o| self.kept.get(self.view.name(o)));
+            let energies: Vec<f64> = outputs.flatten().map(energy).collect();
+            let none = !energies.is_empty() && energies.iter().all(|e| *e == 0.0);
+            none.then(|| {
+                format!(
+                    "the response behind `{}` is zero in the sequences that were run: the outputs of its Linears are compared \
+                     instead",
+                    row.name
+                )
+            })
+        };
+        self.prepared.sites.iter().filter_map(silent).collect()
     }
 
     /// The block as a model: `batch` has its inputs.

@@ -62,7 +62,7 @@ impl Plan {
                 Method::SmoothQuant { .. } | Method::None => Rounding::Nearest,
             },
             attention: Vec::new(),
-            notes: Vec::new(),
+            notes: responses.as_ref().map_or_else(Vec::new, Responses::notes),
         };
         job.progress.end();
         job.clock.finish("search");

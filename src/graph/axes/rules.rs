@@ -1,5 +1,7 @@
 //! What each operator does to axes.
 
+use ndarray::{ArcArray, IxDyn};
+
 use super::layout::{reshaped, size};
 use super::{Axes, Axis, Factor};
 use crate::graph::infer::{Call, Facts, slice_indices};
@@ -74,6 +76,10 @@ fn plain(shape: &[usize]) -> Vec<Axis> {
     shape.iter().map(|&n| vec![Factor::plain(n)]).collect()
 }
 
+fn has_origin(axes: &[Axis]) -> bool {
+    axes.iter().flatten().any(|f| f.origin.is_some())
+}
+
 /// The axes of every output; `None` if nothing is known.
 fn outputs(axes: &mut Axes, step: &Step) -> Option<Vec<Vec<Axis>>> {
     let one = |found: Option<Vec<Axis>>| Some(vec![found?]);
@@ -106,8 +112,15 @@ fn outputs(axes: &mut Axes, step: &Step) -> Option<Vec<Vec<Axis>>> {
         | op::Where
         | op::PRelu
         | op::BitShift => {
+            // What is known of one holds of the result, whatever is laid over it.
+            let known = |slot| step.input(axes, slot);
             let count = step.node.input.len();
-            let inputs: Option<Vec<_>> = (0..count).map(|slot| step.input(axes, slot)).collect();
+            let any = (0..count).any(|slot| known(slot).is_some_and(|input| has_origin(&input)));
+            let unknown =
+                |slot: usize| any.then(|| Some(plain(&step.shape_of(&step.node.input[slot])?)))?;
+            let inputs: Option<Vec<_>> = (0..count)
+                .map(|slot| known(slot).or_else(|| unknown(slot)))
+                .collect();
             one(Some(axes.broadcast(&inputs?)))
         }
         op::Transpose => one(transpose(axes, step)),
@@ -115,6 +128,7 @@ fn outputs(axes: &mut Axes, step: &Step) -> Option<Vec<Vec<Axis>>> {
         op::Gemm => one(gemm(axes, step)),
         op::Einsum => one(einsum(axes, step)),
         op::Gather => one(gather(axes, step)),
+        op::GatherND => one(gather_nd(axes, step)),
         op::Slice => one(slice(axes, step)),
         op::Split => split(axes, step),
         op::Concat => one(concat(axes, step)),
@@ -166,7 +180,6 @@ fn outputs(axes: &mut Axes, step: &Step) -> Option<Vec<Vec<Axis>>> {
         | op::ScatterElements
         | op::ScatterND
         | op::Unique
-        | op::GatherND
         | op::NonZero
         | op::Compress
         | op::If
@@ -319,20 +332,86 @@ fn gather(axes: &Axes, step: &Step) -> Option<Vec<Axis>> {
         .facts
         .get(&step.node.input[1])
         .and_then(|f| f.value.as_ref()?.ints());
-    let size = size(&data[at]) as i64;
-    let known: Option<Vec<usize>> = value.and_then(|ints| {
-        let front = ints
-            .iter()
-            .map(|&i| usize::try_from(if i < 0 { i + size } else { i }).ok());
-        front.collect()
-    });
-    let middle = match (known, indices.len()) {
-        (_, 0) => Vec::new(),
-        (Some(known), 1) => vec![picked(&data[at], &known)],
-        _ => indices,
-    };
+    let known = value.and_then(|ints| from_table(&data[at], ints));
+    let middle = known.unwrap_or(indices);
     let (before, behind) = (&data[..at], &data[at + 1..]);
     Some([before, &middle, behind].concat())
+}
+
+/// The axes of known indices into an axis of several factors: of an index that is `start + Σ step_a · i_a`, every axis of more than
+/// one element runs along one factor. `None` if it is another.
+fn from_table(axis: &Axis, ints: &ArcArray<i64, IxDyn>) -> Option<Vec<Axis>> {
+    let total = size(axis) as i64;
+    let front = |i: i64| if i < 0 { i + total } else { i };
+    let first = front(*ints.iter().next()?);
+    let shape = ints.shape();
+    let step = |a: usize| {
+        let mut at = vec![0; shape.len()];
+        at[a] = 1;
+        if shape[a] > 1 {
+            front(ints[IxDyn(&at)]) - first
+        } else {
+            0
+        }
+    };
+    let steps: Vec<i64> = (0..shape.len()).map(step).collect();
+    let affine = |(at, v): (IxDyn, &i64)| {
+        let sum = (0..shape.len())
+            .map(|a| steps[a] * at[a] as i64)
+            .sum::<i64>();
+        front(*v) == first + sum
+    };
+    if !ints.indexed_iter().all(affine) {
+        return None;
+    }
+    let along = |(&step, &count): (&i64, &usize)| {
+        let mut stride = total;
+        for factor in axis {
+            stride /= factor.size as i64;
+            let start = first / stride % factor.size as i64;
+            let times = if stride > 0 { step / stride } else { 0 };
+            let inside = start + times * (count as i64 - 1) < factor.size as i64;
+            if step > 0 && step % stride == 0 && inside {
+                let one = vec![*factor];
+                return part(&one, start as usize, times as usize, count);
+            }
+        }
+        vec![Factor::plain(count)]
+    };
+    Some(steps.iter().zip(shape).map(along).collect())
+}
+
+/// `y[i, j, …] = x[index(i, j)]`: where an index is known and runs along an axis of its own, that is the axis of x.
+fn gather_nd(axes: &mut Axes, step: &Step) -> Option<Vec<Axis>> {
+    let (data, indices) = (step.input(axes, 0)?, step.input(axes, 1)?);
+    let (last, lead) = indices.split_last()?;
+    let batch = usize::try_from(attr_i(step.node, "batch_dims").unwrap_or(0)).ok()?;
+    let depth = size(last);
+    let mut found = lead.to_vec();
+    for (axis, data) in found.iter_mut().zip(&data).take(batch) {
+        *axis = axes.over(axis, data);
+    }
+    let value = step
+        .facts
+        .get(&step.node.input[1])
+        .and_then(|f| f.value.as_ref()?.ints());
+    for component in 0..value.map_or(0, |_| depth) {
+        let ints = value?.index_axis(ndarray::Axis(lead.len()), component);
+        let along = (0..lead.len())
+            .filter(|a| ints.shape()[*a] > 1)
+            .find_map(|a| {
+                let first = ints.iter().next()?;
+                let runs = |(at, v): (IxDyn, &i64)| *v == first + at[a] as i64;
+                ints.indexed_iter()
+                    .all(runs)
+                    .then_some((a, usize::try_from(*first).ok()?))
+            });
+        if let (Some((a, start)), Some(axis)) = (along, data.get(batch + component)) {
+            found[a] = part(axis, start, 1, ints.shape()[a]);
+        }
+    }
+    found.extend_from_slice(data.get(batch + depth..)?);
+    Some(found)
 }
 
 fn slice(axes: &Axes, step: &Step) -> Option<Vec<Axis>> {
