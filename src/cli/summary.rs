@@ -240,6 +240,19 @@ fn rotations(out: &mut String, report: &Report) -> std::fmt::Result {
     )
 }
 
+/// What is said beside the figure of an output: what is not in it, and why it is no verdict.
+pub(super) fn beside(elements: u64, filled: u64, caution: Option<&str>) -> String {
+    let filled = match filled {
+        0 => String::new(),
+        n => format!(
+            "; without {n} of {} elements that the model fills in",
+            elements + n
+        ),
+    };
+    let caution = caution.map_or(String::new(), |c| format!("; {c}"));
+    filled + &caution
+}
+
 fn plural(n: usize, what: &str) -> String {
     match n {
         1 => format!("1 {what}"),
@@ -335,11 +348,16 @@ fn outputs(out: &mut String, report: &Report) -> std::fmt::Result {
             writeln!(out, "           leaving Linears in float bought nothing")?;
         }
     }
-    if report.outputs.is_empty() {
-        return Ok(());
+    if report.outputs.is_empty() && report.agreements.is_empty() {
+        return writeln!(out, "outputs    none could be compared");
     }
     writeln!(out, "outputs    on {}", report.verified_on)?;
     for (name, output) in &report.outputs {
+        if output.elements == 0 && output.caution.is_some() {
+            let behind = output.caution.as_deref().unwrap_or_default();
+            writeln!(out, "  {name}  {behind}")?;
+            continue;
+        }
         let sqnr = output
             .sqnr_db
             .map_or("exact".to_owned(), |db| format!("SQNR {db:.2} dB"));
@@ -351,7 +369,25 @@ fn outputs(out: &mut String, report: &Report) -> std::fmt::Result {
             let own = per_token(output.plain_token_sqnr_db);
             write!(out, " (plain min-max {plain:.2} dB{own})")?;
         }
-        writeln!(out)?;
+        let behind = beside(output.elements, output.filled, output.caution.as_deref());
+        writeln!(out, "{behind}")?;
+    }
+    for (name, output) in &report.agreements {
+        let part = |n: u64| 100.0 * n as f64 / output.elements.max(1) as f64;
+        write!(
+            out,
+            "  {name}  {:.2} % of {} elements are the same",
+            part(output.agreeing),
+            output.elements
+        )?;
+        if let Some(plain) = output.plain_agreeing {
+            write!(out, " (plain min-max {:.2} %)", part(plain))?;
+        }
+        writeln!(
+            out,
+            "{}",
+            beside(output.elements, 0, output.caution.as_deref())
+        )?;
     }
     Ok(())
 }

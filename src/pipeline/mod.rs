@@ -85,6 +85,7 @@ pub fn run(
         let float_check = strategy::conclude(&mut written, &mut judge)?;
         let result = written.model.unflatten();
         let findings = lint::lint(&job, &result)?;
+        let all = judge.all_outputs(&written)?;
         let account = report::Account {
             job: &job,
             data,
@@ -92,7 +93,11 @@ pub fn run(
             calibrated: &calibrated,
             written: &written,
             judged_on: judge.judged_on(),
-            plain: judge.plain().map(|plain| &plain.outputs[..]),
+            outputs: all.as_ref().map_or(&written.outputs, |[ours, _]| ours),
+            plain: match &all {
+                Some([_, plain]) => judge.plain().map(|_| &plain[..]),
+                None => judge.plain().map(|plain| &plain.outputs[..]),
+            },
             float_check,
             findings,
         };

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{
-    CHANNEL_LINES, ChannelRange, CurveReport, LinearReport, NearMissReport, OutputReport,
-    RotationReport, SiteReport,
+    AgreementReport, CHANNEL_LINES, ChannelRange, CurveReport, LinearReport, NearMissReport,
+    OutputReport, RotationReport, SiteReport,
 };
 use crate::calibrate::{ChannelStats, OutputComparison};
 use crate::recognise::{Linear, NearMiss, Recognised};
@@ -18,6 +18,7 @@ pub fn output_reports(
 ) -> BTreeMap<String, OutputReport> {
     let finite = |db: f64| db.is_finite().then_some(db);
     ours.iter()
+        .filter(|o| o.agreement.is_none())
         .map(|o| {
             let plain = plain.and_then(|p| p.iter().find(|p| p.name == o.name));
             let report = OutputReport {
@@ -26,10 +27,54 @@ pub fn output_reports(
                 plain_sqnr_db: plain.and_then(|p| finite(p.sqnr_db)),
                 token_sqnr_db: o.token_sqnr_db,
                 plain_token_sqnr_db: plain.and_then(|p| p.token_sqnr_db),
+                elements: o.elements,
+                filled: o.filled,
+                caution: too_few(o),
             };
             (o.name.clone(), report)
         })
         .collect()
+}
+
+/// The integer and boolean outputs, compared with those of plain min-max quantization if that was measured.
+pub fn agreement_reports(
+    ours: &[OutputComparison],
+    plain: Option<&[OutputComparison]>,
+) -> BTreeMap<String, AgreementReport> {
+    let report = |o: &OutputComparison| {
+        let (elements, agreeing) = o.agreement?;
+        let plain = plain.and_then(|p| p.iter().find(|p| p.name == o.name)?.agreement);
+        let report = AgreementReport {
+            elements,
+            agreeing,
+            plain_agreeing: plain.map(|(_, agreeing)| agreeing),
+            caution: too_few(o),
+        };
+        Some((o.name.clone(), report))
+    };
+    ours.iter().filter_map(report).collect()
+}
+
+/// The least that a verdict is made from.
+const FEWEST_NUMBERS: u64 = 100;
+const FEWEST_ROWS: usize = 2;
+
+/// Why a comparison is no verdict, if it is of too few numbers or rows.
+pub fn too_few(o: &OutputComparison) -> Option<String> {
+    let plural = |n: u64, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+    let rows = o.rows.len();
+    match (o.elements, o.filled) {
+        (0, 0) => Some("nothing was compared".to_owned()),
+        (0, filled) => Some(format!(
+            "nothing was compared, the model fills in all {filled} elements"
+        )),
+        (n, _) if n < FEWEST_NUMBERS || rows < FEWEST_ROWS => Some(format!(
+            "{} of {} are too few for a verdict",
+            plural(n, "number"),
+            plural(rows as u64, "row")
+        )),
+        _ => None,
+    }
 }
 
 /// One Linear; `quantizes` is false if the format keeps every Linear in float.

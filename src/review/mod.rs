@@ -11,7 +11,9 @@ mod report;
 mod settings;
 mod verify;
 
-pub use account::{SiteDecision, linear_report, output_reports, site_report};
+pub use account::{
+    SiteDecision, agreement_reports, linear_report, output_reports, site_report, too_few,
+};
 pub use html::html;
 pub use inspect::{
     ANATOMY_SCHEMA, Anatomy, Architecture, BlockFacts, ChannelFacts, LinearFacts, ModelFacts,
@@ -21,10 +23,10 @@ pub use inspect::{
 pub use provenance::Provenance;
 pub use quantized::{QuantizedLinear, quantized_linears};
 pub use report::{
-    AttentionCost, AttentionReport, BelowPlain, CHANNEL_LINES, ChannelRange, CurveReport, Decision,
-    FLOAT_LIMIT, Files, FloatCheck, InlinedReport, KeptFloat, KeptLinear, LinearReport,
-    NearMissReport, OutputReport, REPORT_SCHEMA, ROUNDING_LIMIT, Report, RotationReport,
-    RotationsReport, RoundedCheck, SiteReport,
+    AgreementReport, AttentionCost, AttentionReport, BelowPlain, CHANNEL_LINES, ChannelRange,
+    CurveReport, Decision, FLOAT_LIMIT, Files, FloatCheck, InlinedReport, KeptFloat, KeptLinear,
+    LinearReport, NearMissReport, OutputReport, REPORT_SCHEMA, ROUNDING_LIMIT, Report,
+    RotationReport, RotationsReport, RoundedCheck, SiteReport,
 };
 pub use settings::Settings;
 pub use verify::{

@@ -43,6 +43,8 @@ pub struct Report {
     pub float_check: Option<FloatCheck>,
     /// The written model against the original, per float output.
     pub outputs: BTreeMap<String, OutputReport>,
+    /// The written model against the original, per integer or boolean output.
+    pub agreements: BTreeMap<String, AgreementReport>,
     /// Outputs that end clearly below plain min-max quantization, although no better plan was found.
     pub below_plain: Vec<BelowPlain>,
     /// On which tokens `outputs` was measured.
@@ -356,6 +358,28 @@ pub struct OutputReport {
     pub token_sqnr_db: Option<f64>,
     /// `token_sqnr_db` of plain min-max quantization of the same Linears.
     pub plain_token_sqnr_db: Option<f64>,
+    /// Elements that were compared; 0 if the model fills in all of them, so that `sqnr_db` says nothing.
+    pub elements: u64,
+    /// Elements that both models fill in with a constant (−∞, the smallest float, −10⁴ where a mask says so); they are in none of
+    /// the figures.
+    pub filled: u64,
+    /// Why the figures are no verdict: they are of too few numbers or rows.
+    pub caution: Option<String>,
+}
+
+/// One integer or boolean output of the written model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct AgreementReport {
+    /// Elements that were compared.
+    pub elements: u64,
+    /// Those that are the same in both models.
+    pub agreeing: u64,
+    /// Those that plain min-max quantization of the same Linears leaves the same; `None` if it was not measured.
+    pub plain_agreeing: Option<u64>,
+    /// Why this is no verdict: it is of too few numbers or rows.
+    pub caution: Option<String>,
 }
 
 /// An output that lost by quantization what plain min-max would not have lost.

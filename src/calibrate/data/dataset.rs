@@ -48,6 +48,14 @@ impl Table {
         });
         lengths.max()
     }
+
+    /// Tokens of a row, about: its length, or the longest axis of its inputs.
+    fn tokens(&self) -> usize {
+        let arrays = self.arrays.values().filter(|(_, batched)| *batched);
+        let longest = arrays.filter(|(array, _)| array.data.shape.len() > 2);
+        let longest = longest.filter_map(|(array, _)| array.data.shape[1..].iter().max().copied());
+        self.length().or(longest.max()).unwrap_or(1)
+    }
 }
 
 /// Checked calibration data.
@@ -194,11 +202,16 @@ impl Dataset {
     }
 
     /// Cuts the data into batches; every 8th row (every 8th group of rows where the model fixes the batch size) is held
-    /// out for verification if there are at least 8.
+    /// out for verification if there are at least 8. Of fewer the last is, if the others have some hundred tokens.
     pub fn split(&self) -> Split {
         let unit = self.fixed_batch.unwrap_or(1);
         let units = self.rows() / unit;
-        let held_out_used = units >= HOLD_OUT;
+        // Few long rows have tokens enough to do without one.
+        let first = |table: &Table| table.rows * table.tokens();
+        let tokens: usize = self.tables.iter().map(first).sum();
+        let few = units > 1 && tokens / units * (units - 1) >= TOKENS;
+        let every = HOLD_OUT.min(units.max(1));
+        let held_out_used = units >= HOLD_OUT || few;
         let mut split = Split {
             calibration: vec![],
             held_out: vec![],
@@ -207,7 +220,7 @@ impl Dataset {
         for table in &self.tables {
             let held = |row: &usize| {
                 let number = (table.first_row as usize + row) / unit;
-                held_out_used && number % HOLD_OUT == HOLD_OUT - 1
+                held_out_used && number % every == every - 1
             };
             let (held, kept): (Vec<usize>, Vec<usize>) = (0..table.rows).partition(held);
             self.batches(table, &kept, &mut split.calibration);
@@ -295,7 +308,10 @@ impl Dataset {
         }
         let mask = |(name, reading): (&String, &Reading)| {
             let real = inputs.get(name)?.as_mask(&reading.padding)?;
-            (real.nrows() == rows.len()).then(|| PaddingMask::new(name, real))
+            (real.nrows() == rows.len()).then(|| PaddingMask {
+                numbers: reading.numbers.clone(),
+                ..PaddingMask::new(name, real)
+            })
         };
         Batch {
             rows: rows.iter().map(|r| table.first_row + *r as u64).collect(),
@@ -424,6 +440,7 @@ impl Dataset {
                 // A mask that is filled in has no padding, and tells how many tokens there are.
                 if MASKS.contains(&name.as_str()) {
                     let reading = Reading {
+                        numbers: vec![1.0],
                         padding: vec![],
                         note: String::new(),
                     };

@@ -32,12 +32,14 @@ pub struct Batch {
 }
 
 /// Which tokens of one sequence are padding.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct PaddingMask {
     /// The graph input that it was read from. Which sequence it is of follows from what the model does with that.
     pub input: String,
     /// `[B, S]`, true at real tokens, false at padding.
     pub real: Array2<bool>,
+    /// The different numbers that the input holds.
+    pub numbers: Vec<f64>,
 }
 
 impl PaddingMask {
@@ -47,6 +49,7 @@ impl PaddingMask {
         PaddingMask {
             input: input.to_owned(),
             real,
+            numbers: vec![0.0, 1.0],
         }
     }
 }

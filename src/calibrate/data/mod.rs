@@ -8,6 +8,7 @@ mod files;
 pub(super) mod fill;
 pub(super) mod input;
 mod masks;
+pub(super) mod numbers;
 pub(super) mod signature;
 pub(super) mod sources;
 pub(super) mod tokens;

@@ -54,8 +54,8 @@ pub trait Engine: Sync {
 
 /// A model ready to run at fixed input shapes.
 pub trait Plan: Send + Sync {
-    /// Runs one batch. `taps` receives value number `i` of [`Wanted::taps`] as tap `i`. Returns the float outputs of the
-    /// graph, or nothing if they are not wanted.
+    /// Runs one batch. `taps` receives value number `i` of [`Wanted::taps`] as tap `i`. Returns the outputs of the graph that
+    /// are float, integer or boolean, or nothing if they are not wanted. Integers come as the nearest float32.
     ///
     /// # Errors
     /// Input data out of the range of a table, an error of the sink, or of the engine.
@@ -65,7 +65,10 @@ pub trait Plan: Send + Sync {
         taps: Option<Arc<dyn TapSink>>,
     ) -> Result<BTreeMap<String, ArrayD<f32>>, EngineError>;
 
-    /// Graph outputs that are not float and therefore never returned.
+    /// Graph outputs that are integer or boolean.
+    fn integer_outputs(&self) -> &[String];
+
+    /// Graph outputs of other types, as strings, that are never returned.
     fn skipped_outputs(&self) -> &[String];
 
     /// Where the axes of its values come from: what tells the rows and the padding of a tapped value.

@@ -236,10 +236,16 @@ fn build(
     let typed = model.into_typed()?;
     check_taps(&typed, taps)?;
     let mut outputs = Vec::new();
-    let mut skipped = Vec::new();
+    let (mut integers, mut skipped) = (Vec::new(), Vec::new());
     for (i, name) in output_names.into_iter().enumerate() {
         let at = taps.len() + i;
-        if typed.output_fact(at)?.datum_type == f32::datum_type() {
+        let found = typed.output_fact(at)?.datum_type;
+        let integer =
+            found.is_integer() || found == bool::datum_type() || found == TDim::datum_type();
+        if found == f32::datum_type() {
+            outputs.push((at, name));
+        } else if integer {
+            integers.push(name.clone());
             outputs.push((at, name));
         } else {
             skipped.push(name);
@@ -250,6 +256,7 @@ fn build(
         inputs,
         taps: taps.iter().map(|(index, _)| *index).collect(),
         outputs,
+        integers,
         skipped,
         index_limits: copy.index_limits.clone(),
     })
@@ -262,6 +269,7 @@ struct Typed {
     /// The numbers of the wanted values that are computed.
     taps: Vec<usize>,
     outputs: Vec<(usize, String)>,
+    integers: Vec<String>,
     skipped: Vec<String>,
     index_limits: Vec<IndexLimit>,
 }
@@ -276,6 +284,7 @@ impl Typed {
             inputs: self.inputs,
             taps: self.taps.len(),
             outputs: self.outputs,
+            integers: self.integers,
             skipped: self.skipped,
             index_limits: self.index_limits,
             axes,

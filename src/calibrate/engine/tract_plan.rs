@@ -23,9 +23,11 @@ pub(super) struct TractPlan {
     pub inputs: Vec<(String, Vec<usize>)>,
     /// How many values are tapped.
     pub taps: usize,
-    /// Float outputs: position after the taps, name.
+    /// Outputs that are float, integer or boolean: position after the taps, name.
     pub outputs: Vec<(usize, String)>,
-    /// Outputs that are not float.
+    /// Those of them that are not float.
+    pub integers: Vec<String>,
+    /// Outputs of other types.
     pub skipped: Vec<String>,
     /// Inputs that pick rows of a table.
     pub index_limits: Vec<IndexLimit>,
@@ -73,6 +75,10 @@ impl Plan for TractPlan {
         }
     }
 
+    fn integer_outputs(&self) -> &[String] {
+        &self.integers
+    }
+
     fn skipped_outputs(&self) -> &[String] {
         &self.skipped
     }
@@ -101,7 +107,8 @@ impl TractPlan {
         self.outputs
             .iter()
             .map(|(at, name)| {
-                let view = values[*at].to_plain_array_view::<f32>()?;
+                let value = values[*at].cast_to::<f32>()?;
+                let view = value.to_plain_array_view::<f32>()?;
                 let data: Vec<f32> = view.iter().copied().collect();
                 let array = ArrayD::from_shape_vec(IxDyn(view.shape()), data)?;
                 Ok((name.clone(), array))

@@ -113,6 +113,10 @@ impl Plan for CountingPlan {
         self.work.count(|| self.plan.run(batch, taps))
     }
 
+    fn integer_outputs(&self) -> &[String] {
+        self.plan.integer_outputs()
+    }
+
     fn skipped_outputs(&self) -> &[String] {
         self.plan.skipped_outputs()
     }
