@@ -6,7 +6,7 @@ use super::{
     AgreementReport, CHANNEL_LINES, ChannelRange, CurveReport, LinearReport, NearMissReport,
     OutputReport, RotationReport, SiteReport,
 };
-use crate::calibrate::{ChannelStats, OutputComparison};
+use crate::calibrate::{ChannelStats, OutputComparison, RowError};
 use crate::recognise::{Linear, NearMiss, Recognised};
 use crate::site::{Place, ResponseKind, Sink, Site, Trace};
 use crate::solve::{Migration, Rotation, Solution};
@@ -59,10 +59,18 @@ pub fn agreement_reports(
 const FEWEST_NUMBERS: u64 = 100;
 const FEWEST_ROWS: usize = 2;
 
-/// Why a comparison is no verdict, if it is of too few numbers or rows.
+/// The standard error of an SQNR that is still said without a word, in dB: two of them are what other rows may differ by.
+const SURE_DB: f64 = 1.0;
+
+/// Why a comparison is no verdict, if it is of too few numbers or rows, or of rows that differ too much.
 pub fn too_few(o: &OutputComparison) -> Option<String> {
     let plural = |n: u64, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
     let rows = o.rows.len();
+    let unsure = o
+        .agreement
+        .is_none()
+        .then(|| standard_error_db(&o.rows))
+        .flatten();
     match (o.elements, o.filled) {
         (0, 0) => Some("nothing was compared".to_owned()),
         (0, filled) => Some(format!(
@@ -73,8 +81,27 @@ pub fn too_few(o: &OutputComparison) -> Option<String> {
             plural(n, "number"),
             plural(rows as u64, "row")
         )),
-        _ => None,
+        _ => unsure.filter(|db| *db > SURE_DB).map(|db| {
+            format!(
+                "these rows differ so much that others may have {:.1} dB more or less",
+                2.0 * db
+            )
+        }),
     }
+}
+
+/// The standard error of the SQNR of an output over its rows, in dB, by the jackknife: with d₋ᵢ the SQNR without row i,
+/// `√((n − 1)/n · Σ (d₋ᵢ − mean)²)`. `None` of less than two rows, and without an error.
+fn standard_error_db(rows: &[RowError]) -> Option<f64> {
+    let sum = |f: fn(&RowError) -> f64| rows.iter().map(f).sum::<f64>();
+    let (reference, error) = (sum(|r| r.reference), sum(|r| r.error));
+    let without = |r: &RowError| 10.0 * ((reference - r.reference) / (error - r.error)).log10();
+    let all: Vec<f64> = rows.iter().map(without).collect();
+    let n = all.len() as f64;
+    let mean = all.iter().sum::<f64>() / n;
+    let squares: f64 = all.iter().map(|d| (d - mean).powi(2)).sum();
+    let found = ((n - 1.0) / n * squares).sqrt();
+    (all.len() > 1 && found.is_finite()).then_some(found)
 }
 
 /// One Linear; `quantizes` is false if the format keeps every Linear in float.

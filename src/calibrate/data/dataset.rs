@@ -263,7 +263,7 @@ impl Dataset {
     }
 
     /// The first calibration rows of the first table, whole, as one batch of about `tokens` tokens: for what is kept of a
-    /// few sequences. At least two rows; `None` if there is only one.
+    /// few sequences. At least two rows, or a long one where the model takes no more at a time; `None` if there are no others.
     pub fn sequences(&self, tokens: usize) -> Option<Batch> {
         let calibration = self.split().calibration;
         let first = calibration.first()?;
@@ -275,7 +275,9 @@ impl Dataset {
         let rows = calibration.iter().flat_map(|b| b.rows.iter());
         let rows = rows.filter(|row| table.holds(row)).take(count);
         let rows: Vec<usize> = rows.map(|r| (r - table.first_row) as usize).collect();
-        (rows.len() > 1).then(|| self.batch(table, &rows))
+        // One long row is enough to run on, if others set the ranges.
+        let long = table.tokens() >= TOKENS / 4 && calibration.len() > 1;
+        (rows.len() > 1 || long && rows.len() == count).then(|| self.batch(table, &rows))
     }
 
     fn batches(&self, table: &Table, rows: &[usize], out: &mut Vec<Batch>) {
