@@ -7,6 +7,7 @@
 mod compound;
 mod contrib;
 mod labels;
+mod reduce;
 mod response;
 mod rules;
 mod sizes;

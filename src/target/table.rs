@@ -8,6 +8,8 @@ use super::{MIN_OPSET, Target};
 
 const MEASURED: &str = "tests/python/test_profiles.py";
 
+const POOLS: &str = "tests/python/test_lint_rules.py";
+
 const ORT_QUANTIZATION: &str =
     "https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html";
 const ORT_OUTPUT_DTYPE: &str = "https://github.com/microsoft/onnxruntime/issues/25526";
@@ -33,6 +35,7 @@ pub(super) const ORT: Profile = Profile {
     int4_weights: true,
     int8_attention: false,
     nan_guard_stops_attention: false,
+    pools_keep_channels: true,
     no_qoperator: None,
     saturates: true,
     newest_opset: 26,
@@ -72,6 +75,7 @@ pub(super) const TENSORRT: Profile = Profile {
     int4_weights: false,
     int8_attention: true,
     nan_guard_stops_attention: true,
+    pools_keep_channels: true,
     no_qoperator: Some("TensorRT's parser rejects QLinearMatMul"),
     saturates: false,
     newest_opset: 26,
@@ -121,6 +125,7 @@ pub(super) const OPENVINO: Profile = Profile {
     int4_weights: true,
     int8_attention: false,
     nan_guard_stops_attention: true,
+    pools_keep_channels: false,
     no_qoperator: Some("OpenVINO fails to convert QLinearMatMul"),
     saturates: true,
     newest_opset: 26,
@@ -140,6 +145,11 @@ pub(super) const OPENVINO: Profile = Profile {
             says: "every FullyConnected runs in i8: Q shared or not, a bias in any form, INT4 behind a Cast",
             document: MEASURED,
         },
+        Source {
+            rules: "pools",
+            says: "a value per channel behind a Reduce without kept axes, and then a Q: wrong results",
+            document: POOLS,
+        },
     ],
 };
 
@@ -158,6 +168,7 @@ pub(super) const PORTABLE: Profile = Profile {
     int4_weights: false,
     int8_attention: false,
     nan_guard_stops_attention: false,
+    pools_keep_channels: false,
     no_qoperator: Some("TensorRT rejects QLinearMatMul and OpenVINO fails to convert it"),
     saturates: true,
     newest_opset: 26,
@@ -234,6 +245,9 @@ pub fn markdown() -> String {
     row("float16, bfloat16", &|_| "float32 between Casts".to_owned());
     row("products of attention", &|p| {
         if p.int8_attention { "int8" } else { "float" }.to_owned()
+    });
+    row("a Mul behind a pool without kept axes", &|p| {
+        yes_or_no(p.pools_keep_channels)
     });
     row("`--format qoperator`", &|p| {
         yes_or_no(p.no_qoperator.is_none())

@@ -184,3 +184,37 @@ def test_of_few_long_rows_one_is_held_out(tmp_path):
     assert result.report["verified_on"] == "1 rows held out of calibration"
     assert "of 1 row are too few for a verdict" in result.job.stdout
     result.check("y")
+
+
+# ------------------------------------------------------------------------------------------------ pools in OpenVINO
+
+
+def run_openvino(path, data):
+    import openvino
+
+    core = openvino.Core()
+    model = core.compile_model(core.read_model(str(path)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return model({i.any_name: data[i.any_name] for i in model.inputs})[0]
+
+
+@pytest.mark.parametrize("op", ["ReduceMean", "ReduceSum", "masked"])
+@pytest.mark.parametrize("keepdims", [0, 1])
+@pytest.mark.parametrize("target", ["openvino", "portable"])
+def test_the_affine_goes_through_a_pool(tmp_path, op, keepdims, target):
+    result = Result(tmp_path, models.pooled(op, keepdims), options=("--target", target))
+    assert [site["kind"] for site in result.report["sites"]] == ["commuted"]
+    true = result.truth(result.out)
+    assert true > result.truth(result.plain) + 8
+    float_out, out = run_ort(result.path, result.data)[0], run_openvino(result.out, result.data)
+    assert abs(sqnr(float_out, out, np.full(out.shape, True)) - true) < 0.5
+
+
+def test_no_mul_stands_behind_a_pool_that_openvino_computes_wrongly(tmp_path):
+    made = models.pooled("ReduceMax")
+    result = Result(tmp_path, made, options=("--target", "openvino"))
+    (site,) = result.report["sites"]
+    assert site["sink"] is None and "which keeps no axes" in site["reason"]
+    # ONNX Runtime gets the Mul, which OpenVINO's lint refuses.
+    result.quantize(tmp_path / "ort.onnx")
+    job = run_tool("lint", tmp_path / "ort.onnx", "--target", "openvino")
+    assert job.returncode == 1 and "O6-pool" in job.stdout
