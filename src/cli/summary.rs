@@ -57,6 +57,7 @@ fn write_summary(
     outputs(out, report)?;
     below_plain(out, report)?;
     lint(out, report, verbose)?;
+    work(out, report)?;
     let (before, after) = (sizes.0 as f64 / 1e6, sizes.1 as f64 / 1e6);
     writeln!(out, "size       {before:.1} MB -> {after:.1} MB")?;
     let seconds = report.seconds.get("total").copied().unwrap_or_default();
@@ -64,6 +65,27 @@ fn write_summary(
         Some(peak) => writeln!(out, "time       {seconds:.1} s, peak memory {peak:.0} MB"),
         None => writeln!(out, "time       {seconds:.1} s"),
     }
+}
+
+/// What a reader who wants speed or a small file must know.
+fn work(out: &mut String, report: &Report) -> std::fmt::Result {
+    let Some(work) = &report.work else {
+        return Ok(());
+    };
+    writeln!(out, "work       {}", work.words())?;
+    if work.int8 > 0.0 {
+        writeln!(out, "           {}", work.speed())?;
+    }
+    let megabytes = |bytes: u64| bytes as f64 / 1e6;
+    if megabytes(work.embedding_bytes) >= 0.05 {
+        writeln!(
+            out,
+            "           embedding tables of {:.1} MB stay in float, of {:.1} MB that do",
+            megabytes(work.embedding_bytes),
+            megabytes(work.float_bytes)
+        )?;
+    }
+    Ok(())
 }
 
 /// Not run is not the same as no difference.

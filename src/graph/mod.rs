@@ -16,6 +16,7 @@ mod names;
 pub mod opset;
 mod patch;
 mod view;
+pub mod work;
 
 pub use check::{GraphError, check};
 pub use constant::{Constant, is_orthogonal};

@@ -24,6 +24,7 @@ mod sites;
 mod strategy;
 mod token_ids;
 mod verdict;
+mod work;
 
 use crate::calibrate::{Dataset, Engine, with_threads};
 use crate::error::Error;
@@ -86,7 +87,13 @@ pub fn run(
         let result = written.model.unflatten();
         let findings = lint::lint(&job, &result)?;
         let all = judge.all_outputs(&written)?;
+        let batch = rows.calibration.first();
+        let work = batch.and_then(|batch| {
+            let prepared = &calibrated.prepared;
+            work::work_of(engine.as_ref(), prepared, &written.plan, batch, &result)
+        });
         let account = report::Account {
+            work,
             job: &job,
             data,
             rows: &rows,

@@ -10,6 +10,7 @@ mod quantized;
 mod report;
 mod settings;
 mod verify;
+mod work;
 
 pub use account::{
     SiteDecision, agreement_reports, linear_report, output_reports, site_report, too_few,
@@ -33,3 +34,4 @@ pub use verify::{
     Energy, LAYER_TOKENS, LayerError, OutputError, VERIFICATION_SCHEMA, Verification, VerifyError,
     VerifyOptions, VerifyRows, verify,
 };
+pub use work::{FloatWork, INT8_RATE, WorkReport};

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::json::number;
-use super::{LayerError, Settings};
+use super::{LayerError, Settings, WorkReport};
 use crate::target::lint::Finding;
 
 /// The version of the JSON form of a [`Report`]. It grows when a key changes its meaning or goes; new keys may come at any
@@ -47,6 +47,8 @@ pub struct Report {
     pub agreements: BTreeMap<String, AgreementReport>,
     /// Outputs that end clearly below plain min-max quantization, although no better plan was found.
     pub below_plain: Vec<BelowPlain>,
+    /// What part of the multiplications is in integers, and what speed that allows at most; `None` if the shapes are not known.
+    pub work: Option<WorkReport>,
     /// On which tokens `outputs` was measured.
     pub verified_on: String,
     /// What was written, and why.

@@ -19,6 +19,7 @@ use crate::calibrate::engine::node::{is_standard, node_label};
 use crate::graph::Names;
 use crate::graph::axes::Axes;
 use crate::graph::infer::Facts;
+use crate::graph::work::{Product, products};
 use crate::onnx::node::attr_t;
 use crate::onnx::op;
 use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension};
@@ -41,6 +42,17 @@ pub(in crate::calibrate) struct Copy<'m> {
 }
 
 impl Copy<'_> {
+    /// What its products multiply.
+    pub(super) fn products(&self) -> Vec<Product> {
+        let stored =
+            |graph: &GraphProto, name: &str| graph.initializer.iter().any(|t| t.name() == name);
+        let products = self.proto.graph.as_ref().map(|graph| {
+            let constant = |name: &str| self.constants.contains_key(name) || stored(graph, name);
+            products(graph.node.iter(), &self.facts, constant)
+        });
+        products.unwrap_or_default()
+    }
+
     /// Where the axes of its values come from. `by_row` are the inputs that have one row for every row of the data.
     pub(super) fn axes(&self, shapes: &Shapes, by_row: &BTreeSet<&str>) -> Axes {
         let mut axes = Axes::new();

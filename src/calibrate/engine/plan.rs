@@ -12,6 +12,7 @@ use ndarray::{ArrayD, ArrayViewD};
 use crate::calibrate::data::input::{Batch, Shapes};
 use crate::calibrate::engine::error::EngineError;
 use crate::graph::axes::Axes;
+use crate::graph::work::Product;
 use crate::onnx::Model;
 
 /// What a plan must compute.
@@ -47,6 +48,13 @@ pub trait Engine: Sync {
         like: &Batch,
         values: &[String],
     ) -> Result<Option<Shapes>, EngineError>;
+
+    /// What every product of `model` multiplies at the input shapes of `like`, without a run; those in a branch that does not
+    /// run are left out, and those whose shapes depend on the data.
+    ///
+    /// # Errors
+    /// Those of [`Engine::plan`].
+    fn products(&self, model: &Model, like: &Batch) -> Result<Vec<Product>, EngineError>;
 
     /// An engine that makes the same plans; what one plan holds and the next needs too need not be made again.
     fn sharing(&self) -> Box<dyn Engine>;

@@ -23,6 +23,7 @@ use crate::calibrate::engine::tract_plan::{TractPlan, error_text, panic_text};
 use crate::calibrate::engine::tract_tensor::{Tables, datum_name};
 use crate::calibrate::engine::{broadcast, rounding};
 use crate::graph::axes::Axes;
+use crate::graph::work::Product;
 use crate::onnx::Model;
 use crate::onnx::node::subgraphs;
 use crate::onnx::op;
@@ -49,6 +50,10 @@ impl Engine for TractEngine {
         values: &[String],
     ) -> Result<Option<Shapes>, EngineError> {
         Sharing::default().shapes(model, like, values)
+    }
+
+    fn products(&self, model: &Model, like: &Batch) -> Result<Vec<Product>, EngineError> {
+        Sharing::default().products(model, like)
     }
 
     fn sharing(&self) -> Box<dyn Engine> {
@@ -91,6 +96,12 @@ impl Engine for Sharing {
         self.prepare(model, like, &wanted, |typed, _| {
             Ok(typed.tap_shapes(values)?)
         })
+    }
+
+    fn products(&self, model: &Model, like: &Batch) -> Result<Vec<Product>, EngineError> {
+        let resolved = resolve(self, model, like)?;
+        let copy = calibration_copy(resolved.model.as_ref().unwrap_or(model), &like.shapes())?;
+        Ok(copy.products())
     }
 
     fn sharing(&self) -> Box<dyn Engine> {

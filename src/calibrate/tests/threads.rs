@@ -15,6 +15,7 @@ use crate::calibrate::{
     Wanted, compare, outputs, ranges, statistics_and, with_threads,
 };
 use crate::graph::axes::Axes;
+use crate::graph::work::Product;
 use crate::onnx::Model;
 use crate::progress::NoProgress;
 
@@ -85,6 +86,10 @@ impl Engine for Counting {
     ) -> Result<Option<Shapes>, EngineError> {
         let shapes = || self.engine.shapes(model, like, values);
         self.work.count(shapes)
+    }
+
+    fn products(&self, model: &Model, like: &Batch) -> Result<Vec<Product>, EngineError> {
+        self.engine.products(model, like)
     }
 
     fn sharing(&self) -> Box<dyn Engine> {
