@@ -83,6 +83,7 @@ pub fn run(
         };
         let mut judge = HeldOut::new(&job, source, &rows);
         let mut written = best_plan(&job, source, plan, &mut judge)?;
+        judge.make_sure(&mut written)?;
         let float_check = strategy::conclude(&mut written, &mut judge)?;
         let result = written.model.unflatten();
         let findings = lint::lint(&job, &result)?;

@@ -13,7 +13,7 @@ mod rotation;
 mod transparent;
 mod weight;
 
-pub use attention::{Attention, Attentions, Product, attentions};
+pub use attention::{Attention, Attentions, Product, attentions, is_attention};
 pub use contrib::{Composite, MICROSOFT, composite, microsoft_op};
 pub use linear::{Bias, Linear, LinearForm};
 pub use norm::{Norm, NormKind, NormParam};

@@ -13,7 +13,8 @@ mod verify;
 mod work;
 
 pub use account::{
-    SiteDecision, agreement_reports, linear_report, output_reports, site_report, too_few,
+    SURE_DB, SiteDecision, agreement_reports, known_to_db, linear_report, output_reports,
+    site_report, too_few,
 };
 pub use html::html;
 pub use inspect::{

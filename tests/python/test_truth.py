@@ -218,3 +218,45 @@ def test_no_mul_stands_behind_a_pool_that_openvino_computes_wrongly(tmp_path):
     result.quantize(tmp_path / "ort.onnx")
     job = run_tool("lint", tmp_path / "ort.onnx", "--target", "openvino")
     assert job.returncode == 1 and "O6-pool" in job.stdout
+
+
+# ------------------------------------------------------------------------------------------- attention and the work
+
+
+def test_softmaxes_of_poolers_routers_and_classifiers_are_no_attention(tmp_path):
+    result = Result(tmp_path, models.softmaxes())
+    assert len(result.report["attention"]) == 1
+    for path in (result.path, result.out):
+        job = run_tool("inspect", path, "--json", "-")
+        assert json.loads(job.stdout)["architecture"]["attentions"] == 1, path
+
+
+def multiplications(made, rows=1):
+    """MatMuls by hand: of weights, and of two activations."""
+    model, _ = made
+    shapes = {i.name: list(i.dims) for i in model.graph.initializer}
+    weights = [shapes[n.input[1]] for n in model.graph.node if n.op_type == "MatMul" and n.input[1] in shapes]
+    return sum(k * n for k, n in weights)
+
+
+def test_the_share_of_the_work_is_told(tmp_path):
+    made = models.filled("where")  # 16 tokens: q kᵀ and p v are 16 · 16 · 32 each
+    result = Result(tmp_path, made, rows=32)
+    work = result.report["work"]
+    linears, products = 16 * multiplications(made), 2 * 16 * 16 * 32
+    share = linears / (linears + products)
+    in_float = {f["what"]: f["part"] for f in work["float"]}
+    without = 1 - in_float.pop("rotations", 0)  # those are work that the float model has not
+    assert work["multiplications"] * without == pytest.approx(linears + products)
+    assert work["int8"] == pytest.approx(share * without)
+    assert in_float == pytest.approx({"MatMul of two activations": (1 - share) * without})
+    assert work["speed_at_most"] == pytest.approx(1 / (1 - work["int8"] + work["int8"] / 4))
+    assert f"{100 * work['int8']:.1f} % of the multiplications in int8" in result.job.stdout
+    assert "times as fast as float" in result.job.stdout
+    inspected = run_tool("inspect", result.path, "--json", "-")
+    assert json.loads(inspected.stdout)["work"]["int8"] == pytest.approx(share)
+
+
+def test_embedding_tables_in_float_are_told(tmp_path):
+    result = Result(tmp_path, models.masked_encoder("usual"), rows=32)
+    assert result.report["work"]["embedding_bytes"] == 100 * models.C * 4

@@ -13,7 +13,7 @@ use crate::graph::branches::FlatModel;
 use crate::onnx::Model;
 use crate::progress::Progress;
 use crate::recognise::Attention;
-use crate::review::FloatCheck;
+use crate::review::{FloatCheck, SURE_DB, known_to_db};
 
 /// [`compare_with`] or [`compare_few`](crate::calibrate::compare_few).
 type Compare = fn(
@@ -121,6 +121,25 @@ impl<'a> HeldOut<'a> {
         let judging: Vec<_> = all.into_iter().map(judged).collect();
         self.others |= count(&judging) < of_all;
         Ok(judging)
+    }
+
+    /// Measures again on all held-out rows if those that judged tell the figures of an output too badly.
+    ///
+    /// # Errors
+    /// Those of [`Judge::measure`].
+    pub(crate) fn make_sure(&mut self, written: &mut Measured) -> Result<(), Error> {
+        let unsure = |o: &OutputComparison| {
+            known_to_db(o).is_none_or(|db| db > SURE_DB) && o.max_abs_error > 0.0
+        };
+        if !written.outputs.iter().any(unsure) || !self.ask_all_rows() {
+            return Ok(());
+        }
+        let mut plain = self.plain.take();
+        let mut all: Vec<&mut Measured> = vec![written];
+        all.extend(plain.as_mut());
+        self.measure_again(&mut all)?;
+        self.plain = plain;
+        Ok(())
     }
 
     /// Every output of the result, and of plain min-max quantization, if there are outputs that nothing is judged by.
