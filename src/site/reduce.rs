@@ -17,7 +17,7 @@ use crate::onnx::op;
 fn reduced(view: &View, node: NodeId, rank: usize) -> Option<Vec<usize>> {
     let given = match (attr_ints(view.node(node), "axes"), view.input(node, 1)) {
         (Some(axes), _) => axes.to_vec(),
-        (None, Some(axes)) => view.constant(axes)?.into_ints()?.iter().copied().collect(),
+        (None, Some(axes)) => view.constant(axes)?.into_ints()?.to_vec(),
         (None, None) => Vec::new(),
     };
     let front = |&axis: &i64| {
