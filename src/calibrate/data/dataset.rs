@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::calibrate::data::array::{Element, FileArray, type_name};
+use crate::calibrate::data::array::{Element, FileArray};
 use crate::calibrate::data::error::CalibError;
 use crate::calibrate::data::fill::{FillRule, Filled, MASKS, Sizes, rule};
-use crate::calibrate::data::input::{Batch, InputTensor, NamedArray, PaddingMask};
+use crate::calibrate::data::input::{Batch, InputTensor, NamedArray, PaddingMask, check_shape};
 use crate::calibrate::data::masks::{self, Reading};
 use crate::calibrate::data::signature::{Dim, ModelInput, list, model_inputs};
 use crate::calibrate::data::sources::{CalibSource, read_tables};
@@ -459,32 +459,17 @@ impl Dataset {
                 ));
                 continue;
             }
-            let numbers = if rank < 2 { None } else { few_numbers(&given) };
+            let numbers = if rank < 2 {
+                None
+            } else {
+                masks::few_numbers(&given)
+            };
             if let Some(reading) = numbers.and_then(|n| masks::reading(model, name, &n)) {
                 self.notes.push(reading.note.clone());
                 self.masks.insert(name.clone(), reading);
             }
         }
     }
-}
-
-/// The different numbers of arrays, in ascending order; `None` if they are many.
-fn few_numbers(arrays: &[&NamedArray]) -> Option<Vec<f64>> {
-    let mut found: Vec<f64> = Vec::new();
-    for array in arrays {
-        for row in 0..array.data.shape.first().copied().unwrap_or(0) {
-            for v in array.data.numbers(row) {
-                if !found.contains(&v) {
-                    found.push(v);
-                }
-                if found.len() > masks::MOST_NUMBERS {
-                    return None;
-                }
-            }
-        }
-    }
-    found.sort_by(f64::total_cmp);
-    Some(found)
 }
 
 /// The fixed size of an input's batch axis.
@@ -503,31 +488,4 @@ fn fill(sizes: &Sizes, input: &ModelInput) -> Option<(FillRule, Vec<usize>)> {
         rule => rule,
     };
     Some((rule, sizes.shape(input, rule)?))
-}
-
-/// Compares an array's shape with what the model declares; the batch axis may differ.
-fn check_shape(input: &ModelInput, array: &NamedArray, batched: bool) -> Result<(), CalibError> {
-    let Some(dims) = &input.shape else {
-        return Ok(());
-    };
-    let found = &array.data.shape;
-    let fits = dims.len() == found.len()
-        && dims.iter().zip(found).enumerate().all(|(axis, (dim, n))| {
-            (axis == 0 && batched) || !matches!(dim, Dim::Fixed(m) if m != n)
-        });
-    if fits {
-        return Ok(());
-    }
-    let hint = if dims.len() == found.len() + 1 {
-        "; axis 0 must be the batch"
-    } else {
-        ""
-    };
-    Err(CalibError::Mismatch {
-        place: array.place(),
-        input: input.name.clone(),
-        expected: format!("{} {}", type_name(input.dtype), input.shape_text()),
-        found: format!("{} {:?}", array.data.element, found),
-        hint: hint.into(),
-    })
 }

@@ -12,6 +12,7 @@ use ndarray::{Array2, ArrayD, IxDyn};
 use crate::calibrate::data::array::{BadElement, BadValue, FileArray, Values, type_name};
 use crate::calibrate::data::error::{CalibError, place};
 use crate::calibrate::data::fill::FillRule;
+use crate::calibrate::data::signature::{Dim, ModelInput};
 use crate::onnx::proto::tensor_proto::DataType;
 
 /// The shape of every input, by name.
@@ -310,4 +311,35 @@ fn fill_values(rule: FillRule, shape: &[usize], dtype: DataType) -> Values {
         DataType::Uint64 => array!(U64, |v| v as u64),
         _ => array!(F32, |v| v as f32),
     }
+}
+
+/// Compares an array's shape with what the model declares; the batch axis may differ.
+pub(super) fn check_shape(
+    input: &ModelInput,
+    array: &NamedArray,
+    batched: bool,
+) -> Result<(), CalibError> {
+    let Some(dims) = &input.shape else {
+        return Ok(());
+    };
+    let found = &array.data.shape;
+    let fits = dims.len() == found.len()
+        && dims.iter().zip(found).enumerate().all(|(axis, (dim, n))| {
+            (axis == 0 && batched) || !matches!(dim, Dim::Fixed(m) if m != n)
+        });
+    if fits {
+        return Ok(());
+    }
+    let hint = if dims.len() == found.len() + 1 {
+        "; axis 0 must be the batch"
+    } else {
+        ""
+    };
+    Err(CalibError::Mismatch {
+        place: array.place(),
+        input: input.name.clone(),
+        expected: format!("{} {}", type_name(input.dtype), input.shape_text()),
+        found: format!("{} {:?}", array.data.element, found),
+        hint: hint.into(),
+    })
 }

@@ -16,6 +16,7 @@
 use std::collections::BTreeMap;
 
 use crate::calibrate::data::fill::MASKS;
+use crate::calibrate::data::input::NamedArray;
 use crate::calibrate::data::numbers::{Set, element, input};
 use crate::graph::View;
 use crate::onnx::proto::NodeProto;
@@ -161,4 +162,23 @@ fn stops(op: &str) -> bool {
             | op::MultiHeadAttention
             | op::GroupQueryAttention
     )
+}
+
+/// The different numbers of arrays, in ascending order; `None` if they are many.
+pub(super) fn few_numbers(arrays: &[&NamedArray]) -> Option<Vec<f64>> {
+    let mut found: Vec<f64> = Vec::new();
+    for array in arrays {
+        for row in 0..array.data.shape.first().copied().unwrap_or(0) {
+            for v in array.data.numbers(row) {
+                if !found.contains(&v) {
+                    found.push(v);
+                }
+                if found.len() > MOST_NUMBERS {
+                    return None;
+                }
+            }
+        }
+    }
+    found.sort_by(f64::total_cmp);
+    Some(found)
 }

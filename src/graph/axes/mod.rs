@@ -14,6 +14,7 @@
 //! This needs the concrete shapes of one run. Of a value behind an operator without a rule nothing is known.
 
 mod layout;
+mod pick;
 mod rules;
 #[cfg(test)]
 mod tests;
