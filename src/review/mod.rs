@@ -9,13 +9,11 @@ mod provenance;
 mod quantized;
 mod report;
 mod settings;
+mod sure;
 mod verify;
 mod work;
 
-pub use account::{
-    SURE_DB, SiteDecision, agreement_reports, known_to_db, linear_report, output_reports,
-    site_report, too_few,
-};
+pub use account::{SiteDecision, agreement_reports, linear_report, output_reports, site_report};
 pub use html::html;
 pub use inspect::{
     ANATOMY_SCHEMA, Anatomy, Architecture, BlockFacts, ChannelFacts, LinearFacts, ModelFacts,
@@ -31,6 +29,7 @@ pub use report::{
     RotationReport, RotationsReport, RoundedCheck, SiteReport,
 };
 pub use settings::Settings;
+pub use sure::{SURE_DB, known_to_db, too_few};
 pub use verify::{
     Energy, LAYER_TOKENS, LayerError, OutputError, VERIFICATION_SCHEMA, Verification, VerifyError,
     VerifyOptions, VerifyRows, verify,

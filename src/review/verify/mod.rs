@@ -32,7 +32,7 @@ use crate::calibrate::{
 };
 use crate::onnx::Model;
 use crate::progress::Progress;
-use crate::review::account::too_few;
+use crate::review::sure::too_few;
 
 /// The version of the JSON form of [`Verification`]. It grows when a key changes its meaning or goes.
 pub const VERIFICATION_SCHEMA: u32 = 1;
