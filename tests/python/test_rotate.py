@@ -234,16 +234,16 @@ def test_tensorrt_builds_int8_linears_beside_float_rotations(written, name, targ
 # --- Rotations of blocks and of heads ---
 
 
-def test_heads_are_mixed_without_a_node(minilm, job):
+def test_heads_are_mixed_without_a_node(l3, job):
     """MiniLM-L3 for no time: R of two attentions stands in the columns of V, and verify undoes it."""
-    done = job(minilm, "--max-slowdown", "0")
+    done = job(l3, "--max-slowdown", "0")
     rotated = [s["rotation"] for s in done.report["sites"] if s["rotation"]]
     assert rotated and {(r["form"], *r["factors"], r["percent"]) for r in rotated} == {("heads", 12, 32, 0)}
     assert all(r["gain_db"] >= 0.5 for r in rotated) and done.report["rotations"] is None
     assert done.report["float_check"]["max_relative_error"] <= 1e-5
-    before, after = (measure.op_counts(onnx.load(x)) for x in (minilm.model, done.path))
+    before, after = (measure.op_counts(onnx.load(x)) for x in (l3.model, done.path))
     assert (after["MatMul"], after["Reshape"]) == (before["MatMul"], before["Reshape"])
-    seen = json.loads(run_tool("verify", minilm.model, done.path, "--calib", minilm.calib, "--json", "-").stdout)
+    seen = json.loads(run_tool("verify", l3.model, done.path, "--calib", l3.calib, "--json", "-").stdout)
     own = {x["name"]: x["fed"]["sqnr_db"] for x in seen["layers"] if x["fed"]}
     assert len(own) == 18 and min(own.values()) > 25, own
 
