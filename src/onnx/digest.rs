@@ -25,13 +25,42 @@ impl Digest {
 
     /// `sha256:` and 64 hexadecimal digits.
     pub fn text(self) -> String {
-        let mut text = "sha256:".to_owned();
-        for byte in self.0.finalize() {
-            // Writing to a String does not fail.
-            let _ = write!(text, "{byte:02x}");
-        }
-        text
+        format!("sha256:{}", hex(&self.0.finalize()))
     }
+}
+
+/// The SHA-1 of a file's content in 40 hexadecimal digits: ONNX's `checksum` of external data.
+pub(super) fn sha1(bytes: &[u8]) -> String {
+    hex(&sha1::Sha1::digest(bytes))
+}
+
+/// What a `checksum` entry says, if it is a SHA-1; other programs may write something else there.
+pub(super) fn sha1_of_entry(value: &str) -> Option<String> {
+    let is_one = value.len() == 40 && value.bytes().all(|b| b.is_ascii_hexdigit());
+    is_one.then(|| value.to_ascii_lowercase())
+}
+
+/// A SHA-1 in the making.
+#[derive(Default)]
+pub(super) struct Checksum(sha1::Sha1);
+
+impl Checksum {
+    pub(super) fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    pub(super) fn text(self) -> String {
+        hex(&self.0.finalize())
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for byte in bytes {
+        // Writing to a String does not fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
 }
 
 /// The digest of a file.

@@ -10,11 +10,10 @@
 use super::proto::tensor_proto::DataLocation;
 use super::proto::{ModelProto, TensorProto};
 use super::visit::{self, Place};
-use super::{Model, TensorError, tensor, wire};
+use super::{InputFile, Model, SourceFiles, TensorError, digest, tensor, wire};
 use bytes::Bytes;
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 use thiserror::Error;
@@ -69,6 +68,15 @@ pub enum LoadError {
         what: String,
         /// Where it is, with a leading " in ", or empty for the model itself.
         at: String,
+    },
+    /// A file that was written to after it had been read.
+    #[error(
+        "{path} was changed by another program while it was in use: what was read of it is no longer what it holds; \
+         nothing was written, run again"
+    )]
+    Changed {
+        /// The model file, or one with its external data.
+        path: PathBuf,
     },
     /// External data that is missing, out of place or too short.
     #[error("external data of tensor `{tensor}`: {source}")]
@@ -137,6 +145,19 @@ pub enum ExternalDataError {
         /// The external data file.
         path: PathBuf,
     },
+    /// The model says what its data hash to, and these are others.
+    #[error(
+        "{path} is not the file that the model was written with: its SHA-1 is {found}, the model's `checksum` {expected}; \
+         bring the two files of one export together, or export again"
+    )]
+    Checksum {
+        /// The external data file.
+        path: PathBuf,
+        /// By the model.
+        expected: String,
+        /// Of the file.
+        found: String,
+    },
     /// The file ends before the data does.
     #[error(
         "{path} is too short: expected {length} bytes from offset {offset}, the file has {size}"
@@ -175,7 +196,10 @@ pub enum ExternalDataError {
 /// Accepted: any valid encoding of the schema, also a non-canonical one (fields out of order, unpacked lists, long
 /// varints), which [`save`](super::save()) will write in canonical form.
 ///
-/// The files must not be changed while the model is in use: the model is a view of them. Replacing a file by renaming
+/// A `checksum` of external data, the SHA-1 of its file in ONNX's specification, must be right.
+///
+/// The files must not be changed while the model is in use: the model is a view of them. [`load_with_source`] gives what
+/// tells a change. Replacing a file by renaming
 /// another over it, as [`save`](super::save()) does, is harmless.
 ///
 /// ```
@@ -189,15 +213,31 @@ pub enum ExternalDataError {
 /// # Errors
 /// See [`LoadError`]. Integer tensors are checked when they are used, float tensors here.
 pub fn load(path: impl AsRef<Path>) -> Result<Model, LoadError> {
-    let path = path.as_ref();
-    let read = |source| LoadError::Read {
+    Ok(read(path.as_ref())?.0)
+}
+
+/// [`load`], and the files that were read: what they hash to, and whether they are still the same.
+///
+/// # Errors
+/// Those of [`load`].
+pub fn load_with_source(path: impl AsRef<Path>) -> Result<(Model, SourceFiles), LoadError> {
+    let (model, file, data) = read(path.as_ref())?;
+    Ok((model, SourceFiles::new(file, data)?))
+}
+
+/// The model, its file, and the files with external data by their locations.
+type Loaded = (Model, InputFile, Vec<(String, InputFile)>);
+
+fn read(path: &Path) -> Result<Loaded, LoadError> {
+    let failed = |source| LoadError::Read {
         path: path.to_owned(),
         source,
     };
-    let data = map(path).map_err(read)?;
-    let mut model = decode(data, path)?;
+    let file = InputFile::open(path).map_err(failed)?;
+    let mut model = decode(file.bytes.clone(), path)?;
+    let mut data = Vec::new();
     if has_external_data(&mut model) {
-        let mut folder = Folder::of(path).map_err(read)?;
+        let mut folder = Folder::of(path).map_err(failed)?;
         visit::tensors(&mut model, &mut |place, tensor| {
             folder
                 .resolve(tensor)
@@ -206,6 +246,7 @@ pub fn load(path: impl AsRef<Path>) -> Result<Model, LoadError> {
                     source,
                 })
         })?;
+        data.extend(folder.open);
     }
     visit::tensors(&mut model, &mut |place, tensor| {
         check_float(place, tensor).map_err(|source| LoadError::Tensor {
@@ -213,7 +254,7 @@ pub fn load(path: impl AsRef<Path>) -> Result<Model, LoadError> {
             source,
         })
     })?;
-    Ok(Model { proto: model })
+    Ok((Model { proto: model }, file, data))
 }
 
 /// Decodes and makes sure that nothing is missing or lost.
@@ -270,10 +311,11 @@ fn has_external_data(model: &mut ModelProto) -> bool {
 /// # Errors
 /// Those of [`load`].
 pub fn external_locations(path: &Path) -> Result<BTreeSet<String>, LoadError> {
-    let data = map(path).map_err(|source| LoadError::Read {
+    let file = InputFile::open(path).map_err(|source| LoadError::Read {
         path: path.to_owned(),
         source,
     })?;
+    let data = file.bytes;
     let mut locations = BTreeSet::new();
     // The closure never fails, so the walk goes over every tensor.
     let Ok(()) = visit::tensors(&mut decode(data, path)?, &mut |_, tensor| {
@@ -296,30 +338,16 @@ fn check_float(place: Place<'_>, tensor: &TensorProto) -> Result<(), TensorError
     }
 }
 
-/// Maps a file into memory, read-only.
-fn map(path: &Path) -> io::Result<Bytes> {
-    let file = File::open(path)?;
-    let meta = file.metadata()?;
-    if meta.is_dir() {
-        return Err(io::Error::from(io::ErrorKind::IsADirectory));
-    }
-    // A map of nothing is an error on some systems.
-    if meta.len() == 0 {
-        return Ok(Bytes::new());
-    }
-    // SAFETY: the map is only read. If another process cuts the file short while it is mapped, reading ends the program
-    // (SIGBUS); if it is overwritten in place, other values are read. Both are documented at `load`.
-    let map = unsafe { memmap2::Mmap::map(&file)? };
-    Ok(Bytes::from_owner(map))
-}
-
 /// The model's folder and the external data files opened so far.
 struct Folder {
     /// Where locations start.
     path: PathBuf,
     /// Where they may lead, symbolic links resolved.
     allowed: Vec<PathBuf>,
-    open: BTreeMap<PathBuf, Bytes>,
+    /// By location.
+    open: BTreeMap<String, InputFile>,
+    /// SHA-1 of those that had to be asked for it, by location.
+    hashed: BTreeMap<String, String>,
 }
 
 impl Folder {
@@ -334,6 +362,7 @@ impl Folder {
             path,
             allowed,
             open: BTreeMap::new(),
+            hashed: BTreeMap::new(),
         })
     }
 
@@ -367,7 +396,22 @@ impl Folder {
                 found: length,
             });
         }
-        let (path, data) = self.file(location)?;
+        let file = self.file(location)?;
+        if let Some(expected) = entry("checksum").and_then(digest::sha1_of_entry) {
+            let location = location.to_owned();
+            let found = self
+                .hashed
+                .entry(location)
+                .or_insert_with(|| digest::sha1(&file.bytes));
+            if *found != expected {
+                return Err(ExternalDataError::Checksum {
+                    path: file.path,
+                    expected,
+                    found: found.clone(),
+                });
+            }
+        }
+        let (path, data) = (file.path, file.bytes);
         let size = data.len() as u64;
         match offset.checked_add(length) {
             Some(end) if end <= size => {
@@ -389,17 +433,17 @@ impl Folder {
     }
 
     /// Opens the file at a location, once.
-    fn file(&mut self, location: &str) -> Result<(PathBuf, Bytes), ExternalDataError> {
+    fn file(&mut self, location: &str) -> Result<InputFile, ExternalDataError> {
         let inside = |part| matches!(part, Component::Normal(_) | Component::CurDir);
         if !Path::new(location).components().all(inside) {
             return Err(ExternalDataError::NotInside {
                 location: location.to_owned(),
             });
         }
-        let path = self.path.join(location);
-        if let Some(data) = self.open.get(&path) {
-            return Ok((path, data.clone()));
+        if let Some(file) = self.open.get(location) {
+            return Ok(file.clone());
         }
+        let path = self.path.join(location);
         let read = |source| ExternalDataError::Read {
             path: path.clone(),
             source,
@@ -416,8 +460,9 @@ impl Folder {
         if !real.metadata().map_err(read)?.is_file() {
             return Err(ExternalDataError::NotAFile { path });
         }
-        let data = map(&real).map_err(read)?;
-        self.open.insert(path.clone(), data.clone());
-        Ok((path, data))
+        let mut file = InputFile::open(&real).map_err(read)?;
+        file.path = path;
+        self.open.insert(location.to_owned(), file.clone());
+        Ok(file)
     }
 }

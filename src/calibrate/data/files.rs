@@ -3,7 +3,6 @@
 //! A `.npy` file is memory-mapped, so a large one costs address space and not memory. The arrays of a `.npz` are unpacked:
 //! small ones into memory, large ones into an unnamed temporary file that is mapped in turn.
 
-use std::fs::File;
 use std::io::{Cursor, Read, Seek, Write};
 use std::path::Path;
 
@@ -14,28 +13,18 @@ use prost::Message;
 use crate::calibrate::data::array::{Element, FileArray};
 use crate::calibrate::data::error::{CalibError, place};
 use crate::onnx::proto::{TensorProto, tensor_proto};
+use crate::onnx::{self, InputFile};
 
 /// Arrays of a `.npz` above this many bytes are unpacked to a temporary file instead of memory.
 const UNPACK_IN_MEMORY: u64 = 32 << 20;
 
 /// Maps `path` into memory.
 fn map(path: &Path) -> Result<Bytes, CalibError> {
-    let read = |source| CalibError::Read {
+    let file = InputFile::open(path).map_err(|source| CalibError::Read {
         file: path.to_owned(),
         source,
-    };
-    let file = File::open(path).map_err(read)?;
-    map_file(&file).map_err(read)
-}
-
-fn map_file(file: &File) -> std::io::Result<Bytes> {
-    if file.metadata()?.len() == 0 {
-        return Ok(Bytes::new());
-    }
-    // SAFETY: the map is read-only and its bytes are checked on every read, so a file that another process changes
-    // meanwhile gives wrong numbers or an error, as any other way of reading it would.
-    let map = unsafe { memmap2::Mmap::map(file)? };
-    Ok(Bytes::from_owner(map))
+    })?;
+    Ok(file.bytes)
 }
 
 /// Reads one `.npy` file.
@@ -86,7 +75,7 @@ fn unpack(entry: &mut impl Read, size: u64) -> std::io::Result<Bytes> {
     std::io::copy(entry, &mut file)?;
     file.flush()?;
     file.rewind()?;
-    map_file(&file)
+    onnx::map(&file)
 }
 
 /// Reads one tensor of ONNX test data; also returns the tensor's own name, which may be empty.
