@@ -9,7 +9,7 @@ use crate::calibrate::{
 };
 use crate::error::Error;
 use crate::graph::branches::FlatModel;
-use crate::graph::inline;
+use crate::graph::{self, inline};
 use crate::onnx::Model;
 use crate::onnx::op;
 use crate::options::Options;
@@ -57,6 +57,8 @@ fn dissect(
     progress: &dyn Progress,
 ) -> Result<Anatomy, Error> {
     options.validate()?;
+    // What follows walks through the graph, also where it cannot be run.
+    graph::check(original)?;
     let mut notes = Vec::new();
     let synthetic = match data {
         Some(_) => None,

@@ -13,6 +13,7 @@
 use std::collections::BTreeMap;
 
 use crate::calibrate::data::input::Shapes;
+use crate::calibrate::engine::check::check_node;
 use crate::calibrate::engine::decompose::{Scope, decompose};
 use crate::calibrate::engine::error::EngineError;
 use crate::calibrate::engine::node::{is_standard, node_label};
@@ -87,6 +88,10 @@ pub(in crate::calibrate) fn calibration_copy<'m>(
             None => match weights.again(node, &constants) {
                 Some(identity) => nodes.push(identity),
                 None => {
+                    // Not in branches: one that is not taken may be nonsense at these shapes.
+                    if is_standard(node.domain()) {
+                        check_node(node, &scope)?;
+                    }
                     let first = nodes.len();
                     nodes.extend(convert_node(node, &mut scope, &mut names)?);
                     weights.rename_inputs(&mut nodes[first..]);

@@ -152,13 +152,13 @@ pub fn inline(model: &mut Model, wanted: &dyn Fn(&[usize]) -> bool) -> Result<In
 }
 
 /// Domain, name and overload: what a call names its function by.
-type Key = (String, String, String);
+pub(in crate::graph) type Key = (String, String, String);
 
 fn domain(domain: &str) -> &str {
     if domain == "ai.onnx" { "" } else { domain }
 }
 
-fn key_of(function: &FunctionProto) -> Key {
+pub(in crate::graph) fn key_of(function: &FunctionProto) -> Key {
     (
         domain(function.domain()).to_owned(),
         function.name().to_owned(),
@@ -167,14 +167,14 @@ fn key_of(function: &FunctionProto) -> Key {
 }
 
 /// The functions of a model, found by their calls.
-struct Functions<'m>(BTreeMap<Key, &'m FunctionProto>);
+pub(in crate::graph) struct Functions<'m>(BTreeMap<Key, &'m FunctionProto>);
 
 impl<'m> Functions<'m> {
-    fn new(functions: &'m [FunctionProto]) -> Self {
+    pub(in crate::graph) fn new(functions: &'m [FunctionProto]) -> Self {
         Functions(functions.iter().map(|f| (key_of(f), f)).collect())
     }
 
-    fn of(&self, node: &NodeProto) -> Option<&'m FunctionProto> {
+    pub(in crate::graph) fn of(&self, node: &NodeProto) -> Option<&'m FunctionProto> {
         let key = (
             domain(node.domain()).to_owned(),
             node.op_type().to_owned(),
@@ -235,7 +235,7 @@ pub(in crate::graph) fn label(node: &NodeProto) -> String {
     }
 }
 
-fn full_name(function: &FunctionProto) -> String {
+pub(in crate::graph) fn full_name(function: &FunctionProto) -> String {
     match domain(function.domain()) {
         "" => function.name().to_owned(),
         domain => format!("{domain}.{}", function.name()),

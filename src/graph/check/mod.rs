@@ -1,4 +1,10 @@
-//! Whether a graph is one: every value defined once, and before it is read.
+//! Whether a model is one: every value defined once, and before it is read; nodes that can mean something; functions
+//! that end.
+//!
+//! What runs a model relies on this and is asked afterwards: an engine may wait for ever, or give up without a name.
+
+mod budget;
+mod operators;
 
 use std::collections::HashSet;
 
@@ -25,15 +31,42 @@ pub enum GraphError {
         /// The value.
         value: String,
     },
+    /// A node that no version of its operator allows.
+    #[error("node `{node}` ({op}) {problem}")]
+    Node {
+        /// Its name, or that of its first output.
+        node: String,
+        /// Its operator.
+        op: String,
+        /// What is wrong with it, as the rest of the sentence.
+        problem: String,
+    },
+    /// Functions whose bodies, put in the place of their calls, would be more than any model has.
+    #[error("the calls of function `{function}` {problem}")]
+    Functions {
+        /// `domain.name` of the function that goes over the limit.
+        function: String,
+        /// How, as the rest of the sentence.
+        problem: String,
+    },
 }
 
-/// Checks the main graph of `model`, and what its subgraphs read from it.
+/// Checks the main graph of `model`, what its subgraphs read from it, every node of the standard domain in graphs and
+/// functions (number of inputs and outputs, ranges of attributes), and that the calls of functions end: at most
+/// 64 inside of each other, and a million nodes in all.
 ///
 /// Everything here walks from a value to the node that makes it; in a graph with a cycle that would never end.
 ///
 /// # Errors
 /// The first defect, in graph order.
 pub fn check(model: &Model) -> Result<(), GraphError> {
+    budget::check(model)?;
+    check_names(model)?;
+    operators::check(model)
+}
+
+/// The part of [`check`] that a change of the graph could break.
+pub(super) fn check_names(model: &Model) -> Result<(), GraphError> {
     let graph = model.graph();
     let redefined = |value: &str| GraphError::Redefined {
         value: value.to_owned(),
