@@ -13,7 +13,7 @@ use super::digest::Checksum;
 use super::output::{Target, Temporary, commit};
 use super::proto::tensor_proto::DataLocation;
 use super::proto::{ModelProto, StringStringEntryProto};
-use super::visit;
+use super::{tensor, visit};
 use bytes::Bytes;
 use prost::Message;
 use std::io::{self, Write};
@@ -293,9 +293,11 @@ fn move_out(model: &mut ModelProto, location: &str) -> Vec<(u64, Bytes)> {
     let mut moved = Vec::new();
     let mut end = 0u64;
     let walked: Result<(), std::convert::Infallible> = visit::tensors(model, &mut |_, tensor| {
+        // What has another length than its shape says stays, as wrong as it was: outside it could not be read at all.
+        let expected = tensor::byte_len(tensor).unwrap_or(0);
         let Some(data) = tensor
             .raw_data
-            .take_if(|data| data.len() >= SMALLEST_EXTERNAL)
+            .take_if(|data| data.len() >= SMALLEST_EXTERNAL && data.len() == expected)
         else {
             return Ok(());
         };

@@ -271,7 +271,8 @@ impl Writer {
             let strings = tensor.string_data.iter().map(|s| quoted_bytes(s));
             return self.put(format!("{{{}}}", join(strings)));
         }
-        let (bytes, count) = (bytes(tensor), tensor.dims.iter().product::<i64>());
+        let bytes = bytes(tensor);
+        let count = tensor.dims.iter().fold(1, |n: i64, &d| n.saturating_mul(d));
         if usize::try_from(count).is_ok_and(|count| count <= self.options.max_elements) {
             return self.put(format!("{{{}}}", literals(tensor, &bytes).join(", ")));
         }
