@@ -15,6 +15,7 @@
 )]
 
 mod mutate;
+#[expect(unreachable_pub, reason = "the library of the crate in this folder, too")]
 #[path = "../src/lib.rs"]
 mod targets;
 

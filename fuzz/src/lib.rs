@@ -153,7 +153,9 @@ fn open(path: PathBuf, name: Option<&str>) {
         if let Ok(data) = Dataset::open(model, &[CalibSource { name, path }], 8) {
             let _ = (data.digest(), data.rows());
             for batch in data.all().iter().take(4) {
-                let _ = batch.inputs.values().map(|input| input.values()).count();
+                for input in batch.inputs.values() {
+                    let _ = input.values();
+                }
             }
         }
     });

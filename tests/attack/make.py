@@ -322,7 +322,7 @@ def models():
     for name, tensor, files in externals():
         yield Attack(f"external-{name}", MODEL, raw(model(relu, extra=[tensor])), names=("bad_tensor",), beside=files)
     for name, nodes, *constants in graphs():
-        yield Attack(f"graph-{name}", MODEL, raw(model(nodes, *constants)), needs=GRAPH, names=("bad_", "list of graph outputs"))
+        yield Attack(f"graph-{name}", MODEL, raw(model(nodes, *constants)), needs=GRAPH, names=("bad_", "list of graph outputs", "is defined twice"))
     for name, nodes in arities():
         yield Attack(f"arity-{name}", MODEL, raw(model(nodes)), needs=GRAPH, names=("bad_node",))
     for name, bad in attributes():
@@ -386,7 +386,7 @@ def npys():
     yield "object", array(np.array([[{}]], dtype=object))
     yield "float", array(IDS + 0.5)
     yield "nan", array(IDS * np.nan)
-    yield "negative-id", array(IDS - 40)
+    yield "negative-id", array(IDS - 2**40)
     yield "large-id", array(IDS + 2**40)
     yield "rank-1", array(IDS.ravel())
     yield "rank-4", array(IDS.reshape(2, 2, 2, 2))
@@ -404,13 +404,14 @@ def bomb(name, megabytes):
     """A member of zeros, declared as an array of as many bytes."""
     head = npy(header(shape=f"({megabytes << 17},)"))
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as z:
-        with z.open(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), "w", force_zip64=True) as member:
+    entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    with zipfile.ZipFile(out, "w") as z:
+        with z.open(entry, "w", force_zip64=True) as member:
             member.write(head)
             for _ in range(megabytes):
                 member.write(bytes(1 << 20))
-    data = bytearray(out.getvalue())
-    return bytes(data)
+    return out.getvalue()
 
 
 def lies(data, size):
@@ -474,7 +475,9 @@ def pbs():
 def data():
     for suffix, kinds in ((".npy", npys()), (".npz", npzs()), (".pb", pbs())):
         for name, content in kinds:
-            yield Attack(f"{suffix[1:]}-{name}", DATA, content, needs=("quantize", "inspect", "verify"), suffix=suffix)
+            # Some are about one input, wherever its data is from.
+            names = (f"bad{suffix}", "input_ids", "input_0.pb")
+            yield Attack(f"{suffix[1:]}-{name}", DATA, content, needs=("quantize", "inspect", "verify"), names=names, suffix=suffix)
 
 
 def attacks():

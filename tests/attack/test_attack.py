@@ -6,7 +6,6 @@ run), it may do its work, and must not fall over.
 """
 
 import os
-import resource
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,15 +22,11 @@ ACTING = [c for c in map(chr, [*range(32), 127, *range(0x80, 0xA0), 0x200B, 0x20
 ALL = attacks()
 
 
-def limited():
-    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
 def run(arguments, folder):
     # One thread: address space is limited, and each thread takes some.
-    command = [os.environ["ONNX_OSPLUS_BIN"], *map(str, arguments)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=SECONDS, preexec_fn=limited)
+    limited = f'ulimit -v {BYTES >> 10} && ulimit -c 0 && exec "$@"'
+    command = ["sh", "-c", limited, "sh", os.environ["ONNX_OSPLUS_BIN"], *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=SECONDS)
     return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
 
 

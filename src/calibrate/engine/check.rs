@@ -48,6 +48,11 @@ fn mismatch(node: &NodeProto, scope: &Scope) -> Option<String> {
             (perm.len() as i64 != rank)
                 .then(|| format!("its perm has {} axes, its input {rank}", perm.len()))
         }
+        op::Tile => {
+            let repeats = scope.ints(node.input.get(1)?)?;
+            let fits = repeats.iter().all(|&n| n >= 0);
+            (!fits).then(|| format!("its repeats are {repeats:?}"))
+        }
         op::Concat
         | op::Gather
         | op::LayerNormalization

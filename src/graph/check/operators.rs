@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use super::GraphError;
 use crate::graph::inline::{Functions, label};
-use crate::onnx::node::subgraphs;
+use crate::onnx::node::{attr_s, subgraphs};
 use crate::onnx::op;
 use crate::onnx::proto::{AttributeProto, NodeProto};
 use crate::onnx::{DataType, Model};
@@ -54,6 +54,7 @@ fn nodes(all: &[NodeProto], functions: &Functions, known: bool) -> Result<(), Gr
             true => attributes(node),
             false => None,
         };
+        let problem = problem.or_else(|| equation(node).filter(|_| standard));
         if let Some(problem) = problem {
             return Err(GraphError::Node {
                 node: label(node),
@@ -117,6 +118,25 @@ fn attributes(node: &NodeProto) -> Option<String> {
             )
         })
         .next()
+}
+
+/// What is wrong with the equation of an Einsum: as many terms as inputs, and no letter in the output that no input has.
+fn equation(node: &NodeProto) -> Option<String> {
+    let text = attr_s(node, "equation").filter(|_| node.op_type() == op::Einsum)?;
+    let plain: String = text.chars().filter(|c| !c.is_whitespace()).collect();
+    let (inputs, output) = plain.split_once("->").unwrap_or((&plain, ""));
+    let terms = inputs.split(',').count();
+    if terms != node.input.len() {
+        return Some(format!(
+            "has the equation `{text}` for {} inputs",
+            node.input.len()
+        ));
+    }
+    let mut letters = output.chars().filter(|&c| c != '.');
+    let new = letters.find(|&c| !inputs.contains(c))?;
+    Some(format!(
+        "has the equation `{text}`, in which no input has `{new}`"
+    ))
 }
 
 fn given(attribute: &AttributeProto) -> String {
@@ -234,5 +254,24 @@ mod tests {
             let found = found.unwrap();
             assert!(found.contains(wanted), "{found}");
         }
+    }
+
+    #[test]
+    fn an_equation_fits_its_inputs() {
+        let told = |text: &str| {
+            let attribute = crate::onnx::node::string_attr("equation", text);
+            equation(&make_node(
+                "Einsum",
+                "",
+                &["a", "b"],
+                &["y"],
+                vec![attribute],
+            ))
+        };
+        assert_eq!(told("bsk, kn -> bsn"), None);
+        assert_eq!(told("...k,kn->...n"), None);
+        assert_eq!(told("ij,jk"), None);
+        assert!(told("bsk,kn->bsq").unwrap().contains("`q`"));
+        assert!(told("bsk->bsk").unwrap().contains("2 inputs"));
     }
 }

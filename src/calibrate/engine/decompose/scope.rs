@@ -114,7 +114,7 @@ impl<'g> Scope<'g> {
     }
 
     /// The integers of a small value that is the same for all data, in row-major order.
-    pub(super) fn ints(&self, name: &str) -> Option<Vec<i64>> {
+    pub(in crate::calibrate) fn ints(&self, name: &str) -> Option<Vec<i64>> {
         let value = self.facts.get(name)?.value.as_ref()?;
         Some(value.ints()?.iter().copied().collect())
     }
