@@ -15,7 +15,10 @@
 )]
 
 mod mutate;
-#[expect(unreachable_pub, reason = "the library of the crate in this folder, too")]
+#[expect(
+    unreachable_pub,
+    reason = "the library of the crate in this folder, too"
+)]
 #[path = "../src/lib.rs"]
 mod targets;
 

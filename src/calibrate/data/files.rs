@@ -155,6 +155,7 @@ fn tensor_array(tensor: &TensorProto) -> Result<FileArray, String> {
         .iter()
         .map(|d| usize::try_from(*d).map_err(|_| format!("has the negative size {d}")))
         .collect::<Result<Vec<_>, _>>()?;
+    check_rows_of_nothing(&shape)?;
     let data: Bytes = match &tensor.raw_data {
         Some(raw) => raw.clone(),
         None => {
@@ -205,12 +206,7 @@ fn parse_npy(data: Bytes) -> Result<FileArray, String> {
         .iter()
         .try_fold(element.size(), |n, d| n.checked_mul(*d))
         .ok_or("is larger than this computer can address")?;
-    if count == 0 && header.shape.iter().filter(|&&n| n > 0).product::<usize>() > MOST_EMPTY {
-        return Err(format!(
-            "has the shape {:?}, which holds nothing; at most {MOST_EMPTY} rows of nothing are taken",
-            header.shape
-        ));
-    }
+    check_rows_of_nothing(&header.shape)?;
     let available = data.len() - start;
     if available < count {
         return Err(format!(
@@ -234,6 +230,17 @@ fn parse_npy(data: Bytes) -> Result<FileArray, String> {
 
 /// Rows of an array without elements, such as an empty past: they cost no bytes in the file, and memory here.
 const MOST_EMPTY: usize = 1 << 20;
+
+fn check_rows_of_nothing(shape: &[usize]) -> Result<(), String> {
+    let sizes = shape.iter().filter(|&&n| n > 0);
+    let rows = sizes.fold(1usize, |n, &d| n.saturating_mul(d));
+    match shape.contains(&0) && rows > MOST_EMPTY {
+        true => Err(format!(
+            "has the shape {shape:?}, which holds nothing; at most {MOST_EMPTY} rows of nothing are taken"
+        )),
+        false => Ok(()),
+    }
+}
 
 /// Characters of a header; that of an array with 64 axes has 1,500.
 const LONGEST_HEADER: usize = 10_000;
