@@ -2,7 +2,6 @@
 //! or take more memory than there is.
 
 use super::decompose::Scope;
-use super::error::EngineError;
 use super::node::node_label;
 use crate::onnx::node::{attr_i, attr_ints};
 use crate::onnx::op;
@@ -11,16 +10,11 @@ use crate::onnx::proto::NodeProto;
 /// Elements of one value: 16 GB of float32.
 const MOST_ELEMENTS: usize = 1 << 32;
 
-/// Refuses a standard node whose inputs do not go together, or whose output is larger than any.
-pub(super) fn check_node(node: &NodeProto, scope: &Scope) -> Result<(), EngineError> {
-    let problem = mismatch(node, scope).or_else(|| too_large(node, scope));
-    problem.map_or(Ok(()), |reason| {
-        Err(EngineError::Refused {
-            node: node_label(node),
-            op: node.op_type().to_owned(),
-            reason,
-        })
-    })
+/// Why a standard node cannot be run: its inputs do not go together, or its output is larger than any.
+pub(super) fn problem(node: &NodeProto, scope: &Scope) -> Option<String> {
+    let reason = mismatch(node, scope).or_else(|| too_large(node, scope))?;
+    let (label, op) = (node_label(node), node.op_type());
+    Some(format!("node {label} ({op}): {reason}"))
 }
 
 fn mismatch(node: &NodeProto, scope: &Scope) -> Option<String> {

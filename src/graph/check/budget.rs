@@ -8,8 +8,8 @@
 
 use std::collections::BTreeMap;
 
-use super::GraphError;
-use crate::graph::inline::{Functions, Key, full_name, key_of};
+use super::error::GraphError;
+use crate::graph::functions::{Functions, Key, full_name, key_of};
 use crate::onnx::Model;
 use crate::onnx::node::subgraphs;
 use crate::onnx::proto::{FunctionProto, NodeProto};

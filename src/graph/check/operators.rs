@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-use super::GraphError;
-use crate::graph::inline::{Functions, label};
+use super::error::GraphError;
+use crate::graph::functions::{Functions, label};
 use crate::onnx::node::{attr_s, subgraphs};
 use crate::onnx::op;
 use crate::onnx::proto::{AttributeProto, NodeProto};
