@@ -1,14 +1,11 @@
 //! SHA-256 of what went into a model, as `sha256sum` prints it.
 
-use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
-
-use super::{LoadError, external_locations};
 
 /// Bytes read at a time.
 const CHUNK: usize = 1 << 20;
@@ -77,26 +74,6 @@ pub fn digest_file(path: &Path) -> io::Result<String> {
             n => digest.update(&buffer[..n]),
         }
     }
-}
-
-/// The digests of a model's file and of the files beside it that hold its external data, by their locations.
-///
-/// # Errors
-/// Those of [`load`](super::load()), or a data file that cannot be read.
-pub fn digest_model(path: &Path) -> Result<(String, Vec<(String, String)>), LoadError> {
-    let read = |path: &Path| {
-        digest_file(path).map_err(|source| LoadError::Read {
-            path: path.to_owned(),
-            source,
-        })
-    };
-    let locations: BTreeSet<String> = external_locations(path)?;
-    let folder = path.parent().unwrap_or(Path::new(""));
-    let data = locations.into_iter().map(|location| {
-        let digest = read(&folder.join(&location))?;
-        Ok((location, digest))
-    });
-    Ok((read(path)?, data.collect::<Result<_, LoadError>>()?))
 }
 
 #[cfg(test)]

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::LoadError;
 use super::digest::Digest;
+use super::load::error::LoadError;
 
 /// A file that was opened and mapped, read-only.
 ///

@@ -29,11 +29,11 @@ pub mod text;
 mod visit;
 mod wire;
 
-pub use digest::{Digest, digest_file, digest_model};
+pub use digest::{Digest, digest_file};
 pub use fields::{Field, fields};
 pub(crate) use input::map;
 pub use input::{InputFile, SourceFiles};
-pub use load::{LoadError, external_locations, load, load_with_source};
+pub use load::{LoadError, digest_model, external_locations, load, load_with_source};
 pub use proto::tensor_proto::DataType;
 pub use save::{Prepared, SaveError, SaveOptions, SaveSummary, prepare, save};
 pub use shown::{shown, shown_lines};

@@ -15,8 +15,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use tempfile::NamedTempFile;
 
-use super::SaveError;
 use super::input::special;
+use super::save::error::SaveError;
 
 /// The temporary files that there are at this moment. Whoever holds the lock is giving files their names.
 static TEMPORARY: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
