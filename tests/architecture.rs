@@ -299,7 +299,6 @@ fn imports_are_found_in_every_spelling() {
 #[rustfmt::skip]
 const CIRCLES: &[(&str, &str, &str)] = &[
     ("cli/", "arguments, diff, inspect, lint, report, summary, text, verify, .", "the root starts the commands and has what they share"),
-    ("graph/inline/", "body, opsets, .", "the parts take the types of the root"),
     ("graph/opset/", "convert, table, .", "the table names the conversions, which take the types of the root"),
     ("recognise/", "contrib, linear", "a Linear may be inside an operator of ONNX Runtime's"),
     ("recognise/", "decomposed, moments, norm", "the forms of a norm take its types"),
