@@ -37,7 +37,7 @@ pub fn quantize(
     let mut said = Vec::new();
 
     // Load. The tensors stay where they are in the file until someone reads them.
-    let float = onnx::load(model)?;
+    let (float, files) = onnx::load_with_source(model)?;
     said.push(format!("operator set {}", float.opset()));
 
     // Inspect: what is there, and which channels stick out. Nothing is changed.
@@ -55,7 +55,7 @@ pub fn quantize(
     // Quantize. What was written has been compared with the float model and with plain min-max on held-out rows.
     let quantized = Quantizer::new(&float)
         .target(Target::Ort)
-        .source(model)
+        .source(&files)
         .calibrate_on(&data)
         .run()?;
 

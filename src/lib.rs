@@ -34,6 +34,8 @@ pub mod target;
 
 pub use error::Error;
 pub use options::{AttentionMode, Format, KeepFloat, MAX_SLOWDOWN, Options, OptionsError};
+#[doc(hidden)]
+pub use pipeline::plan_round_trip;
 pub use pipeline::{Inspection, anatomy, check_quantizable, inspect, run};
 pub use quantizer::{CalibratedQuantizer, Quantized, Quantizer};
 /// The type of [`Options::include`] and [`Options::exclude`].

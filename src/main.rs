@@ -2,22 +2,21 @@
 //!
 //! Exit status: 0 done, 1 failed, 2 usage, 3 no Linear could be quantized.
 
-#![expect(
-    clippy::print_stderr,
-    reason = "the library never prints; the program does"
-)]
-
 mod cli;
 
 use std::process::ExitCode;
 
+#[global_allocator]
+static ALLOC: cli::Alloc = cli::Alloc;
+
 fn main() -> ExitCode {
     return_freed_memory();
+    cli::install();
     let command = cli::parse();
     match cli::catch_panics(|| cli::run(&command)) {
         Ok(status) => status,
         Err(error) => {
-            eprintln!("{}", cli::message(&error));
+            cli::say(&cli::message(&error));
             cli::exit_status(&error)
         }
     }

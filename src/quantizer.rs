@@ -5,7 +5,7 @@ use std::path::Path;
 use regex::Regex;
 
 use crate::calibrate::{CalibSource, Dataset, Engine, TractEngine};
-use crate::onnx::{self, Model, SaveOptions, SaveSummary};
+use crate::onnx::{self, Model, SaveOptions, SaveSummary, SourceFiles};
 use crate::progress::{NoProgress, Progress};
 use crate::review::{Provenance, Report};
 use crate::solve::Method;
@@ -43,7 +43,7 @@ pub struct Quantizer<'a> {
     options: Options,
     engine: &'a dyn Engine,
     progress: &'a dyn Progress,
-    source: Option<&'a Path>,
+    source: Option<&'a SourceFiles>,
 }
 
 impl<'a> Quantizer<'a> {
@@ -136,10 +136,11 @@ impl<'a> Quantizer<'a> {
         self
     }
 
-    /// The file that the model was loaded from. Its digest, that of the data and the settings are then written to the
-    /// metadata of the result ([`Provenance`]), as the command line does.
-    pub fn source(mut self, path: &'a Path) -> Self {
-        self.source = Some(path);
+    /// The files that the model was loaded from ([`onnx::load_with_source`]). Their digests, that of the data and the
+    /// settings are then written to the metadata of the result ([`Provenance`]), as the command line does, and a file that
+    /// was changed meanwhile is an error.
+    pub fn source(mut self, files: &'a SourceFiles) -> Self {
+        self.source = Some(files);
         self
     }
 
@@ -198,7 +199,7 @@ impl CalibratedQuantizer<'_> {
     /// Does the job: see [`run`].
     ///
     /// # Errors
-    /// Those of [`run`]; a [source](Quantizer::source) that cannot be read.
+    /// Those of [`run`]; a [source](Quantizer::source) that was changed while it was in use.
     pub fn run(&self) -> Result<Quantized, Error> {
         let Quantizer {
             model,
@@ -209,8 +210,9 @@ impl CalibratedQuantizer<'_> {
         } = &self.job;
         let data = self.data();
         let (mut result, report) = run(model, data, *engine, options, *progress)?;
-        if let Some(path) = source {
-            let provenance = Provenance::new(&report, onnx::digest_model(path)?, data.digest());
+        if let Some(files) = source {
+            files.check_unchanged()?;
+            let provenance = Provenance::new(&report, files.digests(), data.digest());
             provenance.write(&mut result);
         }
         Ok(Quantized {

@@ -529,7 +529,11 @@ mod patches {
         if result.is_err() {
             assert_eq!(model, before, "an error leaves the model alone");
         } else {
-            check(&model).unwrap();
+            // Patches know no arities: what a Relu may have is not their business.
+            match check(&model) {
+                Ok(()) | Err(GraphError::Node { .. }) => {}
+                Err(error) => panic!("{error}"),
+            }
         }
         result.map(|()| model)
     }

@@ -18,6 +18,7 @@ mod contrib;
 mod diff;
 mod fixed;
 mod fold_sizes;
+mod fuzz;
 mod graph;
 mod inline;
 mod library;

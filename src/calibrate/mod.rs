@@ -28,7 +28,7 @@ pub use engine::tract_engine::TractEngine;
 pub use measure::capture::{Captured, Keep, Kept};
 pub use measure::compare::{Outputs, Reference, compare, compare_few, compare_with, outputs};
 pub use measure::largest::LargeToken;
-pub use measure::parallel::with_threads;
+pub use measure::parallel::{MAX_THREADS, with_threads};
 pub use measure::ranges::{Ranged, ranges};
 pub use measure::shapes::shapes;
 pub use measure::statistics::{

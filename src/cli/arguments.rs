@@ -1,10 +1,11 @@
 //! The command line's arguments.
 
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, value_parser};
-use onnx_osplus::calibrate::CalibSource;
+use onnx_osplus::calibrate::{CalibSource, MAX_THREADS};
 use onnx_osplus::rewrite::WeightStorage;
 use onnx_osplus::solve::Method;
 use onnx_osplus::target::Target;
@@ -62,7 +63,7 @@ pub(crate) struct Arguments {
     /// file whose array names are input names, a folder of such files, or a folder of ONNX test data (input_0.pb).
     /// May be given several times [example: --calib data.npz] [example: --calib input_ids=ids.npy]
     #[arg(long, value_name = "[NAME=]PATH", required = true)]
-    pub calib: Vec<String>,
+    pub calib: Vec<OsString>,
 
     /// The runtime that will load OUT: ONNX Runtime (uint8 activations), TensorRT or OpenVINO (int8 activations, symmetric),
     /// or a form that all of them run [example: --target portable]
@@ -155,7 +156,7 @@ pub(crate) struct Arguments {
     pub batch: usize,
 
     /// Batches to run in parallel; 0 means one per core [example: --threads 1]
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = parse_threads)]
     threads: usize,
 
     /// Seed of the choice of calibration tokens for the search [example: --seed 7]
@@ -181,7 +182,7 @@ pub(crate) struct Arguments {
     #[arg(long)]
     pub no_metadata: bool,
 
-    /// Overwrite OUT if it exists [example: --force]
+    /// Overwrite OUT and the reports if they exist [example: --force]
     #[arg(long)]
     pub force: bool,
 
@@ -242,6 +243,15 @@ pub(super) fn parse_batch(text: &str) -> Result<usize, String> {
     }
 }
 
+/// More threads than any machine has cores are a slip, and each takes address space.
+pub(super) fn parse_threads(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(threads) if threads > MAX_THREADS => Err(format!("at most {MAX_THREADS} threads")),
+        Ok(threads) => Ok(threads),
+        Err(error) => Err(format!("{error}")),
+    }
+}
+
 fn parse_slowdown(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(percent) if percent >= 0.0 && percent.is_finite() => Ok(percent),
@@ -281,6 +291,18 @@ impl Arguments {
     /// The calibration data, each with the input it is for, if named.
     pub(crate) fn sources(&self) -> Vec<CalibSource> {
         self.calib.iter().map(|text| source(text)).collect()
+    }
+
+    /// Of the bytes of IN, as many as the result will have at the very least.
+    pub(super) fn least_bytes(&self) -> impl Fn(u64) -> u64 {
+        // float32 weights become a quarter at 8 bits, an eighth at 4; --clean may take anything away.
+        let part = match self.format {
+            _ if self.clean => 0,
+            FormatName::Float => 16,
+            _ if self.weight_bits > 4 => 7,
+            _ => 3,
+        };
+        move |bytes| bytes / 32 * part
     }
 
     /// What the library is asked for.
@@ -326,18 +348,34 @@ impl Arguments {
     }
 }
 
-/// `NAME=PATH` or `PATH`; a file that is really called that wins over the `=` in its name.
-pub(super) fn source(text: &str) -> CalibSource {
-    match text.split_once('=') {
+/// `NAME=PATH` or `PATH`; a file that is really called that wins over the `=` in its name. The name of an input is UTF-8, as
+/// all text in ONNX; a path need not be.
+pub(super) fn source(text: &OsStr) -> CalibSource {
+    match split_at_equals(text) {
         Some((name, path)) if !PathBuf::from(text).exists() && !name.is_empty() => CalibSource {
-            name: Some(name.to_owned()),
-            path: PathBuf::from(path),
+            name: Some(name),
+            path,
         },
         _ => CalibSource {
             name: None,
             path: PathBuf::from(text),
         },
     }
+}
+
+#[cfg(unix)]
+fn split_at_equals(text: &OsStr) -> Option<(String, PathBuf)> {
+    use std::os::unix::ffi::OsStrExt;
+    let bytes = text.as_bytes();
+    let at = bytes.iter().position(|&byte| byte == b'=')?;
+    let name = std::str::from_utf8(&bytes[..at]).ok()?;
+    Some((name.to_owned(), OsStr::from_bytes(&bytes[at + 1..]).into()))
+}
+
+#[cfg(not(unix))]
+fn split_at_equals(text: &OsStr) -> Option<(String, PathBuf)> {
+    let (name, path) = text.to_str()?.split_once('=')?;
+    Some((name.to_owned(), path.into()))
 }
 
 #[cfg(test)]
@@ -379,9 +417,9 @@ mod tests {
             name: Some("input_ids".to_owned()),
             path: PathBuf::from("a.npy"),
         };
-        assert_eq!(source("input_ids=a.npy"), named);
+        assert_eq!(source(OsStr::new("input_ids=a.npy")), named);
         assert_eq!(
-            source("a.npy"),
+            source(OsStr::new("a.npy")),
             CalibSource {
                 name: None,
                 path: PathBuf::from("a.npy")

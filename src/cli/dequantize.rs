@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+use super::files::Files;
+use super::shown::{self, Lines};
+use super::system;
 use anyhow::{Result, bail};
 use clap::Args;
 use onnx_osplus::graph;
@@ -37,19 +40,25 @@ pub(crate) struct Arguments {
 
 /// Reads IN, writes OUT, and says what was done.
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
-    super::check_paths(&arguments.input, &arguments.output, arguments.force, &[])?;
-    let model = onnx::load(&arguments.input)?;
+    let mut files = Files::default();
+    files.reads_model("IN", &arguments.input);
+    files.writes("OUT", &arguments.output, arguments.force)?;
+    if arguments.external_data {
+        files.writes_data_of(&arguments.output, arguments.force)?;
+    }
+    system::watch(files.inputs());
+    let (model, source) = onnx::load_with_source(&arguments.input)?;
     graph::check(&model).map_err(onnx_osplus::Error::from)?;
     let (mut model, done) = dequantize(&model).map_err(onnx_osplus::Error::from)?;
     if done.weights + done.operators == 0 {
         match done.left.is_empty() {
             true => bail!(
                 "nothing in {} is quantized; it can be quantized as it is",
-                arguments.input.display()
+                shown::path(&arguments.input)
             ),
             false => bail!(
                 "nothing in {} could be dequantized: {}",
-                arguments.input.display(),
+                shown::path(&arguments.input),
                 named(&done)
             ),
         }
@@ -59,15 +68,18 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         external_data: arguments.external_data,
         overwrite: arguments.force,
     };
-    let saved = onnx::save(&model, &arguments.output, &save)?;
-    let mut text = format!(
-        "float      {} weights and biases, {} operators on integers\n",
+    let saved = super::save(&arguments.output, save, &model, &source, files)?;
+    let mut text = Lines::default();
+    writeln!(
+        text,
+        "float      {} weights and biases, {} operators on integers",
         done.weights, done.operators
-    );
+    )?;
     if !done.left.is_empty() {
-        text += &format!("left       {}\n", named(&done));
+        writeln!(text, "left       {}", named(&done))?;
     }
-    super::print_summary(&text, &arguments.output, &saved)
+    super::print_summary(&text.text(), &arguments.output, &saved);
+    Ok(())
 }
 
 /// The nodes that stay as they are.

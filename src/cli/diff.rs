@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use onnx_osplus::onnx;
 use onnx_osplus::review::diff::{Style, diff};
 
+use super::files::Files;
 use super::table;
 
 /// Show what differs between two models: nodes, constants, quantization, block by block
@@ -62,7 +63,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     match compare(arguments) {
         // 1 says that the models differ.
         Err(error) if arguments.exit_code => {
-            eprintln!("error: {error}");
+            super::say(&super::message(&error));
             Ok(ExitCode::from(2))
         }
         result => result,
@@ -70,6 +71,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 fn compare(arguments: &Arguments) -> Result<ExitCode> {
+    let mut files = Files::default();
+    files.reads_model("A", &arguments.before);
+    files.reads_model("B", &arguments.after);
+    super::begin(&mut files, None, false)?;
     let before = onnx::load(&arguments.before)?;
     let after = onnx::load(&arguments.after)?;
     let found = diff(&before, &after);
@@ -96,7 +101,7 @@ fn compare(arguments: &Arguments) -> Result<ExitCode> {
         (false, false) if arguments.stat => found.stat(style),
         (false, false) => found.text(style),
     };
-    super::print(&text)?;
+    super::print(&text);
     Ok(ExitCode::from(u8::from(
         arguments.exit_code && !found.is_empty(),
     )))

@@ -2,7 +2,7 @@
 
 use onnx_osplus::onnx::op;
 use std::collections::BTreeMap;
-use std::fmt::Write;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -14,9 +14,11 @@ use onnx_osplus::onnx;
 use onnx_osplus::review::{Anatomy, PROVENANCE, SiteFacts, TokenFacts};
 use onnx_osplus::target::Target;
 
-use super::arguments::{parse_batch, source, targets};
+use super::arguments::{parse_batch, parse_threads, source, targets};
+use super::files::Files;
 use super::form::{long_form, short_form};
 use super::progress::Terminal;
+use super::shown::Lines;
 use super::table;
 
 /// Rows of a table without -v.
@@ -39,7 +41,7 @@ pub(crate) struct Arguments {
     /// Calibration data, as for the main job; without it, zeros of the stated shapes are run, which shows sites but not
     /// outliers [example: --calib data.npz] [example: --calib input_ids=ids.npy]
     #[arg(long, value_name = "[NAME=]PATH")]
-    calib: Vec<String>,
+    calib: Vec<OsString>,
 
     /// The runtime whose way of quantizing the damage is computed for [example: --target portable]
     #[arg(long, value_name = "TARGET", default_value = Target::Ort.profile().name, value_parser = targets())]
@@ -58,12 +60,16 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 
+    /// Overwrite the file of --json if it exists [example: --force]
+    #[arg(long)]
+    force: bool,
+
     /// Rows of calibration data to run at a time [example: --batch 1]
     #[arg(long, value_name = "ROWS", default_value_t = 8, value_parser = parse_batch)]
     batch: usize,
 
     /// Batches to run in parallel; 0 means one per core [example: --threads 1]
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = parse_threads)]
     threads: usize,
 
     /// Print every site, Linear and near miss [example: -v]
@@ -74,8 +80,12 @@ pub(crate) struct Arguments {
 /// Looks at the model and prints what there is.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let terminal = Terminal::new(false);
-    let model = onnx::load(&arguments.model)?;
     let sources: Vec<_> = arguments.calib.iter().map(|text| source(text)).collect();
+    let mut files = Files::default();
+    files.reads_model("MODEL", &arguments.model);
+    files.reads_data(&sources);
+    super::begin(&mut files, arguments.json.as_deref(), arguments.force)?;
+    let model = onnx::load(&arguments.model)?;
     let data = match sources.is_empty() {
         true => None,
         false => Some(Dataset::open(&model, &sources, arguments.batch)?),
@@ -88,21 +98,21 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
         ..Options::default()
     };
     let anatomy = onnx_osplus::anatomy(&model, data.as_ref(), &TractEngine, &options, &terminal)?;
-    if !super::write_json(arguments.json.as_deref(), &anatomy)? {
+    if !super::write_json(arguments.json.as_deref(), arguments.force, &anatomy)? {
         let text = text(
             &anatomy,
             &arguments.model,
             arguments.verbose,
             table::width(),
         );
-        super::print(&text)?;
+        super::print(&text);
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn text(anatomy: &Anatomy, path: &Path, verbose: bool, width: Option<usize>) -> String {
     let mut page = Page {
-        out: String::new(),
+        out: Lines::default(),
         width,
         shown: if verbose { usize::MAX } else { SHOWN },
     };
@@ -114,11 +124,11 @@ fn text(anatomy: &Anatomy, path: &Path, verbose: bool, width: Option<usize>) -> 
     page.linears(anatomy, verbose);
     page.work(anatomy);
     page.near_misses(anatomy);
-    page.out
+    page.out.text()
 }
 
 struct Page {
-    out: String,
+    out: Lines,
     width: Option<usize>,
     shown: usize,
 }
@@ -127,15 +137,13 @@ impl Page {
     /// A line `what       text`, wrapped.
     fn item(&mut self, what: &str, text: &str) {
         let line = format!("{what:<11}{text}");
-        let line = table::wrap(&line, 11, self.width);
         // Writing to a String cannot fail.
-        let _ = writeln!(self.out, "{line}");
+        let _ = self.out.wrapped(&line, 11, self.width);
     }
 
     /// A line that ends with a name, shortened.
     fn named(&mut self, before: &str, name: &str, after: &str) {
-        let line = table::line(before, name, after, self.width);
-        let _ = writeln!(self.out, "{line}");
+        let _ = self.out.named(before, name, after, self.width);
     }
 
     fn more(&mut self, all: usize) {
@@ -385,7 +393,7 @@ impl Page {
             ""
         };
         let text = format!("             {what}{sink}{restore}");
-        let _ = writeln!(self.out, "{}", table::wrap(&text, 15, self.width));
+        let _ = self.out.wrapped(&text, 15, self.width);
         for linear in &site.linears {
             self.named("             read by ", linear, "");
         }
@@ -431,7 +439,7 @@ impl Page {
         );
         for miss in misses.iter().take(self.shown) {
             let line = format!("  {} ({}): {}", miss.name, miss.kind, miss.reason);
-            let _ = writeln!(self.out, "{}", table::wrap(&line, 4, self.width));
+            let _ = self.out.wrapped(&line, 4, self.width);
         }
         self.more(misses.len());
     }

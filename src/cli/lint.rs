@@ -1,6 +1,5 @@
 //! `onnx-osplus lint`: what a runtime would make of a file.
 
-use std::fmt::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -13,7 +12,8 @@ use onnx_osplus::target::lint::{Cost, Finding, lint};
 use serde::Serialize;
 
 use super::arguments::targets;
-use super::table;
+use super::files::Files;
+use super::{shown::Lines, table};
 
 /// Findings of one rule that are shown without -v.
 pub(super) const SHOWN: usize = 3;
@@ -56,6 +56,9 @@ struct Output<'a> {
 /// Prints the findings; the exit status says whether one is fatal.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let target = arguments.target;
+    let mut files = Files::default();
+    files.reads_model("FILE", &arguments.model);
+    super::begin(&mut files, None, false)?;
     let model = onnx::load(&arguments.model)?;
     graph::check(&model).map_err(onnx_osplus::Error::from)?;
     let findings = lint(&model, target);
@@ -73,7 +76,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
         false => listing(&findings, target.profile().name, arguments.verbose),
     };
-    super::print(&text)?;
+    super::print(&text);
     Ok(match ok {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
@@ -82,7 +85,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 /// A line per finding, and one that sums up.
 fn listing(findings: &[Finding], target: &str, verbose: bool) -> String {
-    let mut text = String::new();
+    let mut text = Lines::default();
     // Writing to a String cannot fail.
     let _ = lines(&mut text, findings, verbose);
     let count = |cost: Cost| findings.iter().filter(|f| f.cost == cost).count();
@@ -95,11 +98,11 @@ fn listing(findings: &[Finding], target: &str, verbose: bool) -> String {
         true => writeln!(text, "{target}: nothing found"),
         false => writeln!(text, "{target}: {}", counts.join(", ")),
     };
-    text
+    text.text()
 }
 
 /// Groups of the same rule and cost, each cut to the first few.
-pub(super) fn lines(out: &mut String, findings: &[Finding], verbose: bool) -> std::fmt::Result {
+pub(super) fn lines(out: &mut Lines, findings: &[Finding], verbose: bool) -> std::fmt::Result {
     let key = |f: &Finding| (f.rule.clone(), f.cost);
     let mut rest = findings;
     while let Some(first) = rest.first() {
@@ -115,7 +118,7 @@ pub(super) fn lines(out: &mut String, findings: &[Finding], verbose: bool) -> st
                 "{:10}  {}  {}{operator}: {}; {}",
                 f.cost, f.rule, f.node, f.message, f.mend
             );
-            writeln!(out, "{}", table::wrap(&line, 12, table::width()))?;
+            out.wrapped(&line, 12, table::width())?;
         }
         if same > shown {
             writeln!(

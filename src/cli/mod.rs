@@ -3,13 +3,16 @@
 mod arguments;
 mod dequantize;
 mod diff;
+mod files;
 mod form;
 mod hint;
 mod inspect;
 mod lint;
 mod progress;
 mod report;
+mod shown;
 mod summary;
+mod system;
 mod table;
 mod text;
 mod verify;
@@ -22,13 +25,17 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
-use onnx_osplus::calibrate::{Dataset, TractEngine};
-use onnx_osplus::onnx::{self, SaveOptions, SaveSummary};
+use onnx_osplus::calibrate::{CalibError, Dataset, TractEngine};
+use onnx_osplus::onnx::{self, Model, SaveOptions, SaveSummary, SourceFiles, output};
 use onnx_osplus::review::Provenance;
 
 use arguments::Arguments;
 pub(crate) use arguments::{Command, parse};
+use files::Files;
 use progress::Terminal;
+use shown::print;
+pub(crate) use shown::say;
+pub(crate) use system::{Alloc, install};
 
 /// Nothing could be quantized: not a failure of the tool, but nothing to deploy either.
 const NOTHING_TO_QUANTIZE: u8 = 3;
@@ -50,9 +57,27 @@ pub(crate) fn message(error: &anyhow::Error) -> String {
     let hint = error
         .downcast_ref::<onnx_osplus::Error>()
         .and_then(hint::hint);
+    let text = error_text(error);
     match hint {
-        Some(hint) => format!("error: {error}\nhint: {hint}"),
-        None => format!("error: {error}"),
+        Some(hint) => format!("error: {text}\nhint: {}", onnx::shown(&hint)),
+        None => format!("error: {text}"),
+    }
+}
+
+/// The text of an error on one line, whatever names are in it; a list of the model's inputs has a line for each.
+fn error_text(error: &anyhow::Error) -> String {
+    let text = error.to_string();
+    let inputs = match error.downcast_ref::<onnx_osplus::Error>() {
+        Some(onnx_osplus::Error::Calibration(error)) => error.inputs(),
+        _ => error
+            .downcast_ref::<CalibError>()
+            .and_then(CalibError::inputs),
+    };
+    match inputs.and_then(|inputs| Some((text.strip_suffix(inputs)?.strip_suffix('\n')?, inputs))) {
+        Some((text, inputs)) => {
+            format!("{}\n{}", onnx::shown(text), onnx::shown_lines(inputs))
+        }
+        None => onnx::shown(&text).into_owned(),
     }
 }
 
@@ -84,13 +109,13 @@ pub(crate) fn run(command: &Command) -> Result<ExitCode> {
     }
 }
 
-/// Prints text for a reader who may close the pipe early: such a one wants no more, and no error either.
-fn print(text: &str) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        result => result.map_err(|e| anyhow!("cannot write to the standard output: {e}")),
+/// Checks that a `--json` can be written, and remembers what is read.
+fn begin(files: &mut Files, json: Option<&Path>, force: bool) -> Result<()> {
+    if let Some(path) = json.filter(|path| *path != Path::new("-")) {
+        files.writes("--json", path, force)?;
     }
+    system::watch(files.inputs());
+    Ok(())
 }
 
 /// The main job: read IN, migrate and quantize it, write OUT, say what was done.
@@ -99,43 +124,46 @@ fn quantize(arguments: &Arguments) -> Result<()> {
     let options = arguments.options();
     // What is wrong usage must not depend on what files there are.
     options.validate().map_err(onnx_osplus::Error::from)?;
-    check_paths(
-        &arguments.input,
-        &arguments.output,
-        arguments.force,
-        &arguments.report,
-    )?;
+    let files = check_files(arguments)?;
     let terminal = Terminal::new(arguments.quiet);
 
-    let original = onnx::load(&arguments.input)?;
+    let (original, source) = onnx::load_with_source(&arguments.input)?;
     let loaded = start.elapsed().as_secs_f64();
     onnx_osplus::check_quantizable(&original, &options)?;
     let data = Dataset::open(&original, &arguments.sources(), arguments.batch)?;
+    let calibration = data.digest();
     let opened = start.elapsed().as_secs_f64();
     let (mut model, mut report) =
         onnx_osplus::run(&original, &data, &TractEngine, &options, &terminal)?;
 
     let saving = Instant::now();
-    let source = onnx::digest_model(&arguments.input)?;
-    let provenance = Provenance::new(&report, source, data.digest());
+    if data.digest() != calibration {
+        bail!(
+            "the calibration data was changed by another program while it was in use; nothing was written, run again"
+        );
+    }
+    let provenance = Provenance::new(&report, source.digests(), calibration);
     if !arguments.no_metadata {
         provenance.write(&mut model);
     }
-    let save = SaveOptions {
+    let save_options = SaveOptions {
         external_data: arguments.external_data,
         overwrite: arguments.force,
     };
-    let saved = onnx::save(&model, &arguments.output, &save)?;
+    let saved = save(&arguments.output, save_options, &model, &source, files)?;
     let mut book = |step: &str, seconds: f64| report.seconds.insert(step.to_owned(), seconds);
     book("load", loaded);
     book("open data", opened - loaded);
     book("save", saving.elapsed().as_secs_f64());
     book("total", start.elapsed().as_secs_f64());
     report.peak_memory_mb = peak_memory_mb();
-    let sizes = (
-        model_size(&arguments.input),
-        saved.bytes + saved.external_bytes,
-    );
+    let sizes = (source.len(), saved.bytes + saved.external_bytes);
+    if let Some(path) = &saved.left_over {
+        report.notes.push(format!(
+            "{} was there before and is not part of OUT; it was left as it is",
+            path.display()
+        ));
+    }
     if !arguments.report.is_empty() {
         report.command = Some(report::command());
         report.files = Some(report::files(arguments, sizes));
@@ -144,79 +172,73 @@ fn quantize(arguments: &Arguments) -> Result<()> {
             report::layers(&mut report, (&original, &model), &data, &options, &terminal);
         }
         for path in &arguments.report {
-            report::write(path, &report)?;
+            report::write(path, arguments.force, &report)?;
         }
     }
     if !arguments.quiet {
         let text = summary::summary(&report, sizes, arguments.verbose);
-        print_summary(&text, &arguments.output, &saved)?;
+        print_summary(&text, &arguments.output, &saved);
     }
     Ok(())
 }
 
-/// Refuses what would be lost work: IN as OUT, an OUT that exists, a folder that does not.
-fn check_paths(
-    input: &Path,
+/// Refuses what would be lost work or lost files.
+fn check_files(arguments: &Arguments) -> Result<Files> {
+    let mut files = Files::default();
+    files.reads_model("IN", &arguments.input);
+    files.reads_data(&arguments.sources());
+    files.writes("OUT", &arguments.output, arguments.force)?;
+    if arguments.external_data {
+        files.writes_data_of(&arguments.output, arguments.force)?;
+    }
+    for path in &arguments.report {
+        files.writes("--report", path, arguments.force)?;
+    }
+    files.has_room(&arguments.output, arguments.least_bytes())?;
+    system::watch(files.inputs());
+    Ok(files)
+}
+
+/// Writes OUT, unless IN is no longer what was read.
+fn save(
     output: &Path,
-    force: bool,
-    reports: &[std::path::PathBuf],
-) -> Result<()> {
-    if let (Ok(a), Ok(b)) = (input.canonicalize(), output.canonicalize())
-        && a == b
-    {
-        bail!(
-            "OUT is the same file as IN ({}); choose another OUT",
-            input.display()
-        );
+    options: SaveOptions,
+    model: &Model,
+    source: &SourceFiles,
+    mut files: Files,
+) -> Result<SaveSummary> {
+    if !options.external_data && onnx::save::needs_external_data(model, &options) {
+        // Only now is it known that there will be such a file.
+        files.writes_data_of(output, options.overwrite)?;
     }
-    if output.exists() && !force {
-        bail!("{} exists; use --force to overwrite it", output.display());
-    }
-    for path in std::iter::once(output).chain(reports.iter().map(AsRef::as_ref)) {
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        if !folder.is_dir() {
-            bail!(
-                "the folder {} of {} does not exist",
-                folder.display(),
-                path.display()
-            );
-        }
-    }
-    Ok(())
+    let prepared = onnx::prepare(model, output, &options)?;
+    source.check_unchanged()?;
+    let mut saved = prepared.commit()?;
+    saved.left_over = saved.left_over.filter(|path| !files.is_read(path));
+    Ok(saved)
 }
 
 /// Writes `value` where a `--json` says: to a file, or with `-` to the standard output. Whether it was the latter.
-fn write_json(to: Option<&Path>, value: &impl serde::Serialize) -> Result<bool> {
+fn write_json(to: Option<&Path>, force: bool, value: &impl serde::Serialize) -> Result<bool> {
     let Some(path) = to else {
         return Ok(false);
     };
-    let fail = |e: &dyn std::fmt::Display| anyhow!("cannot write {}: {e}", path.display());
-    let json = serde_json::to_string_pretty(value).map_err(|e| fail(&e))?;
+    let json = serde_json::to_string_pretty(value)
+        .map_err(|error| anyhow!("cannot write {}: {error}", path.display()))?;
     if path == Path::new("-") {
-        print(&format!("{json}\n"))?;
+        print(&format!("{json}\n"));
         return Ok(true);
     }
-    std::fs::write(path, json + "\n").map_err(|e| fail(&e))?;
+    output::write(path, force, |file| writeln!(file, "{json}"))?;
     Ok(false)
 }
 
-fn print_summary(text: &str, output: &Path, saved: &SaveSummary) -> Result<()> {
+fn print_summary(text: &str, output: &Path, saved: &SaveSummary) {
     let external = match saved.external_bytes {
         0 => String::new(),
         bytes => format!(" and {:.1} MB of external data", bytes as f64 / 1e6),
     };
-    print(&format!("{text}wrote {}{external}\n", output.display()))
-}
-
-/// Bytes of a model: the file and those with its external data.
-fn model_size(path: &Path) -> u64 {
-    let size = |path: &Path| std::fs::metadata(path).map_or(0, |m| m.len());
-    let folder = path.parent().unwrap_or(Path::new(""));
-    let data = onnx::external_locations(path).unwrap_or_default();
-    size(path) + data.iter().map(|d| size(&folder.join(d))).sum::<u64>()
+    print(&format!("{text}wrote {}{external}\n", shown::path(output)));
 }
 
 /// The largest resident memory of this process so far, in MB; `None` where there is no /proc.

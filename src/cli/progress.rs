@@ -55,7 +55,7 @@ impl Progress for Terminal {
             bar
         });
         if bar.is_none() {
-            eprintln!("{what} …");
+            super::say(&format!("{what} …"));
         }
         let last_line = Instant::now();
         self.with(|step| {
@@ -77,7 +77,7 @@ impl Progress for Terminal {
                 Some(bar) => bar.set_position(step.done),
                 None if step.last_line.elapsed() >= LINE_INTERVAL => {
                     step.last_line = Instant::now();
-                    eprintln!("{} {}/{}", step.what, step.done, step.total);
+                    super::say(&format!("{} {}/{}", step.what, step.done, step.total));
                 }
                 None => {}
             }

@@ -1,14 +1,13 @@
 //! `--report`: what only the command line knows is added to the account of a run, and it is written.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Result, anyhow};
 use onnx_osplus::Options;
 use onnx_osplus::calibrate::{Dataset, TractEngine};
-use onnx_osplus::onnx::{self, Model};
+use onnx_osplus::onnx::{self, Model, output};
 use onnx_osplus::progress::Progress;
 use onnx_osplus::review::{
     Files, LAYER_TOKENS, Provenance, Report, VerifyOptions, VerifyRows, html, verify,
@@ -22,7 +21,7 @@ pub(super) fn command() -> String {
         clippy::disallowed_methods,
         reason = "this is the program, and the report says how it was started"
     )]
-    let words = std::env::args().map(|word| quoted(&word));
+    let words = std::env::args_os().map(|word| quoted(&word.to_string_lossy()));
     words.collect::<Vec<_>>().join(" ")
 }
 
@@ -94,21 +93,15 @@ pub(super) fn layers(
 }
 
 /// Writes the report: a page if the name of the file ends in .html or .htm, JSON otherwise.
-pub(super) fn write(path: &Path, report: &Report) -> Result<()> {
+pub(super) fn write(path: &Path, force: bool, report: &Report) -> Result<()> {
     let extension = path.extension().map(|e| e.to_ascii_lowercase());
     let page = extension.is_some_and(|e| e == "html" || e == "htm");
-    let write = || {
-        let mut file = BufWriter::new(File::create(path)?);
-        match page {
-            true => file.write_all(html(report).as_bytes())?,
-            false => {
-                serde_json::to_writer_pretty(&mut file, report)?;
-                writeln!(file)?;
-            }
-        }
-        file.flush()
+    let text = match page {
+        true => html(report),
+        false => serde_json::to_string_pretty(report)? + "\n",
     };
-    write().map_err(|e: std::io::Error| anyhow!("cannot write the report {}: {e}", path.display()))
+    let written = output::write(path, force, |file| file.write_all(text.as_bytes()));
+    written.map_err(|error| anyhow!("the report: {error}"))
 }
 
 #[cfg(test)]

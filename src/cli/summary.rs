@@ -1,20 +1,21 @@
 //! The closing summary: the report in a few lines, or with -v in many.
 
 use std::collections::BTreeSet;
-use std::fmt::Write;
 
 use onnx_osplus::review::{AttentionReport, Decision, Report, SiteReport, TableReport};
 
+use super::shown::Lines;
+
 /// The account of a run for people. `sizes` are the bytes of IN and OUT.
 pub(super) fn summary(report: &Report, sizes: (u64, u64), verbose: bool) -> String {
-    let mut text = String::new();
+    let mut text = Lines::default();
     // Writing to a String cannot fail.
     let _ = write_summary(&mut text, report, sizes, verbose);
-    text
+    text.text()
 }
 
 fn write_summary(
-    out: &mut String,
+    out: &mut Lines,
     report: &Report,
     sizes: (u64, u64),
     verbose: bool,
@@ -69,7 +70,7 @@ fn write_summary(
 }
 
 /// What a reader who wants speed or a small file must know.
-fn work(out: &mut String, report: &Report) -> std::fmt::Result {
+fn work(out: &mut Lines, report: &Report) -> std::fmt::Result {
     let Some(work) = &report.work else {
         return Ok(());
     };
@@ -90,7 +91,7 @@ fn work(out: &mut String, report: &Report) -> std::fmt::Result {
 }
 
 /// Not run is not the same as no difference.
-fn float_check(out: &mut String, report: &Report) -> std::fmt::Result {
+fn float_check(out: &mut Lines, report: &Report) -> std::fmt::Result {
     let Some(check) = &report.float_check else {
         return writeln!(out, "float      check not needed, nothing was changed");
     };
@@ -109,7 +110,7 @@ fn float_check(out: &mut String, report: &Report) -> std::fmt::Result {
     Ok(())
 }
 
-fn inlined(out: &mut String, report: &Report, verbose: bool) -> std::fmt::Result {
+fn inlined(out: &mut Lines, report: &Report, verbose: bool) -> std::fmt::Result {
     if report.inlined.is_empty() {
         return Ok(());
     }
@@ -130,7 +131,7 @@ fn inlined(out: &mut String, report: &Report, verbose: bool) -> std::fmt::Result
     Ok(())
 }
 
-fn cleaned(out: &mut String, report: &Report, verbose: bool) -> std::fmt::Result {
+fn cleaned(out: &mut Lines, report: &Report, verbose: bool) -> std::fmt::Result {
     if !report.cleaned.is_empty() {
         writeln!(out, "cleaned    {} changes", report.cleaned.len())?;
     }
@@ -150,7 +151,7 @@ fn cleaned(out: &mut String, report: &Report, verbose: bool) -> std::fmt::Result
     Ok(())
 }
 
-fn lint(out: &mut String, report: &Report, verbose: bool) -> std::fmt::Result {
+fn lint(out: &mut Lines, report: &Report, verbose: bool) -> std::fmt::Result {
     if report.lint.is_empty() {
         return Ok(());
     }
@@ -163,7 +164,7 @@ fn lint(out: &mut String, report: &Report, verbose: bool) -> std::fmt::Result {
     super::lint::lines(out, &report.lint, verbose)
 }
 
-fn linears(out: &mut String, report: &Report, verbose: bool) -> std::fmt::Result {
+fn linears(out: &mut Lines, report: &Report, verbose: bool) -> std::fmt::Result {
     let quantized = report.linears.iter().filter(|l| l.reason.is_none()).count();
     let skipped = report.linears.len() - quantized;
     writeln!(
@@ -190,7 +191,7 @@ fn linears(out: &mut String, report: &Report, verbose: bool) -> std::fmt::Result
     Ok(())
 }
 
-fn sites(out: &mut String, report: &Report, verbose: bool) -> std::fmt::Result {
+fn sites(out: &mut Lines, report: &Report, verbose: bool) -> std::fmt::Result {
     let folded: Vec<&SiteReport> = report.sites.iter().filter(|s| s.sink.is_some()).collect();
     let alone = report.sites.len() - folded.len();
     writeln!(
@@ -252,7 +253,7 @@ fn sites(out: &mut String, report: &Report, verbose: bool) -> std::fmt::Result {
 }
 
 /// What was bought for what.
-fn rotations(out: &mut String, report: &Report) -> std::fmt::Result {
+fn rotations(out: &mut Lines, report: &Report) -> std::fmt::Result {
     let Some(all) = &report.rotations else {
         return Ok(());
     };
@@ -266,7 +267,7 @@ fn rotations(out: &mut String, report: &Report) -> std::fmt::Result {
     )
 }
 
-fn embeddings(out: &mut String, report: &Report) -> std::fmt::Result {
+fn embeddings(out: &mut Lines, report: &Report) -> std::fmt::Result {
     let Some(all) = &report.embeddings else {
         return Ok(());
     };
@@ -303,7 +304,7 @@ fn plural(n: usize, what: &str) -> String {
     }
 }
 
-fn attention(out: &mut String, report: &Report, verbose: bool) -> std::fmt::Result {
+fn attention(out: &mut Lines, report: &Report, verbose: bool) -> std::fmt::Result {
     let all = &report.attention;
     if all.is_empty() {
         return Ok(());
@@ -353,7 +354,7 @@ fn attention(out: &mut String, report: &Report, verbose: bool) -> std::fmt::Resu
     Ok(())
 }
 
-fn outputs(out: &mut String, report: &Report) -> std::fmt::Result {
+fn outputs(out: &mut Lines, report: &Report) -> std::fmt::Result {
     match report.decision {
         Decision::Migrated | Decision::PlainAskedFor => {}
         Decision::NothingToMigrate => {
@@ -436,7 +437,7 @@ fn outputs(out: &mut String, report: &Report) -> std::fmt::Result {
 }
 
 /// What a reader must not miss.
-fn below_plain(out: &mut String, report: &Report) -> std::fmt::Result {
+fn below_plain(out: &mut Lines, report: &Report) -> std::fmt::Result {
     for lost in &report.below_plain {
         let plain = lost
             .plain_sqnr_db

@@ -7,6 +7,8 @@ use clap::Args;
 use onnx_osplus::onnx;
 use onnx_osplus::onnx::text::{TextOptions, text};
 
+use super::files::Files;
+
 /// Print a model in the ONNX textual syntax, for reading and for `git diff`
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -21,10 +23,14 @@ pub(crate) struct Arguments {
 
 /// Prints the model.
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
+    let mut files = Files::default();
+    files.reads_model("MODEL", &arguments.model);
+    super::begin(&mut files, None, false)?;
     let model = onnx::load(&arguments.model)?;
     let options = match arguments.weights {
         true => TextOptions::FULL,
         false => TextOptions::SHORT,
     };
-    super::print(&text(&model, options))
+    super::print(&text(&model, options));
+    Ok(())
 }

@@ -2,7 +2,7 @@
 //!
 //! Exit status: 0 done, 1 failed or below `--min-sqnr`, 2 wrong usage.
 
-use std::fmt::Write;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -14,8 +14,10 @@ use onnx_osplus::review::{
     Energy, LAYER_TOKENS, LayerError, OutputError, Verification, VerifyOptions, VerifyRows, verify,
 };
 
-use super::arguments::{parse_batch, source};
+use super::arguments::{parse_batch, parse_threads, source};
+use super::files::Files;
 use super::progress::Terminal;
+use super::shown::Lines;
 use super::summary::beside;
 use super::table;
 
@@ -44,7 +46,7 @@ pub(crate) struct Arguments {
     /// Data to run both on, as for the main job; best rows that did not calibrate QUANT. May be given several times
     /// [example: --calib heldout.npz] [example: --calib input_ids=ids.npy]
     #[arg(long, value_name = "[NAME=]PATH", required = true)]
-    calib: Vec<String>,
+    calib: Vec<OsString>,
 
     /// Exit with status 1 if an output has a lower SQNR than this [example: --min-sqnr 20]
     #[arg(long, value_name = "DB", allow_negative_numbers = true, value_parser = parse_db)]
@@ -55,6 +57,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 
+    /// Overwrite the file of --json if it exists [example: --force]
+    #[arg(long)]
+    force: bool,
+
     /// Compare the outputs alone, which is faster [example: --no-layers]
     #[arg(long)]
     no_layers: bool,
@@ -64,7 +70,7 @@ pub(crate) struct Arguments {
     batch: usize,
 
     /// Batches to run in parallel; 0 means one per core [example: --threads 1]
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = parse_threads)]
     threads: usize,
 
     /// Print nothing but errors [example: -q]
@@ -87,9 +93,14 @@ fn parse_db(text: &str) -> Result<f64, String> {
 /// Compares the models; status 1 if an output is below `--min-sqnr`.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let terminal = Terminal::new(arguments.quiet);
+    let sources: Vec<_> = arguments.calib.iter().map(|text| source(text)).collect();
+    let mut files = Files::default();
+    files.reads_model("FLOAT", &arguments.float);
+    files.reads_model("QUANT", &arguments.quantized);
+    files.reads_data(&sources);
+    super::begin(&mut files, arguments.json.as_deref(), arguments.force)?;
     let float = onnx::load(&arguments.float)?;
     let quantized = onnx::load(&arguments.quantized)?;
-    let sources: Vec<_> = arguments.calib.iter().map(|text| source(text)).collect();
     let data = Dataset::open(&float, &sources, arguments.batch)?;
     let (all, few) = (data.all(), data.few(LAYER_TOKENS));
     let rows = VerifyRows {
@@ -108,13 +119,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
         .notes
         .splice(0..0, filled.chain(data.notes().iter().cloned()));
 
-    let to_stdout = super::write_json(arguments.json.as_deref(), &result)?;
+    let to_stdout = super::write_json(arguments.json.as_deref(), arguments.force, &result)?;
     if !arguments.quiet && !to_stdout {
-        super::print(&text(&result, arguments.verbose, table::width()))?;
+        super::print(&text(&result, arguments.verbose, table::width()));
     }
     if arguments.min_sqnr.is_some() && result.outputs.is_empty() {
-        eprintln!(
-            "error: no output is float, so none has an SQNR that could be compared with --min-sqnr"
+        super::say(
+            "error: no output is float, so none has an SQNR that could be compared with --min-sqnr",
         );
         return Ok(ExitCode::FAILURE);
     }
@@ -123,17 +134,17 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
         Some((limit, below)) if !below.is_empty() => {
             for output in below {
                 if output.elements == 0 {
-                    eprintln!(
+                    super::say(&format!(
                         "error: output {} has no element that could be compared, so no SQNR",
-                        output.name
-                    );
+                        onnx::shown(&output.name)
+                    ));
                     continue;
                 }
                 let db = output.sqnr_db.unwrap_or(f64::NAN);
-                eprintln!(
+                super::say(&format!(
                     "error: output {} has {db:.2} dB, below --min-sqnr {limit}",
-                    output.name
-                );
+                    onnx::shown(&output.name)
+                ));
             }
             ExitCode::FAILURE
         }
@@ -142,24 +153,20 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 fn text(result: &Verification, verbose: bool, width: Option<usize>) -> String {
-    let mut out = String::new();
+    let mut out = Lines::default();
     // Writing to a String cannot fail.
     let _ = write_text(&mut out, result, verbose, width);
-    out
+    out.text()
 }
 
 fn write_text(
-    out: &mut String,
+    out: &mut Lines,
     result: &Verification,
     verbose: bool,
     width: Option<usize>,
 ) -> std::fmt::Result {
     for note in &result.notes {
-        writeln!(
-            out,
-            "{}",
-            table::wrap(&format!("note       {note}"), 11, width)
-        )?;
+        out.wrapped(&format!("note       {note}"), 11, width)?;
     }
     writeln!(out, "outputs    on {} rows", result.rows)?;
     if !result.outputs.is_empty() {
@@ -170,11 +177,7 @@ fn write_text(
     }
     for output in &result.outputs {
         let behind = beside(output.elements, output.filled, output.caution.as_deref());
-        writeln!(
-            out,
-            "{}",
-            table::line(&figures(output), &output.name, &behind, width)
-        )?;
+        out.named(&figures(output), &output.name, &behind, width)?;
     }
     for output in &result.agreements {
         let part = 100.0 * output.agreeing as f64 / output.elements.max(1) as f64;
@@ -183,18 +186,10 @@ fn write_text(
             output.elements
         );
         let behind = beside(output.elements, 0, output.caution.as_deref());
-        writeln!(
-            out,
-            "{}",
-            table::line(&before, &output.name, &behind, width)
-        )?;
+        out.named(&before, &output.name, &behind, width)?;
     }
     for name in result.other_outputs.iter() {
-        writeln!(
-            out,
-            "{}",
-            table::line("  no numbers, not compared: ", name, "", width)
-        )?;
+        out.named("  no numbers, not compared: ", name, "", width)?;
     }
     layers(out, result, verbose, width)
 }
@@ -222,7 +217,7 @@ fn figures(output: &OutputError) -> String {
 }
 
 fn layers(
-    out: &mut String,
+    out: &mut Lines,
     result: &Verification,
     verbose: bool,
     width: Option<usize>,
@@ -242,7 +237,7 @@ fn layers(
         result.layers.len(),
         result.layer_rows
     );
-    writeln!(out, "{}", table::wrap(&line, 11, width))?;
+    out.wrapped(&line, 11, width)?;
     writeln!(out, "   own dB  accum.  form         Linear")?;
     let known = |l: &&&LayerError| verbose || l.fed.is_some() || l.accumulated.is_some();
     let worst = result.worst_layers();
@@ -260,15 +255,15 @@ fn layers(
             form(layer)
         );
         let after = format!("  [{} x {}]", layer.k, layer.n);
-        writeln!(out, "{}", table::line(&before, &layer.name, &after, width))?;
+        out.named(&before, &layer.name, &after, width)?;
         if let Some(reason) = layer.reason.as_ref().filter(|_| verbose) {
             let reason = format!("{:>32}{reason}", "");
-            writeln!(out, "{}", table::wrap(&reason, 34, width))?;
+            out.wrapped(&reason, 34, width)?;
         }
     }
     if shown.iter().any(|l| l.migrated) {
         let line = "  ~ held under a shift and scale per channel, in another order or mixed within heads, which was undone before comparing";
-        writeln!(out, "{}", table::wrap(line, 4, width))?;
+        out.wrapped(line, 4, width)?;
     }
     match result.layers.len() - shown.len() {
         0 => Ok(()),

@@ -10,6 +10,7 @@ mod check;
 mod constant;
 mod cut;
 mod fixed;
+mod functions;
 pub mod infer;
 pub mod inline;
 mod names;

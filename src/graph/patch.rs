@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use thiserror::Error;
 
-use super::check::{GraphError, check};
+use super::check::{GraphError, check_names};
 use super::view::{NodeId, View};
 use crate::onnx::Model;
 use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension};
@@ -263,7 +263,7 @@ pub fn apply(model: &mut Model, patches: Vec<Patch>) -> Result<(), PatchError> {
     }
     prune(&mut changed, &unused_before);
     forget(model, &mut changed);
-    check(&changed).map_err(|problem| PatchError::Broken {
+    check_names(&changed).map_err(|problem| PatchError::Broken {
         reason: reasons.last().cloned().unwrap_or_default(),
         problem,
     })?;

@@ -1,14 +1,11 @@
 //! SHA-256 of what went into a model, as `sha256sum` prints it.
 
-use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
-
-use super::{LoadError, external_locations};
 
 /// Bytes read at a time.
 const CHUNK: usize = 1 << 20;
@@ -25,13 +22,42 @@ impl Digest {
 
     /// `sha256:` and 64 hexadecimal digits.
     pub fn text(self) -> String {
-        let mut text = "sha256:".to_owned();
-        for byte in self.0.finalize() {
-            // Writing to a String does not fail.
-            let _ = write!(text, "{byte:02x}");
-        }
-        text
+        format!("sha256:{}", hex(&self.0.finalize()))
     }
+}
+
+/// The SHA-1 of a file's content in 40 hexadecimal digits: ONNX's `checksum` of external data.
+pub(super) fn sha1(bytes: &[u8]) -> String {
+    hex(&sha1::Sha1::digest(bytes))
+}
+
+/// What a `checksum` entry says, if it is a SHA-1; other programs may write something else there.
+pub(super) fn sha1_of_entry(value: &str) -> Option<String> {
+    let is_one = value.len() == 40 && value.bytes().all(|b| b.is_ascii_hexdigit());
+    is_one.then(|| value.to_ascii_lowercase())
+}
+
+/// A SHA-1 in the making.
+#[derive(Default)]
+pub(super) struct Checksum(sha1::Sha1);
+
+impl Checksum {
+    pub(super) fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    pub(super) fn text(self) -> String {
+        hex(&self.0.finalize())
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for byte in bytes {
+        // Writing to a String does not fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
 }
 
 /// The digest of a file.
@@ -48,26 +74,6 @@ pub fn digest_file(path: &Path) -> io::Result<String> {
             n => digest.update(&buffer[..n]),
         }
     }
-}
-
-/// The digests of a model's file and of the files beside it that hold its external data, by their locations.
-///
-/// # Errors
-/// Those of [`load`](super::load()), or a data file that cannot be read.
-pub fn digest_model(path: &Path) -> Result<(String, Vec<(String, String)>), LoadError> {
-    let read = |path: &Path| {
-        digest_file(path).map_err(|source| LoadError::Read {
-            path: path.to_owned(),
-            source,
-        })
-    };
-    let locations: BTreeSet<String> = external_locations(path)?;
-    let folder = path.parent().unwrap_or(Path::new(""));
-    let data = locations.into_iter().map(|location| {
-        let digest = read(&folder.join(&location))?;
-        Ok((location, digest))
-    });
-    Ok((read(path)?, data.collect::<Result<_, LoadError>>()?))
 }
 
 #[cfg(test)]

@@ -7,162 +7,20 @@
 //! The file and its external data files are memory-mapped, and `raw_data` fields are slices of the maps: a weight is
 //! read from the disk when somebody looks at it, not before. The maps stay open while any tensor refers to them.
 
+use super::digest::{self, digest_file};
+use super::input::{InputFile, SourceFiles};
 use super::proto::tensor_proto::DataLocation;
 use super::proto::{ModelProto, TensorProto};
 use super::visit::{self, Place};
 use super::{Model, TensorError, tensor, wire};
 use bytes::Bytes;
+pub use error::{ExternalDataError, LoadError};
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io;
 use std::path::{Component, Path, PathBuf};
-use thiserror::Error;
 
-/// Why a model could not be loaded.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum LoadError {
-    /// The model file could not be opened or mapped.
-    #[error("cannot read {path}: {source}")]
-    Read {
-        /// The model file.
-        path: PathBuf,
-        /// The system's reason.
-        source: io::Error,
-    },
-    /// The bytes are not a protobuf message of the ONNX schema.
-    #[error("{path} is not an ONNX file, or is truncated: {reason}")]
-    NotOnnx {
-        /// The model file.
-        path: PathBuf,
-        /// The decoder's reason.
-        reason: String,
-    },
-    /// A message without a graph: an ONNX file cut short, or another file that happens to decode.
-    #[error("{path} holds no ONNX graph: expected a model, found {found}")]
-    NoGraph {
-        /// The model file.
-        path: PathBuf,
-        /// What there is instead.
-        found: &'static str,
-    },
-    /// No operator set is named, although the IR version demands it; the file was probably cut short.
-    #[error(
-        "{path} names no operator set (opset_import), which IR version {ir_version} requires: is the file truncated?"
-    )]
-    NoOperatorSet {
-        /// The model file.
-        path: PathBuf,
-        /// The model's IR version.
-        ir_version: i64,
-    },
-    /// The file holds something that this program would lose on saving.
-    #[error(
-        "{path} holds {what}{at}; it would be lost on saving, so the file is refused. \
-         Was it written by a newer version of ONNX (this is IR version 13)?"
-    )]
-    WouldLose {
-        /// The model file.
-        path: PathBuf,
-        /// The field.
-        what: String,
-        /// Where it is, with a leading " in ", or empty for the model itself.
-        at: String,
-    },
-    /// External data that is missing, out of place or too short.
-    #[error("external data of tensor `{tensor}`: {source}")]
-    External {
-        /// The tensor, by name or by place.
-        tensor: String,
-        /// What is wrong.
-        source: ExternalDataError,
-    },
-    /// A float tensor whose data does not fit its shape.
-    #[error("{path}: {source}")]
-    Tensor {
-        /// The model file.
-        path: PathBuf,
-        /// What is wrong.
-        source: TensorError,
-    },
-}
-
-/// What is wrong with a tensor's external data.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum ExternalDataError {
-    /// The entry `location` is missing or empty.
-    #[error("no `location` is given")]
-    NoLocation,
-    /// `offset` or `length` is not a number.
-    #[error("`{key}` is `{value}`, expected a number of bytes")]
-    NotANumber {
-        /// The entry.
-        key: &'static str,
-        /// Its text.
-        value: String,
-    },
-    /// An absolute path, or one with `..`.
-    #[error(
-        "the location `{location}` is refused: it must be a relative path inside the model's folder, without `..`"
-    )]
-    NotInside {
-        /// As written in the model.
-        location: String,
-    },
-    /// A symbolic link that leads out of the model's folder.
-    #[error(
-        "the location `{location}` is refused: it leads to {real}, outside the model's folder {folder}"
-    )]
-    LeadsOut {
-        /// As written in the model.
-        location: String,
-        /// Where it leads.
-        real: PathBuf,
-        /// Where it should have stayed.
-        folder: PathBuf,
-    },
-    /// The file could not be opened or mapped.
-    #[error("cannot read {path}: {source}")]
-    Read {
-        /// The external data file.
-        path: PathBuf,
-        /// The system's reason.
-        source: io::Error,
-    },
-    /// A folder, device or pipe.
-    #[error("{path} is not an ordinary file")]
-    NotAFile {
-        /// The external data file.
-        path: PathBuf,
-    },
-    /// The file ends before the data does.
-    #[error(
-        "{path} is too short: expected {length} bytes from offset {offset}, the file has {size}"
-    )]
-    Short {
-        /// The external data file.
-        path: PathBuf,
-        /// Start of the data.
-        offset: u64,
-        /// Length of the data.
-        length: u64,
-        /// Size of the file.
-        size: u64,
-    },
-    /// The length given and the shape disagree.
-    #[error("`length` is {found}, but shape and type need {expected} bytes")]
-    WrongLength {
-        /// By the tensor's shape and type.
-        expected: u64,
-        /// By the entry.
-        found: u64,
-    },
-    /// The type cannot be stored outside, or the shape is wrong.
-    #[error("its size cannot be found: {0}")]
-    NoSize(TensorError),
-}
+pub(super) mod error;
 
 /// Reads a model; see the module's text for what happens to its tensors.
 ///
@@ -175,7 +33,10 @@ pub enum ExternalDataError {
 /// Accepted: any valid encoding of the schema, also a non-canonical one (fields out of order, unpacked lists, long
 /// varints), which [`save`](super::save()) will write in canonical form.
 ///
-/// The files must not be changed while the model is in use: the model is a view of them. Replacing a file by renaming
+/// A `checksum` of external data, the SHA-1 of its file in ONNX's specification, must be right.
+///
+/// The files must not be changed while the model is in use: the model is a view of them. [`load_with_source`] gives what
+/// tells a change. Replacing a file by renaming
 /// another over it, as [`save`](super::save()) does, is harmless.
 ///
 /// ```
@@ -189,15 +50,31 @@ pub enum ExternalDataError {
 /// # Errors
 /// See [`LoadError`]. Integer tensors are checked when they are used, float tensors here.
 pub fn load(path: impl AsRef<Path>) -> Result<Model, LoadError> {
-    let path = path.as_ref();
-    let read = |source| LoadError::Read {
+    Ok(read(path.as_ref())?.0)
+}
+
+/// [`load`], and the files that were read: what they hash to, and whether they are still the same.
+///
+/// # Errors
+/// Those of [`load`].
+pub fn load_with_source(path: impl AsRef<Path>) -> Result<(Model, SourceFiles), LoadError> {
+    let (model, file, data) = read(path.as_ref())?;
+    Ok((model, SourceFiles::new(file, data)?))
+}
+
+/// The model, its file, and the files with external data by their locations.
+type Loaded = (Model, InputFile, Vec<(String, InputFile)>);
+
+fn read(path: &Path) -> Result<Loaded, LoadError> {
+    let failed = |source| LoadError::Read {
         path: path.to_owned(),
         source,
     };
-    let data = map(path).map_err(read)?;
-    let mut model = decode(data, path)?;
+    let file = InputFile::open(path).map_err(failed)?;
+    let mut model = decode(file.bytes.clone(), path)?;
+    let mut data = Vec::new();
     if has_external_data(&mut model) {
-        let mut folder = Folder::of(path).map_err(read)?;
+        let mut folder = Folder::of(path).map_err(failed)?;
         visit::tensors(&mut model, &mut |place, tensor| {
             folder
                 .resolve(tensor)
@@ -206,6 +83,7 @@ pub fn load(path: impl AsRef<Path>) -> Result<Model, LoadError> {
                     source,
                 })
         })?;
+        data.extend(folder.open);
     }
     visit::tensors(&mut model, &mut |place, tensor| {
         check_float(place, tensor).map_err(|source| LoadError::Tensor {
@@ -213,7 +91,7 @@ pub fn load(path: impl AsRef<Path>) -> Result<Model, LoadError> {
             source,
         })
     })?;
-    Ok(Model { proto: model })
+    Ok((Model { proto: model }, file, data))
 }
 
 /// Decodes and makes sure that nothing is missing or lost.
@@ -270,10 +148,11 @@ fn has_external_data(model: &mut ModelProto) -> bool {
 /// # Errors
 /// Those of [`load`].
 pub fn external_locations(path: &Path) -> Result<BTreeSet<String>, LoadError> {
-    let data = map(path).map_err(|source| LoadError::Read {
+    let file = InputFile::open(path).map_err(|source| LoadError::Read {
         path: path.to_owned(),
         source,
     })?;
+    let data = file.bytes;
     let mut locations = BTreeSet::new();
     // The closure never fails, so the walk goes over every tensor.
     let Ok(()) = visit::tensors(&mut decode(data, path)?, &mut |_, tensor| {
@@ -287,6 +166,26 @@ pub fn external_locations(path: &Path) -> Result<BTreeSet<String>, LoadError> {
     Ok(locations)
 }
 
+/// The digests of a model's file and of the files beside it that hold its external data, by their locations.
+///
+/// # Errors
+/// Those of [`load`](super::load()), or a data file that cannot be read.
+pub fn digest_model(path: &Path) -> Result<(String, Vec<(String, String)>), LoadError> {
+    let read = |path: &Path| {
+        digest_file(path).map_err(|source| LoadError::Read {
+            path: path.to_owned(),
+            source,
+        })
+    };
+    let locations: BTreeSet<String> = external_locations(path)?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let data = locations.into_iter().map(|location| {
+        let digest = read(&folder.join(&location))?;
+        Ok((location, digest))
+    });
+    Ok((read(path)?, data.collect::<Result<_, LoadError>>()?))
+}
+
 fn check_float(place: Place<'_>, tensor: &TensorProto) -> Result<(), TensorError> {
     match tensor::dtype(tensor) {
         Some(dtype) if tensor::is_float(dtype) => {
@@ -296,30 +195,16 @@ fn check_float(place: Place<'_>, tensor: &TensorProto) -> Result<(), TensorError
     }
 }
 
-/// Maps a file into memory, read-only.
-fn map(path: &Path) -> io::Result<Bytes> {
-    let file = File::open(path)?;
-    let meta = file.metadata()?;
-    if meta.is_dir() {
-        return Err(io::Error::from(io::ErrorKind::IsADirectory));
-    }
-    // A map of nothing is an error on some systems.
-    if meta.len() == 0 {
-        return Ok(Bytes::new());
-    }
-    // SAFETY: the map is only read. If another process cuts the file short while it is mapped, reading ends the program
-    // (SIGBUS); if it is overwritten in place, other values are read. Both are documented at `load`.
-    let map = unsafe { memmap2::Mmap::map(&file)? };
-    Ok(Bytes::from_owner(map))
-}
-
 /// The model's folder and the external data files opened so far.
 struct Folder {
     /// Where locations start.
     path: PathBuf,
     /// Where they may lead, symbolic links resolved.
     allowed: Vec<PathBuf>,
-    open: BTreeMap<PathBuf, Bytes>,
+    /// By location.
+    open: BTreeMap<String, InputFile>,
+    /// SHA-1 of those that had to be asked for it, by location.
+    hashed: BTreeMap<String, String>,
 }
 
 impl Folder {
@@ -334,6 +219,7 @@ impl Folder {
             path,
             allowed,
             open: BTreeMap::new(),
+            hashed: BTreeMap::new(),
         })
     }
 
@@ -367,7 +253,22 @@ impl Folder {
                 found: length,
             });
         }
-        let (path, data) = self.file(location)?;
+        let file = self.file(location)?;
+        if let Some(expected) = entry("checksum").and_then(digest::sha1_of_entry) {
+            let location = location.to_owned();
+            let found = self
+                .hashed
+                .entry(location)
+                .or_insert_with(|| digest::sha1(&file.bytes));
+            if *found != expected {
+                return Err(ExternalDataError::Checksum {
+                    path: file.path,
+                    expected,
+                    found: found.clone(),
+                });
+            }
+        }
+        let (path, data) = (file.path, file.bytes);
         let size = data.len() as u64;
         match offset.checked_add(length) {
             Some(end) if end <= size => {
@@ -389,17 +290,17 @@ impl Folder {
     }
 
     /// Opens the file at a location, once.
-    fn file(&mut self, location: &str) -> Result<(PathBuf, Bytes), ExternalDataError> {
+    fn file(&mut self, location: &str) -> Result<InputFile, ExternalDataError> {
         let inside = |part| matches!(part, Component::Normal(_) | Component::CurDir);
         if !Path::new(location).components().all(inside) {
             return Err(ExternalDataError::NotInside {
                 location: location.to_owned(),
             });
         }
-        let path = self.path.join(location);
-        if let Some(data) = self.open.get(&path) {
-            return Ok((path, data.clone()));
+        if let Some(file) = self.open.get(location) {
+            return Ok(file.clone());
         }
+        let path = self.path.join(location);
         let read = |source| ExternalDataError::Read {
             path: path.clone(),
             source,
@@ -416,8 +317,9 @@ impl Folder {
         if !real.metadata().map_err(read)?.is_file() {
             return Err(ExternalDataError::NotAFile { path });
         }
-        let data = map(&real).map_err(read)?;
-        self.open.insert(path.clone(), data.clone());
-        Ok((path, data))
+        let mut file = InputFile::open(&real).map_err(read)?;
+        file.path = path;
+        self.open.insert(location.to_owned(), file.clone());
+        Ok(file)
     }
 }

@@ -13,6 +13,7 @@
 
 mod digest;
 mod fields;
+mod input;
 pub mod load;
 pub mod node;
 #[allow(
@@ -20,17 +21,22 @@ pub mod node;
     reason = "a constant is spelt like the operator that it names"
 )]
 pub mod op;
+pub mod output;
 pub mod save;
+mod shown;
 pub mod tensor;
 pub mod text;
 mod visit;
 mod wire;
 
-pub use digest::{Digest, digest_file, digest_model};
+pub use digest::{Digest, digest_file};
 pub use fields::{Field, fields};
-pub use load::{LoadError, external_locations, load};
+pub(crate) use input::map;
+pub use input::{InputFile, SourceFiles};
+pub use load::{LoadError, digest_model, external_locations, load, load_with_source};
 pub use proto::tensor_proto::DataType;
-pub use save::{SaveError, SaveOptions, SaveSummary, save};
+pub use save::{Prepared, SaveError, SaveOptions, SaveSummary, prepare, save};
+pub use shown::{shown, shown_lines};
 pub use tensor::TensorError;
 pub use text::{TextOptions, text};
 

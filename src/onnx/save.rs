@@ -5,21 +5,24 @@
 //! ```
 //!
 //! The encoding is never in memory as a whole: small fields go through a buffer of 64 KiB, tensor data goes straight
-//! from the (memory-mapped) source to the file. The target appears complete or not at all.
+//! from the (memory-mapped) source to the file. The target appears complete or not at all ([`super::output`]), and the
+//! tensors in another file say what that file hashes to.
 
 use super::Model;
+use super::digest::Checksum;
+use super::output::{Target, Temporary, commit};
 use super::proto::tensor_proto::DataLocation;
 use super::proto::{ModelProto, StringStringEntryProto};
-use super::visit;
+use super::{tensor, visit};
 use bytes::Bytes;
 use prost::Message;
-use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use stream::Stream;
-use tempfile::NamedTempFile;
-use thiserror::Error;
 
+pub use error::SaveError;
+
+pub(super) mod error;
 mod stream;
 
 /// Protobuf readers refuse messages above 2^31 − 1 bytes.
@@ -48,49 +51,19 @@ pub struct SaveSummary {
     pub external_path: Option<PathBuf>,
     /// Its size in bytes, or 0.
     pub external_bytes: u64,
-}
-
-/// Why a model could not be saved. No half-written file is left behind in any of these cases.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum SaveError {
-    /// The target is there already.
-    #[error("{path} exists already; overwriting it must be asked for")]
-    Exists {
-        /// The model file or its external data file.
-        path: PathBuf,
-    },
-    /// The target is not the path of a file.
-    #[error("{path} is not a file name to write to")]
-    NotAFile {
-        /// As given.
-        path: PathBuf,
-    },
-    /// The system could not write.
-    #[error("cannot write {path}: {source}")]
-    Write {
-        /// The model file or its external data file.
-        path: PathBuf,
-        /// The system's reason.
-        source: io::Error,
-    },
-    /// Above 2 GB even with external data, because of what cannot be moved out.
-    #[error(
-        "the model needs {bytes} bytes beside its external data, more than the 2^31 - 1 that protobuf allows: \
-         only tensors stored as raw_data can be moved out"
-    )]
-    TooLarge {
-        /// Of the model file.
-        bytes: usize,
-    },
+    /// A file with the name of the external data that was there before and is not needed, because everything is in the
+    /// model file now. It is left alone: another model may use it.
+    pub left_over: Option<PathBuf>,
 }
 
 /// Saves a model to `path`, in canonical protobuf encoding.
 ///
 /// External data is used when `options` ask for it or the file would pass 2 GB: every tensor with `raw_data` of 1 KiB
 /// or more goes to one file, named like the target with `.data` added and in the same folder, in the order of the
-/// model, aligned to 4096 bytes (64 for tensors below 4 KiB). A target that is a symbolic link is replaced, not
-/// followed. Files get the permissions of any new file (0666 less the umask).
+/// model, aligned to 4096 bytes (64 for tensors below 4 KiB). They carry that file's SHA-1 as their `checksum`, which
+/// [`load`](super::load()) checks: a model beside the data of another is refused. A target that is a symbolic link is
+/// replaced, not followed; devices and pipes are never replaced. A file that is replaced keeps its permissions, a new one
+/// gets those of any new file (0666 less the umask).
 ///
 /// ```
 /// use onnx_osplus::onnx::{self, SaveOptions};
@@ -114,37 +87,75 @@ pub fn save(
     path: impl AsRef<Path>,
     options: &SaveOptions,
 ) -> Result<SaveSummary, SaveError> {
-    save_within(model, path.as_ref(), options, LARGEST_MESSAGE)
+    prepare(model, path, options)?.commit()
 }
 
-/// `save`, with the limit above which data goes out.
-fn save_within(
+/// Writes everything that [`save`] writes to temporary files, and gives them no name yet.
+///
+/// Between this and [`Prepared::commit`] is the last moment to find out that the model must not be written, such as that
+/// the [files it came from](super::SourceFiles::check_unchanged) have changed.
+///
+/// # Errors
+/// See [`SaveError`].
+pub fn prepare(
+    model: &Model,
+    path: impl AsRef<Path>,
+    options: &SaveOptions,
+) -> Result<Prepared, SaveError> {
+    prepare_within(model, path.as_ref(), options, LARGEST_MESSAGE)
+}
+
+/// Whether [`save`] would put tensors into a file of their own.
+pub fn needs_external_data(model: &Model, options: &SaveOptions) -> bool {
+    options.external_data || model.proto.encoded_len() > LARGEST_MESSAGE
+}
+
+/// The name of the file of external data beside the model file `path`: its own with `.data` added.
+pub fn external_data_path(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".data");
+    path.with_file_name(name)
+}
+
+/// A model that is on the disk, without a name. It goes away when dropped.
+#[derive(Debug)]
+pub struct Prepared {
+    model: (Target, Temporary),
+    data: Option<(Target, Temporary)>,
+    summary: SaveSummary,
+}
+
+impl Prepared {
+    /// Gives the files their names: the data first, then the model, so that a model is never beside data of another.
+    /// Where both are there already, they are moved out of the way before, and back if this fails.
+    ///
+    /// # Errors
+    /// See [`SaveError`]. What was there before is still there then.
+    pub fn commit(self) -> Result<SaveSummary, SaveError> {
+        let model = (&self.model.0, &self.model.1);
+        let data = self.data.as_ref().map(|(target, file)| (target, file));
+        let files: Vec<_> = data.into_iter().chain([model]).collect();
+        commit(&files)?;
+        Ok(self.summary)
+    }
+}
+
+/// `prepare`, with the limit above which data goes out.
+fn prepare_within(
     model: &Model,
     path: &Path,
     options: &SaveOptions,
     limit: usize,
-) -> Result<SaveSummary, SaveError> {
-    let Some(name) = path.file_name().filter(|_| !path.is_dir()) else {
-        return Err(SaveError::NotAFile {
-            path: path.to_owned(),
-        });
-    };
+) -> Result<Prepared, SaveError> {
     let target = Target::new(path.to_owned(), options.overwrite)?;
     if !options.external_data && model.proto.encoded_len() <= limit {
-        let (file, bytes) = target.write(|out| encode(&model.proto, out))?;
-        target.persist(file)?;
-        return Ok(SaveSummary {
-            path: target.path,
-            bytes,
-            external_path: None,
-            external_bytes: 0,
-        });
+        return inline(&model.proto, target);
     }
 
-    let mut data_name = name.to_owned();
-    data_name.push(".data");
-    let location = data_name.to_str().ok_or_else(|| SaveError::NotAFile {
-        path: path.with_file_name(&data_name),
+    let data_path = external_data_path(path);
+    let location = data_path.file_name().and_then(|name| name.to_str());
+    let location = location.ok_or_else(|| SaveError::DataName {
+        path: data_path.clone(),
     })?;
     // Strings, nodes and typed data are copied, tensors are shared.
     let mut outer = model.proto.clone();
@@ -154,30 +165,78 @@ fn save_within(
         return Err(SaveError::TooLarge { bytes });
     }
     if moved.is_empty() {
-        let plain = SaveOptions {
-            external_data: false,
-            ..*options
-        };
-        return save_within(model, path, &plain, limit);
+        return inline(&model.proto, target);
     }
-    let data_target = Target::new(path.with_file_name(&data_name), options.overwrite)?;
-    let (data_file, external_bytes) = data_target.write(|out| write_data(&moved, out))?;
+    let data_target = Target::new(data_path.clone(), options.overwrite)?;
+    let mut checksum = Checksum::default();
+    let (data_file, external_bytes) = data_target.write(|out| {
+        let mut out = Hashing(out, &mut checksum);
+        write_data(&moved, &mut out)
+    })?;
+    set_checksum(&mut outer, &checksum.text());
     let (file, bytes) = target.write(|out| encode(&outer, out))?;
-    let data_was_there = data_target.path.exists();
-    data_target.persist(data_file)?;
-    if let Err(error) = target.persist(file) {
-        if !data_was_there {
-            // The error that matters is the one above.
-            let _ = fs::remove_file(&data_target.path);
-        }
-        return Err(error);
-    }
-    Ok(SaveSummary {
-        path: target.path,
+    let summary = SaveSummary {
+        path: target.path.clone(),
         bytes,
-        external_path: Some(data_target.path),
+        external_path: Some(data_path),
         external_bytes,
+        left_over: None,
+    };
+    Ok(Prepared {
+        model: (target, file),
+        data: Some((data_target, data_file)),
+        summary,
     })
+}
+
+/// A model in one file.
+fn inline(model: &ModelProto, target: Target) -> Result<Prepared, SaveError> {
+    let (file, bytes) = target.write(|out| encode(model, out))?;
+    let left_over = external_data_path(&target.path);
+    let summary = SaveSummary {
+        path: target.path.clone(),
+        bytes,
+        external_path: None,
+        external_bytes: 0,
+        left_over: left_over.is_file().then_some(left_over),
+    };
+    Ok(Prepared {
+        model: (target, file),
+        data: None,
+        summary,
+    })
+}
+
+/// A writer that hashes what goes through it.
+struct Hashing<'a, W>(W, &'a mut Checksum);
+
+impl<W: Write> Write for Hashing<'_, W> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let written = self.0.write(data)?;
+        self.1.update(&data[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// As many digits as there will be, so that the size of the model is known before its data is written.
+const NO_CHECKSUM: &str = "0000000000000000000000000000000000000000";
+
+/// Tells what the file of external data hashes to in every tensor that is there.
+fn set_checksum(model: &mut ModelProto, checksum: &str) {
+    let walked: Result<(), std::convert::Infallible> = visit::tensors(model, &mut |_, tensor| {
+        let entries = tensor.external_data.iter_mut();
+        for entry in entries.filter(|entry| entry.key() == "checksum") {
+            entry.value = Some(checksum.to_owned());
+        }
+        Ok(())
+    });
+    match walked {
+        Ok(()) => (),
+    }
 }
 
 /// Takes the large tensors out of a model, in its order, and leaves references to their place in the file `location`.
@@ -185,9 +244,11 @@ fn move_out(model: &mut ModelProto, location: &str) -> Vec<(u64, Bytes)> {
     let mut moved = Vec::new();
     let mut end = 0u64;
     let walked: Result<(), std::convert::Infallible> = visit::tensors(model, &mut |_, tensor| {
+        // What has another length than its shape says stays, as wrong as it was: outside it could not be read at all.
+        let expected = tensor::byte_len(tensor).unwrap_or(0);
         let Some(data) = tensor
             .raw_data
-            .take_if(|data| data.len() >= SMALLEST_EXTERNAL)
+            .take_if(|data| data.len() >= SMALLEST_EXTERNAL && data.len() == expected)
         else {
             return Ok(());
         };
@@ -201,6 +262,7 @@ fn move_out(model: &mut ModelProto, location: &str) -> Vec<(u64, Bytes)> {
             entry("location", location.to_owned()),
             entry("offset", offset.to_string()),
             entry("length", data.len().to_string()),
+            entry("checksum", NO_CHECKSUM.to_owned()),
         ];
         tensor.data_location = Some(DataLocation::External as i32);
         moved.push((offset, data));
@@ -230,71 +292,6 @@ fn encode(model: &ModelProto, out: &mut impl Write) -> io::Result<u64> {
         .encode(&mut stream)
         .map_err(|error| io::Error::other(error.to_string()))?;
     stream.finish()
-}
-
-/// A file to be written through a temporary one.
-struct Target {
-    path: PathBuf,
-    overwrite: bool,
-}
-
-impl Target {
-    fn new(path: PathBuf, overwrite: bool) -> Result<Self, SaveError> {
-        // Also true of a symbolic link that leads nowhere, which renaming would replace.
-        if !overwrite && path.symlink_metadata().is_ok() {
-            return Err(SaveError::Exists { path });
-        }
-        Ok(Self { path, overwrite })
-    }
-
-    fn error(&self, source: io::Error) -> SaveError {
-        SaveError::Write {
-            path: self.path.clone(),
-            source,
-        }
-    }
-
-    /// Fills a temporary file in the target's folder; it goes away when dropped.
-    fn write(
-        &self,
-        fill: impl FnOnce(&mut File) -> io::Result<u64>,
-    ) -> Result<(NamedTempFile, u64), SaveError> {
-        let folder = match self.path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".onnx-osplus-").suffix(".tmp");
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            // Temporary files are private unless told otherwise; the system takes the umask off this.
-            builder.permissions(fs::Permissions::from_mode(0o666));
-        }
-        let mut file = builder
-            .tempfile_in(folder)
-            .map_err(|error| self.error(error))?;
-        let bytes = fill(file.as_file_mut()).map_err(|error| self.error(error))?;
-        Ok((file, bytes))
-    }
-
-    /// Gives the temporary file its name.
-    fn persist(&self, file: NamedTempFile) -> Result<(), SaveError> {
-        let done = match self.overwrite {
-            true => file.persist(&self.path),
-            // Somebody may have made the file in the meantime.
-            false => file.persist_noclobber(&self.path),
-        };
-        match done {
-            Ok(_) => Ok(()),
-            Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
-                Err(SaveError::Exists {
-                    path: self.path.clone(),
-                })
-            }
-            Err(error) => Err(self.error(error.error)),
-        }
-    }
 }
 
 #[cfg(test)]

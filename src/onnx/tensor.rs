@@ -60,6 +60,9 @@ pub enum TensorProblem {
         /// The field that holds the data.
         field: &'static str,
     },
+    /// Which of several fields holds the data is not said.
+    #[error("it holds data both in raw_data and in a typed field")]
+    Twice,
     /// The data is still in another file.
     #[error("its data is external and was not loaded")]
     External,
@@ -183,6 +186,16 @@ fn storage(tensor: &TensorProto) -> Result<Storage<'_>, TensorError> {
     // Some writers leave an empty `raw_data` beside a typed field.
     if let Some(raw) = tensor.raw_data.as_ref().filter(|raw| !raw.is_empty()) {
         length(bytes, raw.len(), "bytes", "raw_data")?;
+        let typed = [
+            tensor.float_data.len(),
+            tensor.int32_data.len(),
+            tensor.int64_data.len(),
+            tensor.double_data.len(),
+            tensor.uint64_data.len(),
+        ];
+        if typed.iter().any(|&n| n > 0) {
+            return Err(error(tensor, TensorProblem::Twice));
+        }
         return Ok(Storage::Raw(raw));
     }
     let count: usize = shape(tensor)?.iter().product();

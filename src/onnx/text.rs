@@ -31,6 +31,7 @@ use super::proto::{
     AttributeProto, FunctionProto, GraphProto, NodeProto, StringStringEntryProto, TensorProto,
     ValueInfoProto,
 };
+use super::shown;
 use super::{DataType, Model, tensor};
 use words::{
     attribute_type, id, ids, is_held, is_identifier, is_word, join, literals, opsets, quoted,
@@ -104,7 +105,7 @@ impl Writer {
     }
 
     fn note(&mut self, note: String) {
-        self.notes.push(note.replace(['\n', '\r'], " "));
+        self.notes.push(shown(&note).into_owned());
     }
 
     fn end_line(&mut self) {
@@ -168,11 +169,11 @@ impl Writer {
         }
         self.put(format!("{} = ", ids(&node.output)));
         if !node.domain().is_empty() {
-            self.put(format!("{}.", node.domain()));
+            self.put(format!("{}.", shown(node.domain())));
         }
-        self.put(node.op_type());
+        self.put(shown(node.op_type()));
         if !node.overload().is_empty() {
-            self.put(format!(":{}", node.overload()));
+            self.put(format!(":{}", shown(node.overload())));
         }
         // Subgraphs take lines of their own and are easier to read after the inputs.
         let inputs = format!(" ({})", ids(&node.input));
@@ -200,7 +201,7 @@ impl Writer {
 
     fn attribute(&mut self, attribute: &AttributeProto, depth: usize) {
         use AttributeType as Kind;
-        let (name, kind) = (attribute.name(), attribute_type(attribute));
+        let (name, kind) = (&*shown(attribute.name()), attribute_type(attribute));
         let kind_name = kind.as_str_name().to_lowercase();
         if !attribute.ref_attr_name().is_empty() {
             let reference = id(attribute.ref_attr_name());
@@ -232,7 +233,7 @@ impl Writer {
         match (&attribute.t, &attribute.g, &attribute.tp) {
             (Some(tensor), ..) if kind == Kind::Tensor => {
                 // The parser takes a quoted name here for the end of a type.
-                let own = tensor.name();
+                let own = &*shown(tensor.name());
                 let own = if is_identifier(own) { own } else { "" };
                 let space = if own.is_empty() { "" } else { " " };
                 self.put(format!("{name} = {}{space}{own} ", tensor_type(tensor)));
@@ -270,7 +271,8 @@ impl Writer {
             let strings = tensor.string_data.iter().map(|s| quoted_bytes(s));
             return self.put(format!("{{{}}}", join(strings)));
         }
-        let (bytes, count) = (bytes(tensor), tensor.dims.iter().product::<i64>());
+        let bytes = bytes(tensor);
+        let count = tensor.dims.iter().fold(1, |n: i64, &d| n.saturating_mul(d));
         if usize::try_from(count).is_ok_and(|count| count <= self.options.max_elements) {
             return self.put(format!("{{{}}}", literals(tensor, &bytes).join(", ")));
         }

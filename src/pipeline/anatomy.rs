@@ -9,6 +9,7 @@ use crate::calibrate::{
     Dataset, Engine, StatOptions, Statistics, shapes, statistics_and_tokens, with_threads,
 };
 use crate::error::Error;
+use crate::graph;
 use crate::onnx::Model;
 use crate::onnx::op;
 use crate::options::Options;
@@ -54,6 +55,8 @@ fn dissect(
     progress: &dyn Progress,
 ) -> Result<Anatomy, Error> {
     options.validate()?;
+    // What follows walks through the graph, also where it cannot be run.
+    graph::check(original)?;
     let mut notes = Vec::new();
     let synthetic = match data {
         Some(_) => None,

@@ -8,7 +8,7 @@ use super::prepare::{Prepared, any_candidate, nothing_because};
 use crate::calibrate::{Dataset, Engine, with_threads};
 use crate::error::Error;
 use crate::graph::branches::FlatModel;
-use crate::graph::inline;
+use crate::graph::{self, inline};
 use crate::onnx::Model;
 use crate::options::Options;
 use crate::progress::Progress;
@@ -76,8 +76,9 @@ pub fn inspect(
 /// Whether a model has anything that could be quantized, before there is data.
 ///
 /// # Errors
-/// [`Error::NothingToQuantize`] if it has not, whatever data may show: no product with a weight in float.
+/// [`Error::NothingToQuantize`] if it has not, whatever data may show: no product with a weight in float. A graph that is none.
 pub fn check_quantizable(original: &Model, options: &Options) -> Result<(), Error> {
+    graph::check(original)?;
     let seen = without_running(original, options);
     if any_candidate(&seen.model.view()) {
         return Ok(());

@@ -36,6 +36,7 @@ use crate::solve::Method;
 
 pub use anatomy::anatomy;
 pub use inspect::{Inspection, check_quantizable, inspect};
+pub use plan::plan_round_trip;
 
 use build::{KnownWeights, Source};
 use calibrate::Calibrated;

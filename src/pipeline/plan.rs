@@ -11,6 +11,12 @@ use crate::recognise::LinearId;
 use crate::site::{ResponseKind, Site};
 use crate::solve::{Migration, Solution};
 
+/// A plan in JSON, read and written again; `None` if it is none. For `fuzz/`: programs have no use for plans.
+pub fn plan_round_trip(json: &[u8]) -> Option<Vec<u8>> {
+    let plan: Plan = serde_json::from_slice(json).ok()?;
+    serde_json::to_vec(&plan).ok()
+}
+
 /// Every decision of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Plan {

@@ -279,7 +279,8 @@ impl Matcher<'_, '_> {
             return Ok(None);
         };
         for slot in [1, 0] {
-            let (Some(constant), Some(d)) = (view.input(mul, slot), view.input(mul, 1 - slot))
+            let (Some(constant), Some(d)) =
+                (view.input(mul, slot), view.input(mul, 1 - slot.min(1)))
             else {
                 continue;
             };

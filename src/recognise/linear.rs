@@ -348,7 +348,7 @@ fn bias_after(view: &View, matmul: NodeId, n: usize) -> Option<Bias> {
     if view.op(add) != op::Add {
         return None;
     }
-    let other = 1 - slot;
+    let other = 1 - slot.min(1);
     let value = view.input(add, other)?;
     if !view.is_constant(value) {
         return None;

@@ -28,7 +28,7 @@ pub struct Provenance {
 impl Provenance {
     /// The origin of the result of the run that `report` tells of.
     ///
-    /// `source` is what [`digest_model`](crate::onnx::digest_model) says of the file that was read, `calibration` what
+    /// `source` is what [`SourceFiles::digests`](crate::onnx::SourceFiles::digests) says of the files that were read, `calibration` what
     /// [`Dataset::digest`](crate::calibrate::Dataset::digest) says of the data.
     pub fn new(
         report: &Report,

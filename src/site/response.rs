@@ -248,7 +248,7 @@ impl Reach {
             }
             Ok(())
         })?;
-        let elements = |&i: &usize| view.graph().initializer[i].dims.iter().product::<i64>();
+        let elements = |&i: &usize| size(&view.graph().initializer[i]);
         if part.constants.iter().map(elements).sum::<i64>() > MOST_ELEMENTS {
             return Err("its constants are too large".to_owned());
         }
@@ -284,13 +284,17 @@ fn given(view: &View, found: &Recognised) -> BTreeSet<ValueId> {
 
 /// Whether a node takes some entries of a large float table (an embedding, the cosines of all positions).
 fn reads_large_table(view: &View, node: NodeId) -> bool {
-    let is_large = |t: &TensorProto| {
-        t.dims.iter().product::<i64>() > LARGE_TABLE
-            && tensor::dtype(t).is_some_and(tensor::is_float)
-    };
+    let is_large =
+        |t: &TensorProto| size(t) > LARGE_TABLE && tensor::dtype(t).is_some_and(tensor::is_float);
     matches!(view.op(node), op::Gather | op::Slice)
         && view
             .input(node, 0)
             .and_then(|table| view.initializer(table))
             .is_some_and(is_large)
+}
+
+/// Elements of a tensor, by its shape.
+fn size(tensor: &TensorProto) -> i64 {
+    let sizes = tensor.dims.iter().copied();
+    sizes.fold(1, i64::saturating_mul)
 }

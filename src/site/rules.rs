@@ -231,8 +231,8 @@ impl Walk<'_, '_> {
             channels: channels(&own),
             takes_shift: shift.moves(),
         });
-        let labels = self.input_labels(node, 1 - slot, labels)?;
-        self.pass(node, 1 - slot, labels, Shift::Stays)
+        let labels = self.input_labels(node, 1 - slot.min(1), labels)?;
+        self.pass(node, 1 - slot.min(1), labels, Shift::Stays)
     }
 
     /// a · c, a / c, a · b: the scale goes into one factor.
@@ -241,8 +241,8 @@ impl Walk<'_, '_> {
         if let Some((slot, value)) = self.constant_input(node) {
             let scalar = view.scalar(value).is_some();
             if scalar && (slot == 1 || view.op(node) == op::Mul) {
-                let labels = self.input_labels(node, 1 - slot, labels)?;
-                return self.pass(node, 1 - slot, labels, Shift::Stays);
+                let labels = self.input_labels(node, 1 - slot.min(1), labels)?;
+                return self.pass(node, 1 - slot.min(1), labels, Shift::Stays);
             }
             if view.op(node) == op::Mul {
                 let (array, _) = view

@@ -88,12 +88,14 @@ def linear(
     return model(nodes, constants, (*head, K), (*head, n), opset)
 
 
-def gemm(a=np.uint8, bias="int32", bias_factor=1.0, bias_zero=None, alpha=None, trans=False, w_axis=None):
-    """y = Gemm(DQ(Q(x)), DQ(W), bias)."""
+def gemm(a=np.uint8, bias="int32", bias_factor=1.0, bias_zero=None, alpha=None, trans=False, w_axis=None, dead_scale=None):
+    """y = Gemm(DQ(Q(x)), DQ(W), bias). With `dead_scale` column 0 of W is zero, and that is its scale."""
     zero = 0 if np.dtype(a).kind == "i" else 128
     w = weights().T if trans else weights()
     axis = (0 if trans else 1) if w_axis is None else w_axis
     q, scale = quantized(w, axis=axis)
+    if dead_scale is not None:
+        q[:, 0], scale[0] = 0, dead_scale
     constants = dict(x_scale=np.float32(0.02), x_zero=np.array(zero, a), W_q=q, W_scale=scale, W_zero=np.zeros(scale.shape, np.int8))
     nodes = [
         node("QuantizeLinear", ["x", "x_scale", "x_zero"], ["x_q"]),
@@ -104,7 +106,7 @@ def gemm(a=np.uint8, bias="int32", bias_factor=1.0, bias_zero=None, alpha=None, 
     values = np.random.default_rng(2).normal(size=N)
     if bias == "int32":
         steps = (0.02 * scale if axis == (0 if trans else 1) else np.full(N, 0.001)).astype(np.float32) * np.float32(bias_factor)
-        constants.update(b_q=np.round(values / steps).astype(np.int32), b_scale=steps)
+        constants.update(b_q=np.clip(np.round(values.astype(np.float64) / steps), -(2**31), 2**31 - 1).astype(np.int32), b_scale=steps)
         given = ["b_q", "b_scale"]
         if bias_zero is not None:
             constants["b_zero"] = np.full(N, bias_zero, np.int32)

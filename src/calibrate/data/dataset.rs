@@ -54,6 +54,9 @@ pub struct Split {
     pub held_out_used: bool,
 }
 
+/// Bytes of inputs that are made up, at most.
+const MOST_ZEROS: usize = 256 << 20;
+
 impl Dataset {
     /// Opens and checks all `sources` for `model`. At most `batch` rows are run at a time, of long sequences fewer, unless
     /// the model fixes its batch size.
@@ -100,6 +103,7 @@ impl Dataset {
         let inputs = model_inputs(model)?;
         let file = PathBuf::from("(zeros)");
         let mut arrays = BTreeMap::new();
+        let mut left = Some(MOST_ZEROS);
         for input in inputs.iter().filter(|input| rule(&input.name).is_none()) {
             let size = |(axis, dim): (usize, &Dim), rank: usize| match (dim, axis, rank) {
                 (Dim::Fixed(n), _, _) => *n,
@@ -113,13 +117,23 @@ impl Dataset {
                 sizes.collect::<Vec<usize>>()
             });
             let element = Element::from_onnx(input.dtype);
-            let zeros = shape.zip(element).and_then(|(shape, element)| {
-                let bytes = shape
-                    .iter()
-                    .product::<usize>()
-                    .checked_mul(element.size())?;
-                FileArray::new(element, shape, vec![0; bytes].into())
+            let zeros = shape.zip(element).map(|(shape, element)| {
+                let size = element.size();
+                let bytes = shape.iter().try_fold(size, |n, &d| n.checked_mul(d));
+                left = bytes.and_then(|bytes| left?.checked_sub(bytes));
+                match (left, bytes) {
+                    (Some(_), Some(bytes)) => Ok(FileArray::new(element, shape, vec![0; bytes].into())),
+                    _ => Err(CalibError::Source {
+                        file: file.clone(),
+                        problem: format!(
+                            "input {} of shape {shape:?} would take the inputs above {} MB of zeros; give data",
+                            input.name,
+                            MOST_ZEROS >> 20
+                        ),
+                    }),
+                }
             });
+            let zeros = zeros.transpose()?.flatten();
             let data = zeros.ok_or_else(|| CalibError::Missing {
                 file: file.clone(),
                 missing: input.name.clone(),

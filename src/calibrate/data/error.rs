@@ -145,6 +145,18 @@ pub enum CalibError {
     },
 }
 
+impl CalibError {
+    /// The list of the model's inputs that ends the message, a line for each, where there is one.
+    pub fn inputs(&self) -> Option<&str> {
+        match self {
+            CalibError::UnknownInput { inputs, .. }
+            | CalibError::Ambiguous { inputs, .. }
+            | CalibError::Missing { inputs, .. } => Some(inputs),
+            _ => None,
+        }
+    }
+}
+
 /// "FILE" or "FILE: array NAME", the subject of a message.
 pub(super) fn place(file: &Path, array: Option<&str>) -> String {
     match array {

@@ -3,7 +3,6 @@
 //! A `.npy` file is memory-mapped, so a large one costs address space and not memory. The arrays of a `.npz` are unpacked:
 //! small ones into memory, large ones into an unnamed temporary file that is mapped in turn.
 
-use std::fs::File;
 use std::io::{Cursor, Read, Seek, Write};
 use std::path::Path;
 
@@ -14,28 +13,18 @@ use prost::Message;
 use crate::calibrate::data::array::{Element, FileArray};
 use crate::calibrate::data::error::{CalibError, place};
 use crate::onnx::proto::{TensorProto, tensor_proto};
+use crate::onnx::{self, InputFile};
 
 /// Arrays of a `.npz` above this many bytes are unpacked to a temporary file instead of memory.
 const UNPACK_IN_MEMORY: u64 = 32 << 20;
 
 /// Maps `path` into memory.
 fn map(path: &Path) -> Result<Bytes, CalibError> {
-    let read = |source| CalibError::Read {
+    let file = InputFile::open(path).map_err(|source| CalibError::Read {
         file: path.to_owned(),
         source,
-    };
-    let file = File::open(path).map_err(read)?;
-    map_file(&file).map_err(read)
-}
-
-fn map_file(file: &File) -> std::io::Result<Bytes> {
-    if file.metadata()?.len() == 0 {
-        return Ok(Bytes::new());
-    }
-    // SAFETY: the map is read-only and its bytes are checked on every read, so a file that another process changes
-    // meanwhile gives wrong numbers or an error, as any other way of reading it would.
-    let map = unsafe { memmap2::Mmap::map(file)? };
-    Ok(Bytes::from_owner(map))
+    })?;
+    Ok(file.bytes)
 }
 
 /// Reads one `.npy` file.
@@ -46,8 +35,11 @@ pub(super) fn read_npy(path: &Path) -> Result<FileArray, CalibError> {
     })
 }
 
-/// Reads every array of a `.npz` file, sorted by name.
-pub(super) fn read_npz(path: &Path) -> Result<Vec<(String, FileArray)>, CalibError> {
+/// Reads every array of a `.npz` file, sorted by name. `known` refuses names before anything is unpacked.
+pub(super) fn read_npz(
+    path: &Path,
+    known: &dyn Fn(&str) -> Result<(), CalibError>,
+) -> Result<Vec<(String, FileArray)>, CalibError> {
     let format = |array: Option<&str>, problem: String| CalibError::Format {
         place: place(path, array),
         problem,
@@ -55,9 +47,11 @@ pub(super) fn read_npz(path: &Path) -> Result<Vec<(String, FileArray)>, CalibErr
     let bytes = map(path)?;
     let mut zip =
         zip::ZipArchive::new(Cursor::new(&bytes)).map_err(|e| format(None, e.to_string()))?;
-    let mut arrays = Vec::new();
+    let mut arrays: Vec<(String, FileArray)> = Vec::new();
+    let mut names = Vec::new();
+    let mut unpacked = 0u64;
     for i in 0..zip.len() {
-        let mut entry = zip.by_index(i).map_err(|e| format(None, e.to_string()))?;
+        let entry = zip.by_index(i).map_err(|e| format(None, e.to_string()))?;
         let full_name = entry.name().to_owned();
         let Some(name) = full_name.strip_suffix(".npy").map(str::to_owned) else {
             return Err(format(
@@ -65,6 +59,15 @@ pub(super) fn read_npz(path: &Path) -> Result<Vec<(String, FileArray)>, CalibErr
                 "is not an array (its name does not end in .npy)".into(),
             ));
         };
+        known(&name)?;
+        unpacked = unpacked.saturating_add(entry.size());
+        if let Some(problem) = too_packed(unpacked, bytes.len() as u64) {
+            return Err(format(Some(&name), problem));
+        }
+        names.push(name);
+    }
+    for (i, name) in names.into_iter().enumerate() {
+        let mut entry = zip.by_index(i).map_err(|e| format(None, e.to_string()))?;
         let size = entry.size();
         let data = unpack(&mut entry, size).map_err(|e| format(Some(&name), e.to_string()))?;
         let array = parse_npy(data).map_err(|problem| format(Some(&name), problem))?;
@@ -74,19 +77,53 @@ pub(super) fn read_npz(path: &Path) -> Result<Vec<(String, FileArray)>, CalibErr
     Ok(arrays)
 }
 
+/// What is unpacked may have this many bytes for each byte of the archive, or be as small as [`ALWAYS_UNPACKED`]. Masks of
+/// ones shrink to a thousandth, data as a whole to a third; an archive made to fill a disk to a thousandth.
+const MOST_PACKED: u64 = 200;
+
+const ALWAYS_UNPACKED: u64 = 1 << 30;
+
+fn too_packed(unpacked: u64, archive: u64) -> Option<String> {
+    let fits = unpacked <= ALWAYS_UNPACKED.max(archive.saturating_mul(MOST_PACKED));
+    (!fits).then(|| {
+        format!(
+            "takes what the archive unpacks to beyond {unpacked} bytes, {} times its own {archive}: \
+             store it uncompressed (numpy.savez) if that is meant",
+            unpacked / archive.max(1)
+        )
+    })
+}
+
 /// Decompresses one array into memory, or into a mapped temporary file if it is large.
 fn unpack(entry: &mut impl Read, size: u64) -> std::io::Result<Bytes> {
+    // One byte more than promised is enough to notice that the archive's size field lies.
+    let mut entry = entry.take(size.saturating_add(1));
+    let wrong = |found: u64| {
+        let found = match found > size {
+            true => "more".to_owned(),
+            false => found.to_string(),
+        };
+        std::io::Error::other(format!(
+            "unpacks to {found} bytes, where the archive says {size}"
+        ))
+    };
     if size <= UNPACK_IN_MEMORY {
         let mut data = Vec::new();
-        // One byte more than promised is enough to notice that the archive's size field lies.
-        entry.take(UNPACK_IN_MEMORY + 1).read_to_end(&mut data)?;
-        return Ok(data.into());
+        let found = entry.read_to_end(&mut data)? as u64;
+        return if found == size {
+            Ok(data.into())
+        } else {
+            Err(wrong(found))
+        };
     }
     let mut file = tempfile::tempfile()?;
-    std::io::copy(entry, &mut file)?;
+    let found = std::io::copy(&mut entry, &mut file)?;
+    if found != size {
+        return Err(wrong(found));
+    }
     file.flush()?;
     file.rewind()?;
-    map_file(&file)
+    onnx::map(&file)
 }
 
 /// Reads one tensor of ONNX test data; also returns the tensor's own name, which may be empty.
@@ -118,6 +155,7 @@ fn tensor_array(tensor: &TensorProto) -> Result<FileArray, String> {
         .iter()
         .map(|d| usize::try_from(*d).map_err(|_| format!("has the negative size {d}")))
         .collect::<Result<Vec<_>, _>>()?;
+    check_rows_of_nothing(&shape)?;
     let data: Bytes = match &tensor.raw_data {
         Some(raw) => raw.clone(),
         None => {
@@ -149,6 +187,7 @@ fn tensor_array(tensor: &TensorProto) -> Result<FileArray, String> {
 
 /// Interprets the bytes of a `.npy` file.
 fn parse_npy(data: Bytes) -> Result<FileArray, String> {
+    check_header(&data)?;
     let mut cursor = Cursor::new(&data);
     let header =
         Header::from_reader(&mut cursor).map_err(|e| format!("is not a .npy array: {e}"))?;
@@ -167,6 +206,7 @@ fn parse_npy(data: Bytes) -> Result<FileArray, String> {
         .iter()
         .try_fold(element.size(), |n, d| n.checked_mul(*d))
         .ok_or("is larger than this computer can address")?;
+    check_rows_of_nothing(&header.shape)?;
     let available = data.len() - start;
     if available < count {
         return Err(format!(
@@ -186,6 +226,61 @@ fn parse_npy(data: Bytes) -> Result<FileArray, String> {
         body = row_major(&body, &header.shape, element.size()).into();
     }
     FileArray::new(element, header.shape, body).ok_or_else(|| "has a wrong length".into())
+}
+
+/// Rows of an array without elements, such as an empty past: they cost no bytes in the file, and memory here.
+const MOST_EMPTY: usize = 1 << 20;
+
+fn check_rows_of_nothing(shape: &[usize]) -> Result<(), String> {
+    let sizes = shape.iter().filter(|&&n| n > 0);
+    let rows = sizes.fold(1usize, |n, &d| n.saturating_mul(d));
+    match shape.contains(&0) && rows > MOST_EMPTY {
+        true => Err(format!(
+            "has the shape {shape:?}, which holds nothing; at most {MOST_EMPTY} rows of nothing are taken"
+        )),
+        false => Ok(()),
+    }
+}
+
+/// Characters of a header; that of an array with 64 axes has 1,500.
+const LONGEST_HEADER: usize = 10_000;
+
+/// Brackets inside of each other; a shape in the dictionary has 2, a structured type 3 or 4.
+const DEEPEST_HEADER: usize = 4;
+
+/// Looks at the length and the brackets of a header before it is parsed: the time for that doubles with each bracket.
+fn check_header(data: &[u8]) -> Result<(), String> {
+    // Magic, version, length of the header: 2 bytes in version 1, 4 later. What is no such file the parser tells.
+    let (Some(&version), Some(size)) = (data.get(6), data.get(8..12)) else {
+        return Ok(());
+    };
+    let (length, start) = match version {
+        1 => (usize::from(u16::from_le_bytes([size[0], size[1]])), 10),
+        _ => (
+            u32::from_le_bytes([size[0], size[1], size[2], size[3]]) as usize,
+            12,
+        ),
+    };
+    if length > LONGEST_HEADER {
+        return Err(format!(
+            "has a header of {length} bytes, at most {LONGEST_HEADER} are read"
+        ));
+    }
+    let header = data.get(start..).unwrap_or_default();
+    let mut depth = 0usize;
+    for byte in header.iter().take(length) {
+        match byte {
+            b'(' | b'[' | b'{' => depth += 1,
+            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > DEEPEST_HEADER {
+            return Err(format!(
+                "is not a .npy array: its header has more than {DEEPEST_HEADER} brackets inside of each other"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Copies a column-major array of `size`-byte elements into row-major order.

@@ -130,7 +130,9 @@ fn model_input(info: &ValueInfoProto) -> Result<ModelInput, CalibError> {
 pub(super) fn list(inputs: &[ModelInput]) -> String {
     let mut text = "the model's inputs are:".to_owned();
     for input in inputs {
-        text.push_str(&format!("\n  {input}"));
+        // A line for each, whatever is in its name.
+        let line = input.to_string();
+        text.push_str(&format!("\n  {}", crate::onnx::shown(&line)));
     }
     text
 }

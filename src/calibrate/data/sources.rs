@@ -137,10 +137,11 @@ fn read_file(inputs: &[ModelInput], path: &Path) -> Result<Arrays, CalibError> {
         }
         "npz" => {
             let mut arrays = Arrays::new();
-            for (name, data) in read_npz(path)? {
-                if !inputs.iter().any(|input| input.name == name) {
-                    return Err(unknown(inputs, path, &name));
-                }
+            let known = |name: &str| match inputs.iter().any(|input| input.name == name) {
+                true => Ok(()),
+                false => Err(unknown(inputs, path, name)),
+            };
+            for (name, data) in read_npz(path, &known)? {
                 let array = named(&name, path, Some(&name), data);
                 arrays.insert(name, array);
             }

@@ -13,6 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::calibrate::data::input::Shapes;
+use crate::calibrate::engine::check;
 use crate::calibrate::engine::decompose::{Scope, decompose};
 use crate::calibrate::engine::error::EngineError;
 use crate::calibrate::engine::node::{is_standard, node_label};
@@ -125,6 +126,12 @@ pub(in crate::calibrate) fn calibration_copy<'m>(
             None => match weights.again(node, &constants) {
                 Some(identity) => nodes.push(identity),
                 None => {
+                    // Not in branches: one that is not taken may be nonsense at these shapes.
+                    let standard = is_standard(node.domain());
+                    if let Some(reason) = check::problem(node, &scope).filter(|_| standard) {
+                        let shapes = shapes_text(shapes);
+                        return Err(EngineError::Plan { shapes, reason });
+                    }
                     let first = nodes.len();
                     nodes.extend(convert_node(node, &mut scope, &mut names)?);
                     weights.rename_inputs(&mut nodes[first..]);
@@ -426,4 +433,10 @@ fn index_limits(graph: &GraphProto, constants: &BTreeMap<&str, &TensorProto>) ->
         }
     }
     limits
+}
+
+/// The shapes of a run, for messages.
+pub(super) fn shapes_text(shapes: &Shapes) -> String {
+    let text = |(name, shape): (&String, &Vec<usize>)| format!("{name} {shape:?}");
+    shapes.iter().map(text).collect::<Vec<_>>().join(", ")
 }

@@ -1,6 +1,7 @@
 //! Running a model on a batch: the engine trait, and tract behind it.
 
 mod broadcast;
+mod check;
 pub(super) mod copy;
 mod decompose;
 pub(super) mod error;

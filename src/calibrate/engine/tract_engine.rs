@@ -13,7 +13,7 @@ use tract_onnx::tract_hir::internal::*;
 use tract_onnx::tract_hir::ops::konst::Const;
 
 use crate::calibrate::data::input::{Batch, Shapes};
-use crate::calibrate::engine::copy::{Copy, IndexLimit, Known, calibration_copy};
+use crate::calibrate::engine::copy::{Copy, IndexLimit, Known, calibration_copy, shapes_text};
 use crate::calibrate::engine::error::EngineError;
 use crate::calibrate::engine::node::{is_standard, node_label};
 use crate::calibrate::engine::plan::{Engine, Plan, Wanted};
@@ -417,9 +417,4 @@ fn check_ops(copy: &Copy<'_>, known: impl Fn(&str) -> bool) -> Result<(), Engine
         })
         .collect();
     Err(EngineError::UnsupportedOps { ops })
-}
-
-fn shapes_text(shapes: &Shapes) -> String {
-    let text = |(name, shape): (&String, &Vec<usize>)| format!("{name} {shape:?}");
-    shapes.iter().map(text).collect::<Vec<_>>().join(", ")
 }

@@ -17,6 +17,9 @@ thread_local! {
     static WORKER: Cell<bool> = const { Cell::new(false) };
 }
 
+/// The most threads that [`with_threads`] makes.
+pub const MAX_THREADS: usize = 1024;
+
 /// Runs `f` with `threads` threads for all that it does in parallel; 0 for one per core.
 ///
 /// `f` runs on a worker of a new rayon pool of that many threads, and what it calls shares them: rayon's global pool has
@@ -25,13 +28,19 @@ thread_local! {
 /// and their kind call this themselves.
 ///
 /// # Errors
-/// [`EngineError::Threads`] if the system gives no such threads; `f` has not run then.
+/// [`EngineError::Threads`] for more than [`MAX_THREADS`], or if the system gives no such threads; `f` has not run then.
 pub fn with_threads<T: Send>(
     threads: usize,
     f: impl FnOnce() -> T + Send,
 ) -> Result<T, EngineError> {
     if WORKER.get() {
         return Ok(f());
+    }
+    if threads > MAX_THREADS {
+        return Err(EngineError::Threads {
+            threads,
+            reason: format!("at most {MAX_THREADS} are made"),
+        });
     }
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use super::names::{Renaming, own_names, rename, rename_node};
 use super::{DOMAIN, is_marker};
 use crate::graph::Names;
-use crate::graph::inline::label;
+use crate::graph::functions::label;
 use crate::graph::is_random;
 use crate::graph::view::{captured_names, is_standard_domain};
 use crate::onnx::node::{attr_g, int_attr, make_node, string_attr};

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::label;
 use crate::graph::Names;
+use crate::graph::functions::label;
 use crate::onnx::node::make_node;
 use crate::onnx::op;
 use crate::onnx::proto::{

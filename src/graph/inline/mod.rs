@@ -18,11 +18,11 @@ mod opsets;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::functions::{Functions, Key, domain, full_name, key_of, label};
 use super::names::Names;
 use super::patch::{Patch, PatchError, apply};
 use super::view::NodeId;
 use crate::onnx::Model;
-use crate::onnx::node::subgraphs;
 use crate::onnx::proto::{FunctionProto, NodeProto, OperatorSetIdProto, ValueInfoProto};
 
 /// Where a call stands: the index of its node, after those of the calls (and of the nodes with subgraphs, each with the
@@ -151,59 +151,6 @@ pub fn inline(model: &mut Model, wanted: &dyn Fn(&[usize]) -> bool) -> Result<In
     Ok(done)
 }
 
-/// Domain, name and overload: what a call names its function by.
-type Key = (String, String, String);
-
-fn domain(domain: &str) -> &str {
-    if domain == "ai.onnx" { "" } else { domain }
-}
-
-fn key_of(function: &FunctionProto) -> Key {
-    (
-        domain(function.domain()).to_owned(),
-        function.name().to_owned(),
-        function.overload().to_owned(),
-    )
-}
-
-/// The functions of a model, found by their calls.
-struct Functions<'m>(BTreeMap<Key, &'m FunctionProto>);
-
-impl<'m> Functions<'m> {
-    fn new(functions: &'m [FunctionProto]) -> Self {
-        Functions(functions.iter().map(|f| (key_of(f), f)).collect())
-    }
-
-    fn of(&self, node: &NodeProto) -> Option<&'m FunctionProto> {
-        let key = (
-            domain(node.domain()).to_owned(),
-            node.op_type().to_owned(),
-            node.overload().to_owned(),
-        );
-        self.0.get(&key).copied()
-    }
-
-    /// Calls `visit` for every node below `nodes`, in subgraphs and in the functions called there, each function once.
-    fn walk(
-        &self,
-        nodes: &'m [NodeProto],
-        seen: &mut BTreeSet<Key>,
-        visit: &mut dyn FnMut(&NodeProto),
-    ) {
-        for node in nodes {
-            visit(node);
-            for graph in subgraphs(node) {
-                self.walk(&graph.node, seen, visit);
-            }
-            if let Some(function) = self.of(node)
-                && seen.insert(key_of(function))
-            {
-                self.walk(&function.node, seen, visit);
-            }
-        }
-    }
-}
-
 /// The functions that the graphs of a model call, directly or not.
 fn called(model: &Model) -> BTreeSet<Key> {
     let functions = Functions::new(&model.proto.functions);
@@ -224,22 +171,6 @@ fn imports(sets: &[OperatorSetIdProto]) -> BTreeMap<String, i64> {
         *version = set.version().max(*version);
     }
     all
-}
-
-/// The node's name, or its first output's where it has none.
-pub(in crate::graph) fn label(node: &NodeProto) -> String {
-    let output = || node.output.iter().find(|o| !o.is_empty()).cloned();
-    match node.name() {
-        "" => output().unwrap_or_else(|| node.op_type().to_owned()),
-        name => name.to_owned(),
-    }
-}
-
-fn full_name(function: &FunctionProto) -> String {
-    match domain(function.domain()) {
-        "" => function.name().to_owned(),
-        domain => format!("{domain}.{}", function.name()),
-    }
 }
 
 /// The state of one run over a model.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{domain, label};
+use crate::graph::functions::{domain, label};
 use crate::graph::opset::table::{Rule, operator};
 use crate::onnx::node::subgraphs;
 use crate::onnx::op;

@@ -1,5 +1,15 @@
 use super::*;
 use crate::onnx::{DataType, load, proto::GraphProto, proto::OperatorSetIdProto, tensor};
+use std::fs::{self, File};
+
+fn save_within(
+    model: &Model,
+    path: &Path,
+    options: &SaveOptions,
+    limit: usize,
+) -> Result<SaveSummary, SaveError> {
+    prepare_within(model, path, options, limit)?.commit()
+}
 
 /// Two tensors of 400 kB, far more than the buffer, between small fields.
 fn model() -> Model {
@@ -120,25 +130,6 @@ fn a_full_disk_is_an_error_wherever_it_happens() {
 }
 
 #[test]
-fn nothing_is_left_behind_when_writing_fails() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("m.onnx");
-    fs::write(&path, b"old").unwrap();
-    let target = Target::new(path.clone(), true).unwrap();
-    let failed = target.write(|out| {
-        out.write_all(b"half")?;
-        Err(io::Error::from(io::ErrorKind::StorageFull))
-    });
-    let error = failed.map(drop).unwrap_err().to_string();
-    assert!(
-        error.starts_with(&format!("cannot write {}: ", path.display())),
-        "{error}"
-    );
-    assert_eq!(files(folder.path()), ["m.onnx"]);
-    assert_eq!(fs::read(&path).unwrap(), b"old");
-}
-
-#[test]
 fn a_model_above_the_limit_gets_external_data() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.onnx");
@@ -225,23 +216,6 @@ fn files_that_exist_are_replaced_only_when_asked() {
 }
 
 #[test]
-fn a_file_made_in_the_meantime_is_not_replaced() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("m.onnx");
-    let target = Target::new(path.clone(), false).unwrap();
-    let (file, _) = target
-        .write(|out| out.write_all(b"new").map(|()| 3))
-        .unwrap();
-    fs::write(&path, b"other").unwrap();
-    assert!(matches!(
-        target.persist(file),
-        Err(SaveError::Exists { .. })
-    ));
-    assert_eq!(fs::read(&path).unwrap(), b"other");
-    assert_eq!(files(folder.path()), ["m.onnx"]);
-}
-
-#[test]
 fn a_target_that_cannot_be_a_file_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let options = SaveOptions {
@@ -281,4 +255,39 @@ fn permissions_are_those_of_any_new_file() {
     save(&model(), folder.path().join("m.onnx"), &options).unwrap();
     assert_eq!(mode("m.onnx"), mode("ordinary"));
     assert_eq!(mode("m.onnx.data"), mode("ordinary"));
+}
+
+#[test]
+fn a_model_beside_the_data_of_another_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.onnx");
+    let data = folder.path().join("m.onnx.data");
+    let options = SaveOptions {
+        external_data: true,
+        overwrite: true,
+    };
+    save(&model(), &path, &options).unwrap();
+    assert_eq!(load(&path).unwrap(), model());
+    let mut bytes = fs::read(&data).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&data, &bytes).unwrap();
+    let told = load(&path).unwrap_err().to_string();
+    assert!(told.contains("m.onnx.data is not the file"), "{told}");
+    save(&model(), &path, &options).unwrap();
+    assert_eq!(load(&path).unwrap(), model());
+    assert_eq!(files(folder.path()), ["m.onnx", "m.onnx.data"]);
+}
+
+#[test]
+fn data_that_a_model_in_one_file_does_not_need_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.onnx");
+    let data = folder.path().join("m.onnx.data");
+    let with = |external_data| SaveOptions {
+        external_data,
+        overwrite: true,
+    };
+    assert_eq!(save(&model(), &path, &with(true)).unwrap().left_over, None);
+    let saved = save(&model(), &path, &with(false)).unwrap();
+    assert_eq!(saved.left_over, Some(data));
 }

@@ -214,8 +214,10 @@ pub(super) fn is_word(name: &str) -> bool {
     name.starts_with(letter) && name.chars().all(|c| letter(c) || c.is_ascii_digit())
 }
 
+/// In quotes; what acts on a terminal is escaped, so that a line of text is one line.
 pub(super) fn quoted(text: &str) -> String {
-    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+    let text = text.replace('\\', "\\\\").replace('"', "\\\"");
+    format!("\"{}\"", super::super::shown(&text))
 }
 
 pub(super) fn quoted_bytes(bytes: &[u8]) -> String {

@@ -186,7 +186,8 @@ impl Side<'_, '_> {
     fn chain(&self, i: usize) -> Option<(Change, Vec<usize>)> {
         let affine = |i: usize| {
             let slot = affine_input(self.own, i).filter(|_| self.matched[i].is_none())?;
-            self.own.constant(self.own.node(i).input.get(1 - slot)?)
+            self.own
+                .constant(self.own.node(i).input.get(1 - slot.min(1))?)
         };
         let (mut at, mut nodes, mut line) = (i, Vec::new(), Vec::new());
         while let Some(constant) = affine(at) {

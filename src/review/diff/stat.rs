@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use crate::onnx::shown;
+
 use super::Diff;
 use super::change::{Kind, Sign};
 use super::group::ranges;
@@ -74,7 +76,7 @@ impl Diff {
             ];
             let title = title(template);
             let pad = " ".repeat(width - title.chars().count());
-            let mut list = list.join(", ");
+            let mut list = shown(&list.join(", ")).into_owned();
             if let Some(columns) = style.width {
                 let room = columns.saturating_sub(width + 21).max(10);
                 if list.chars().count() > room {

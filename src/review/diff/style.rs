@@ -1,5 +1,7 @@
 //! How a diff is shown.
 
+use crate::onnx::shown;
+
 /// What the text form looks like. The library asks no terminal and no environment: the caller decides.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Style {
@@ -43,6 +45,7 @@ impl Style {
 
 /// Shortens a name in the middle: `/encoder/lay…/query/MatMul`.
 pub(super) fn shorten(name: &str, most: usize) -> String {
+    let name = &*shown(name);
     let length = name.chars().count();
     if length <= most || most < 5 {
         return name.to_owned();

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use crate::onnx::shown;
+
 use super::Diff;
 use super::change::{Part, Sign};
 use super::group::{Row, Section, ranges, sections};
@@ -71,7 +73,7 @@ fn show(section: &Section, style: Style) -> String {
         "" => "model",
         title => title,
     };
-    let mut title = style.paint(Look::Title, title);
+    let mut title = style.paint(Look::Title, &shown(title));
     if section.layers.len() > 1 {
         let layers = ranges(&section.layers);
         let first = section.layers[0];
@@ -93,7 +95,7 @@ fn show(section: &Section, style: Style) -> String {
                 let most = style
                     .width
                     .map_or(usize::MAX, |w| w.saturating_sub(6 + op.len()));
-                let text = format!("    {op}  {}", shorten(name, most));
+                let text = format!("    {}  {}", shown(op), shorten(name, most));
                 let _ = writeln!(out, "{}", style.paint(Look::Dim, &text));
             }
             Row::Change(change) => {
@@ -169,7 +171,7 @@ fn joined(parts: &[Part], block: &str, style: Style, most: usize) -> Vec<String>
             Part::Digest(_) if gone => String::new(),
             Part::Digest(Some(digest)) if !style.full => format!("{:08x}", digest >> 32),
             Part::Word(text) if gone && text == "→" => String::new(),
-            part => part.text(),
+            part => shown(&part.text()).into_owned(),
         });
     }
     out
@@ -202,7 +204,7 @@ pub(super) fn wrap(text: &str, width: Option<usize>, indent: &str) -> String {
     let width = width.unwrap_or(100).saturating_sub(1).max(20);
     let mut out = String::from(indent);
     let mut column = 0;
-    for word in text.split(' ') {
+    for word in shown(text).split(' ') {
         let length = word.chars().count();
         if column > 0 && column + 1 + length > width {
             out.push('\n');

@@ -60,7 +60,7 @@ pub(super) fn trace<'m>(scope: &Scope<'m>, matched: &[Option<usize>], value: &'m
         let factor = |slot: usize| op.input.get(slot).and_then(|v| scope.constant(v));
         let scale = match op.op_type() {
             op::DequantizeLinear => factor(1),
-            op::Mul => factor(1 - slot),
+            op::Mul => factor(1 - slot.min(1)),
             _ => None,
         };
         match (op.op_type(), scale) {

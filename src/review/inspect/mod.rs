@@ -149,9 +149,10 @@ fn model_facts(model: &Model) -> ModelFacts {
     let mut parameters = 0;
     for tensor in &graph.initializer {
         let elements = elements(tensor);
-        parameters += elements;
+        parameters = elements.saturating_add(parameters);
         let dtype = DataType::try_from(tensor.data_type()).unwrap_or_default();
-        *types.entry(dtype.as_str_name().to_owned()).or_default() += bytes(dtype, elements);
+        let sum: &mut u64 = types.entry(dtype.as_str_name().to_owned()).or_default();
+        *sum = sum.saturating_add(bytes(dtype, elements));
     }
     let by_size = |list: BTreeMap<String, u64>| {
         let mut list: Vec<_> = list.into_iter().collect();
@@ -192,16 +193,19 @@ fn model_facts(model: &Model) -> ModelFacts {
 }
 
 fn elements(tensor: &TensorProto) -> u64 {
-    tensor.dims.iter().map(|&d| d.max(0) as u64).product()
+    let sizes = tensor.dims.iter().map(|&d| d.max(0) as u64);
+    sizes.fold(1, u64::saturating_mul)
 }
 
 /// Bytes of so many elements; types that have none of their own (strings) count nothing.
 fn bytes(dtype: DataType, elements: u64) -> u64 {
     match dtype {
         DataType::Int4 | DataType::Uint4 => elements.div_ceil(2),
-        DataType::Double | DataType::Int64 | DataType::Uint64 => 8 * elements,
-        DataType::Float | DataType::Int32 | DataType::Uint32 => 4 * elements,
-        DataType::Float16 | DataType::Bfloat16 | DataType::Int16 | DataType::Uint16 => 2 * elements,
+        DataType::Double | DataType::Int64 | DataType::Uint64 => elements.saturating_mul(8),
+        DataType::Float | DataType::Int32 | DataType::Uint32 => elements.saturating_mul(4),
+        DataType::Float16 | DataType::Bfloat16 | DataType::Int16 | DataType::Uint16 => {
+            elements.saturating_mul(2)
+        }
         DataType::String | DataType::Undefined => 0,
         _ => elements,
     }

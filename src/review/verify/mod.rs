@@ -31,6 +31,7 @@ use crate::calibrate::{
     Batch, CalibError, Engine, EngineError, OutputComparison, compare, model_inputs, type_name,
     with_threads,
 };
+use crate::graph::{self, GraphError};
 use crate::onnx::Model;
 use crate::progress::Progress;
 use crate::review::sure::too_few;
@@ -207,6 +208,14 @@ pub struct LayerError {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum VerifyError {
+    /// One of them is no valid graph.
+    #[error("the {which} model is not valid: {source}")]
+    Graph {
+        /// float or quantized.
+        which: &'static str,
+        /// What is wrong with it.
+        source: GraphError,
+    },
     /// They take other inputs.
     #[error(
         "the quantized model takes input {input}, and the float model takes {known}: \
@@ -290,6 +299,9 @@ fn verify_here(
     options: &VerifyOptions,
     progress: &dyn Progress,
 ) -> Result<Verification, VerifyError> {
+    for (which, model) in [("float", float), ("quantized", quantized)] {
+        graph::check(model).map_err(|source| VerifyError::Graph { which, source })?;
+    }
     check_inputs(float, quantized)?;
     check_outputs(float, quantized)?;
     let engine = engine.sharing();

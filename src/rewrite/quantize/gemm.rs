@@ -50,7 +50,7 @@ impl Writer<'_, '_> {
         }
         node.attribute.retain(|a| a.name.as_deref() != Some("beta"));
         match self.plan.profile.gemm_bias {
-            GemmBias::Int32 if !stopped => {
+            GemmBias::Int32 if !stopped && self.bias_fits(linear, activation, weight)? => {
                 // ONNX Runtime fuses only what has beta written out.
                 node.attribute.push(float_attr("beta", 1.0));
                 node.input[2] = self.int32_bias(linear, activation, weight, linear.node, patch)?;
@@ -89,7 +89,10 @@ impl Writer<'_, '_> {
         node.input = vec![x.to_owned(), w.to_owned()];
         let sum = self.view.output(bias.node, 0);
         let stopped = sum.is_some_and(|value| self.stops_gemm(value, activation));
-        if self.plan.profile.gemm_bias == GemmBias::Int32 && !stopped {
+        if self.plan.profile.gemm_bias == GemmBias::Int32
+            && !stopped
+            && self.bias_fits(linear, activation, weight)?
+        {
             node.input
                 .push(self.int32_bias(linear, activation, weight, linear.node, patch)?);
             node.attribute.push(float_attr("beta", 1.0));
@@ -161,7 +164,11 @@ impl Writer<'_, '_> {
     }
 
     /// The effective float bias: the constant itself, or a new one with beta in it.
-    fn float_bias(&mut self, linear: &Linear, patch: &mut Patch) -> Result<String, RewriteError> {
+    pub(super) fn float_bias(
+        &mut self,
+        linear: &Linear,
+        patch: &mut Patch,
+    ) -> Result<String, RewriteError> {
         let base = linear.bias.map_or("", |b| self.view.name(b.value));
         if !matches!(linear.form, LinearForm::Gemm { beta, .. } if beta != 1.0) {
             return Ok(base.to_owned());
@@ -188,13 +195,31 @@ impl Writer<'_, '_> {
         let per_channel = weight.scales.len() > 1;
         let scale =
             |i: usize| activation.params.scale * weight.scales[if per_channel { i } else { 0 }];
-        // `as` saturates: a bias beyond 2^31 steps is beyond what the accumulator could hold.
+        // `as` saturates; whoever writes the steps asks `bias_fits` first.
         let q = b
             .iter()
             .enumerate()
             .map(|(i, &b)| (f64::from(b) / f64::from(scale(i))).round() as i32)
             .collect();
         Ok((q, (0..weight.scales.len()).map(scale).collect()))
+    }
+
+    /// Whether the int32 form holds the bias, and the sum of products beside it: |q_b| + K · 255 · 127 < 2^31.
+    ///
+    /// A column of a weight that is nearly zero has nearly no scale, and its bias as many steps: those beyond int32 would
+    /// be cut off, without a word. Such a bias stays in float, in an Add behind the product.
+    pub(super) fn bias_fits(
+        &self,
+        linear: &Linear,
+        activation: &Activation,
+        weight: &WeightNames,
+    ) -> Result<bool, RewriteError> {
+        let (q, _) = self.bias_steps(linear, activation, weight)?;
+        let sums = linear.k.saturating_mul(255 * 127);
+        let room = u32::try_from(sums).map_or(0, |sums| (i32::MAX as u32).saturating_sub(sums));
+        // A K beyond that overflows with any bias; there half of the range is as good as any other part.
+        let room = room.max(1 << 30);
+        Ok(q.iter().all(|q| q.unsigned_abs() <= room))
     }
 
     /// b ≈ q_b · s_x · s_w with q_b int32: [N], behind a DequantizeLinear before `anchor`.

@@ -194,6 +194,19 @@ impl Writer<'_, '_> {
         let added = linear.added_bias().filter(|_| !of_gemm);
         // A bias of more axes than the product makes the sum no matrix.
         let added = added.filter(|bias| self.rank_of_constant(bias.value) <= 2);
+        let fits = linear.bias.is_none() || self.bias_fits(linear, activation, weight)?;
+        // What does not fit stays in float: the Add of a MatMul where it is, the bias of a Gemm in one behind.
+        let added = added.filter(|_| fits);
+        if of_gemm && !fits {
+            let product = self.names.derive(&output, "product");
+            node.output = vec![self.product(linear, weight, &product, patch)?];
+            patch.replace(linear.node, node);
+            let bias = self.float_bias(linear, patch)?;
+            let add = self.names.derive(&linear.name, "bias");
+            let add = make_node(op::Add, &add, &[&product, &bias], &[&output], vec![]);
+            patch.insert_after(linear.node, add);
+            return Ok(());
+        }
         if (of_gemm && linear.bias.is_some()) || added.is_some() {
             let (q, _) = self.bias_steps(linear, activation, weight)?;
             let base = linear.bias.map_or("", |b| self.view.name(b.value));

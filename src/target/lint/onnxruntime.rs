@@ -121,6 +121,15 @@ pub(super) const RULES: &[Rule] = &[
         find: products::bias_scale,
     },
     Rule {
+        id: "R5-bias-range",
+        title: "an int32 bias is not cut off at the end of its range",
+        cost: Cost::Wrong,
+        subject: Subject::Quantization,
+        source: "arithmetic: a step of s_x * s_w is too small where a column of the weight is nearly zero",
+        mend: "give that column of the weight a larger scale, or add the bias in float in an Add after the product",
+        find: products::bias_range,
+    },
+    Rule {
         id: "R6-output-dtype",
         title: "an int8 QuantizeLinear says its type by its zero point alone",
         cost: Cost::Rejected,

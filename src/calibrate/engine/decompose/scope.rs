@@ -110,12 +110,18 @@ impl<'g> Scope<'g> {
     }
 
     /// The shape at these input shapes.
-    pub(super) fn shape(&self, name: &str) -> Option<Vec<usize>> {
+    pub(in crate::calibrate) fn shape(&self, name: &str) -> Option<Vec<usize>> {
         self.facts.get(name)?.shape()
     }
 
+    /// The shapes of a node's outputs, as far as they are known.
+    pub(in crate::calibrate) fn output_shapes(&self, node: &NodeProto) -> Vec<Vec<usize>> {
+        let outputs = infer(&self.facts.call(node)).into_iter();
+        outputs.filter_map(|fact| fact.shape()).collect()
+    }
+
     /// The integers of a small value that is the same for all data, in row-major order.
-    pub(super) fn ints(&self, name: &str) -> Option<Vec<i64>> {
+    pub(in crate::calibrate) fn ints(&self, name: &str) -> Option<Vec<i64>> {
         let value = self.facts.get(name)?.value.as_ref()?;
         Some(value.ints()?.iter().copied().collect())
     }

@@ -286,3 +286,32 @@ pub(super) fn bias_scale(scope: &Scope, hits: &mut Hits) {
         }
     }
 }
+
+/// int32 constants of a DequantizeLinear, and the biases of QGemm, that hold the largest or the smallest int32.
+pub(super) fn bias_range(scope: &Scope, hits: &mut Hits) {
+    let view = &scope.view;
+    for (id, node) in view.nodes() {
+        let slot = match (node.domain(), view.op(id)) {
+            (_, op::DequantizeLinear) => 0,
+            ("com.microsoft", op::QGemm) => 6,
+            _ => continue,
+        };
+        let value = view.input(id, slot);
+        let is_int32 = |&value: &ValueId| view.elem_type(value) == Some(DataType::Int32 as i32);
+        let steps = value
+            .filter(is_int32)
+            .and_then(|value| view.constant(value)?.into_ints());
+        let ends = [
+            i64::from(i32::MIN),
+            -i64::from(i32::MAX),
+            i64::from(i32::MAX),
+        ];
+        let cut = steps.and_then(|steps| steps.iter().position(|step| ends.contains(step)));
+        if let Some(at) = cut {
+            let message = format!(
+                "element {at} of its int32 bias is at the end of the range: it was cut off"
+            );
+            hits.at(id, message);
+        }
+    }
+}

@@ -1,39 +1,35 @@
-//! Whether a graph is one: every value defined once, and before it is read.
+//! Whether a model is one: every value defined once, and before it is read; nodes that can mean something; functions
+//! that end.
+//!
+//! What runs a model relies on this and is asked afterwards: an engine may wait for ever, or give up without a name.
+
+mod budget;
+mod error;
+mod operators;
 
 use std::collections::HashSet;
-
-use thiserror::Error;
 
 use super::view::{View, captured_names};
 use crate::onnx::Model;
 
-/// What is wrong with a graph.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum GraphError {
-    /// A value is read before, or without, being defined.
-    #[error("{reader} reads `{value}`, which nothing before it defines")]
-    Undefined {
-        /// The node, or the list of graph outputs.
-        reader: String,
-        /// The missing value.
-        value: String,
-    },
-    /// A value is defined twice.
-    #[error("`{value}` is defined twice")]
-    Redefined {
-        /// The value.
-        value: String,
-    },
-}
+pub use error::GraphError;
 
-/// Checks the main graph of `model`, and what its subgraphs read from it.
+/// Checks the main graph of `model`, what its subgraphs read from it, every node of the standard domain in graphs and
+/// functions (number of inputs and outputs, ranges of attributes), and that the calls of functions end: at most
+/// 64 inside of each other, and a million nodes in all.
 ///
 /// Everything here walks from a value to the node that makes it; in a graph with a cycle that would never end.
 ///
 /// # Errors
 /// The first defect, in graph order.
 pub fn check(model: &Model) -> Result<(), GraphError> {
+    budget::check(model)?;
+    check_names(model)?;
+    operators::check(model)
+}
+
+/// The part of [`check`] that a change of the graph could break.
+pub(super) fn check_names(model: &Model) -> Result<(), GraphError> {
     let graph = model.graph();
     let redefined = |value: &str| GraphError::Redefined {
         value: value.to_owned(),
