@@ -39,7 +39,6 @@ pub use inspect::{Inspection, check_quantizable, inspect};
 use build::{KnownWeights, Source};
 use calibrate::Calibrated;
 use job::{Clock, Job};
-use judge::rows::Rows;
 use judge::{HeldOut, Judge, Measured};
 use plan::Plan;
 use prepare::Prepared;
@@ -70,8 +69,7 @@ pub fn run(
             progress,
             clock: &clock,
         };
-        let rows = Rows::of(data, options);
-        let prepared = Prepared::new(&job, &rows.small)?;
+        let (prepared, rows, data) = Prepared::with_rows(&job, data)?;
         let (calibrated, sequences) = Calibrated::new(&job, prepared, &rows)?;
         let plan = Plan::search(&job, &calibrated, sequences);
         let known = KnownWeights::default();
@@ -88,7 +86,7 @@ pub fn run(
         let findings = lint::lint(&job, &result)?;
         let account = report::Account {
             job: &job,
-            data,
+            data: &data,
             rows: &rows,
             calibrated: &calibrated,
             written: &written,

@@ -27,11 +27,11 @@ const HOLD_OUT: usize = 8;
 pub(crate) const TOKENS: usize = 512;
 
 /// Arrays that belong together, one per given input.
-#[derive(Debug)]
-struct Table {
+#[derive(Debug, Clone)]
+pub(super) struct Table {
     /// The arrays, and their batch axes.
     arrays: BTreeMap<String, (Arc<NamedArray>, Option<usize>)>,
-    rows: usize,
+    pub(super) rows: usize,
     first_row: u64,
 }
 
@@ -55,14 +55,14 @@ impl Table {
 }
 
 /// Checked calibration data.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Dataset {
     inputs: Vec<ModelInput>,
-    tables: Vec<Table>,
+    pub(super) tables: Vec<Table>,
     batch: usize,
-    fixed_batch: Option<usize>,
+    pub(super) fixed_batch: Option<usize>,
     filled: Vec<Filled>,
-    notes: Vec<String>,
+    pub(super) notes: Vec<String>,
     /// The inputs from whose values sizes inside the model are computed.
     sizes: BTreeSet<String>,
 }

@@ -8,6 +8,7 @@ pub(super) mod error;
 mod files;
 pub(super) mod fill;
 pub(super) mod input;
+mod one_by_one;
 pub(super) mod signature;
 pub(super) mod sources;
 pub(super) mod tokens;
