@@ -9,7 +9,8 @@
 worst output over all its elements, once as the tool's report says it and once on the rows that it never saw. Plain is the
 same tool with `--method none`. Static and dynamic are onnxruntime.quantization with the Linears that the tool found, weights per
 channel, QDQ. Speed is the median over rounds of the CPU time of float over that of the result on one thread, one row, the models
-taking turns. The exit status is 1 if a result is below plain, or what the tool says is further than 2 dB off.
+taking turns. The exit status is 1 if a result is below plain, or what the tool says is further than 2 dB off without its
+saying that the rows tell no more ("unsure").
 """
 
 import argparse
@@ -160,15 +161,16 @@ def measure(name, make, folder, rounds):
     taken = dict(zip([file.stem for file in files[1:]], ratios(files, unseen, rounds)[1:]))
     told = [output["sqnr_db"] for output in said["outputs"].values() if output["sqnr_db"] is not None]
     worst = {kind: min(values) if isinstance(values, list) and values else values for kind, values in cells.items()}
-    share = (said.get("work") or {}).get("int8_percent")
-    texts = [name, f"{quantized} of {len(linears)}", "–" if share is None else f"{share:.0f} %"]
-    texts += [f"{min(told):.1f}" if told else "–"]
+    share = (said.get("work") or {}).get("int8")
+    unsure = any(output.get("caution") for output in said["outputs"].values())
+    texts = [name, f"{quantized} of {len(linears)}", "–" if share is None else f"{100 * share:.0f} %"]
+    texts += [(f"{min(told):.1f}" if told else "–") + (" (unsure)" if unsure else "")]
     for kind in ("osplus", "plain", "static", "dynamic"):
         texts.append(f"{worst[kind]:.1f}, × {taken[kind]:.2f}" if kind in taken else str(worst[kind]))
     wrong = []
     if isinstance(worst["plain"], float) and any(o < p - 0.1 for o, p in zip(cells["osplus"], cells["plain"])):
         wrong.append(f"below plain: {cells['osplus']} against {cells['plain']}")
-    if told and abs(min(told) - worst["osplus"]) > 2:
+    if told and not unsure and abs(min(told) - worst["osplus"]) > 2:
         wrong.append(f"says {min(told):.1f} dB, is {worst['osplus']:.1f}")
     return "| " + " | ".join(texts) + " |", "; ".join(wrong) or None
 

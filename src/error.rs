@@ -95,6 +95,12 @@ pub enum Error {
         /// Linears in all.
         linears: usize,
     },
+    /// An SQNR was asked for, and there is none.
+    #[error(
+        "an SQNR was asked for, and no output of the model has one: none is float with elements that the model does not fill in \
+         itself; ask for none, or make a float value an output"
+    )]
+    NothingToCompare,
     /// The migrated float model differs from the original.
     #[error(
         "the migrated float model differs from the original: output `{output}` by {error:.1e} of its range, \

@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 
 use ndarray::{ArrayD, IxDyn};
 use ndarray_npy::NpzWriter;
-use onnx_osplus::calibrate::{CalibSource, Dataset, TractEngine};
+use onnx_osplus::calibrate::{CalibSource, Dataset, Engine, TractEngine, Wanted, shapes};
 use onnx_osplus::graph::View;
+use onnx_osplus::graph::axes::Axis;
 use onnx_osplus::onnx::{Model, load};
 use onnx_osplus::progress::NoProgress;
 use onnx_osplus::recognise::{LinearForm, Recognised, attentions};
@@ -25,6 +26,15 @@ const REFUSED: &[&str] = &[];
 
 /// Files in which another number of Linears is recognised than torch counts.
 const OTHER_LINEARS: &[(&str, usize)] = &[];
+
+/// Files in which the mask is laid over nothing: its ones are counted.
+const COUNTED: &[&str] = &[
+    "bert-script13-eager-mha",
+    "bert-script14-eager-optimizer0",
+    "bert-script17-eager-optimizer1",
+    "distilbert-script14-eager-optimizer0",
+    "llama-helper-gqa",
+];
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models/architectures")
@@ -236,4 +246,63 @@ fn every_row_is_recognised_as_its_snapshot_says() {
         files, expected,
         "snapshots without a row, or the other way round"
     );
+}
+
+/// Rows and padding of a value are told by where its axes come from, in every export.
+#[test]
+fn the_axes_of_what_linears_read_are_known() {
+    let mut wrong = Vec::new();
+    for row in rows() {
+        let file = name(&row).to_owned();
+        let Ok(inspection) = prepared(&row) else {
+            continue;
+        };
+        let model = inspection.model.unflatten();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data.npz");
+        write_data(&row, &model, &path);
+        let data = Dataset::open(&model, &[CalibSource { name: None, path }], 8).unwrap();
+        for batch in data.small_batches() {
+            let wanted = Wanted {
+                taps: &[],
+                outputs: true,
+            };
+            let plan = TractEngine.plan(&model, &batch, &wanted).unwrap();
+            let axes = plan.axes();
+            let flat = inspection.model.view();
+            let inputs = inspection
+                .found
+                .linears
+                .iter()
+                .map(|l| flat.name(l.input).to_owned());
+            let outputs = model.graph().output.iter().map(|o| o.name().to_owned());
+            let values: Vec<String> = inputs.chain(outputs).collect();
+            // Those in a branch that does not run are no values.
+            let run = shapes(&TractEngine, &model, &batch, &values).unwrap();
+            for value in run.keys() {
+                let rows = axes.rows().unwrap();
+                let of = |symbol| axes.offset(symbol, rows).is_some();
+                let by_row = |found: &[Axis]| {
+                    let mut factors = found.iter().flatten();
+                    factors.any(|f| f.origin.is_some_and(|(s, ..)| of(s)))
+                };
+                if !axes.of(value).is_some_and(by_row) {
+                    wrong.push(format!("{file}: {value} {:?}", axes.of(value)));
+                }
+            }
+            let Some(mask) = axes.of_input("attention_mask") else {
+                continue;
+            };
+            // The mask is that of the tokens, not of the encoder's.
+            for ids in ["input_ids", "decoder_input_ids", "inputs_embeds"] {
+                if let Some(ids) = axes.of_input(ids)
+                    && axes.offset(mask[1], ids[1]).is_none()
+                    && !COUNTED.contains(&&file[..])
+                {
+                    wrong.push(format!("{file}: the mask is laid over no token"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }

@@ -215,7 +215,13 @@ fn with_each_object_changed(
 }
 
 /// Where the keys of an object are names of the user's.
-const NAMED: [&str; 4] = ["/outputs", "/filled_inputs", "/digests", "/seconds"];
+const NAMED: [&str; 5] = [
+    "/agreements",
+    "/outputs",
+    "/filled_inputs",
+    "/digests",
+    "/seconds",
+];
 
 #[test]
 fn keys_of_another_release_are_passed_over() {

@@ -19,7 +19,7 @@ pub use data::array::{Values, type_name};
 pub use data::dataset::{Dataset, Split};
 pub use data::error::CalibError;
 pub use data::fill::{FillRule, Filled};
-pub use data::input::{Batch, InputTensor, Shapes, Switches};
+pub use data::input::{Batch, InputTensor, PaddingMask, Shapes, Switches};
 pub use data::signature::{Dim, ModelInput, model_inputs};
 pub use data::sources::CalibSource;
 pub use engine::error::EngineError;
@@ -35,4 +35,4 @@ pub use measure::statistics::{
     ChannelStats, FoldStats, StatOptions, Statistics, statistics, statistics_and,
     statistics_and_tokens,
 };
-pub use measure::sums::{OutputComparison, RowError};
+pub use measure::sums::{OutputComparison, RowError, judged};

@@ -112,6 +112,7 @@ fn text(anatomy: &Anatomy, path: &Path, verbose: bool, width: Option<usize>) -> 
     page.rotations(anatomy, verbose);
     page.sites(anatomy, verbose);
     page.linears(anatomy, verbose);
+    page.work(anatomy);
     page.near_misses(anatomy);
     page.out
 }
@@ -274,6 +275,20 @@ impl Page {
         }
         for rotation in anatomy.rotations.iter().filter(|_| verbose) {
             self.named("  ", &rotation.name, "");
+        }
+    }
+
+    /// What quantizing the Linears is worth.
+    fn work(&mut self, anatomy: &Anatomy) {
+        let Some(work) = &anatomy.work else {
+            return;
+        };
+        self.item(
+            "work",
+            &format!("with every Linear quantized {}", work.words()),
+        );
+        if work.int8 > 0.0 {
+            self.item("", &work.speed());
         }
     }
 

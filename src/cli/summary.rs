@@ -58,6 +58,7 @@ fn write_summary(
     outputs(out, report)?;
     below_plain(out, report)?;
     lint(out, report, verbose)?;
+    work(out, report)?;
     let (before, after) = (sizes.0 as f64 / 1e6, sizes.1 as f64 / 1e6);
     writeln!(out, "size       {before:.1} MB -> {after:.1} MB")?;
     let seconds = report.seconds.get("total").copied().unwrap_or_default();
@@ -65,6 +66,27 @@ fn write_summary(
         Some(peak) => writeln!(out, "time       {seconds:.1} s, peak memory {peak:.0} MB"),
         None => writeln!(out, "time       {seconds:.1} s"),
     }
+}
+
+/// What a reader who wants speed or a small file must know.
+fn work(out: &mut String, report: &Report) -> std::fmt::Result {
+    let Some(work) = &report.work else {
+        return Ok(());
+    };
+    writeln!(out, "work       {}", work.words())?;
+    if work.int8 > 0.0 {
+        writeln!(out, "           {}", work.speed())?;
+    }
+    let megabytes = |bytes: u64| bytes as f64 / 1e6;
+    if megabytes(work.embedding_bytes) >= 0.05 {
+        writeln!(
+            out,
+            "           embedding tables of {:.1} MB stay in float, of {:.1} MB that do",
+            megabytes(work.embedding_bytes),
+            megabytes(work.float_bytes)
+        )?;
+    }
+    Ok(())
 }
 
 /// Not run is not the same as no difference.
@@ -261,6 +283,19 @@ fn embeddings(out: &mut String, report: &Report) -> std::fmt::Result {
     )
 }
 
+/// What is said beside the figure of an output: what is not in it, and why it is no verdict.
+pub(super) fn beside(elements: u64, filled: u64, caution: Option<&str>) -> String {
+    let filled = match filled {
+        0 => String::new(),
+        n => format!(
+            "; without {n} of {} elements that the model fills in",
+            elements + n
+        ),
+    };
+    let caution = caution.map_or(String::new(), |c| format!("; {c}"));
+    filled + &caution
+}
+
 fn plural(n: usize, what: &str) -> String {
     match n {
         1 => format!("1 {what}"),
@@ -356,11 +391,16 @@ fn outputs(out: &mut String, report: &Report) -> std::fmt::Result {
             writeln!(out, "           leaving Linears in float bought nothing")?;
         }
     }
-    if report.outputs.is_empty() {
-        return Ok(());
+    if report.outputs.is_empty() && report.agreements.is_empty() {
+        return writeln!(out, "outputs    none could be compared");
     }
     writeln!(out, "outputs    on {}", report.verified_on)?;
     for (name, output) in &report.outputs {
+        if output.elements == 0 && output.caution.is_some() {
+            let behind = output.caution.as_deref().unwrap_or_default();
+            writeln!(out, "  {name}  {behind}")?;
+            continue;
+        }
         let sqnr = output
             .sqnr_db
             .map_or("exact".to_owned(), |db| format!("SQNR {db:.2} dB"));
@@ -372,7 +412,25 @@ fn outputs(out: &mut String, report: &Report) -> std::fmt::Result {
             let own = per_token(output.plain_token_sqnr_db);
             write!(out, " (plain min-max {plain:.2} dB{own})")?;
         }
-        writeln!(out)?;
+        let behind = beside(output.elements, output.filled, output.caution.as_deref());
+        writeln!(out, "{behind}")?;
+    }
+    for (name, output) in &report.agreements {
+        let part = |n: u64| 100.0 * n as f64 / output.elements.max(1) as f64;
+        write!(
+            out,
+            "  {name}  {:.2} % of {} elements are the same",
+            part(output.agreeing),
+            output.elements
+        )?;
+        if let Some(plain) = output.plain_agreeing {
+            write!(out, " (plain min-max {:.2} %)", part(plain))?;
+        }
+        writeln!(
+            out,
+            "{}",
+            beside(output.elements, 0, output.caution.as_deref())
+        )?;
     }
     Ok(())
 }

@@ -17,6 +17,7 @@ use onnx_osplus::review::{
 
 use super::arguments::{parse_batch, source};
 use super::progress::Terminal;
+use super::summary::beside;
 use super::table;
 
 /// Rows of the table of Linears without -v.
@@ -121,10 +122,23 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if !arguments.quiet && !to_stdout {
         super::print(&text(&result, arguments.verbose, table::width()))?;
     }
+    if arguments.min_sqnr.is_some() && result.outputs.is_empty() {
+        eprintln!(
+            "error: no output is float, so none has an SQNR that could be compared with --min-sqnr"
+        );
+        return Ok(ExitCode::FAILURE);
+    }
     let below = arguments.min_sqnr.map(|limit| (limit, result.below(limit)));
     Ok(match below {
         Some((limit, below)) if !below.is_empty() => {
             for output in below {
+                if output.elements == 0 {
+                    eprintln!(
+                        "error: output {} has no element that could be compared, so no SQNR",
+                        output.name
+                    );
+                    continue;
+                }
                 let db = output.sqnr_db.unwrap_or(f64::NAN);
                 eprintln!(
                     "error: output {} has {db:.2} dB, below --min-sqnr {limit}",
@@ -158,31 +172,48 @@ fn write_text(
         )?;
     }
     writeln!(out, "outputs    on {} rows", result.rows)?;
-    writeln!(
-        out,
-        "  SQNR dB  per token  cosine    largest error  of range  top-1   output"
-    )?;
+    if !result.outputs.is_empty() {
+        writeln!(
+            out,
+            "  SQNR dB  per token  cosine    largest error  of range  top-1   output"
+        )?;
+    }
     for output in &result.outputs {
+        let behind = beside(output.elements, output.filled, output.caution.as_deref());
         writeln!(
             out,
             "{}",
-            table::line(&figures(output), &output.name, "", width)
+            table::line(&figures(output), &output.name, &behind, width)
+        )?;
+    }
+    for output in &result.agreements {
+        let part = 100.0 * output.agreeing as f64 / output.elements.max(1) as f64;
+        let before = format!(
+            "  {part:>6.2} % of {} elements are the same: ",
+            output.elements
+        );
+        let behind = beside(output.elements, 0, output.caution.as_deref());
+        writeln!(
+            out,
+            "{}",
+            table::line(&before, &output.name, &behind, width)
         )?;
     }
     for name in result.other_outputs.iter() {
         writeln!(
             out,
             "{}",
-            table::line("  not float, not compared: ", name, "", width)
+            table::line("  no numbers, not compared: ", name, "", width)
         )?;
     }
     layers(out, result, verbose, width)
 }
 
 fn figures(output: &OutputError) -> String {
+    let without = if output.elements == 0 { "–" } else { "exact" };
     let db = output
         .sqnr_db
-        .map_or("exact".to_owned(), |db| format!("{db:.2}"));
+        .map_or(without.to_owned(), |db| format!("{db:.2}"));
     let per_token = output
         .token_sqnr_db
         .map_or("–".to_owned(), |db| format!("{db:.2}"));

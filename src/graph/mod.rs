@@ -4,6 +4,7 @@
 //! collects edits against that view together with the reason for them; [`apply`] carries them out and checks
 //! the result. Inside, values and nodes are ids; names appear only at the edges.
 
+pub mod axes;
 pub mod branches;
 mod check;
 mod constant;
@@ -16,6 +17,7 @@ pub mod opset;
 mod patch;
 mod size_inputs;
 mod view;
+pub mod work;
 
 pub use check::{GraphError, check};
 pub use constant::{Constant, is_orthogonal};

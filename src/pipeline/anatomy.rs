@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::inspect::{Inspection, inspect, without_running};
 use super::token_ids::token_ids;
+use super::work;
 use crate::calibrate::{
     Dataset, Engine, StatOptions, Statistics, shapes, statistics_and_tokens, with_threads,
 };
@@ -99,6 +100,12 @@ fn dissect(
         statistics: &statistics,
         tokens: &tokens,
         bits: (options.activation(), options.weight()),
+    });
+    let batch = small.first().filter(|_| ran);
+    anatomy.work = batch.and_then(|batch| {
+        let longest = data.and_then(|data| data.all().into_iter().next());
+        let batch = longest.as_ref().unwrap_or(batch);
+        work::work_of_model(engine, seen.model.as_model(), &seen.found, batch)
     });
     anatomy.rows = data.filter(|_| ran).map_or(0, Dataset::rows);
     anatomy.near_misses = seen.closed;

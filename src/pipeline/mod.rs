@@ -24,6 +24,7 @@ mod sites;
 mod strategy;
 mod token_ids;
 mod verdict;
+mod work;
 
 use crate::calibrate::{Dataset, Engine, with_threads};
 use crate::error::Error;
@@ -80,18 +81,30 @@ pub fn run(
         };
         let mut judge = HeldOut::new(&job, source, &rows);
         let mut written = best_plan(&job, source, plan, &mut judge)?;
+        judge.make_sure(&mut written)?;
         let float_check = strategy::conclude(&mut written, &mut judge)?;
         prepare::restore(&mut written.model, &calibrated.prepared.changes.rewritten)?;
         let result = written.model.unflatten();
         let findings = lint::lint(&job, &result)?;
+        let all = judge.all_outputs(&written)?;
+        let batch = rows.calibration.first();
+        let work = batch.and_then(|batch| {
+            let prepared = &calibrated.prepared;
+            work::work_of(engine.as_ref(), prepared, &written.plan, batch, &result)
+        });
         let account = report::Account {
+            work,
             job: &job,
             data: &data,
             rows: &rows,
             calibrated: &calibrated,
             written: &written,
             judged_on: judge.judged_on(),
-            plain: judge.plain().map(|plain| &plain.outputs[..]),
+            outputs: all.as_ref().map_or(&written.outputs, |[ours, _]| ours),
+            plain: match &all {
+                Some([_, plain]) => judge.plain().map(|_| &plain[..]),
+                None => judge.plain().map(|plain| &plain.outputs[..]),
+            },
             float_check,
             findings,
         };

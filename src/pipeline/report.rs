@@ -12,7 +12,8 @@ use crate::calibrate::{Dataset, OutputComparison};
 use crate::options::Format;
 use crate::review::{
     AttentionReport, BelowPlain, Decision, FloatCheck, REPORT_SCHEMA, Report, RotationsReport,
-    Settings, SiteDecision, linear_report, output_reports, site_report,
+    Settings, SiteDecision, WorkReport, agreement_reports, linear_report, output_reports,
+    site_report,
 };
 use crate::solve::Method;
 use crate::target::lint::Finding;
@@ -25,6 +26,10 @@ pub(super) struct Account<'a> {
     pub calibrated: &'a Calibrated,
     pub written: &'a Measured,
     pub judged_on: JudgedOn,
+    /// Who does the multiplications.
+    pub work: Option<WorkReport>,
+    /// Every output of what is written.
+    pub outputs: &'a [OutputComparison],
     /// The outputs of plain min-max quantization.
     pub plain: Option<&'a [OutputComparison]>,
     pub float_check: Option<FloatCheck>,
@@ -54,8 +59,10 @@ impl Account<'_> {
                 .chain(misses.map(Into::into))
                 .collect(),
             float_check: self.float_check.clone(),
+            work: self.work.clone(),
             below_plain: self.below_plain(),
-            outputs: output_reports(&self.written.outputs, self.plain),
+            outputs: output_reports(self.outputs, self.plain),
+            agreements: agreement_reports(self.outputs, self.plain),
             verified_on: self.judged_on.rows.clone(),
             decision: self.decision(),
             dropped_sites: plan

@@ -125,7 +125,7 @@ impl<'m> Responses<'m> {
         };
         let x = self.kept.get(value)?;
         let channels = *x.value.shape().last()?;
-        let tokens = x.rows.len();
+        let tokens = x.halves.len();
         let mut inputs = BTreeMap::new();
         for &i in &response.inputs {
             let name = self.view.graph().input[i].name();
@@ -168,7 +168,7 @@ impl<'m> Responses<'m> {
                 .clone()
                 .into_shape_with_order((tokens, channels))
                 .ok()?,
-            halves: x.rows.iter().map(|r| r.map(|r| (r % 2) as usize)).collect(),
+            halves: x.halves.clone(),
             batch: Batch {
                 inputs,
                 ..self.batch.clone()
@@ -184,8 +184,30 @@ impl<'m> Responses<'m> {
         let float = block.feed(products?)?;
         let model = self.cut_out(response, &float)?;
         block.plan = self.engine.plan(&model, &float, &wanted()).ok();
-        let error = block.error(&float)?;
-        (error <= SAME * block.energy()).then_some(block)
+        let (error, energy) = (block.error(&float)?, block.energy());
+        // Without energy nothing is compared: no loss would be as good as the best.
+        (energy > 0.0 && error <= SAME * energy).then_some(block)
+    }
+
+    /// What a reader should know: the sites whose response is zero in every token that was run, so that it tells nothing.
+    pub(super) fn notes(&self) -> Vec<String> {
+        let silent = |(id, row): (SiteId, &SiteRow)| {
+            let response = self.blocks[id].as_ref()?;
+            let outputs = response
+                .outputs
+                .iter()
+                .map(|&o| self.kept.get(self.view.name(o)));
+            let energies: Vec<f64> = outputs.flatten().map(energy).collect();
+            let none = !energies.is_empty() && energies.iter().all(|e| *e == 0.0);
+            none.then(|| {
+                format!(
+                    "the response behind `{}` is zero in the sequences that were run: the outputs of its Linears are compared \
+                     instead",
+                    row.name
+                )
+            })
+        };
+        self.prepared.sites.iter().filter_map(silent).collect()
     }
 
     /// The block as a model: `batch` has its inputs.
@@ -249,7 +271,7 @@ impl Block {
                 .filter(|c| c.shape() == float.value.shape())?;
             error += energy(&Captured {
                 value: computed - &float.value,
-                rows: float.rows.clone(),
+                halves: float.halves.clone(),
             });
         }
         Some(error)
@@ -305,8 +327,8 @@ fn energy(captured: &Captured) -> f64 {
     let rows = captured.value.rows();
     let real = rows
         .into_iter()
-        .zip(&captured.rows)
-        .filter(|(_, row)| row.is_some());
+        .zip(&captured.halves)
+        .filter(|(_, half)| half.is_some());
     let squares =
         |v: ndarray::ArrayView1<f32>| v.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
     real.map(|(v, _)| squares(v)).sum()

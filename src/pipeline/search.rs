@@ -64,7 +64,7 @@ impl Plan {
             },
             attention: Vec::new(),
             embeddings: false,
-            notes: Vec::new(),
+            notes: responses.as_ref().map_or_else(Vec::new, Responses::notes),
         };
         job.progress.end();
         job.clock.finish("search");

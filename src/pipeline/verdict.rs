@@ -270,6 +270,8 @@ mod tests {
             max_relative_error: 0.0,
             range: (0.0, 0.0),
             elements: 0,
+            filled: 0,
+            agreement: None,
             top1: (0, 0),
             token_sqnr_db: None,
             rows: db.iter().enumerate().map(row).collect(),

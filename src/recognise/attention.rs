@@ -67,6 +67,21 @@ pub struct Attentions {
     pub near_misses: Vec<NearMiss>,
 }
 
+/// Why a Softmax of the product of two computed values is none: a classifier compares its inputs with prototypes, too.
+const UNREAD: &str = "no MatMul reads its probabilities";
+
+impl Attentions {
+    /// Those near misses that are an attention all the same: of which only the two products were not found.
+    pub fn unmatched(&self) -> impl Iterator<Item = &NearMiss> {
+        self.near_misses.iter().filter(|miss| miss.reason != UNREAD)
+    }
+}
+
+/// Whether a Softmax is that of an attention, and not a classifier's, a router's or a pooler's.
+pub fn is_attention(view: &View, softmax: NodeId) -> bool {
+    match_at(view, softmax).is_some_and(|found| !matches!(found, Err(reason) if reason == UNREAD))
+}
+
 /// Finds every attention. Cost: one pass over the nodes, and a walk of bounded length from each Softmax.
 pub fn attentions(view: &View) -> Attentions {
     let mut all = Attentions::default();
@@ -150,7 +165,7 @@ fn assemble(
     let (context, probabilities) = match readers.as_slice() {
         [one] => *one,
         [] if walls.is_empty() => {
-            return Err("no MatMul reads its probabilities".to_owned());
+            return Err(UNREAD.to_owned());
         }
         [] => {
             return Err(format!(
@@ -309,7 +324,7 @@ fn is_probability(view: &View, node: NodeId, slot: usize) -> bool {
 /// Whether neither input of a product is a weight, nor one that a caller may replace. A cache may be an input.
 fn is_product(view: &View, node: NodeId) -> bool {
     let computed = |value: ValueId| match view.source(value) {
-        Source::Node { .. } => !view.is_constant(value),
+        Source::Node { .. } => !view.is_constant(value) && !is_quantized_weight(view, value),
         Source::Input(_) => {
             let name = view.name(value);
             !view.graph().initializer.iter().any(|t| t.name() == name)
@@ -319,6 +334,36 @@ fn is_product(view: &View, node: NodeId) -> bool {
     [0, 1]
         .iter()
         .all(|&slot| view.input(node, slot).is_some_and(computed))
+}
+
+/// Whether a value is a weight behind DequantizeLinear: a quantized Linear's.
+fn is_quantized_weight(view: &View, mut value: ValueId) -> bool {
+    for _ in 0..MOST_VALUES {
+        let Some((node, _)) = view.producer(value) else {
+            return false;
+        };
+        let input = view.input(node, 0);
+        match view.op(node) {
+            op::DequantizeLinear | op::QuantizeLinear
+                if input.is_some_and(|v| view.is_constant(v)) =>
+            {
+                return true;
+            }
+            op::DequantizeLinear
+            | op::Cast
+            | op::Identity
+            | op::Reshape
+            | op::Transpose
+            | op::Squeeze
+            | op::Unsqueeze => {}
+            _ => return false,
+        }
+        let Some(input) = input else {
+            return false;
+        };
+        value = input;
+    }
+    false
 }
 
 fn product(view: &View, node: NodeId) -> Result<Product, String> {

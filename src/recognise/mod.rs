@@ -14,7 +14,7 @@ mod rotation;
 mod transparent;
 mod weight;
 
-pub use attention::{Attention, Attentions, Product, attentions};
+pub use attention::{Attention, Attentions, Product, attentions, is_attention};
 pub use contrib::{Composite, MICROSOFT, composite, microsoft_op};
 pub use layout::{Layout, asks_rank, moved_back, other_layout, unmoved};
 pub use linear::{Bias, Linear, LinearForm};

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use super::sure::too_few;
 use super::{
-    CHANNEL_LINES, ChannelRange, CurveReport, LinearReport, NearMissReport, OutputReport,
-    RotationReport, SiteReport,
+    AgreementReport, CHANNEL_LINES, ChannelRange, CurveReport, LinearReport, NearMissReport,
+    OutputReport, RotationReport, SiteReport,
 };
 use crate::calibrate::{ChannelStats, OutputComparison};
 use crate::recognise::{Linear, NearMiss, Recognised};
@@ -18,6 +19,7 @@ pub fn output_reports(
 ) -> BTreeMap<String, OutputReport> {
     let finite = |db: f64| db.is_finite().then_some(db);
     ours.iter()
+        .filter(|o| o.agreement.is_none())
         .map(|o| {
             let plain = plain.and_then(|p| p.iter().find(|p| p.name == o.name));
             let report = OutputReport {
@@ -26,10 +28,32 @@ pub fn output_reports(
                 plain_sqnr_db: plain.and_then(|p| finite(p.sqnr_db)),
                 token_sqnr_db: o.token_sqnr_db,
                 plain_token_sqnr_db: plain.and_then(|p| p.token_sqnr_db),
+                elements: o.elements,
+                filled: o.filled,
+                caution: too_few(o),
             };
             (o.name.clone(), report)
         })
         .collect()
+}
+
+/// The integer and boolean outputs, compared with those of plain min-max quantization if that was measured.
+pub fn agreement_reports(
+    ours: &[OutputComparison],
+    plain: Option<&[OutputComparison]>,
+) -> BTreeMap<String, AgreementReport> {
+    let report = |o: &OutputComparison| {
+        let (elements, agreeing) = o.agreement?;
+        let plain = plain.and_then(|p| p.iter().find(|p| p.name == o.name)?.agreement);
+        let report = AgreementReport {
+            elements,
+            agreeing,
+            plain_agreeing: plain.map(|(_, agreeing)| agreeing),
+            caution: too_few(o),
+        };
+        Some((o.name.clone(), report))
+    };
+    ours.iter().filter_map(report).collect()
 }
 
 /// One Linear; `quantizes` is false if the format keeps every Linear in float.

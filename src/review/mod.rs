@@ -1,6 +1,7 @@
 //! What was done, and how good it is.
 
 mod account;
+mod choices;
 pub mod diff;
 mod html;
 mod inspect;
@@ -9,9 +10,12 @@ mod provenance;
 mod quantized;
 mod report;
 mod settings;
+mod sure;
 mod verify;
+mod work;
 
-pub use account::{SiteDecision, linear_report, output_reports, site_report};
+pub use account::{SiteDecision, agreement_reports, linear_report, output_reports, site_report};
+pub use choices::{EmbeddingsReport, RotationReport, RotationsReport, TableReport};
 pub use html::html;
 pub use inspect::{
     ANATOMY_SCHEMA, Anatomy, Architecture, BlockFacts, ChannelFacts, LinearFacts, ModelFacts,
@@ -21,13 +25,15 @@ pub use inspect::{
 pub use provenance::Provenance;
 pub use quantized::{QuantizedLinear, quantized_embeddings, quantized_linears};
 pub use report::{
-    AttentionCost, AttentionReport, BelowPlain, CHANNEL_LINES, ChannelRange, CurveReport, Decision,
-    EmbeddingsReport, FLOAT_LIMIT, Files, FloatCheck, InlinedReport, KeptFloat, KeptLinear,
+    AgreementReport, AttentionCost, AttentionReport, BelowPlain, CHANNEL_LINES, ChannelRange,
+    CurveReport, Decision, FLOAT_LIMIT, Files, FloatCheck, InlinedReport, KeptFloat, KeptLinear,
     LinearReport, NearMissReport, OutputReport, REPORT_SCHEMA, ROUNDING_LIMIT, Report,
-    RotationReport, RotationsReport, RoundedCheck, SiteReport, TableReport,
+    RoundedCheck, SiteReport,
 };
 pub use settings::Settings;
+pub use sure::{SURE_DB, known_to_db, too_few};
 pub use verify::{
     Energy, LAYER_TOKENS, LayerError, OutputError, VERIFICATION_SCHEMA, Verification, VerifyError,
     VerifyOptions, VerifyRows, verify,
 };
+pub use work::{FloatWork, INT8_RATE, WorkReport};

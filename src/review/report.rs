@@ -9,8 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::json::number;
-use super::{LayerError, Settings};
-use crate::rewrite::EmbeddingTable;
+use super::{EmbeddingsReport, LayerError, RotationReport, RotationsReport, Settings, WorkReport};
 use crate::target::lint::Finding;
 
 /// The version of the JSON form of a [`Report`]. It grows when a key changes its meaning or goes; new keys may come at any
@@ -44,8 +43,12 @@ pub struct Report {
     pub float_check: Option<FloatCheck>,
     /// The written model against the original, per float output.
     pub outputs: BTreeMap<String, OutputReport>,
+    /// The written model against the original, per integer or boolean output.
+    pub agreements: BTreeMap<String, AgreementReport>,
     /// Outputs that end clearly below plain min-max quantization, although no better plan was found.
     pub below_plain: Vec<BelowPlain>,
+    /// What part of the multiplications is in integers, and what speed that allows at most; `None` if the shapes are not known.
+    pub work: Option<WorkReport>,
     /// On which tokens `outputs` was measured.
     pub verified_on: String,
     /// What was written, and why.
@@ -171,99 +174,6 @@ pub struct SiteReport {
     /// Loss of plain min-max over loss of this choice, on calibration tokens that did not set the ranges, in dB.
     #[serde(deserialize_with = "number")]
     pub validated_gain_db: f64,
-}
-
-/// The rotation R = diag(d) P (H_Aᵀ ⊗ H_B) before the Linears of a site; see [`crate::solve::Rotation`].
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-#[non_exhaustive]
-pub struct RotationReport {
-    /// How it is written: "kronecker" (Reshape, two MatMuls, Reshape), "blocks" (Reshape, MatMul, Reshape; H_A is the identity),
-    /// "heads" (folded into the columns of the Linear that makes V; H_A is the identity).
-    pub form: String,
-    /// A and B.
-    pub factors: (usize, usize),
-    /// The channels where d is −1, ascending; these signs are folded with the scale.
-    pub negative: Vec<usize>,
-    /// P: the channel in each place, where the channels stand in another order; it is folded into the Linears before.
-    pub order: Option<Vec<u32>>,
-    /// What it costs, in percent of the run time, by an estimate.
-    #[serde(deserialize_with = "number")]
-    pub percent: f64,
-    /// Loss of the best choice without it over the loss with it, on calibration tokens that did not set the ranges, in dB.
-    #[serde(deserialize_with = "number")]
-    pub gain_db: f64,
-}
-
-/// What all rotations bought.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-#[non_exhaustive]
-pub struct RotationsReport {
-    /// Sites that have one.
-    pub sites: usize,
-    /// What they cost together, in percent of the run time, by an estimate.
-    #[serde(deserialize_with = "number")]
-    pub percent: f64,
-    /// The mean SQNR of the outputs on the held-out rows without them, in dB.
-    #[serde(deserialize_with = "number")]
-    pub sqnr_before_db: f64,
-    /// And with them.
-    #[serde(deserialize_with = "number")]
-    pub sqnr_after_db: f64,
-}
-
-/// Embedding tables in 8 bits.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-#[non_exhaustive]
-pub struct EmbeddingsReport {
-    /// The tables.
-    pub tables: Vec<TableReport>,
-    /// The mean SQNR of the outputs on the held-out rows with tables in float, in dB.
-    #[serde(deserialize_with = "number")]
-    pub sqnr_before_db: f64,
-    /// And in 8 bits.
-    #[serde(deserialize_with = "number")]
-    pub sqnr_after_db: f64,
-}
-
-/// One embedding table.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-#[non_exhaustive]
-pub struct TableReport {
-    /// The name of the constant.
-    pub name: String,
-    /// Rows.
-    pub rows: usize,
-    /// Elements of a row.
-    pub columns: usize,
-    /// Bytes in float.
-    pub bytes_before: usize,
-    /// Bytes in 8 bits, scales included; and those in float, if something else reads the table too.
-    pub bytes_after: usize,
-}
-
-impl EmbeddingsReport {
-    /// The tables by their names, and the mean SQNR of the outputs without and with 8 bits, in dB.
-    pub(crate) fn new(
-        tables: &[(String, EmbeddingTable)],
-        [before, after]: [f64; 2],
-    ) -> EmbeddingsReport {
-        let table = |(name, table): &(String, EmbeddingTable)| TableReport {
-            name: name.clone(),
-            rows: table.rows,
-            columns: table.columns,
-            bytes_before: table.bytes(),
-            bytes_after: table.quantized_bytes() + usize::from(table.shared) * table.bytes(),
-        };
-        EmbeddingsReport {
-            tables: tables.iter().map(table).collect(),
-            sqnr_before_db: before,
-            sqnr_after_db: after,
-        }
-    }
 }
 
 /// Lines of a site's channels in a report, at most.
@@ -415,6 +325,28 @@ pub struct OutputReport {
     pub token_sqnr_db: Option<f64>,
     /// `token_sqnr_db` of plain min-max quantization of the same Linears.
     pub plain_token_sqnr_db: Option<f64>,
+    /// Elements that were compared; 0 if the model fills in all of them, so that `sqnr_db` says nothing.
+    pub elements: u64,
+    /// Elements that both models fill in with a constant (−∞, the smallest float, −10⁴ where a mask says so); they are in none of
+    /// the figures.
+    pub filled: u64,
+    /// Why the figures are no verdict: they are of too few numbers or rows.
+    pub caution: Option<String>,
+}
+
+/// One integer or boolean output of the written model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct AgreementReport {
+    /// Elements that were compared.
+    pub elements: u64,
+    /// Those that are the same in both models.
+    pub agreeing: u64,
+    /// Those that plain min-max quantization of the same Linears leaves the same; `None` if it was not measured.
+    pub plain_agreeing: Option<u64>,
+    /// Why this is no verdict: it is of too few numbers or rows.
+    pub caution: Option<String>,
 }
 
 /// An output that lost by quantization what plain min-max would not have lost.

@@ -8,6 +8,7 @@ mod compound;
 mod contrib;
 mod heads;
 mod labels;
+mod reduce;
 mod reorder;
 mod response;
 mod rules;

@@ -24,7 +24,7 @@ use crate::onnx::node::subgraphs;
 use crate::onnx::op;
 use crate::onnx::proto::TensorProto;
 use crate::onnx::tensor;
-use crate::recognise::{Linear, LinearId, Recognised};
+use crate::recognise::{Linear, LinearId, Recognised, is_attention};
 
 /// More nodes than any attention is exported to, with its mask and rotary embedding.
 const MOST_NODES: usize = 500;
@@ -205,7 +205,8 @@ impl Reach {
             }
             let (node, _) = view.producer(value)?;
             let op = view.node(node).op_type.as_deref().unwrap_or("");
-            if op == op::Softmax || op.contains(op::Attention) {
+            let softmax = op == op::Softmax && is_attention(view, node);
+            if softmax || op.contains(op::Attention) {
                 return Some(ResponseKind::Attention);
             }
             let inside = inputs(view, node).filter(|v| self.parts.contains_key(v));

@@ -34,6 +34,8 @@ pub(super) fn channel_inputs(view: &View, node: NodeId) -> Range<usize> {
         | op::Gather
         | op::Identity
         | op::Dropout
+        | op::ReduceMean
+        | op::ReduceSum
         | op::Cast => 0..1,
         op::Attention => 2..3,
         _ => super::contrib::channel_inputs(view, node),
@@ -76,6 +78,7 @@ impl Walk<'_, '_> {
                 self.pass(node, 0, labels, Shift::Stays)
             }
             op::MatMul => self.product(node, labels, shift),
+            op::ReduceMean | op::ReduceSum => self.reduce(node, labels, shift),
             op::Attention if output == 0 => self.attention(node, &labels, shift),
             op::Transpose => {
                 let perm = match attr_ints(view.node(node), "perm") {

@@ -11,6 +11,8 @@
 //! | Mul of a constant per channel | c' = c / s | scale only: a sink |
 //! | Mul(a, b) | one of a, b becomes a / s | scale only |
 //! | Relu | the input becomes a / s | scale only, s > 0 |
+//! | ReduceMean over tokens | the input becomes (a − z) / s | the axes are known |
+//! | ReduceSum over tokens | the input becomes a / s | scale only |
 //! | P V with P = Softmax | V' = (V − z) / s, because the rows of P sum to 1 | else scale only |
 //! | Attention(Q, K, V) | V' = (V − z) / s | no past values, values not kept for later |
 //! | MultiHeadAttention, GroupQueryAttention | V' = (V − z) / s, by the same rule | no past or present values |

@@ -4,6 +4,7 @@
 //! Adding a runtime is adding a profile: a variant of [`Target`], and its rules in `table.rs`.
 
 pub mod lint;
+pub mod pool;
 mod profile;
 mod table;
 

@@ -62,6 +62,9 @@ pub struct Profile {
     /// Whether a guard `Where(IsNaN(P), 0, P)` behind the softmax keeps the runtime from fusing attention
     /// (TensorRT-RTX 1.7.1, OpenVINO 2026.4). It is left out then, if no calibration row needs it.
     pub nan_guard_stops_attention: bool,
+    /// Whether a value per channel behind a Reduce without kept axes is computed rightly before a QuantizeLinear
+    /// ([`pool`](super::pool)). Where it is not, no Mul is placed there, and a Linear behind one that the model has stays in float.
+    pub pools_keep_channels: bool,
     /// Why QLinearMatMul and QGemm ([`Format::QOperator`](crate::Format::QOperator)) cannot be written for it, if they cannot.
     pub no_qoperator: Option<&'static str>,
     /// Whether some of its processors saturate sums of uint8 · int8 products in 16 bits, so that 7-bit weights

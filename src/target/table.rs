@@ -8,6 +8,8 @@ use super::{MIN_OPSET, Target};
 
 const MEASURED: &str = "tests/python/test_profiles.py";
 
+const POOLS: &str = "tests/python/test_lint_rules.py";
+
 const ORT_QUANTIZATION: &str =
     "https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html";
 const ORT_OUTPUT_DTYPE: &str = "https://github.com/microsoft/onnxruntime/issues/25526";
@@ -34,6 +36,7 @@ pub(super) const ORT: Profile = Profile {
     int8_attention: false,
     int8_gather: true,
     nan_guard_stops_attention: false,
+    pools_keep_channels: true,
     no_qoperator: None,
     saturates: true,
     newest_opset: 26,
@@ -74,6 +77,7 @@ pub(super) const TENSORRT: Profile = Profile {
     int8_attention: true,
     int8_gather: false,
     nan_guard_stops_attention: true,
+    pools_keep_channels: true,
     no_qoperator: Some("TensorRT's parser rejects QLinearMatMul"),
     saturates: false,
     newest_opset: 26,
@@ -124,6 +128,7 @@ pub(super) const OPENVINO: Profile = Profile {
     int8_attention: false,
     int8_gather: true,
     nan_guard_stops_attention: true,
+    pools_keep_channels: false,
     no_qoperator: Some("OpenVINO fails to convert QLinearMatMul"),
     saturates: true,
     newest_opset: 26,
@@ -142,6 +147,11 @@ pub(super) const OPENVINO: Profile = Profile {
             rules: "int8",
             says: "every FullyConnected runs in i8: Q shared or not, a bias in any form, INT4 behind a Cast",
             document: MEASURED,
+        },
+        Source {
+            rules: "pools",
+            says: "a value per channel behind a Reduce without kept axes, and then a Q: wrong results",
+            document: POOLS,
         },
     ],
 };
@@ -162,6 +172,7 @@ pub(super) const PORTABLE: Profile = Profile {
     int8_attention: false,
     int8_gather: false,
     nan_guard_stops_attention: false,
+    pools_keep_channels: false,
     no_qoperator: Some("TensorRT rejects QLinearMatMul and OpenVINO fails to convert it"),
     saturates: true,
     newest_opset: 26,
@@ -240,6 +251,9 @@ pub fn markdown() -> String {
         if p.int8_attention { "int8" } else { "float" }.to_owned()
     });
     row("`--embeddings int8`", &|p| yes_or_no(p.int8_gather));
+    row("a Mul behind a pool without kept axes", &|p| {
+        yes_or_no(p.pools_keep_channels)
+    });
     row("`--format qoperator`", &|p| {
         yes_or_no(p.no_qoperator.is_none())
     });

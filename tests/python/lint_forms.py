@@ -309,3 +309,35 @@ def dropout(training, old=False):
 def norm(outputs):
     constants = dict(gamma=np.ones(K, np.float32), beta=np.zeros(K, np.float32))
     return model([node("LayerNormalization", ["x", "gamma", "beta"], ["y", "mean", "deviation"][:outputs])], constants, y=("b", "s", K))
+
+
+def pooled(scale, op="ReduceMean", keepdims=0, between=None, before=None, one=False):
+    """y = DQ(Q(pool of x over tokens, scaled)) · DQ(W); `scale` is the operator with a value per channel, or `one` for all."""
+    factor = np.where(np.arange(K) % 7 == 0, 0.1, 2).astype(np.float32)
+    constants = {"factor": factor[:1] if one else factor, "axes": np.array([1])}
+    nodes, value = [], "x"
+    if before == "Mul":
+        nodes.append(node("Mul", ["x", "factor"], ["scaled"]))
+        value = "scaled"
+    elif before:
+        constants["beta"] = np.full(K, 0.1 if "shifted" in before else 0, np.float32)
+        nodes.append(node("LayerNormalization", ["x", "factor", "beta"], ["scaled"], axis=-1))
+        value = "scaled"
+    reduce = ([value, "axes"], {}) if op == "ReduceSum" else ([value], {"axes": [1]})
+    nodes.append(node(op, reduce[0], ["pool"], keepdims=keepdims, **reduce[1]))
+    value = "pool"
+    if between:
+        nodes.append(node(between, [value], ["between"]))
+        value = "between"
+    if scale:
+        nodes.append(node(scale, [value, "factor"], ["own"]))
+        value = "own"
+    q, w_scale = quantized(weights())
+    constants.update(q_scale=np.float32(0.03), q_zero=np.int8(0), W_q=q, W_scale=w_scale, W_zero=np.zeros(N, np.int8))
+    nodes += [
+        node("QuantizeLinear", [value, "q_scale", "q_zero"], ["x_q"]),
+        node("DequantizeLinear", ["x_q", "q_scale", "q_zero"], ["x_dq"]),
+        node("DequantizeLinear", ["W_q", "W_scale", "W_zero"], ["W_dq"], axis=1),
+        node("MatMul", ["x_dq", "W_dq"], ["y"]),
+    ]
+    return model(nodes, constants, y=("b", 1, N) if keepdims else ("b", N))

@@ -318,6 +318,11 @@ OPENVINO = [
     Case("O3-one-side", "openvino", "float", u8(quantize_x=False), u8(), ov_in_float, name="weight"),
     Case("O3-dynamic", "openvino", "float", integer_operator, u8(), ov_in_float),
     Case("O5-rotation", "openvino", "inaccurate", lambda: forms.rotated(form="quantized"), forms.rotated, ov_rotates_in_float),
+    Case("O6-pool", "openvino", "wrong", lambda: forms.pooled("Mul"), lambda: forms.pooled("Mul", keepdims=1), ov_wrong),
+    Case("O6-pool", "openvino", "wrong", lambda: forms.pooled("Add", op="ReduceMax"), lambda: forms.pooled("Mul", one=True), ov_wrong, name="add"),
+    Case("O6-pool", "openvino", "wrong", lambda: forms.pooled("Mul", op="ReduceSum", between="Relu"), lambda: forms.pooled(None), ov_wrong, name="relu"),
+    Case("O6-pool", "openvino", "wrong", lambda: forms.pooled(None, before="Mul"), lambda: forms.pooled(None, before="Mul", between="Tanh"), ov_wrong, name="before"),
+    Case("O6-pool", "openvino", "wrong", lambda: forms.pooled(None, before="norm"), lambda: forms.pooled(None, before="shifted norm"), ov_wrong, name="norm"),
     Case("O4-scale", "openvino", "wrong", u8(a_scale=-0.02), u8(), ov_wrong),
 ]  # fmt: skip
 

@@ -13,7 +13,7 @@ import onnx
 import pytest
 import rotations
 import runtimes
-from conftest import TINY, run_tool
+from conftest import TINY, TINY_LLAMA, run_tool
 from onnx import numpy_helper
 
 LINEARS = ["query/MatMul", "key/MatMul", "value/MatMul", "output/MatMul"]
@@ -229,6 +229,69 @@ def test_tensorrt_builds_int8_linears_beside_float_rotations(written, name, targ
     assert [n for n in done.form.linears if not runtimes.tensorrt_integer(engine, n)] == []
     rotated = products_of(rotation_nodes(onnx.load(done.path)))
     assert rotated and not [n for n in rotated if runtimes.tensorrt_integer(engine, n)]
+
+
+# --- Rotations of blocks and of heads ---
+
+
+def test_heads_are_mixed_without_a_node(l3, job):
+    """MiniLM-L3 for no time: R of two attentions stands in the columns of V, and verify undoes it."""
+    done = job(l3, "--max-slowdown", "0")
+    rotated = [s["rotation"] for s in done.report["sites"] if s["rotation"]]
+    assert rotated and {(r["form"], *r["factors"], r["percent"]) for r in rotated} == {("heads", 12, 32, 0)}
+    assert all(r["gain_db"] >= 0.5 for r in rotated) and done.report["rotations"] is None
+    assert done.report["float_check"]["max_relative_error"] <= 1e-5
+    before, after = (measure.op_counts(onnx.load(x)) for x in (l3.model, done.path))
+    assert (after["MatMul"], after["Reshape"]) == (before["MatMul"], before["Reshape"])
+    seen = json.loads(run_tool("verify", l3.model, done.path, "--calib", l3.calib, "--json", "-").stdout)
+    own = {x["name"]: x["fed"]["sqnr_db"] for x in seen["layers"] if x["fed"]}
+    assert len(own) == 18 and min(own.values()) > 25, own
+
+
+@pytest.fixture(scope="session")
+def blocks(tmp_path_factory):
+    """A LLaMA for so little time that a gated FFN's second Linear has blocks: what was written, and the report."""
+    folder = tmp_path_factory.mktemp("blocks")
+
+    def run(*options):
+        out, report = folder / "out.onnx", folder / "report.json"
+        model = TINY_LLAMA.model, out, "--calib", TINY_LLAMA.calib, "--report", report, "--no-layers", "--force"
+        result = run_tool(*model, "--max-slowdown", "8", *options)
+        assert result.returncode == 0, result.stderr
+        return out, json.loads(report.read_text())
+
+    return run
+
+
+def test_blocks_behind_an_order_that_up_and_gate_take(blocks, tmp_path):
+    out, report = blocks()
+    first = out.read_bytes()
+    (site,) = (s for s in report["sites"] if s["rotation"] and s["rotation"]["form"] == "blocks")
+    (count, width), order = site["rotation"]["factors"], site["rotation"]["order"]
+    assert sorted(order) == list(range(count * width)) and order != sorted(order)
+    assert report["float_check"]["max_relative_error"] <= 1e-5
+    chain = [n for n in onnx.load(out).graph.node if "_rotate_" in n.name and site["linears"][0] in n.name]
+    assert [n.op_type for n in chain] == ["Reshape", "MatMul", "Reshape"]
+    graph = runtimes.onnx_runtime_graph(out, tmp_path)
+    assert runtimes.products(graph) == (len(report["linears"]), [])
+    types = [x.types[0] for x in runtimes.openvino_layers(runtimes.openvino_compile(blocks("--target", "openvino")[0]))
+             if x.kind == "FullyConnected"]  # fmt: skip
+    assert types.count("i8") == len(report["linears"])
+    assert blocks("--threads", "1")[0].read_bytes() == first
+
+
+def test_reviewers_see_one_line_for_blocks_and_verify_undoes_the_order(blocks):
+    out, report = blocks()
+    changes = json.loads(run_tool("diff", TINY_LLAMA.model, out, "--json").stdout)["changes"]
+    nodes = [c["nodes"] for c in changes if c["kind"] == "rotation"]
+    assert sorted(nodes) == sorted(3 if s["rotation"]["form"] == "blocks" else 4 for s in report["sites"] if s["rotation"])
+    anatomy = json.loads(run_tool("inspect", out, "--json", "-").stdout)
+    assert [r["factors"] for r in anatomy["rotations"] if r["blocks"]] == [s["rotation"]["factors"] for s in report["sites"]
+            if s["rotation"] and s["rotation"]["form"] == "blocks"]  # fmt: skip
+    assert not anatomy["linears"] and not report["lint"]
+    seen = json.loads(run_tool("verify", TINY_LLAMA.model, out, "--calib", TINY_LLAMA.calib, "--json", "-").stdout)
+    own = {x["name"]: x["fed"]["sqnr_db"] for x in seen["layers"]}
+    assert min(own.values()) > 20, own
 
 
 # --- A second run ---

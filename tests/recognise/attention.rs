@@ -154,6 +154,20 @@ fn a_softmax_of_a_linear_is_no_attention() {
     assert_eq!(experts, Attentions::default());
 }
 
+/// A Softmax behind a Linear is none in integers either, nor is one that tells classes apart.
+#[test]
+fn softmaxes_of_classifiers_and_quantized_linears_are_no_attention() {
+    let (_, quantized) = found(
+        "i8 z[]; i8 w[4, 4]; qq = QuantizeLinear(q, eighth, z); qd = DequantizeLinear(qq, eighth, z); \
+         wd = DequantizeLinear(w, eighth, z); s = MatMul(qd, wd); p = Softmax(s); o = MatMul(p, k)",
+    );
+    assert_eq!(quantized, Attentions::default());
+    let (_, classifier) = found("s = MatMul(q, k); o = Softmax(s)");
+    assert_eq!(classifier.unmatched().count(), 0);
+    let (_, whole) = found("o = Attention(q, k0, v)");
+    assert_eq!(whole.unmatched().count(), 1);
+}
+
 fn quantized(model: &Model, bits: u8, symmetric: bool, drop_guard: bool) -> Model {
     let view = View::new(model);
     let mut names = Names::new(model);

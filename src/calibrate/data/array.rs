@@ -258,19 +258,18 @@ impl FileArray {
         Ok(values.into_values(&shape))
     }
 
-    /// True for every element of row `row` that is not zero.
-    pub(crate) fn nonzero(&self, row: usize) -> Vec<bool> {
+    /// The elements of row `row`, as numbers.
+    pub(crate) fn numbers(&self, row: usize) -> impl Iterator<Item = f64> {
         let size = self.element.size();
         let len = self.row_len();
         let bytes = &self.data[row * len * size..][..len * size];
         let element = self.element;
         bytes
             .chunks_exact(size)
-            .map(|b| match number(element, b) {
-                Number::Int(v) => v != 0,
-                Number::Float(v) => v != 0.0,
+            .map(move |b| match number(element, b) {
+                Number::Int(v) => v as f64,
+                Number::Float(v) => v,
             })
-            .collect()
     }
 
     fn bad(&self, at: usize, why: BadElement) -> BadValue {

@@ -8,13 +8,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::calibrate::data::array::{Element, FileArray, type_name};
+use crate::calibrate::data::array::{Element, FileArray};
 use crate::calibrate::data::axes::{ArrayShapes, BatchAxes, batch_axes, fixed_size};
 use crate::calibrate::data::error::CalibError;
 use crate::calibrate::data::fill::{FillRule, Filled, MASKS, Sizes, rule};
-use crate::calibrate::data::input::{Batch, InputTensor, NamedArray};
+use crate::calibrate::data::input::{Batch, InputTensor, NamedArray, PaddingMask, check_shape};
+use crate::calibrate::data::masks::{self, Reading};
 use crate::calibrate::data::signature::{Dim, ModelInput, list, model_inputs};
 use crate::calibrate::data::sources::{CalibSource, read_tables};
+use crate::calibrate::data::table::Table;
 use crate::graph::branches::FlatModel;
 use crate::graph::size_inputs;
 use crate::onnx::{Digest, Model};
@@ -25,34 +27,6 @@ const HOLD_OUT: usize = 8;
 /// Tokens, about, that are run at a time: the values between two operators then fit the caches of a core. Much longer
 /// batches take a quarter more time, most of it for pages of memory that are mapped and cleared again and again.
 pub(crate) const TOKENS: usize = 512;
-
-/// Arrays that belong together, one per given input.
-#[derive(Debug, Clone)]
-pub(super) struct Table {
-    /// The arrays, and their batch axes.
-    arrays: BTreeMap<String, (Arc<NamedArray>, Option<usize>)>,
-    pub(super) rows: usize,
-    first_row: u64,
-}
-
-impl Table {
-    /// Whether a row, by its number over all tables, is in this one.
-    fn holds(&self, row: &u64) -> bool {
-        (self.first_row..self.first_row + self.rows as u64).contains(row)
-    }
-
-    /// The length of its sequences: of the longest of the inputs `[batch, length]`, if there are any.
-    fn length(&self) -> Option<usize> {
-        let lengths =
-            self.arrays
-                .values()
-                .filter_map(|(array, axis)| match (axis, &array.data.shape[..]) {
-                    (Some(0), [_, length]) => Some((*length).max(1)),
-                    _ => None,
-                });
-        lengths.max()
-    }
-}
 
 /// Checked calibration data.
 #[derive(Debug, Clone)]
@@ -65,6 +39,8 @@ pub struct Dataset {
     pub(super) notes: Vec<String>,
     /// The inputs from whose values sizes inside the model are computed.
     sizes: BTreeSet<String>,
+    /// How masks are read, by input.
+    masks: BTreeMap<String, Reading>,
 }
 
 /// Batches for computing statistics and batches for judging the result.
@@ -97,6 +73,7 @@ impl Dataset {
             filled: vec![],
             notes: vec![],
             sizes: size_inputs(&FlatModel::of(model.clone()).view()),
+            masks: BTreeMap::new(),
             inputs,
         };
         let mut first_row = 0;
@@ -110,7 +87,7 @@ impl Dataset {
         if dataset.tables.is_empty() {
             return Err(CalibError::NoSource);
         }
-        dataset.report_masks();
+        dataset.read_masks(model);
         Ok(dataset)
     }
 
@@ -163,6 +140,7 @@ impl Dataset {
             filled: vec![],
             notes: vec![],
             sizes: size_inputs(&FlatModel::of(model.clone()).view()),
+            masks: BTreeMap::new(),
             inputs,
         };
         let axes = dataset.batch_axes(std::slice::from_ref(&arrays));
@@ -201,11 +179,16 @@ impl Dataset {
     }
 
     /// Cuts the data into batches; every 8th row (every 8th group of rows where the model fixes the batch size) is held
-    /// out for verification if there are at least 8.
+    /// out for verification if there are at least 8. Of fewer the last is, if the others have some hundred tokens.
     pub fn split(&self) -> Split {
         let unit = self.fixed_batch.unwrap_or(1);
         let units = self.rows() / unit;
-        let held_out_used = units >= HOLD_OUT;
+        // Few long rows have tokens enough to do without one.
+        let first = |table: &Table| table.rows * table.tokens();
+        let tokens: usize = self.tables.iter().map(first).sum();
+        let few = units > 1 && tokens / units * (units - 1) >= TOKENS;
+        let every = HOLD_OUT.min(units.max(1));
+        let held_out_used = units >= HOLD_OUT || few;
         let mut split = Split {
             calibration: vec![],
             held_out: vec![],
@@ -214,7 +197,7 @@ impl Dataset {
         for table in &self.tables {
             let held = |row: &usize| {
                 let number = (table.first_row as usize + row) / unit;
-                held_out_used && number % HOLD_OUT == HOLD_OUT - 1
+                held_out_used && number % every == every - 1
             };
             let (held, kept): (Vec<usize>, Vec<usize>) = (0..table.rows).partition(held);
             self.batches(table, &kept, &mut split.calibration);
@@ -257,7 +240,7 @@ impl Dataset {
     }
 
     /// The first calibration rows of the first table, whole, as one batch of about `tokens` tokens: for what is kept of a
-    /// few sequences. At least two rows; `None` if there is only one.
+    /// few sequences. At least two rows, or a long one where the model takes no more at a time; `None` if there are no others.
     pub fn sequences(&self, tokens: usize) -> Option<Batch> {
         let calibration = self.split().calibration;
         let first = calibration.first()?;
@@ -269,7 +252,9 @@ impl Dataset {
         let rows = calibration.iter().flat_map(|b| b.rows.iter());
         let rows = rows.filter(|row| table.holds(row)).take(count);
         let rows: Vec<usize> = rows.map(|r| (r - table.first_row) as usize).collect();
-        (rows.len() > 1).then(|| self.batch(table, &rows))
+        // One long row is enough to run on, if others set the ranges.
+        let long = table.tokens() >= TOKENS / 4 && calibration.len() > 1;
+        (rows.len() > 1 || long && rows.len() == count).then(|| self.batch(table, &rows))
     }
 
     fn batches(&self, table: &Table, rows: &[usize], out: &mut Vec<Batch>) {
@@ -301,17 +286,17 @@ impl Dataset {
             let tells = self.sizes.contains(&input.name);
             inputs.insert(input.name.clone(), tensor.telling_sizes(tells));
         }
-        let mut masks = MASKS
-            .iter()
-            .filter_map(|name| inputs.get(*name)?.as_mask())
-            .filter(|mask| mask.nrows() == rows.len());
-        let mask = masks.next();
-        let further_masks = masks.collect();
+        let mask = |(name, reading): (&String, &Reading)| {
+            let real = inputs.get(name)?.as_mask(&reading.padding)?;
+            (real.nrows() == rows.len()).then(|| PaddingMask {
+                numbers: reading.numbers.clone(),
+                ..PaddingMask::new(name, real)
+            })
+        };
         Batch {
             rows: rows.iter().map(|r| table.first_row + *r as u64).collect(),
+            masks: self.masks.iter().filter_map(mask).collect(),
             inputs,
-            mask,
-            further_masks,
         }
     }
 
@@ -435,18 +420,41 @@ impl Dataset {
         Ok(table)
     }
 
-    /// Says which masks cannot be used to tell padding.
-    fn report_masks(&mut self) {
-        for name in MASKS {
-            let rank = self.tables.iter().find_map(|table| {
-                let (array, _) = table.arrays.get(name)?;
-                let rank = array.data.shape.len();
-                (rank != 2).then_some(rank)
-            });
-            if let Some(rank) = rank {
+    /// Finds the masks, and says how they are read and which cannot be used to tell padding.
+    fn read_masks(&mut self, model: &Model) {
+        for input in &self.inputs {
+            let name = &input.name;
+            let given = self.tables.iter().filter_map(|t| t.arrays.get(name));
+            let given: Vec<&NamedArray> = given.map(|(array, _)| array.as_ref()).collect();
+            let Some(first) = given.first() else {
+                // A mask that is filled in has no padding, and tells how many tokens there are.
+                if MASKS.contains(&name.as_str()) {
+                    let reading = Reading {
+                        numbers: vec![1.0],
+                        padding: vec![],
+                        note: String::new(),
+                    };
+                    self.masks.insert(name.clone(), reading);
+                }
+                continue;
+            };
+            let rank = first.data.shape.len();
+            if MASKS.contains(&name.as_str())
+                && first.data.shape.iter().skip(1).filter(|n| **n != 1).count() > 1
+            {
                 self.notes.push(format!(
                     "{name} has {rank} axes; only a mask [batch, sequence] tells padding, so every position counts"
                 ));
+                continue;
+            }
+            let numbers = if rank < 2 {
+                None
+            } else {
+                masks::few_numbers(&given)
+            };
+            if let Some(reading) = numbers.and_then(|n| masks::reading(model, name, &n)) {
+                self.notes.push(reading.note.clone());
+                self.masks.insert(name.clone(), reading);
             }
         }
     }
@@ -458,35 +466,4 @@ fn fill(sizes: &Sizes, input: &ModelInput) -> Option<(FillRule, Vec<usize>)> {
         rule => rule,
     };
     Some((rule, sizes.shape(input, rule)?))
-}
-
-/// Compares an array's shape with what the model declares; the batch axis may differ.
-fn check_shape(
-    input: &ModelInput,
-    array: &NamedArray,
-    batch_axis: Option<usize>,
-) -> Result<(), CalibError> {
-    let Some(dims) = &input.shape else {
-        return Ok(());
-    };
-    let found = &array.data.shape;
-    let fits = dims.len() == found.len()
-        && dims.iter().zip(found).enumerate().all(|(axis, (dim, n))| {
-            Some(axis) == batch_axis || !matches!(dim, Dim::Fixed(m) if m != n)
-        });
-    if fits {
-        return Ok(());
-    }
-    let hint = if dims.len() == found.len() + 1 {
-        "; axis 0 must be the batch"
-    } else {
-        ""
-    };
-    Err(CalibError::Mismatch {
-        place: array.place(),
-        input: input.name.clone(),
-        expected: format!("{} {}", type_name(input.dtype), input.shape_text()),
-        found: format!("{} {:?}", array.data.element, found),
-        hint: hint.into(),
-    })
 }

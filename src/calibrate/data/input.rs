@@ -3,7 +3,7 @@
 //! A [`Batch`] names its inputs without holding their data: an [`InputTensor`] knows its shape and where its rows lie,
 //! and [`InputTensor::values`] reads them when the batch is run, so a list of batches costs next to no memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use ndarray::{Array2, ArrayD, IxDyn};
 use crate::calibrate::data::array::{BadElement, BadValue, FileArray, Values, type_name};
 use crate::calibrate::data::error::{CalibError, place};
 use crate::calibrate::data::fill::FillRule;
+use crate::calibrate::data::signature::{Dim, ModelInput};
 use crate::graph::infer::Limits;
 use crate::onnx::proto::tensor_proto::DataType;
 
@@ -28,10 +29,31 @@ pub struct Batch {
     pub inputs: BTreeMap<String, InputTensor>,
     /// The number of every row over all files, in the order of axis 0.
     pub rows: Vec<u64>,
-    /// `[B, S]`, true at real tokens, false at padding; `None` if the model has no two-dimensional mask.
-    pub mask: Option<Array2<bool>>,
-    /// Masks of further sequences (an encoder–decoder model has two), tried where `mask` does not fit.
-    pub further_masks: Vec<Array2<bool>>,
+    /// Which tokens are padding, by the inputs that say so. An encoder–decoder model has a mask for each sequence.
+    pub masks: Vec<PaddingMask>,
+}
+
+/// Which tokens of one sequence are padding.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PaddingMask {
+    /// The graph input that it was read from. Which sequence it is of follows from what the model does with that.
+    pub input: String,
+    /// `[B, S]`, true at real tokens, false at padding.
+    pub real: Array2<bool>,
+    /// The different numbers that the input holds.
+    pub numbers: Vec<f64>,
+}
+
+impl PaddingMask {
+    /// A mask `[B, S]`, true at real tokens, for the sequence that the graph input `input` masks. Where the model has no such
+    /// input, it is that of its only sequence.
+    pub fn new(input: &str, real: Array2<bool>) -> PaddingMask {
+        PaddingMask {
+            input: input.to_owned(),
+            real,
+            numbers: vec![0.0, 1.0],
+        }
+    }
 }
 
 impl Batch {
@@ -40,9 +62,24 @@ impl Batch {
         Batch {
             inputs,
             rows,
-            mask: None,
-            further_masks: vec![],
+            masks: vec![],
         }
+    }
+
+    /// The first of the masks; `None` if there is none.
+    pub fn mask(&self) -> Option<&Array2<bool>> {
+        self.masks.first().map(|mask| &mask.real)
+    }
+
+    /// The inputs that have one row for every row of the data.
+    pub(in crate::calibrate) fn by_row(&self) -> BTreeSet<&str> {
+        let rows = self.rows.len();
+        let by_row = |(_, input): &(&String, &InputTensor)| {
+            let whole = matches!(input.source, Source::File { rows: None, .. });
+            !whole && input.shape.first() == Some(&rows)
+        };
+        let inputs = self.inputs.iter().filter(by_row);
+        inputs.map(|(name, _)| name.as_str()).collect()
     }
 
     /// The inputs that are one boolean: they may decide which branch of the model runs.
@@ -245,22 +282,27 @@ impl InputTensor {
         }
     }
 
-    /// `[B, S]`, true where the input is not zero; `None` unless it has exactly two axes.
-    pub(super) fn as_mask(&self) -> Option<Array2<bool>> {
-        let &[b, s] = self.shape.as_slice() else {
+    /// `[B, S]`, true where the element is none of `padding`; `None` unless one axis alone, behind the rows, has more than one
+    /// element.
+    pub(super) fn as_mask(&self, padding: &[f64]) -> Option<Array2<bool>> {
+        let (&b, rest) = self.shape.split_first()?;
+        let s = rest.iter().product();
+        if rest.is_empty() || rest.iter().filter(|n| **n != 1).count() > 1 {
             return None;
-        };
+        }
         match &self.source {
             Source::Fill(rule) => Some(Array2::from_elem((b, s), *rule == FillRule::Ones)),
             Source::File { array, rows } => {
                 let mut mask = Vec::with_capacity(b * s);
+                let mut add = |row| {
+                    let numbers = array.data.numbers(row);
+                    mask.extend(numbers.map(|v| !padding.contains(&v)));
+                };
                 match rows {
-                    Some((0, rows)) => rows
-                        .iter()
-                        .for_each(|row| mask.extend(array.data.nonzero(*row))),
+                    Some((0, rows)) => rows.iter().for_each(|row| add(*row)),
                     // [S, B]
                     Some(_) => return None,
-                    None => (0..b).for_each(|row| mask.extend(array.data.nonzero(row))),
+                    None => (0..b).for_each(add),
                 }
                 Array2::from_shape_vec((b, s), mask).ok()
             }
@@ -304,4 +346,35 @@ fn fill_values(rule: FillRule, shape: &[usize], dtype: DataType) -> Values {
         DataType::Uint64 => array!(U64, |v| v as u64),
         _ => array!(F32, |v| v as f32),
     }
+}
+
+/// Compares an array's shape with what the model declares; the batch axis may differ.
+pub(super) fn check_shape(
+    input: &ModelInput,
+    array: &NamedArray,
+    batch_axis: Option<usize>,
+) -> Result<(), CalibError> {
+    let Some(dims) = &input.shape else {
+        return Ok(());
+    };
+    let found = &array.data.shape;
+    let fits = dims.len() == found.len()
+        && dims.iter().zip(found).enumerate().all(|(axis, (dim, n))| {
+            Some(axis) == batch_axis || !matches!(dim, Dim::Fixed(m) if m != n)
+        });
+    if fits {
+        return Ok(());
+    }
+    let hint = if dims.len() == found.len() + 1 {
+        "; axis 0 must be the batch"
+    } else {
+        ""
+    };
+    Err(CalibError::Mismatch {
+        place: array.place(),
+        input: input.name.clone(),
+        expected: format!("{} {}", type_name(input.dtype), input.shape_text()),
+        found: format!("{} {:?}", array.data.element, found),
+        hint: hint.into(),
+    })
 }

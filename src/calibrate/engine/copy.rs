@@ -10,14 +10,16 @@
 //!
 //! Names of values stay what they are: statistics are asked for by them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::calibrate::data::input::Shapes;
 use crate::calibrate::engine::decompose::{Scope, decompose};
 use crate::calibrate::engine::error::EngineError;
 use crate::calibrate::engine::node::{is_standard, node_label};
 use crate::graph::Names;
-use crate::graph::infer::Fact;
+use crate::graph::axes::Axes;
+use crate::graph::infer::{Fact, Facts};
+use crate::graph::work::{Product, products};
 use crate::onnx::node::attr_t;
 use crate::onnx::op;
 use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension};
@@ -35,6 +37,36 @@ pub(in crate::calibrate) struct Copy<'m> {
     pub constants: BTreeMap<&'m str, &'m TensorProto>,
     /// Inputs that index the rows of a constant table.
     pub index_limits: Vec<IndexLimit>,
+    /// What is known of its values.
+    facts: Facts,
+}
+
+impl Copy<'_> {
+    /// What its products multiply.
+    pub(super) fn products(&self) -> Vec<Product> {
+        let stored =
+            |graph: &GraphProto, name: &str| graph.initializer.iter().any(|t| t.name() == name);
+        let products = self.proto.graph.as_ref().map(|graph| {
+            let constant = |name: &str| self.constants.contains_key(name) || stored(graph, name);
+            products(graph.node.iter(), &self.facts, constant)
+        });
+        products.unwrap_or_default()
+    }
+
+    /// Where the axes of its values come from. `by_row` are the inputs that have one row for every row of the data.
+    pub(super) fn axes(&self, shapes: &Shapes, by_row: &BTreeSet<&str>) -> Axes {
+        let mut axes = Axes::new();
+        for (name, shape) in shapes {
+            axes.input(name, shape, by_row.contains(name.as_str()));
+        }
+        self.constants.keys().for_each(|name| axes.constant(name));
+        if let Some(graph) = &self.proto.graph {
+            let rest = graph.initializer.iter();
+            rest.for_each(|tensor| axes.constant(tensor.name()));
+            axes.follow(graph.node.iter(), &self.facts);
+        }
+        axes
+    }
 }
 
 /// An integer input that selects rows of a constant: `table[input]`.
@@ -142,6 +174,7 @@ pub(in crate::calibrate) fn calibration_copy<'m>(
         proto,
         constants,
         index_limits,
+        facts: scope.into_facts(),
     })
 }
 

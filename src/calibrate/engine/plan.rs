@@ -11,6 +11,8 @@ use ndarray::{ArrayD, ArrayViewD};
 
 use crate::calibrate::data::input::{Batch, Shapes};
 use crate::calibrate::engine::error::EngineError;
+use crate::graph::axes::Axes;
+use crate::graph::work::Product;
 use crate::onnx::Model;
 
 /// What a plan must compute.
@@ -47,14 +49,21 @@ pub trait Engine: Sync {
         values: &[String],
     ) -> Result<Option<Shapes>, EngineError>;
 
+    /// What every product of `model` multiplies at the input shapes of `like`, without a run; those in a branch that does not
+    /// run are left out, and those whose shapes depend on the data.
+    ///
+    /// # Errors
+    /// Those of [`Engine::plan`].
+    fn products(&self, model: &Model, like: &Batch) -> Result<Vec<Product>, EngineError>;
+
     /// An engine that makes the same plans; what one plan holds and the next needs too need not be made again.
     fn sharing(&self) -> Box<dyn Engine>;
 }
 
 /// A model ready to run at fixed input shapes.
 pub trait Plan: Send + Sync {
-    /// Runs one batch. `taps` receives value number `i` of [`Wanted::taps`] as tap `i`. Returns the float outputs of the
-    /// graph, or nothing if they are not wanted.
+    /// Runs one batch. `taps` receives value number `i` of [`Wanted::taps`] as tap `i`. Returns the outputs of the graph that
+    /// are float, integer or boolean, or nothing if they are not wanted. Integers come as the nearest float32.
     ///
     /// # Errors
     /// Input data out of the range of a table, an error of the sink, or of the engine.
@@ -64,8 +73,14 @@ pub trait Plan: Send + Sync {
         taps: Option<Arc<dyn TapSink>>,
     ) -> Result<BTreeMap<String, ArrayD<f32>>, EngineError>;
 
-    /// Graph outputs that are not float and therefore never returned.
+    /// Graph outputs that are integer or boolean.
+    fn integer_outputs(&self) -> &[String];
+
+    /// Graph outputs of other types, as strings, that are never returned.
     fn skipped_outputs(&self) -> &[String];
+
+    /// Where the axes of its values come from: what tells the rows and the padding of a tapped value.
+    fn axes(&self) -> Arc<Axes>;
 }
 
 /// Receives the tapped values of one batch.

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use prost::Message;
 use tract_onnx::pb;
@@ -22,7 +23,9 @@ use crate::calibrate::engine::tap::Tap;
 use crate::calibrate::engine::tract_plan::{TractPlan, error_text, panic_text};
 use crate::calibrate::engine::tract_tensor::{Tables, datum_name};
 use crate::calibrate::engine::{broadcast, rounding};
+use crate::graph::axes::Axes;
 use crate::graph::infer::{Fact, Value};
+use crate::graph::work::Product;
 use crate::onnx::Model;
 use crate::onnx::node::subgraphs;
 use crate::onnx::op;
@@ -51,6 +54,10 @@ impl Engine for TractEngine {
         Sharing::default().shapes(model, like, values)
     }
 
+    fn products(&self, model: &Model, like: &Batch) -> Result<Vec<Product>, EngineError> {
+        Sharing::default().products(model, like)
+    }
+
     fn sharing(&self) -> Box<dyn Engine> {
         Box::new(Sharing::default())
     }
@@ -69,8 +76,10 @@ impl Engine for Sharing {
         like: &Batch,
         wanted: &Wanted<'_>,
     ) -> Result<Box<dyn Plan>, EngineError> {
-        let plan = self.prepare(model, like, wanted, |typed| {
-            Ok(Box::new(typed.into_plan()?) as Box<dyn Plan>)
+        let plan = self.prepare(model, like, wanted, |typed, copy| {
+            let shapes = like.shapes();
+            let axes = Arc::new(copy.axes(&shapes, &like.by_row()));
+            Ok(Box::new(typed.into_plan(axes)?) as Box<dyn Plan>)
         });
         self.tables.forget_unused();
         plan
@@ -86,7 +95,15 @@ impl Engine for Sharing {
             taps: values,
             outputs: false,
         };
-        self.prepare(model, like, &wanted, |typed| Ok(typed.tap_shapes(values)?))
+        self.prepare(model, like, &wanted, |typed, _| {
+            Ok(typed.tap_shapes(values)?)
+        })
+    }
+
+    fn products(&self, model: &Model, like: &Batch) -> Result<Vec<Product>, EngineError> {
+        let resolved = resolve(self, model, like)?;
+        let copy = self.copy(resolved.model.as_ref().unwrap_or(model), like)?;
+        Ok(copy.products())
     }
 
     fn sharing(&self) -> Box<dyn Engine> {
@@ -101,7 +118,7 @@ impl Sharing {
         model: &Model,
         like: &Batch,
         wanted: &Wanted<'_>,
-        finish: impl FnOnce(Typed) -> Result<T, Failure>,
+        finish: impl FnOnce(Typed, &Copy<'_>) -> Result<T, Failure>,
     ) -> Result<T, EngineError> {
         let shapes = like.shapes();
         let resolved = resolve(self, model, like)?;
@@ -117,7 +134,8 @@ impl Sharing {
             reason,
         };
         match catch_unwind(AssertUnwindSafe(|| {
-            finish(build(&copy, &shapes, &taps, wanted.outputs, &self.tables)?)
+            let typed = build(&copy, &shapes, &taps, wanted.outputs, &self.tables)?;
+            finish(typed, &copy)
         })) {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(Failure::Engine(error))) => Err(error),
@@ -260,10 +278,16 @@ fn build(
     let typed = model.into_typed()?;
     check_taps(&typed, taps)?;
     let mut outputs = Vec::new();
-    let mut skipped = Vec::new();
+    let (mut integers, mut skipped) = (Vec::new(), Vec::new());
     for (i, name) in output_names.into_iter().enumerate() {
         let at = taps.len() + i;
-        if typed.output_fact(at)?.datum_type == f32::datum_type() {
+        let found = typed.output_fact(at)?.datum_type;
+        let integer =
+            found.is_integer() || found == bool::datum_type() || found == TDim::datum_type();
+        if found == f32::datum_type() {
+            outputs.push((at, name));
+        } else if integer {
+            integers.push(name.clone());
             outputs.push((at, name));
         } else {
             skipped.push(name);
@@ -274,6 +298,7 @@ fn build(
         inputs,
         taps: taps.iter().map(|(index, _)| *index).collect(),
         outputs,
+        integers,
         skipped,
         index_limits: copy.index_limits.clone(),
     })
@@ -286,12 +311,13 @@ struct Typed {
     /// The numbers of the wanted values that are computed.
     taps: Vec<usize>,
     outputs: Vec<(usize, String)>,
+    integers: Vec<String>,
     skipped: Vec<String>,
     index_limits: Vec<IndexLimit>,
 }
 
 impl Typed {
-    fn into_plan(self) -> TractResult<TractPlan> {
+    fn into_plan(self, axes: Arc<Axes>) -> TractResult<TractPlan> {
         let mut optimized = self.model.into_decluttered()?.into_optimized()?;
         broadcast::replace_general(&mut optimized)?;
         rounding::replace_quantize(&mut optimized)?;
@@ -300,8 +326,10 @@ impl Typed {
             inputs: self.inputs,
             taps: self.taps.len(),
             outputs: self.outputs,
+            integers: self.integers,
             skipped: self.skipped,
             index_limits: self.index_limits,
+            axes,
         })
     }
 

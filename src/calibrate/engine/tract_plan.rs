@@ -14,6 +14,7 @@ use crate::calibrate::engine::error::EngineError;
 use crate::calibrate::engine::plan::{Plan, TapSink};
 use crate::calibrate::engine::tap::TapContext;
 use crate::calibrate::engine::tract_tensor::values_tensor;
+use crate::graph::axes::Axes;
 
 /// A model made ready by tract.
 pub(super) struct TractPlan {
@@ -22,12 +23,16 @@ pub(super) struct TractPlan {
     pub inputs: Vec<(String, Vec<usize>)>,
     /// How many values are tapped.
     pub taps: usize,
-    /// Float outputs: position after the taps, name.
+    /// Outputs that are float, integer or boolean: position after the taps, name.
     pub outputs: Vec<(usize, String)>,
-    /// Outputs that are not float.
+    /// Those of them that are not float.
+    pub integers: Vec<String>,
+    /// Outputs of other types.
     pub skipped: Vec<String>,
     /// Inputs that pick rows of a table.
     pub index_limits: Vec<IndexLimit>,
+    /// Where the axes of its values come from.
+    pub axes: Arc<Axes>,
 }
 
 impl Plan for TractPlan {
@@ -70,8 +75,16 @@ impl Plan for TractPlan {
         }
     }
 
+    fn integer_outputs(&self) -> &[String] {
+        &self.integers
+    }
+
     fn skipped_outputs(&self) -> &[String] {
         &self.skipped
+    }
+
+    fn axes(&self) -> Arc<Axes> {
+        self.axes.clone()
     }
 }
 
@@ -94,7 +107,8 @@ impl TractPlan {
         self.outputs
             .iter()
             .map(|(at, name)| {
-                let view = values[*at].to_plain_array_view::<f32>()?;
+                let value = values[*at].cast_to::<f32>()?;
+                let view = value.to_plain_array_view::<f32>()?;
                 let data: Vec<f32> = view.iter().copied().collect();
                 let array = ArrayD::from_shape_vec(IxDyn(view.shape()), data)?;
                 Ok((name.clone(), array))

@@ -16,9 +16,9 @@ use crate::onnx::Model;
 pub struct Captured {
     /// `[…, C]`.
     pub value: ArrayD<f32>,
-    /// Per vector in row-major order: the number of its row over all data; `None` for padding and for what belongs to no
-    /// single row.
-    pub rows: Vec<Option<u64>>,
+    /// Per vector in row-major order: the half, 0 or 1, of the calibration data that it belongs to, by the number of its row, or,
+    /// of what belongs to no single row, by its position; `None` for padding.
+    pub halves: Vec<Option<usize>>,
 }
 
 /// Values of one run by their names.
@@ -50,7 +50,8 @@ impl Keep<'_> {
     /// Runs the batch with a plan of its shapes that taps `taps`, the values among them.
     pub(super) fn run(&self, plan: &dyn Plan, taps: &[String]) -> Result<Kept, EngineError> {
         let sink = Arc::new(KeepSink {
-            context: TokenContext::new(self.batch),
+            context: TokenContext::new(self.batch, plan.axes()),
+            names: taps.to_vec(),
             wanted: taps.iter().map(|t| self.values.contains(t)).collect(),
             kept: Mutex::new(vec![None; taps.len()]),
         });
@@ -62,6 +63,7 @@ impl Keep<'_> {
 }
 
 struct KeepSink {
+    names: Vec<String>,
     context: TokenContext,
     wanted: Vec<bool>,
     kept: Mutex<Vec<Option<Captured>>>,
@@ -72,13 +74,13 @@ impl TapSink for KeepSink {
         if !self.wanted[tap] {
             return Ok(());
         }
-        let places = self.context.places(value.shape());
-        let row = |p: &Place| {
-            let row = p.row.filter(|_| p.keep);
-            row.map(|r| self.context.row(Some(r)))
+        let places = self.context.places(&self.names[tap], value.shape(), false);
+        let half = |p: &Place| {
+            let number = p.row.map_or(p.position, |r| self.context.row(Some(r)));
+            p.keep.then_some((number % 2) as usize)
         };
         let captured = Captured {
-            rows: places.iter().map(row).collect(),
+            halves: places.iter().map(half).collect(),
             value: value.as_standard_layout().into_owned(),
         };
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);

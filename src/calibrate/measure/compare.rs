@@ -8,6 +8,8 @@
 //! error  = max |r − o| / (max r − min r)
 //! ```
 //!
+//! Elements that both fill in with a constant are left out; of integer and boolean outputs it is counted how many agree.
+//!
 //! Outputs of the reference are kept only up to a budget: batches are run through the reference until the budget is
 //! used, then through the other models, then the next batches follow. One plan is alive at a time.
 
@@ -17,10 +19,11 @@ use std::sync::Arc;
 use ndarray::ArrayD;
 
 use crate::calibrate::data::input::Batch;
+use crate::calibrate::data::numbers::fills;
 use crate::calibrate::engine::error::EngineError;
 use crate::calibrate::engine::plan::{Engine, Plan, Wanted};
 use crate::calibrate::measure::parallel::{groups, in_parallel, with_threads};
-use crate::calibrate::measure::sums::{OutputComparison, RowSums, compare_batch, finish};
+use crate::calibrate::measure::sums::{Known, OutputComparison, RowSums, compare_batch, finish};
 use crate::onnx::Model;
 use crate::progress::Progress;
 
@@ -56,9 +59,16 @@ pub fn outputs(
         let mut skipped = Vec::new();
         for group in groups(batches) {
             let plan = output_plan(engine, model, group[0])?;
-            skipped = plan.skipped_outputs().to_vec();
+            let integers = plan.integer_outputs().to_vec();
+            skipped = plan
+                .skipped_outputs()
+                .iter()
+                .chain(&integers)
+                .cloned()
+                .collect();
             let results = in_parallel(&group, |_, batch| {
-                let outputs = plan.run(batch, None)?;
+                let mut outputs = plan.run(batch, None)?;
+                outputs.retain(|name, _| !integers.contains(name));
                 progress.advance(batch.rows.len() as u64);
                 Ok(outputs)
             })?;
@@ -82,6 +92,8 @@ pub struct Reference<'a> {
     /// Per batch.
     outputs: Vec<Option<Found>>,
     bytes: usize,
+    /// Constants that it fills in, by output.
+    fills: BTreeMap<String, Vec<f32>>,
 }
 
 /// The outputs of one batch, by name.
@@ -90,11 +102,16 @@ type Found = BTreeMap<String, ArrayD<f32>>;
 impl<'a> Reference<'a> {
     /// Runs nothing yet.
     pub fn new(model: &'a Model, batches: &[Batch]) -> Reference<'a> {
+        let masks = batches.iter().flat_map(|batch| &batch.masks);
+        let masks = masks
+            .map(|mask| (&mask.input[..], &mask.numbers[..]))
+            .collect();
         Reference {
             model,
             batches: batches.into(),
             outputs: vec![None; batches.len()],
             bytes: 0,
+            fills: fills(model, &masks),
         }
     }
 
@@ -128,7 +145,7 @@ fn bytes(outputs: &Found) -> usize {
     sizes.sum()
 }
 
-/// Compares the float outputs of each model in `others` with those of `reference`, over the real tokens of `batches`.
+/// Compares the outputs of each model in `others` with those of `reference`, over the real tokens of `batches`.
 /// Returns one list per model, in the order of the reference's graph outputs.
 ///
 /// # Errors
@@ -209,7 +226,7 @@ pub(in crate::calibrate) fn compare_within(
             let now = &ran[..ran.len().min(left)];
             left -= now.len();
             for (model, other) in others.iter().enumerate() {
-                let found = run_other(engine, other, now, &kept, progress)?;
+                let found = run_other(engine, (other, &reference.fills), now, &kept, progress)?;
                 for (batch, found) in now.iter().zip(found) {
                     let sums = &mut sums[position(&batches, batch)];
                     sums.extend(found.into_iter().map(|(name, s)| ((model, name), s)));
@@ -280,7 +297,7 @@ fn run_reference(
 /// Runs a model on `batches`, and compares it with the outputs `kept` of the reference. Per batch its sums by output.
 fn run_other(
     engine: &dyn Engine,
-    model: &Model,
+    (model, fills): (&Model, &BTreeMap<String, Vec<f32>>),
     batches: &[&Batch],
     kept: &[Found],
     progress: &dyn Progress,
@@ -289,7 +306,12 @@ fn run_other(
     in_parallel(batches, |i, batch| {
         let found = plan.run(batch, None)?;
         progress.advance(batch.rows.len() as u64);
-        compare_batch(batch, &kept[i], &found)
+        let known = Known {
+            axes: plan.axes(),
+            fills,
+            integers: plan.integer_outputs(),
+        };
+        compare_batch(batch, &known, &kept[i], &found)
     })
 }
 

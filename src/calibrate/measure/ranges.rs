@@ -10,9 +10,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ndarray::{Array2, ArrayViewD};
 
 use crate::calibrate::data::input::Batch;
+use crate::calibrate::data::tokens::TokenContext;
 use crate::calibrate::engine::error::EngineError;
 use crate::calibrate::engine::plan::{Engine, TapSink, Wanted};
 use crate::calibrate::measure::parallel::{groups, in_parallel, with_threads};
+use crate::graph::axes::Axes;
 use crate::onnx::Model;
 use crate::progress::Progress;
 
@@ -26,7 +28,7 @@ pub struct Ranged {
 }
 
 /// Runs `batches` and returns the smallest and the largest element of each value, without those of padding: a token is
-/// one if a mask of the batch fits the length of the axis, and every mask that fits has no token there. NaN for both
+/// one if the mask of its sequence has no token there. NaN for both
 /// where an element is not finite; `None` for a value in a branch that no batch takes, or of nothing but padding.
 ///
 /// # Errors
@@ -54,7 +56,7 @@ pub fn ranges(
     let run_group = |group: Vec<&Batch>| -> Result<(), EngineError> {
         let plan = engine.plan(model, group[0], &wanted)?;
         let run = |_, batch: &Batch| {
-            let sink = RangeSink::new(values, &taps, batch, found.clone());
+            let sink = RangeSink::new(values, &taps, (batch, plan.axes()), found.clone());
             plan.run(batch, Some(Arc::new(sink)))?;
             progress.advance(batch.rows.len() as u64);
             Ok(())
@@ -77,6 +79,8 @@ type Found = Vec<Option<(f32, f32)>>;
 struct RangeSink {
     /// Per tap the numbers of the values it is, with the axis of their tokens.
     wanted: Vec<Vec<(usize, usize)>>,
+    taps: Vec<String>,
+    context: TokenContext,
     rows: usize,
     masks: Vec<Array2<bool>>,
     found: Arc<Mutex<Found>>,
@@ -86,18 +90,20 @@ impl RangeSink {
     fn new(
         values: &[Ranged],
         taps: &[String],
-        batch: &Batch,
+        (batch, axes): (&Batch, Arc<Axes>),
         found: Arc<Mutex<Found>>,
     ) -> RangeSink {
         let at = |tap: &String| {
             let all = values.iter().enumerate().filter(|(_, v)| v.value == *tap);
             all.map(|(i, v)| (i, v.axis)).collect()
         };
-        let masks = batch.mask.iter().chain(&batch.further_masks);
+        let context = TokenContext::new(batch, axes);
         RangeSink {
             wanted: taps.iter().map(at).collect(),
+            taps: taps.to_vec(),
             rows: batch.rows.len(),
-            masks: masks.cloned().collect(),
+            masks: context.sole_mask().into_iter().cloned().collect(),
+            context,
             found,
         }
     }
@@ -106,7 +112,7 @@ impl RangeSink {
 impl TapSink for RangeSink {
     fn take(&self, tap: usize, value: ArrayViewD<'_, f32>) -> Result<(), EngineError> {
         for &(number, axis) in self.wanted.get(tap).into_iter().flatten() {
-            let Some(new) = range(value.view(), axis, self.rows, &self.masks) else {
+            let Some(new) = self.range(tap, value.view(), axis) else {
                 continue;
             };
             let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
@@ -114,6 +120,28 @@ impl TapSink for RangeSink {
             found[number] = Some(old.map_or(new, |old| join(old, new)));
         }
         Ok(())
+    }
+}
+
+impl RangeSink {
+    /// The range of the value of a tap without its padding, as far as it is known where its axes come from; by its shape else.
+    fn range(&self, tap: usize, value: ArrayViewD<'_, f32>, axis: usize) -> Option<(f32, f32)> {
+        let shape = value.shape().to_vec();
+        let first = &shape[..(shape.len() + 1).saturating_sub(axis).min(shape.len())];
+        let places = match axis {
+            0 => None,
+            _ => self.context.of_first(&self.taps[tap], first),
+        };
+        let Some(places) = places else {
+            return range(value, axis, self.rows, &self.masks);
+        };
+        let standard = value.as_standard_layout();
+        // `as_standard_layout` makes the memory contiguous.
+        let vectors = standard
+            .as_slice()?
+            .chunks_exact((value.len() / places.len().max(1)).max(1));
+        let real = places.iter().zip(vectors).filter(|(place, _)| place.keep);
+        range_of(real.flat_map(|(_, vector)| vector.iter().copied()))
     }
 }
 

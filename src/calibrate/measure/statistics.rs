@@ -196,7 +196,7 @@ impl Run<'_> {
             let run = |_, batch: &Batch| {
                 let sink = BatchSink {
                     collector: collector.clone(),
-                    context: TokenContext::new(batch),
+                    context: TokenContext::new(batch, plan.axes()),
                 };
                 plan.run(batch, Some(Arc::new(sink)))?;
                 progress.advance(batch.rows.len() as u64);
@@ -288,7 +288,7 @@ impl TapSink for BatchSink {
         } else {
             value
         };
-        let places = self.context.places(value.shape());
+        let places = self.context.places(&name, value.shape(), channels_first);
         let standard = match sizes_only {
             true => CowArray::from(sizes(&value)),
             false => value.as_standard_layout(),

@@ -1,12 +1,14 @@
 //! What is added up over the tokens of two models' outputs, row by row, so that any choice of rows can be judged later.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use ndarray::ArrayD;
 
 use crate::calibrate::data::input::Batch;
 use crate::calibrate::data::tokens::TokenContext;
 use crate::calibrate::engine::error::EngineError;
+use crate::graph::axes::Axes;
 
 /// What one row adds to the sums of an output.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -38,6 +40,12 @@ pub struct OutputComparison {
     pub range: (f64, f64),
     /// Elements compared.
     pub elements: u64,
+    /// Elements that both models fill in with a constant (−∞, the smallest float, −10⁴ where a mask says so), or that are the same
+    /// infinity or NaN in both: they are in none of these figures.
+    pub filled: u64,
+    /// Of an integer or boolean output the elements compared, and how many are the same. Its `sqnr_db` is that of elements that
+    /// count 1 each, and its errors are the part that is not the same.
+    pub agreement: Option<(u64, u64)>,
     /// Of an output `[…, C]` of two or more axes with C ≥ 2: the vectors compared, and how many have their largest element
     /// (the first of equals) at the same place in both models. `(0, 0)` for every other output.
     pub top1: (u64, u64),
@@ -85,6 +93,10 @@ pub(super) struct Sums {
     min: f64,
     max: f64,
     elements: u64,
+    filled: u64,
+    /// Whether elements are the same or not, and nothing between.
+    integer: bool,
+    agreeing_elements: u64,
     /// Vectors compared, and those with the same largest element.
     vectors: u64,
     agreeing: u64,
@@ -103,6 +115,9 @@ impl Default for Sums {
             min: f64::INFINITY,
             max: f64::NEG_INFINITY,
             elements: 0,
+            filled: 0,
+            integer: false,
+            agreeing_elements: 0,
             vectors: 0,
             agreeing: 0,
             tokens: (0, 0.0),
@@ -120,6 +135,9 @@ impl Sums {
         self.min = self.min.min(more.min);
         self.max = self.max.max(more.max);
         self.elements += more.elements;
+        self.filled += more.filled;
+        self.integer |= more.integer;
+        self.agreeing_elements += more.agreeing_elements;
         self.vectors += more.vectors;
         self.agreeing += more.agreeing;
         self.tokens = (self.tokens.0 + more.tokens.0, self.tokens.1 + more.tokens.1);
@@ -135,6 +153,12 @@ impl Sums {
         self.min = self.min.min(r);
         self.max = self.max.max(r);
         self.elements += 1;
+    }
+
+    fn integer(&mut self, r: f32, o: f32) {
+        self.integer = true;
+        self.element(1.0, f64::from(u8::from(r == o)));
+        self.agreeing_elements += u64::from(r == o);
     }
 
     /// Says that these are the sums of one token.
@@ -165,11 +189,17 @@ impl Sums {
             max_abs_error: self.max_error,
             max_relative_error: if self.max_error == 0.0 {
                 0.0
+            } else if self.integer {
+                self.error / self.elements as f64
             } else {
                 self.max_error / range
             },
             range: (self.min, self.max),
             elements: self.elements,
+            filled: self.filled,
+            agreement: self
+                .integer
+                .then_some((self.elements, self.agreeing_elements)),
             top1: (self.vectors, self.agreeing),
             token_sqnr_db: (self.tokens.0 > 0).then(|| self.tokens.1 / self.tokens.0 as f64),
             rows: Vec::new(),
@@ -177,13 +207,45 @@ impl Sums {
     }
 }
 
-/// Compares the outputs of one batch. Elements that are the same infinity or NaN in both are left out.
+/// What is known of the outputs that are compared.
+pub(super) struct Known<'a> {
+    /// Where their axes come from.
+    pub axes: Arc<Axes>,
+    /// Constants that the reference fills in, by output.
+    pub fills: &'a BTreeMap<String, Vec<f32>>,
+    /// Those that are integer or boolean.
+    pub integers: &'a [String],
+}
+
+/// A number that is no activation's.
+const ENORMOUS: f32 = 1e30;
+
+/// Whether an element is one of the constants that a model fills in; of a large one that a mask adds, what it was added to may
+/// be left in it.
+fn is_filled(v: f32, fills: &[f32]) -> bool {
+    let near =
+        |c: &f32| v == *c || (c.is_finite() && c.abs() >= 1e3 && (v - c).abs() <= 0.1 * c.abs());
+    v.abs() >= ENORMOUS || fills.iter().any(near)
+}
+
+/// The outputs that a result is judged by: the float ones of which something was compared, or, without any, all.
+pub fn judged(outputs: Vec<OutputComparison>) -> Vec<OutputComparison> {
+    let float = |o: &OutputComparison| o.agreement.is_none() && o.elements > 0;
+    match outputs.iter().any(float) {
+        true => outputs.into_iter().filter(float).collect(),
+        false => outputs,
+    }
+}
+
+/// Compares the outputs of one batch. Elements that are the same infinity or NaN in both are left out, and those that both
+/// fill in.
 pub(super) fn compare_batch(
     batch: &Batch,
+    known: &Known,
     reference: &BTreeMap<String, ArrayD<f32>>,
     other: &BTreeMap<String, ArrayD<f32>>,
 ) -> Result<BTreeMap<String, RowSums>, EngineError> {
-    let context = TokenContext::new(batch);
+    let context = TokenContext::new(batch, known.axes.clone());
     let missing = other.keys().find(|name| !reference.contains_key(*name));
     if let Some(name) = missing {
         return Err(EngineError::OutputMissing { name: name.clone() });
@@ -201,13 +263,15 @@ pub(super) fn compare_batch(
             });
         }
         let channels = r.shape().last().copied().unwrap_or(1).max(1);
-        let places = context.places(r.shape());
+        let places = context.places(name, r.shape(), false);
         let reference_rank = r.ndim();
         let (r, o) = (r.as_standard_layout(), o.as_standard_layout());
         // Standard layout makes both contiguous.
         let (Some(r), Some(o)) = (r.as_slice(), o.as_slice()) else {
             continue;
         };
+        let integer = known.integers.contains(name);
+        let fills = known.fills.get(name).map_or(&[][..], Vec::as_slice);
         let vectors = r.chunks_exact(channels).zip(o.chunks_exact(channels));
         let mut rows = RowSums::new();
         for (place, (r, o)) in places.iter().zip(vectors) {
@@ -215,15 +279,22 @@ pub(super) fn compare_batch(
                 continue;
             }
             let sums = rows.entry(context.row(place.row)).or_default();
+            if integer {
+                r.iter().zip(o).for_each(|(r, o)| sums.integer(*r, *o));
+                continue;
+            }
             if reference_rank > 1 && channels > 1 {
                 sums.vectors += 1;
                 sums.agreeing += u64::from(largest(r) == largest(o));
             }
             let mut own = Sums::default();
             for (r, o) in r.iter().zip(o) {
-                if r.is_finite() && o.is_finite() {
+                let filled = is_filled(*r, fills) && is_filled(*o, fills);
+                if filled || r == o && !r.is_finite() || r.is_nan() && o.is_nan() {
+                    own.filled += 1;
+                } else if r.is_finite() && o.is_finite() {
                     own.element(f64::from(*r), f64::from(*o));
-                } else if r != o && !(r.is_nan() && o.is_nan()) {
+                } else {
                     return Err(EngineError::OutputNotFinite {
                         name: name.clone(),
                         row: context.row(place.row),

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use ndarray::array;
 
 use super::*;
+use crate::calibrate::PaddingMask;
+use crate::calibrate::judged;
 use crate::calibrate::measure::compare::{Reference, compare_few, compare_with, compare_within};
 use crate::calibrate::{
     EngineError, OutputComparison, RowError, StatOptions, TractEngine, compare, outputs, statistics,
@@ -394,11 +396,14 @@ fn comparison_measures_real_tokens_only() {
     // Two batches of different length; the padded token would change every number.
     let first = array![[[1f32, 2.], [3., 4.]], [[5., 6.], [900., 900.]]];
     let mut a = f32_batch("x", first.into_dyn(), 0);
-    a.mask = Some(array![[true, true], [true, false]]);
+    a.masks = vec![PaddingMask::new(
+        "mask",
+        array![[true, true], [true, false]],
+    )];
     let b = f32_batch("x", array![[[-1f32, 0.]]].into_dyn(), 2);
     let same = shifted(0.);
     let other = shifted(0.5);
-    let result = compare(
+    let all = compare(
         &TractEngine,
         &same,
         &[&same, &other],
@@ -407,6 +412,10 @@ fn comparison_measures_real_tokens_only() {
         &NoProgress,
     )
     .unwrap();
+    // The shape is an integer output: the same in both, and nothing to judge by beside a float one.
+    let shape = &all[1][1];
+    assert_eq!((&shape.name[..], shape.agreement), ("n", Some((6, 6))));
+    let result: Vec<_> = all.into_iter().map(judged).collect();
     assert_eq!(
         result[0],
         [OutputComparison {
@@ -417,6 +426,8 @@ fn comparison_measures_real_tokens_only() {
             max_relative_error: 0.0,
             range: (-1., 6.),
             elements: 8,
+            filled: 0,
+            agreement: None,
             top1: (4, 4),
             token_sqnr_db: None,
             rows: vec![
@@ -611,4 +622,56 @@ fn layer_norm_and_gelu_of_new_opsets_run() {
     // LayerNorm gives −1 and 1; GELU(1) = Φ(1) = 0.841345, GELU(−1) = −Φ(−1) = −0.158655.
     let difference = &y["y"] - &array![[-0.158_655f32, 0.841_345]].into_dyn();
     assert!(difference.iter().all(|d| d.abs() < 1e-5), "{:?}", y["y"]);
+}
+
+/// `y = Where(m, x, −1e4)` and `z = x + (1 − m) · −1e4`.
+fn filling(bias: f32) -> Model {
+    let attr = |to: DataType| vec![int_attr("to", to as i64)];
+    model(
+        17,
+        vec![
+            info("x", DataType::Float, &["b", "2"]),
+            info("m", DataType::Bool, &["b", "2"]),
+        ],
+        vec![
+            make_node("Add", "a", &["x", "bias"], &["shifted"], vec![]),
+            make_node("Where", "w", &["m", "shifted", "low"], &["y"], vec![]),
+            make_node("Cast", "c", &["m"], &["real"], attr(DataType::Float)),
+            make_node("Sub", "s", &["one", "real"], &["gone"], vec![]),
+            make_node("Mul", "p", &["gone", "low"], &["term"], vec![]),
+            make_node("Add", "z", &["shifted", "term"], &["z"], vec![]),
+        ],
+        vec![
+            tensor::from_f32("bias", &[], &[bias], DataType::Float),
+            tensor::from_f32("low", &[], &[-1e4], DataType::Float),
+            tensor::from_f32("one", &[], &[1.0], DataType::Float),
+        ],
+        &["y", "z"],
+    )
+}
+
+#[test]
+fn what_a_model_fills_in_is_counted_and_measured_nowhere() {
+    let mut x = f32_batch("x", array![[3f32, 4.], [5., 12.]].into_dyn(), 0);
+    let real = array![[true, false], [true, false]];
+    let m = InputTensor::from_values(Values::Bool(real.into_dyn()));
+    x.inputs.insert("m".into(), m);
+    let (same, other) = (filling(0.0), filling(0.5));
+    let compared = |other: &Model| {
+        let batches = [x.clone()];
+        let all = compare(&TractEngine, &same, &[other], &batches, 1, &NoProgress);
+        all.unwrap().remove(0)
+    };
+    for output in compared(&other) {
+        assert_eq!((output.elements, output.filled), (2, 2), "{}", output.name);
+        assert_eq!(output.range, (3.0, 5.0));
+        // 3² + 5² over 2 · 0.5².
+        assert!((output.sqnr_db - 10.0 * (34f64 / 0.5).log10()).abs() < 1e-3);
+    }
+    // What only one of them fills in is an error.
+    let mut unmasked = filling(0.5);
+    unmasked.graph_mut().node[1].input[1] = "low".into();
+    let y = &compared(&unmasked)[0];
+    assert_eq!((y.elements, y.filled), (2, 2));
+    assert!(y.sqnr_db < 0.0);
 }

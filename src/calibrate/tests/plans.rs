@@ -11,6 +11,7 @@ use crate::calibrate::measure::compare::Reference;
 use crate::calibrate::{
     Engine, EngineError, Plan, Shapes, TractEngine, Wanted, compare_with, outputs,
 };
+use crate::graph::work::Product;
 use crate::onnx::node::{ints_attr, make_node};
 use crate::onnx::op;
 use crate::onnx::tensor;
@@ -39,6 +40,10 @@ impl Engine for Counting {
         values: &[String],
     ) -> Result<Option<Shapes>, EngineError> {
         TractEngine.shapes(model, like, values)
+    }
+
+    fn products(&self, _: &Model, _: &Batch) -> Result<Vec<Product>, EngineError> {
+        Ok(Vec::new())
     }
 
     fn sharing(&self) -> Box<dyn Engine> {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use ndarray::{Array2, Array3, Axis, Ix3, array};
 
 use super::*;
+use crate::calibrate::PaddingMask;
 use crate::calibrate::{ChannelStats, EngineError, StatOptions, TractEngine, statistics};
 use crate::onnx::node::make_node;
 use crate::onnx::op;
@@ -85,7 +86,7 @@ fn plain(batches: &[Batch], fold: u64) -> Array2<f32> {
         for (row, x) in batch.rows.iter().zip(x.outer_iter()) {
             for (s, x) in x.outer_iter().enumerate() {
                 let at = [batch.rows.iter().position(|r| r == row).unwrap(), s];
-                if row % 2 == fold && batch.mask.as_ref().is_none_or(|m| m[at]) {
+                if row % 2 == fold && batch.mask().is_none_or(|m| m[at]) {
                     let x = x.into_dimensionality::<ndarray::Ix1>().unwrap();
                     out.extend(x.dot(&w));
                 }
@@ -151,7 +152,7 @@ fn padding_never_enters() {
             }
         }
         let mut batch = f32_batch("x", x.into_dyn(), 0);
-        batch.mask = Some(mask.clone());
+        batch.masks = vec![PaddingMask::new("mask", mask.clone())];
         vec![batch]
     };
     let stats = take(&masked(0.0), &["h", "x"], 1000, 1).unwrap();
@@ -235,7 +236,7 @@ fn not_finite_values_and_empty_masks_are_errors() {
     let error = take(&[batch], &["x"], 4, 1).unwrap_err().to_string();
     insta::assert_snapshot!(error, @"value x is not finite: inf in channel 3 at row 41, position 1");
     let mut batch = f32_batch("x", rows(0, 1, 2).into_dyn(), 0);
-    batch.mask = Some(array![[false, false]]);
+    batch.masks = vec![PaddingMask::new("mask", array![[false, false]])];
     let error = take(&[batch], &["h"], 4, 1).unwrap_err().to_string();
     insta::assert_snapshot!(error, @"value h: every calibration token is padding");
 }

@@ -14,6 +14,8 @@ use crate::calibrate::{
     Batch, Engine, EngineError, Keep, Plan, Ranged, Shapes, StatOptions, TapSink, TractEngine,
     Wanted, compare, outputs, ranges, statistics_and, with_threads,
 };
+use crate::graph::axes::Axes;
+use crate::graph::work::Product;
 use crate::onnx::Model;
 use crate::progress::NoProgress;
 
@@ -86,6 +88,10 @@ impl Engine for Counting {
         self.work.count(shapes)
     }
 
+    fn products(&self, model: &Model, like: &Batch) -> Result<Vec<Product>, EngineError> {
+        self.engine.products(model, like)
+    }
+
     fn sharing(&self) -> Box<dyn Engine> {
         Box::new(Counting {
             engine: self.engine.sharing(),
@@ -112,8 +118,16 @@ impl Plan for CountingPlan {
         self.work.count(|| self.plan.run(batch, taps))
     }
 
+    fn integer_outputs(&self) -> &[String] {
+        self.plan.integer_outputs()
+    }
+
     fn skipped_outputs(&self) -> &[String] {
         self.plan.skipped_outputs()
+    }
+
+    fn axes(&self) -> Arc<Axes> {
+        self.plan.axes()
     }
 }
 

@@ -6,14 +6,14 @@ use super::super::plan::{AttentionRanges, Plan};
 use super::rows::{Rows, row_count};
 use super::{Account, Judge, Measured, Sensitivity};
 use crate::calibrate::{
-    Batch, Engine, EngineError, OutputComparison, Ranged, Reference, compare_with, ranges,
+    Batch, Engine, EngineError, OutputComparison, Ranged, Reference, compare_with, judged, ranges,
 };
 use crate::error::Error;
 use crate::graph::branches::FlatModel;
 use crate::onnx::Model;
 use crate::progress::Progress;
 use crate::recognise::Attention;
-use crate::review::FloatCheck;
+use crate::review::{FloatCheck, SURE_DB, known_to_db};
 
 /// [`compare_with`] or [`compare_few`](crate::calibrate::compare_few).
 type Compare = fn(
@@ -38,6 +38,8 @@ pub(crate) struct HeldOut<'a> {
     /// Whether they set no range.
     held_out: bool,
     plain: Option<Measured>,
+    /// Whether there are outputs that nothing is judged by.
+    others: bool,
     /// The float model that was made last, with its plan: what is checked is quantized next.
     folded: Option<(Plan, Folded)>,
     pub(super) checked: Option<Checked>,
@@ -72,6 +74,7 @@ impl<'a> HeldOut<'a> {
             reserve: rows.reserve.clone(),
             held_out: rows.held_out,
             plain: None,
+            others: false,
             folded: None,
             checked: None,
         }
@@ -112,13 +115,66 @@ impl<'a> HeldOut<'a> {
         let models: Vec<&Model> = models.iter().collect();
         let (engine, threads) = (self.job.engine, self.job.options.threads);
         let reference = &mut self.reference;
-        Ok(compare(
+        let all = compare(engine, reference, &models, threads, self.job.progress)?;
+        let count = |outputs: &[Vec<OutputComparison>]| outputs.first().map_or(0, Vec::len);
+        let of_all = count(&all);
+        let judging: Vec<_> = all.into_iter().map(judged).collect();
+        self.others |= count(&judging) < of_all;
+        Ok(judging)
+    }
+
+    /// Measures again on all held-out rows if those that judged tell the figures of an output too badly.
+    ///
+    /// # Errors
+    /// Those of [`Judge::measure`].
+    pub(crate) fn make_sure(&mut self, written: &mut Measured) -> Result<(), Error> {
+        let unsure = |o: &OutputComparison| {
+            known_to_db(o).is_none_or(|db| db > SURE_DB) && o.max_abs_error > 0.0
+        };
+        if !written.outputs.iter().any(unsure) || !self.ask_all_rows() {
+            return Ok(());
+        }
+        let mut plain = self.plain.take();
+        let mut all: Vec<&mut Measured> = vec![written];
+        all.extend(plain.as_mut());
+        self.measure_again(&mut all)?;
+        self.plain = plain;
+        Ok(())
+    }
+
+    /// Every output of the result, and of plain min-max quantization, if there are outputs that nothing is judged by.
+    ///
+    /// # Errors
+    /// Those of [`Judge::measure`].
+    pub(crate) fn all_outputs(
+        &mut self,
+        written: &Measured,
+    ) -> Result<Option<[Vec<OutputComparison>; 2]>, Error> {
+        if !self.others {
+            return Ok(None);
+        }
+        let plain = self.plain.take();
+        let models = [Some(&written.model), plain.as_ref().map(|p| &p.model)];
+        let models: Vec<Model> = models
+            .into_iter()
+            .flatten()
+            .map(|m| m.unflatten())
+            .collect();
+        let models: Vec<&Model> = models.iter().collect();
+        let (engine, threads) = (self.job.engine, self.job.options.threads);
+        let all = compare_with(
             engine,
-            reference,
+            &mut self.reference,
             &models,
             threads,
             self.job.progress,
-        )?)
+        )?;
+        self.plain = plain;
+        let mut all = all.into_iter();
+        Ok(Some([
+            all.next().unwrap_or_default(),
+            all.next().unwrap_or_default(),
+        ]))
     }
 
     /// The float model of a plan: the one that was checked last, if it is that.

@@ -96,7 +96,7 @@ pub(in crate::pipeline) fn first_of_setting(batches: &[Batch]) -> BTreeSet<usize
 
 /// Real tokens of a batch, about.
 fn tokens(batch: &Batch) -> usize {
-    if let Some(mask) = &batch.mask {
+    if let Some(mask) = batch.mask() {
         return mask.iter().filter(|real| **real).count();
     }
     let lengths = batch
@@ -135,7 +135,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::calibrate::{InputTensor, Values};
+    use crate::calibrate::{InputTensor, PaddingMask, Values};
     use ndarray::{ArrayD, IxDyn};
 
     fn batch(first: u64, rows: usize, length: usize, switch: bool) -> Batch {
@@ -182,7 +182,10 @@ mod tests {
         let mut batches = batches(4, 4, 512);
         for batch in &mut batches {
             let real = |(_, position): (usize, usize)| position < 40;
-            batch.mask = Some(ndarray::Array2::from_shape_fn((4, 512), real));
+            batch.masks = vec![PaddingMask::new(
+                "mask",
+                ndarray::Array2::from_shape_fn((4, 512), real),
+            )];
         }
         // 160 tokens each.
         assert_eq!(chosen(&batches), [0, 1, 2, 3]);

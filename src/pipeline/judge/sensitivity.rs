@@ -5,7 +5,7 @@ use super::super::plan::Plan;
 use super::Sensitivity;
 use super::held_out::HeldOut;
 use super::rows::first_of_setting;
-use crate::calibrate::{Batch, OutputComparison, Reference, RowError, compare_with};
+use crate::calibrate::{Batch, OutputComparison, Reference, RowError, compare_with, judged};
 use crate::error::Error;
 use crate::onnx::Model;
 use crate::progress::NoProgress;
@@ -37,7 +37,7 @@ impl HeldOut<'_> {
             let engine = self.job.engine;
             let compared = compare_with(engine, &mut reference, &models, threads, &NoProgress)?;
             for (candidate, outputs) in some.iter_mut().zip(compared) {
-                candidate.error = outputs.iter().map(relative_error).sum();
+                candidate.error = judged(outputs).iter().map(relative_error).sum();
             }
             progress.advance(some.len() as u64);
             Ok(())

@@ -22,6 +22,7 @@ use crate::recognise::{Linear, LinearId, Recognised, recognise};
 use crate::rewrite;
 use crate::site::{Sink, find_sites, wanted_shapes};
 use crate::target::MIN_OPSET;
+use crate::target::pool::Pools;
 use changes::Changes;
 pub(super) use products::{any_candidate, restore};
 
@@ -249,15 +250,28 @@ fn recognise_all(
         more.append(&mut shapes_of);
         shapes_of = more;
     }
-    let sites = find_sites(&view, &found, &shapes_of, job.options.extra_nodes);
+    let mut sites = find_sites(&view, &found, &shapes_of, job.options.extra_nodes);
     let fixed = view.fixed_values();
+    let pools = (!job.options.profile().pools_keep_channels).then(|| Pools::new(&view));
+    let pools = pools.as_ref().filter(|_| job.options.format.quantizes());
     let reason = |linear: &Linear| match job.options.refuses(&linear.name) {
-        None if fixed.contains(&linear.input) => Some(COMPUTED_ONCE),
-        refused => refused,
+        None if fixed.contains(&linear.input) => Some(COMPUTED_ONCE.to_owned()),
+        None => scaled_pool(&view, pools?, linear),
+        refused => refused.map(str::to_owned),
     };
-    let skipped = found.linears.iter();
     let mut skipped: IndexVec<LinearId, Option<String>> =
-        skipped.map(|l| reason(l).map(str::to_owned)).collect();
+        found.linears.iter().map(reason).collect();
+    for site in sites
+        .iter_mut()
+        .filter(|s| matches!(s.sink, Sink::Explicit(_)))
+    {
+        if let Some(pool) = pools.and_then(|pools| pools.behind(&view, site.value)) {
+            let name = view.node_name(pool.node);
+            site.sink = Sink::None(format!(
+                "the target computes a Mul behind `{name}`, which keeps no axes, wrongly"
+            ));
+        }
+    }
     let sites = SiteTable::new(&view, sites, &mut skipped);
     drop(view);
     let prepared = Prepared {
@@ -270,6 +284,18 @@ fn recognise_all(
     prepared.check_any()?;
     prepared.check_constants()?;
     Ok(prepared)
+}
+
+/// Why a Linear behind a pool stays in float where the target would compute it wrongly.
+fn scaled_pool(view: &View, pools: &Pools, linear: &Linear) -> Option<String> {
+    let pool = pools.behind(view, linear.input)?;
+    let scaled = pool.scaled?;
+    Some(format!(
+        "in integers the target computes it wrongly, because `{}` scales every channel at `{}`, which keeps no axes (lint rule \
+         O6-pool)",
+        view.node_name(scaled),
+        view.node_name(pool.node)
+    ))
 }
 
 fn check_finite(view: &View, value: ValueId) -> Result<(), Error> {

@@ -93,7 +93,8 @@ fn computed_weights(job: &Job, view: &View) -> Vec<(NodeId, usize, ValueId)> {
 fn of_floats(view: &View, value: ValueId) -> bool {
     let take = |node: NodeId| {
         let op = view.node(node).op_type();
-        match op.contains("Quantize") || view.node(node).domain() == crate::recognise::MICROSOFT {
+        let quantizes = op.contains("Quantize") || op.contains("Dequantize");
+        match quantizes || view.node(node).domain() == crate::recognise::MICROSOFT {
             true => Err(op.to_owned()),
             false => Ok(()),
         }

@@ -44,7 +44,10 @@ pub(crate) fn quantize_attention(
         opset: written.model.as_model().opset(),
     };
     let view = written.model.view();
-    let Attentions { found, near_misses } = attentions(&view);
+    let all = attentions(&view);
+    // A classifier's Softmax is none, whatever it almost is.
+    let near_misses: Vec<NearMiss> = all.unmatched().cloned().collect();
+    let Attentions { found, .. } = all;
     let left = options.leaves_attention();
     let entry = |attention: &Attention| AttentionPlan {
         softmax: view.node_name(attention.softmax).to_owned(),

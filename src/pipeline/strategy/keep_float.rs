@@ -43,6 +43,10 @@ pub(crate) fn keep_float(
     units: &[Unit],
     judge: &mut dyn Judge,
 ) -> Result<Measured, Error> {
+    let float = |o: &OutputComparison| o.agreement.is_none() && o.elements > 0;
+    if wish.min_sqnr_db.is_some() && !written.outputs.iter().any(float) {
+        return Err(Error::NothingToCompare);
+    }
     if wish.budget.is_none() && wish.is_reached(&written.outputs) {
         return Ok(written);
     }

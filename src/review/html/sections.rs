@@ -101,8 +101,16 @@ fn decibels(db: Option<f64>, none: &str) -> String {
     db.map_or(none.to_owned(), |db| format!("{db:.2} dB"))
 }
 
+/// How many elements of an integer output are the same.
+fn share(agreeing: u64, elements: u64) -> String {
+    format!(
+        "{:.2} % the same",
+        100.0 * agreeing as f64 / elements.max(1) as f64
+    )
+}
+
 fn outputs(report: &Report) -> Markup {
-    if report.outputs.is_empty() {
+    if report.outputs.is_empty() && report.agreements.is_empty() {
         return Markup::default();
     }
     let head = html! {
@@ -117,13 +125,39 @@ fn outputs(report: &Report) -> Markup {
                 td.number { (format_args!("{:.6}", output.cosine)) }
             }
         }
+        @for (name, output) in &report.agreements {
+            tr {
+                td.name { (name) }
+                td.number { (share(output.agreeing, output.elements)) }
+                td.number { (output.plain_agreeing.map_or("–".to_owned(), |n| share(n, output.elements))) }
+                td.number { "–" }
+            }
+        }
     };
+    let cautions = report
+        .outputs
+        .iter()
+        .map(|(name, o)| (name, o.filled, &o.caution));
+    let cautions = cautions.chain(
+        report
+            .agreements
+            .iter()
+            .map(|(name, o)| (name, 0, &o.caution)),
+    );
     html! {
         h2 { "Outputs" }
         p.muted {
             "Against the original, on " (report.verified_on) ". SQNR = 10 log₁₀(Σ r² / Σ (r − o)²)."
         }
         (table(&head, &rows))
+        @for (name, filled, caution) in cautions {
+            @if filled > 0 {
+                p.muted { code { (name) } ": " (filled) " elements that the model fills in are in no figure." }
+            }
+            @if let Some(caution) = caution {
+                p.gain.bad { code { (name) } ": " (caution) "." }
+            }
+        }
         @for lost in &report.below_plain {
             p.gain.bad {
                 code { (lost.output) }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::review::json::number;
 use crate::review::quantized::QuantizedLinear;
-use crate::review::{Energy, NearMissReport};
+use crate::review::{Energy, NearMissReport, WorkReport};
 
 /// The version of the JSON form of [`Anatomy`]. It grows when a key changes its meaning or goes.
 pub const ANATOMY_SCHEMA: u32 = 1;
@@ -35,6 +35,8 @@ pub struct Anatomy {
     pub sites: Vec<SiteFacts>,
     /// Rotations before Linears that are written in the model, in graph order.
     pub rotations: Vec<RotationFacts>,
+    /// Who does the multiplications if every float Linear is quantized; `None` if the shapes are not known.
+    pub work: Option<WorkReport>,
     /// What almost matched, and why it did not.
     pub near_misses: Vec<NearMissReport>,
     /// Rows that the outlier tables are from; 0 without data.

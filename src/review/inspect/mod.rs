@@ -24,7 +24,7 @@ use crate::graph::View;
 use crate::onnx::op;
 use crate::onnx::proto::{TensorProto, type_proto};
 use crate::onnx::{DataType, Model};
-use crate::recognise::{LinearForm, LinearId, Recognised, rotation_part};
+use crate::recognise::{LinearForm, LinearId, Recognised, is_attention, rotation_part};
 use crate::site::Site;
 use crate::solve::{ActivationSpec, Fold, WeightSpec, damage};
 pub use facts::{
@@ -218,9 +218,10 @@ fn architecture<'n>(
     }
     let mut heads = Vec::new();
     let mut attentions = 0;
-    for (_, node) in view.nodes() {
+    for (id, node) in view.nodes() {
         let is_operator = node.op_type().contains(op::Attention);
-        if !is_operator && node.op_type() != op::Softmax {
+        let is_softmax = node.op_type() == op::Softmax && is_attention(view, id);
+        if !is_operator && !is_softmax {
             continue;
         }
         attentions += 1;

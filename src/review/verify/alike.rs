@@ -146,9 +146,9 @@ fn by_channel(float: &Captured, other: &ArrayD<f32>, changed: bool) -> ByChannel
     let mut sums = vec![Channel::default(); channels];
     let mut tokens = 0;
     let vectors = float.value.rows().into_iter().zip(other.rows());
-    for ((r, o), row) in vectors.zip(&float.rows) {
+    for ((r, o), half) in vectors.zip(&float.halves) {
         let finite = |v: &f32| v.is_finite();
-        if row.is_none() || !r.iter().all(finite) || !o.iter().all(finite) {
+        if half.is_none() || !r.iter().all(finite) || !o.iter().all(finite) {
             continue;
         }
         tokens += 1;
@@ -242,7 +242,7 @@ mod tests {
             value: value(|t, c| {
                 noise(t * CHANNELS + c) * outlier(c) + if c == 3 { 25.0 } else { 0.0 }
             }),
-            rows: (0..TOKENS).map(|t| Some(t as u64 / 32)).collect(),
+            halves: (0..TOKENS).map(|t| Some(t / 32 % 2)).collect(),
         }
     }
 
@@ -317,7 +317,7 @@ mod tests {
     #[test]
     fn padding_and_too_few_tokens_tell_nothing() {
         let mut few = float();
-        few.rows.iter_mut().skip(7).for_each(|row| *row = None);
+        few.halves.iter_mut().skip(7).for_each(|half| *half = None);
         let o = changed(|_, _, r| r / 4.0);
         assert_eq!(relation(&few, &o, true), Relation::Same);
         assert!(matches!(relation(&float(), &o, true), Relation::Scaled(_)));

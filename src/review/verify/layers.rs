@@ -326,7 +326,10 @@ fn energy(float: &Captured, other: &ArrayD<f32>) -> Option<Energy> {
     }
     let mut energy = Energy::default();
     let vectors = float.value.rows().into_iter().zip(other.rows());
-    for ((r, o), _) in vectors.zip(&float.rows).filter(|(_, row)| row.is_some()) {
+    for ((r, o), _) in vectors
+        .zip(&float.halves)
+        .filter(|(_, half)| half.is_some())
+    {
         for (&r, &o) in r.iter().zip(o) {
             let (r, o) = (f64::from(r), f64::from(o));
             energy.signal += r * r;

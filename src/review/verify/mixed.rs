@@ -66,7 +66,7 @@ pub(super) fn centred(float: &Captured, other: &ArrayD<f32>) -> [Array2<f32>; 2]
     let channels = float.value.shape().last().copied().unwrap_or(1);
     let pairs = float.value.rows().into_iter().zip(other.rows());
     let real = pairs
-        .zip(&float.rows)
+        .zip(&float.halves)
         .filter(|((r, o), row)| row.is_some() && r.iter().chain(o.iter()).all(|v| v.is_finite()));
     let real: Vec<_> = real.map(|(pair, _)| pair).collect();
     let array = |pick: usize| {
@@ -161,8 +161,8 @@ pub(super) fn heads(
         };
         heads.map(line).collect()
     };
-    let of_r = means(&float.value, &float.rows);
-    let of_o = means(other, &float.rows);
+    let of_r = means(&float.value, &float.halves);
+    let of_o = means(other, &float.halves);
     Some(Heads {
         back: lines(o, r, [&of_o, &of_r])?,
         forth: lines(r, o, [&of_r, &of_o])?,
@@ -170,14 +170,14 @@ pub(super) fn heads(
 }
 
 /// The mean of every channel over the real tokens.
-fn means(value: &ArrayD<f32>, rows: &[Option<u64>]) -> Vec<f64> {
+fn means(value: &ArrayD<f32>, halves: &[Option<usize>]) -> Vec<f64> {
     let mut sums = vec![0.0; value.shape().last().copied().unwrap_or(1)];
     let mut tokens = 0.0f64;
     for (vector, _) in value
         .rows()
         .into_iter()
-        .zip(rows)
-        .filter(|(v, row)| row.is_some() && v.iter().all(|v| v.is_finite()))
+        .zip(halves)
+        .filter(|(v, half)| half.is_some() && v.iter().all(|v| v.is_finite()))
     {
         tokens += 1.0;
         sums.iter_mut()
@@ -245,8 +245,8 @@ mod tests {
         });
         Captured {
             value,
-            rows: (0..TOKENS)
-                .map(|t| (t % 9 != 0).then_some(t as u64 / 80))
+            halves: (0..TOKENS)
+                .map(|t| (t % 9 != 0).then_some(t / 80 % 2))
                 .collect(),
         }
     }

@@ -33,6 +33,7 @@ use crate::calibrate::{
 };
 use crate::onnx::Model;
 use crate::progress::Progress;
+use crate::review::sure::too_few;
 
 /// The version of the JSON form of [`Verification`]. It grows when a key changes its meaning or goes.
 pub const VERIFICATION_SCHEMA: u32 = 1;
@@ -81,7 +82,9 @@ pub struct Verification {
     pub rows: usize,
     /// Every float output, in the order of the float model.
     pub outputs: Vec<OutputError>,
-    /// Outputs that are not float and were not compared.
+    /// Every integer or boolean output, in the order of the float model.
+    pub agreements: Vec<AgreementError>,
+    /// Outputs of other types, which were not compared.
     pub other_outputs: Vec<String>,
     /// Rows on which the Linears were compared.
     pub layer_rows: usize,
@@ -118,8 +121,27 @@ pub struct OutputError {
     /// Of the vectors along the last axis, the part whose largest element is at the same place in both models: top-1
     /// agreement where the output is logits. `None` if there is no such axis of two or more elements.
     pub top1_agreement: Option<f64>,
+    /// Elements compared; 0 if the models fill in all of them, so that no figure says anything.
+    pub elements: u64,
+    /// Elements that both models fill in with a constant; they are in none of the figures.
+    pub filled: u64,
+    /// Why the figures are no verdict: they are of too few numbers or rows.
+    pub caution: Option<String>,
+}
+
+/// One integer or boolean output.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct AgreementError {
+    /// Its name.
+    pub name: String,
     /// Elements compared.
     pub elements: u64,
+    /// Those that are the same in both models.
+    pub agreeing: u64,
+    /// Why this is no verdict: it is of too few numbers or rows.
+    pub caution: Option<String>,
 }
 
 /// Signal and error of one Linear. Its JSON form has `sqnr_db` beside the two, which is `null` without error.
@@ -208,7 +230,9 @@ pub enum VerifyError {
         known: String,
     },
     /// There is nothing to compare.
-    #[error("no output of the models is float, so there is no error to measure")]
+    #[error(
+        "no output of the models is float, integer or boolean, so there is no error to measure"
+    )]
     NoFloatOutput,
     /// A model states inputs that cannot be fed.
     #[error(transparent)]
@@ -284,15 +308,23 @@ fn verify_here(
             options.threads,
             progress,
         )?;
-        let outputs: Vec<OutputError> = compared.iter().flatten().map(output).collect();
-        let known = |name: &str| outputs.iter().any(|o| o.name == name);
+        let (integers, floats): (Vec<_>, Vec<_>) = compared
+            .into_iter()
+            .flatten()
+            .partition(|o| o.agreement.is_some());
+        let outputs: Vec<OutputError> = floats.iter().map(output).collect();
+        let agreements: Vec<AgreementError> = integers.iter().map(agreement).collect();
+        let known = |name: &str| {
+            outputs.iter().any(|o| o.name == name) || agreements.iter().any(|a| a.name == name)
+        };
         let names = float.graph().output.iter().map(|o| o.name().to_owned());
         verification.other_outputs = names.filter(|n| !known(n)).collect();
         verification.rows = count(rows.all);
-        if outputs.is_empty() {
+        if outputs.is_empty() && agreements.is_empty() {
             return Err(VerifyError::NoFloatOutput);
         }
         verification.outputs = outputs;
+        verification.agreements = agreements;
     }
     if let Some(few) = rows.few.filter(|_| options.layers) {
         let (float, quantized) = (prepare::taken_apart(float), prepare::opened(quantized));
@@ -314,8 +346,8 @@ impl Verification {
     /// The outputs whose SQNR is below `limit` dB, worst first.
     pub fn below(&self, limit: f64) -> Vec<&OutputError> {
         let db = |o: &OutputError| o.sqnr_db.unwrap_or(f64::INFINITY);
-        // What is no number is not above the limit either.
-        let fails = |o: &&OutputError| db(o).is_nan() || db(o) < limit;
+        // What is no number is not above the limit either, nor what was not compared.
+        let fails = |o: &&OutputError| db(o).is_nan() || db(o) < limit || o.elements == 0;
         let mut below: Vec<&OutputError> = self.outputs.iter().filter(fails).collect();
         below.sort_by(|a, b| db(a).total_cmp(&db(b)));
         below
@@ -346,6 +378,18 @@ fn output(compared: &OutputComparison) -> OutputError {
         range: compared.range,
         top1_agreement: (vectors > 0).then(|| agreeing as f64 / vectors as f64),
         elements: compared.elements,
+        filled: compared.filled,
+        caution: too_few(compared),
+    }
+}
+
+fn agreement(compared: &OutputComparison) -> AgreementError {
+    let (elements, agreeing) = compared.agreement.unwrap_or_default();
+    AgreementError {
+        name: compared.name.clone(),
+        elements,
+        agreeing,
+        caution: too_few(compared),
     }
 }
 

@@ -8,6 +8,7 @@ use super::tensorrt::trains;
 use super::{Cost, Hits, Rule, Subject};
 use crate::onnx::DataType;
 use crate::onnx::op;
+use crate::target::pool::Pools;
 
 const MEASURED: &str = "OpenVINO 2026.4.1 (CPU), measured in the executed graph";
 
@@ -95,6 +96,15 @@ pub(super) const RULES: &[Rule] = &[
         find: scale,
     },
     Rule {
+        id: "O6-pool",
+        title: "no value per channel behind a Reduce without kept axes, before a QuantizeLinear",
+        cost: Cost::Wrong,
+        subject: Subject::Quantization,
+        source: "OpenVINO 2026.4.1 (CPU), measured against ONNX Runtime without optimizations",
+        mend: "keep the axes of the Reduce (keepdims=1) and squeeze them behind it, or leave the Linear in float",
+        find: pool,
+    },
+    Rule {
         id: "O5-rotation",
         title: "rotations stay in float",
         cost: Cost::Inaccurate,
@@ -104,6 +114,21 @@ pub(super) const RULES: &[Rule] = &[
         find: quantized_rotation,
     },
 ];
+
+fn pool(scope: &Scope, hits: &mut Hits) {
+    let view = &scope.view;
+    let pools = Pools::new(view);
+    for quant in scope.facts.quants.iter().filter(|q| q.quantizes) {
+        let pool = quant.data.and_then(|data| pools.behind(view, data));
+        if let Some((pool, scaled)) = pool.and_then(|p| Some((p.node, p.scaled?))) {
+            let name = view.node_name(scaled);
+            let message = format!(
+                "`{name}` gives every channel a value of its own, which is taken for one per another axis"
+            );
+            hits.at(pool, message);
+        }
+    }
+}
 
 fn quantized_rotation(scope: &Scope, hits: &mut Hits) {
     rotation::quantized(scope).for_each(|(node, what)| hits.at(node, what));

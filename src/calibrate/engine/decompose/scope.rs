@@ -120,6 +120,11 @@ impl<'g> Scope<'g> {
         Some(value.ints()?.iter().copied().collect())
     }
 
+    /// All that is known, at the end.
+    pub(in crate::calibrate) fn into_facts(self) -> Facts {
+        self.facts
+    }
+
     /// The axes and indices that a Slice takes.
     pub(super) fn slices(&self, node: &NodeProto) -> Option<Vec<(usize, Vec<usize>)>> {
         slice_indices(&self.facts.call(node))

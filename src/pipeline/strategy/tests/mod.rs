@@ -88,6 +88,8 @@ fn output(number: usize, db: f64, rows: u64) -> OutputComparison {
         max_relative_error: 0.0,
         range: (-1.0, 1.0),
         elements: 100 * rows,
+        filled: 0,
+        agreement: None,
         top1: (0, 0),
         token_sqnr_db: None,
         rows: (0..rows).map(row).collect(),
