@@ -11,7 +11,8 @@ use clap::Args;
 use onnx_osplus::calibrate::{Dataset, TractEngine};
 use onnx_osplus::onnx;
 use onnx_osplus::review::{
-    Energy, LAYER_TOKENS, LayerError, OutputError, Verification, VerifyOptions, VerifyRows, verify,
+    Energy, LAYER_TOKENS, LayerError, OutputError, Verification, VerifyError, VerifyOptions,
+    VerifyRows, verify,
 };
 
 use super::arguments::{parse_batch, parse_threads, source};
@@ -101,18 +102,27 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     super::begin(&mut files, arguments.json.as_deref(), arguments.force)?;
     let float = onnx::load(&arguments.float)?;
     let quantized = onnx::load(&arguments.quantized)?;
-    let data = Dataset::open(&float, &sources, arguments.batch)?;
-    let (all, few) = (data.all(), data.few(LAYER_TOKENS));
-    let rows = VerifyRows {
-        all: &all,
-        few: few.as_ref(),
-    };
+    let mut data = Dataset::open(&float, &sources, arguments.batch)?;
     let options = VerifyOptions {
         threads: arguments.threads,
         layers: !arguments.no_layers,
         ..VerifyOptions::default()
     };
-    let mut result = verify(&float, &quantized, &rows, &TractEngine, &options, &terminal)?;
+    let compared = |data: &Dataset| {
+        let (all, few) = (data.all(), data.few(LAYER_TOKENS));
+        let rows = VerifyRows {
+            all: &all,
+            few: few.as_ref(),
+        };
+        verify(&float, &quantized, &rows, &TractEngine, &options, &terminal)
+    };
+    let mut result = match (compared(&data), data.one_by_one()) {
+        (Err(error @ VerifyError::Engine(_)), Some(single)) => {
+            data = single;
+            compared(&data).map_err(|_| error)?
+        }
+        (result, _) => result?,
+    };
     let filled = data.filled().iter();
     let filled = filled.map(|f| format!("input `{}` was filled with {}", f.input, f.rule));
     result

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use super::job::{Clock, Job};
-use super::judge::rows::Rows;
 use super::prepare::{Prepared, any_candidate, nothing_because};
 use crate::calibrate::{Dataset, Engine, with_threads};
 use crate::error::Error;
@@ -63,7 +62,7 @@ pub fn inspect(
             progress,
             clock: &Clock::start(),
         };
-        let prepared = Prepared::new(&job, &Rows::of(data, options).small)?;
+        let (prepared, ..) = Prepared::with_rows(&job, data)?;
         Ok(Inspection {
             model: prepared.model,
             found: prepared.found,

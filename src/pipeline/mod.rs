@@ -41,7 +41,6 @@ pub use plan::plan_round_trip;
 use build::{KnownWeights, Source};
 use calibrate::Calibrated;
 use job::{Clock, Job};
-use judge::rows::Rows;
 use judge::{HeldOut, Judge, Measured};
 use plan::Plan;
 use prepare::Prepared;
@@ -72,8 +71,7 @@ pub fn run(
             progress,
             clock: &clock,
         };
-        let rows = Rows::of(data, options);
-        let prepared = Prepared::new(&job, &rows.small)?;
+        let (prepared, rows, data) = Prepared::with_rows(&job, data)?;
         let (calibrated, sequences) = Calibrated::new(&job, prepared, &rows)?;
         let plan = Plan::search(&job, &calibrated, sequences);
         let known = KnownWeights::default();
@@ -98,7 +96,7 @@ pub fn run(
         let account = report::Account {
             work,
             job: &job,
-            data,
+            data: &data,
             rows: &rows,
             calibrated: &calibrated,
             written: &written,

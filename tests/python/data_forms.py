@@ -52,6 +52,15 @@ def cache(batch, axis):
     return built, [{"x": rows(rng, batch, S, C), "cache": rows(rng, *state)} for _ in range(24)]
 
 
+def single_row(reshaped=1):
+    """A batch that has a name, and a Reshape with the one row (or another number) that the exporter saw; and rows."""
+    rng = np.random.default_rng(8)
+    nodes = [norm(), node("Reshape", ["h", "shape"], "r"), node("MatMul", ["r", "w"], "y")]
+    shape = np.array([reshaped, S, C], np.int64)
+    constants = {**norm_constants(rng), "shape": shape, "w": weight(rng, C, 16)}
+    return model(nodes, {"x": (FLOAT, ["batch", S, C])}, constants), rows(rng, 304, S, C)
+
+
 def graphs():
     """Nodes and edges: no axis in common."""
     rng = np.random.default_rng(6)

@@ -8,7 +8,7 @@ import pytest
 
 import measure
 from conftest import run_tool
-from data_forms import FORMS, attention_behind
+from data_forms import FORMS, attention_behind, single_row
 
 
 def write(model, files, folder):
@@ -63,3 +63,34 @@ def test_the_node_that_makes_a_shape_unknown_is_named(tmp_path):
     run = run_tool(tmp_path / "in.onnx", tmp_path / "out.onnx", "--calib", tmp_path / "data")
     assert run.returncode == 1
     assert "/at (NonZero)" in run.stderr and "MultiHeadAttention `/attention` needs it" in run.stderr
+
+
+def test_a_model_that_runs_one_row_only_though_its_batch_is_named_is_run_row_by_row(tmp_path):
+    model, rows = single_row()
+    onnx.save(model, tmp_path / "in.onnx")
+    calib, held = {"x": rows[:48]}, rows[48:]
+    np.savez(tmp_path / "calib.npz", **calib)
+    report = tmp_path / "r.json"
+    run = run_tool(
+        tmp_path / "in.onnx", tmp_path / "out.onnx", "--calib", tmp_path / "calib.npz", "--report", report
+    )
+    assert run.returncode == 0, run.stderr
+    told = json.loads(report.read_text())
+    assert any("one at a time" in note for note in told["notes"]), told["notes"]
+    assert all(linear["status"] == "quantized" for linear in told["linears"])
+    pairs = [[measure.outputs(m, {"x": row[None]})["y"] for m in (model, tmp_path / "out.onnx")] for row in held]
+    true = measure.sqnr(*(np.stack(found) for found in zip(*pairs)))
+    assert abs(true - told["outputs"]["y"]["sqnr_db"]) < 2
+
+    run = run_tool("verify", tmp_path / "in.onnx", tmp_path / "out.onnx", "--calib", tmp_path / "calib.npz")
+    assert run.returncode == 0 and "one at a time" in run.stdout, run.stdout + run.stderr
+    run = run_tool("inspect", tmp_path / "in.onnx", "--calib", tmp_path / "calib.npz")
+    assert run.returncode == 0, run.stderr
+
+
+def test_a_model_that_runs_no_row_at_all_says_so_for_the_rows_that_were_given(tmp_path):
+    model, rows = single_row(reshaped=3)
+    onnx.save(model, tmp_path / "in.onnx")
+    np.savez(tmp_path / "calib.npz", x=rows)
+    run = run_tool(tmp_path / "in.onnx", tmp_path / "out.onnx", "--calib", tmp_path / "calib.npz")
+    assert run.returncode == 1 and "[2, 4, 32]" in run.stderr, run.stderr

@@ -29,14 +29,14 @@ const HOLD_OUT: usize = 8;
 pub(crate) const TOKENS: usize = 512;
 
 /// Checked calibration data.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Dataset {
     inputs: Vec<ModelInput>,
-    tables: Vec<Table>,
+    pub(super) tables: Vec<Table>,
     batch: usize,
-    fixed_batch: Option<usize>,
+    pub(super) fixed_batch: Option<usize>,
     filled: Vec<Filled>,
-    notes: Vec<String>,
+    pub(super) notes: Vec<String>,
     /// The inputs from whose values sizes inside the model are computed.
     sizes: BTreeSet<String>,
     /// How masks are read, by input.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::calibrate::data::input::NamedArray;
 
 /// Arrays that belong together, one per given input.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Table {
     /// The arrays, and their batch axes.
     pub(super) arrays: BTreeMap<String, (Arc<NamedArray>, Option<usize>)>,

@@ -4,13 +4,15 @@ mod changes;
 mod inline;
 mod products;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use oxc_index::IndexVec;
 
 use super::job::Job;
+use super::judge::rows::Rows;
 use super::sites::{SiteId, SiteTable};
-use crate::calibrate::{Batch, shapes};
+use crate::calibrate::{Batch, Dataset, EngineError, shapes};
 use crate::error::Error;
 use crate::graph::branches::FlatModel;
 use crate::graph::{self, Names, NodeId, Use, ValueId, View, opset};
@@ -62,6 +64,31 @@ impl Prepared {
         let prepared = recognise_all(job, model, small, changes)?;
         job.clock.finish("recognise");
         Ok(prepared)
+    }
+
+    /// The same with the rows that the model runs: `data`, or if it fails on two rows at once, these one by one.
+    ///
+    /// # Errors
+    /// As [`Prepared::new`], of the first try.
+    pub(super) fn with_rows<'a>(
+        job: &Job,
+        data: &'a Dataset,
+    ) -> Result<(Prepared, Rows, Cow<'a, Dataset>), Error> {
+        let rows = Rows::of(data, job.options);
+        let error = match Prepared::new(job, &rows.small) {
+            Ok(prepared) => return Ok((prepared, rows, Cow::Borrowed(data))),
+            Err(error) => error,
+        };
+        let engine = matches!(
+            error,
+            Error::Engine(EngineError::Plan { .. } | EngineError::Run { .. })
+        );
+        let Some(single) = data.one_by_one().filter(|_| engine) else {
+            return Err(error);
+        };
+        let rows = Rows::of(&single, job.options);
+        let prepared = Prepared::new(job, &rows.small).map_err(|_| error)?;
+        Ok((prepared, rows, Cow::Owned(single)))
     }
 
     /// For each site the graph outputs, by their numbers, that depend on its Linears.
