@@ -52,8 +52,9 @@ def test_a_state_that_is_cut_with_its_rows_gives_what_single_rows_give(tmp_path)
         run = run_tool(folder / "in.onnx", folder / "out.onnx", "--calib", folder / "data", "--report", folder / "r.json")
         assert run.returncode == 0, run.stderr
         reports.append(json.loads((folder / "r.json").read_text()))
-    # The same rows in the same order: the same ranges.
-    ranges = [[(site["range_before"], site["range_after"]) for site in report["sites"]] for report in reports]
+    # The same rows: the same values. (One row alone has no batch axis, so its tokens are halved by position, and the search
+    # may choose otherwise.)
+    ranges = [[site["range_before"] for site in report["sites"]] for report in reports]
     assert ranges[0] == ranges[1]
 
 

@@ -72,9 +72,10 @@ def check_fused(run, optimized):
     assert counts["MatMulIntegerToFloat"] == run.case.linears, counts
     consts = {i.name for i in graph.graph.initializer}
     left = [n.name for n in graph.graph.node if n.op_type in ("MatMul", "FusedMatMul", "Gemm") and set(n.input) & consts]
-    # Rotations stay in float, with two products each.
+    # Rotations stay in float: two products for all channels, one for blocks, none for heads.
     assert left == measure.rotation_products(graph)
-    assert len(left) == 2 * sum(site["rotation"] is not None for site in run.report["sites"])
+    products = {"kronecker": 2, "blocks": 1, "heads": 0}
+    assert len(left) == sum(products[site["rotation"]["form"]] for site in run.report["sites"] if site["rotation"])
 
 
 def check_report(run):

@@ -41,7 +41,7 @@ def run(tmp_path):
     return quantize
 
 
-def test_a_linear_over_constants_is_left_to_constant_folding(run, tmp_path):
+def test_a_product_of_constants_is_the_weight_of_what_reads_it(run, tmp_path):
     make = helper.make_node
     out, report = run(
         [
@@ -53,15 +53,12 @@ def test_a_linear_over_constants_is_left_to_constant_folding(run, tmp_path):
         ]
     )
     linears = {linear["name"]: linear for linear in report["linears"]}
-    assert {name: linear["status"] for name, linear in linears.items()} == {
-        "linear_of_positions": "skipped",
-        "linear": "quantized",
-    }
-    assert "the same in every run" in linears["linear_of_positions"]["reason"]
-    # What is left of it in ONNX Runtime is a constant: one product in int8 and the scores.
+    # Its product is the weight of the scores, which are a Linear by their value.
+    assert {name: linear["status"] for name, linear in linears.items()} == {"linear": "quantized", "scores": "quantized"}
+    # What is left of it in ONNX Runtime is a constant: two products in int8.
     counts = Counter(node.op_type for node in onnx_runtime_graph(out, tmp_path).graph.node)
-    assert counts["Relu"] == 0 and counts["MatMul"] == 1
-    assert sum(n for op, n in counts.items() if op.startswith("MatMulInteger")) == 1
+    assert counts["Relu"] == 0 and counts["MatMul"] == 0
+    assert sum(n for op, n in counts.items() if op.startswith("MatMulInteger")) == 2
 
 
 @pytest.mark.parametrize("op", ["RandomUniformLike", "RandomNormalLike"])

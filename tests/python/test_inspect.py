@@ -154,7 +154,8 @@ def test_near_misses_have_their_reasons(tmp_path):
     weight = next(n for n in model.graph.node if n.name.endswith("query/MatMul")).input[1]
     tensor = next(t for t in model.graph.initializer if t.name == weight)
     array = onnx.numpy_helper.to_array(tensor)
-    tensor.CopyFrom(onnx.numpy_helper.from_array(array[None], weight))
+    # One for each row of the batch.
+    tensor.CopyFrom(onnx.numpy_helper.from_array(np.stack([array, array]), weight))
     onnx.save(model, tmp_path / "model.onnx")
     misses = inspect(tmp_path / "model.onnx")["near_misses"]
     assert len(misses) == 1 and "not rank 2" in misses[0]["reason"]

@@ -26,6 +26,8 @@ RUNS = {
     "rotations": ("tiny-llama", ["--max-slowdown", "8", "--no-layers"]),
     "lint": ("littered", ["--target", "tensorrt", "--no-layers"]),
     "near misses": ("without a constant", ["--no-layers"]),
+    "agreements": ("with a label", ["--no-layers"]),
+    "embeddings": ("tiny", ["--embeddings", "int8", "--activation-bits", "6", "--no-layers"]),
     "no rotations": ("tiny-llama", ["--max-slowdown", "0", "--no-layers"]),
 }
 
@@ -60,11 +62,19 @@ def source(name, folder):
         norm = next(n for n in model.graph.node if n.op_type == "LayerNormalization")
         norm.output.append("mean")
     if name == "without a constant":
-        # A product with a weight that is an input is no Linear.
-        matmul = next(n for n in model.graph.node if n.op_type == "MatMul" and n.input[1] in {i.name for i in model.graph.initializer})
-        weight = next(i for i in model.graph.initializer if i.name == matmul.input[1])
-        model.graph.node.insert(0, onnx.helper.make_node("Abs", [weight.name], ["computed"], name="abs"))
-        matmul.input[1] = "computed"
+        # A norm whose gamma depends on an input is none that could take a scale.
+        norm = next(n for n in model.graph.node if n.op_type == "LayerNormalization")
+        make = onnx.helper.make_node
+        one = make("Cast", ["attention_mask"], ["real"], name="real", to=onnx.TensorProto.FLOAT)
+        one = [one, make("ReduceMax", ["real"], ["one"], name="one", keepdims=0)]
+        one.append(make("Mul", [norm.input[1], "one"], ["computed"], name="times_one"))
+        for i, node in enumerate(one):
+            model.graph.node.insert(i, node)
+        norm.input[1] = "computed"
+    if name == "with a label":
+        output = model.graph.output[0].name
+        model.graph.node.append(onnx.helper.make_node("ArgMax", [output], ["label"], name="label", axis=-1, keepdims=0))
+        model.graph.output.append(onnx.helper.make_tensor_value_info("label", onnx.TensorProto.INT64, None))
     onnx.save(model, folder / "in.onnx")
     np.savez(folder / "calib.npz", **feeds_of(row, model, *CALIBRATION))
     return folder / "in.onnx", folder / "calib.npz"
