@@ -110,8 +110,9 @@ fn solve_joint(
 /// What a rotation may do at sites that are decided together; `None` if none is wanted.
 fn turn<'a>(job: &Job, sites: &'a SiteTable, members: &[SiteId]) -> Option<Turn<'a>> {
     let options = job.options;
-    // The extremes of products are known of columns as they are.
-    let columns_may_change = options.format != Format::QOperator;
+    // The extremes of products are known of columns as they are; and what another tool makes of mixed columns in a float model
+    // cannot be validated.
+    let columns_may_change = options.format == Format::Qdq;
     let explicit = options.slowdown() > 0.0;
     let rows = || members.iter().map(|&i| sites.row(i));
     let ties = |row: &'a SiteRow| match &row.site.sink {

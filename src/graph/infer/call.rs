@@ -15,6 +15,9 @@ pub struct Call<'a> {
     pub limits: Limits,
 }
 
+/// Axes of a value, at most.
+const MOST_AXES: usize = 1 << 10;
+
 impl<'a> Call<'a> {
     /// `fact` says what is known of an input, by slot and name; inputs that are left out are not asked for.
     pub fn new(
@@ -68,7 +71,8 @@ impl<'a> Call<'a> {
     /// The number of elements of an input that is a list.
     pub(super) fn length(&self, slot: usize) -> Dim {
         match self.dims(slot)? {
-            [n] => *n,
+            // As many axes has no value: what a file says of such a list is not to be believed.
+            [n] => n.filter(|&n| n <= MOST_AXES),
             _ => None,
         }
     }
