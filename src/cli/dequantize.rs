@@ -29,11 +29,11 @@ pub(crate) struct Arguments {
     #[arg(value_name = "OUT")]
     output: PathBuf,
 
-    /// Overwrite OUT
+    /// Overwrite OUT [example: --force]
     #[arg(long)]
     force: bool,
 
-    /// Store large tensors in a second file, OUT.data; above 2 GB that is done anyway
+    /// Store large tensors in a second file, OUT.data; above 2 GB that is done anyway [example: --external-data]
     #[arg(long)]
     external_data: bool,
 }

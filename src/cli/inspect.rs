@@ -11,10 +11,11 @@ use clap::{Args, value_parser};
 use onnx_osplus::Options;
 use onnx_osplus::calibrate::{Dataset, TractEngine};
 use onnx_osplus::onnx;
-use onnx_osplus::review::{Anatomy, PROVENANCE, SiteFacts, TokenFacts};
+use onnx_osplus::review::{Anatomy, PROVENANCE, SiteFacts};
 use onnx_osplus::target::Target;
 
 use super::arguments::{parse_batch, parse_threads, source, targets};
+use super::figures::{counted, token_row};
 use super::files::Files;
 use super::form::{long_form, short_form};
 use super::progress::Terminal;
@@ -474,31 +475,4 @@ fn measured(site: &SiteFacts) -> String {
         o.asymmetry,
         channels.join(",")
     )
-}
-
-/// The row of one token in the table of outlier tokens.
-fn token_row(token: &TokenFacts) -> String {
-    fn text<T: ToString>(value: Option<T>) -> String {
-        value.map_or("–".to_owned(), |value| value.to_string())
-    }
-    let ratio = token.ratio.map(|r| format!("{r:.1}"));
-    format!(
-        "  {:>7}  {:>7.2}  {:>6}  {:>8}  {:>6}  {:>7}  ",
-        text(ratio),
-        token.value.abs(),
-        token.row,
-        text(token.position),
-        text(token.id),
-        token.channel
-    )
-}
-
-/// As "22.7 M".
-fn counted(n: u64) -> String {
-    match n as f64 {
-        n if n >= 1e9 => format!("{:.2} G", n / 1e9),
-        n if n >= 1e6 => format!("{:.1} M", n / 1e6),
-        n if n >= 1e4 => format!("{:.0} k", n / 1e3),
-        n => format!("{n}"),
-    }
 }

@@ -3,6 +3,7 @@
 mod arguments;
 mod dequantize;
 mod diff;
+mod figures;
 mod files;
 mod form;
 mod hint;
