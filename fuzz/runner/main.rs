@@ -49,6 +49,8 @@ const LARGEST_SEED: u64 = 400 << 10;
 struct Arguments {
     seconds: f64,
     seed: u64,
+    /// Inputs of each target, at most.
+    runs: u64,
     targets: Vec<&'static FuzzTarget>,
     log: Option<PathBuf>,
     /// A child's: the number of the first input, and the file for the number of the current one.
@@ -60,7 +62,9 @@ struct Arguments {
 fn main() {
     let arguments = arguments().unwrap_or_else(|problem| {
         eprintln!("fuzz: error: {problem}");
-        eprintln!("usage: fuzz [--seconds N] [--seed N] [--target NAME]… [--log FILE] [FILE]…");
+        eprintln!(
+            "usage: fuzz [--seconds N] [--seed N] [--runs N] [--target NAME]… [--log FILE] [FILE]…"
+        );
         std::process::exit(2)
     });
     let status = match (arguments.from, arguments.files.is_empty()) {
@@ -75,6 +79,7 @@ fn arguments() -> Result<Arguments, String> {
     let mut all = Arguments {
         seconds: 60.0,
         seed: 1,
+        runs: u64::MAX,
         targets: Vec::new(),
         log: None,
         from: None,
@@ -87,6 +92,7 @@ fn arguments() -> Result<Arguments, String> {
         match word.as_str() {
             "--seconds" => all.seconds = number(value()?)? as f64,
             "--seed" => all.seed = number(value()?)?,
+            "--runs" => all.runs = number(value()?)?,
             "--from" => all.from = Some(number(value()?)?),
             "--log" => all.log = Some(value()?.into()),
             "--target" => {
@@ -166,7 +172,7 @@ fn child(arguments: &Arguments, from: u64) -> i32 {
         .expect("a folder to work in");
     let start = Instant::now();
     let mut i = from;
-    while start.elapsed().as_secs_f64() < arguments.seconds {
+    while start.elapsed().as_secs_f64() < arguments.seconds && i < arguments.runs {
         say(format_args!("at {i}"));
         let data = input(&corpus, &small, target, arguments.seed, i);
         if catch_unwind(AssertUnwindSafe(|| (target.run)(&data, folder.path()))).is_err() {
@@ -244,11 +250,15 @@ fn parent(arguments: &Arguments) -> i32 {
     let mut next: Vec<u64> = vec![0; figures.len()];
     let mut seen = BTreeSet::new();
     let turn = TURN.min(arguments.seconds / figures.len() as f64).max(1.0);
-    while start.elapsed().as_secs_f64() < arguments.seconds {
+    let open = |next: &[u64]| next.iter().any(|&n| n < arguments.runs);
+    while start.elapsed().as_secs_f64() < arguments.seconds && open(&next) {
         for (k, target) in arguments.targets.iter().enumerate() {
+            if next[k] >= arguments.runs {
+                continue;
+            }
             let cpu = cpu_of_children();
             let first = next[k];
-            let findings = a_turn(target, arguments.seed, &mut next[k], turn);
+            let findings = a_turn(target, arguments, &mut next[k], turn);
             figures[k].runs += next[k] - first;
             figures[k].cpu += cpu_of_children() - cpu;
             for (i, what) in findings {
@@ -273,9 +283,14 @@ fn parent(arguments: &Arguments) -> i32 {
 }
 
 /// One child; what it found, as the number of the input and the words.
-fn a_turn(target: &FuzzTarget, seed: u64, next: &mut u64, seconds: f64) -> Vec<(u64, String)> {
+fn a_turn(
+    target: &FuzzTarget,
+    arguments: &Arguments,
+    next: &mut u64,
+    seconds: f64,
+) -> Vec<(u64, String)> {
     let mut findings = Vec::new();
-    let mut process = spawn(target, seed, *next, seconds);
+    let mut process = spawn(target, arguments, *next, seconds);
     let (sender, lines) = channel();
     if let Some(out) = process.stdout.take() {
         std::thread::spawn(move || {
@@ -318,10 +333,12 @@ fn a_turn(target: &FuzzTarget, seed: u64, next: &mut u64, seconds: f64) -> Vec<(
     findings
 }
 
-fn spawn(target: &FuzzTarget, seed: u64, from: u64, seconds: f64) -> Child {
+fn spawn(target: &FuzzTarget, arguments: &Arguments, from: u64, seconds: f64) -> Child {
     let program = std::env::current_exe().expect("this program is a file");
     let child = Command::new(program)
-        .args(["--target", target.name, "--seed", &seed.to_string()])
+        .args(["--target", target.name])
+        .args(["--seed", &arguments.seed.to_string()])
+        .args(["--runs", &arguments.runs.to_string()])
         .args([
             "--from",
             &from.to_string(),

@@ -154,6 +154,9 @@ fn dequantized(scope: &Scope, quant: &Quant) -> Option<ArrayD<f32>> {
     let data = scope.view.constant(quant.data?)?.into_ints()?;
     let scales = quant.scale.as_ref().filter(|_| quant.block_size == 0)?;
     let axis = quant.channel_axis();
+    if axis.is_some_and(|axis| axis >= shape.len()) {
+        return None;
+    }
     let step: usize = axis.map_or(1, |axis| shape[axis + 1..].iter().product());
     let at = |i: usize| axis.map_or(0, |axis| i / step % shape[axis]);
     let zero = |i: usize| {
