@@ -130,7 +130,7 @@ fn quantize(arguments: &Arguments) -> Result<()> {
 
     let (original, source) = onnx::load_with_source(&arguments.input)?;
     let loaded = start.elapsed().as_secs_f64();
-    onnx_osplus::check_quantizable(&original, &options)?;
+    onnx_osplus::check_quantizable(&original)?;
     let data = Dataset::open(&original, &arguments.sources(), arguments.batch)?;
     let calibration = data.digest();
     let opened = start.elapsed().as_secs_f64();

@@ -116,12 +116,15 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
         };
         verify(&float, &quantized, &rows, &TractEngine, &options, &terminal)
     };
-    let mut result = match (compared(&data), data.one_by_one()) {
-        (Err(error @ VerifyError::Engine(_)), Some(single)) => {
-            data = single;
+    let mut result = match compared(&data) {
+        Err(error @ VerifyError::Engine(_)) => {
+            data = match data.one_by_one() {
+                Some(single) => single,
+                None => return Err(error.into()),
+            };
             compared(&data).map_err(|_| error)?
         }
-        (result, _) => result?,
+        result => result?,
     };
     let filled = data.filled().iter();
     let filled = filled.map(|f| format!("input `{}` was filled with {}", f.input, f.rule));

@@ -58,6 +58,15 @@ pub fn is_orthogonal(h: &ArrayD<f32>) -> bool {
     off.iter().all(|v| v.abs() < TOLERANCE)
 }
 
+/// A, if the targets of two Reshapes end in [.., A, B] and in [.., A · B]: the last axis is split into blocks of `b`, and joined.
+pub fn blocks_of(split: &[i64], joined: &[i64], b: usize) -> Option<usize> {
+    let (&[.., a, last], &[.., width]) = (split, joined) else {
+        return None;
+    };
+    let fits = usize::try_from(last) == Ok(b) && a.checked_mul(last) == Some(width);
+    usize::try_from(a).ok().filter(|_| fits)
+}
+
 impl View<'_> {
     /// The constant behind a value: an initializer, a Constant node, or an expression over those of Identity,
     /// Cast, Transpose, Reshape, Squeeze, Unsqueeze, Add, Sub, Mul, Div, Neg, Sqrt and Reciprocal

@@ -21,7 +21,7 @@ mod view;
 pub mod work;
 
 pub use check::{GraphError, check};
-pub use constant::{Constant, is_orthogonal};
+pub use constant::{Constant, blocks_of, is_orthogonal};
 pub use cut::{Cut, cut};
 pub use fixed::is_random;
 pub use infer::constant_expression;

@@ -2,19 +2,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::inspect::{Inspection, inspect, without_running};
+use super::inspect::{Inspection, inspect};
 use super::token_ids::token_ids;
 use super::work;
 use crate::calibrate::{
     Dataset, Engine, StatOptions, Statistics, shapes, statistics_and_tokens, with_threads,
 };
 use crate::error::Error;
-use crate::graph;
+use crate::graph::branches::FlatModel;
+use crate::graph::{self, inline};
 use crate::onnx::Model;
 use crate::onnx::op;
 use crate::options::Options;
 use crate::progress::Progress;
+use crate::recognise::recognise;
 use crate::review::{self, Anatomy, Subject, Tokens};
+use crate::site::find_sites;
 
 /// What is seen in a model: its architecture, sites with their sinks, near misses, what is quantized already; with `data`,
 /// which channels stick out and what plain quantization would do, too. Without data, zeros of the stated shapes are run.
@@ -162,4 +165,22 @@ fn measured(
 
 fn without_shapes(error: &dyn std::fmt::Display) -> String {
     format!("the model was not run, so that sinks behind reshapes are not found: {error}")
+}
+
+/// What can be recognised in the graph alone.
+fn without_running(original: &Model, options: &Options) -> Inspection {
+    let mut model = FlatModel::of(original.clone());
+    if model.edit(|m| inline(m, &|_| true)).is_err() {
+        model = FlatModel::of(original.clone());
+    }
+    let view = model.view();
+    let found = recognise(&view);
+    let sites = find_sites(&view, &found, &BTreeMap::new(), options.extra_nodes);
+    drop(view);
+    Inspection {
+        model,
+        found,
+        sites,
+        closed: Vec::new(),
+    }
 }

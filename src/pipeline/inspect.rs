@@ -1,19 +1,17 @@
 //! [`inspect`]: only the first step of a run.
 
-use std::collections::BTreeMap;
-
 use super::job::{Clock, Job};
 use super::prepare::{Prepared, any_candidate, nothing_because};
 use crate::calibrate::{Dataset, Engine, with_threads};
 use crate::error::Error;
+use crate::graph;
 use crate::graph::branches::FlatModel;
-use crate::graph::{self, inline};
 use crate::onnx::Model;
 use crate::options::Options;
 use crate::progress::Progress;
 use crate::recognise::{Recognised, recognise};
 use crate::review::NearMissReport;
-use crate::site::{Site, find_sites};
+use crate::site::Site;
 
 /// What [`super::run`] works on: the graph as it is recognised, and where each affine can go.
 #[derive(Debug)]
@@ -76,32 +74,17 @@ pub fn inspect(
 ///
 /// # Errors
 /// [`Error::NothingToQuantize`] if it has not, whatever data may show: no product with a weight in float. A graph that is none.
-pub fn check_quantizable(original: &Model, options: &Options) -> Result<(), Error> {
+pub fn check_quantizable(original: &Model) -> Result<(), Error> {
     graph::check(original)?;
     // What functions hold is known once the operator sets are raised and they are opened.
-    let is_open = original.proto.functions.is_empty();
-    let seen = without_running(original, options);
-    if !is_open || any_candidate(&seen.model.view()) {
+    if !original.proto.functions.is_empty() {
         return Ok(());
     }
-    let because = nothing_because(std::iter::empty(), &seen.found);
-    Err(Error::NothingToQuantize(because))
-}
-
-/// What can be recognised in the graph alone.
-pub(super) fn without_running(original: &Model, options: &Options) -> Inspection {
-    let mut model = FlatModel::of(original.clone());
-    if model.edit(|m| inline(m, &|_| true)).is_err() {
-        model = FlatModel::of(original.clone());
-    }
+    let model = FlatModel::of(original.clone());
     let view = model.view();
-    let found = recognise(&view);
-    let sites = find_sites(&view, &found, &BTreeMap::new(), options.extra_nodes);
-    drop(view);
-    Inspection {
-        model,
-        found,
-        sites,
-        closed: Vec::new(),
+    if any_candidate(&view) {
+        return Ok(());
     }
+    let because = nothing_because(std::iter::empty(), &recognise(&view));
+    Err(Error::NothingToQuantize(because))
 }

@@ -13,7 +13,7 @@
 //! *Why*: the first product has a constant [K, N] on the right and would be a Linear, and quantized, in a second run.
 
 use super::weight::weight_facts;
-use crate::graph::{NodeId, ValueId, View, is_orthogonal};
+use crate::graph::{NodeId, ValueId, View, blocks_of, is_orthogonal};
 use crate::onnx::op;
 
 /// A rotation of A · B channels that is written in the graph.
@@ -53,14 +53,14 @@ pub fn rotation_part(view: &View, node: NodeId) -> Option<WrittenRotation> {
     if !products || !between || !alone {
         return None;
     }
-    let (a, b) = factors(view, split, view.input(inner, 1)?)?;
-    let width = *target(view, joined)?.last()?;
+    let b = square(view, view.input(inner, 1)?)?;
+    let a = blocks_of(&target(view, split)?, &target(view, joined)?, b)?;
     // Sizes first: they cost nothing to read.
     let outer_fits = match outer {
         Some(outer) => square(view, view.input(outer, 0)?)? == a,
         None => true,
     };
-    if !outer_fits || usize::try_from(width) != Ok(a * b) {
+    if !outer_fits {
         return None;
     }
     let orthogonal = |value| Some(is_orthogonal(&view.constant(value)?.into_float()?.0));
@@ -82,17 +82,6 @@ fn square(view: &View, value: ValueId) -> Option<usize> {
     }
 }
 
-/// A and B of a Reshape to [.., A, B] before a product with `h: [B, B]`.
-fn factors(view: &View, split: NodeId, h: ValueId) -> Option<(usize, usize)> {
-    let b = square(view, h)?;
-    let target = target(view, split)?;
-    let &[.., a, last] = target.as_slice() else {
-        return None;
-    };
-    (usize::try_from(last) == Ok(b)).then_some((usize::try_from(a).ok()?, b))
-}
-
 fn target(view: &View, reshape: NodeId) -> Option<Vec<i64>> {
-    let target = view.constant(view.input(reshape, 1)?)?.into_ints()?;
-    Some(target.to_vec())
+    view.constant(view.input(reshape, 1)?)?.into_ints()
 }

@@ -128,9 +128,13 @@ fn in_heads(elements: &Labels, width: usize, size: usize) -> bool {
     elements.chunks(size).all(|row| {
         let first = row[0];
         let follow = |(d, &e): (usize, &u32)| e == first + d as u32;
-        let unread = row.iter().all(|&e| !is_channel(e));
-        unread
-            || (first as usize % width).is_multiple_of(size) && row.iter().enumerate().all(follow)
+        match is_channel(first) {
+            true => {
+                (first as usize % width).is_multiple_of(size) && row.iter().enumerate().all(follow)
+            }
+            // What nothing reads may become anything, if it is all of a head.
+            false => row.iter().all(|&e| !is_channel(e)),
+        }
     })
 }
 
@@ -162,4 +166,23 @@ fn in_columns(elements: &Labels, channels: &[Option<u32>], size: usize) -> bool 
             element as usize % size == channel % size && *row == element / size as u32
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::labels::UNREAD;
+    use super::*;
+    use ndarray::array;
+
+    #[test]
+    fn a_head_is_whole_in_one_token_or_unread() {
+        let heads = |elements: Labels| in_heads(&elements, 4, 2);
+        assert!(heads(
+            array![[0, 1], [2, 3], [UNREAD, UNREAD], [NONE, UNREAD]].into_dyn()
+        ));
+        // Across heads, in another order, and with an element that nothing reads.
+        for row in [[1, 2], [1, 0], [0, UNREAD], [UNREAD, 0], [NONE, 0]] {
+            assert!(!heads(array![row].into_dyn()), "{row:?}");
+        }
+    }
 }

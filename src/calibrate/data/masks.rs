@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 
 use crate::calibrate::data::fill::MASKS;
 use crate::calibrate::data::input::NamedArray;
-use crate::calibrate::data::numbers::{Set, element, input};
+use crate::calibrate::data::numbers::{Set, follow};
 use crate::graph::View;
 use crate::onnx::proto::NodeProto;
 use crate::onnx::{Model, op};
@@ -108,28 +108,17 @@ fn effect(model: &Model, name: &str, number: f64) -> Effect {
     };
     known.insert(name, mask);
     let mut effect = Effect::None;
-    for (_, node) in view.nodes() {
-        let inputs: Vec<Set> = node
-            .input
-            .iter()
-            .map(|name| input(&view, &known, name))
-            .collect();
+    follow(&view, &mut known, |node, inputs, output| {
         let masked = inputs.iter().any(|set| set.masked);
-        if masked && let Some(dead) = at_attention(node, &inputs) {
+        if masked && let Some(dead) = at_attention(node, inputs) {
             match (dead, effect) {
                 (true, _) => effect = Effect::Kills,
                 (false, Effect::None) => effect = Effect::Keeps,
                 _ => {}
             }
         }
-        let mut output = element(node, &inputs);
         output.masked = masked && !stops(node.op_type());
-        if output.masked || output != Set::any() {
-            for name in &node.output {
-                known.insert(name, output.clone());
-            }
-        }
-    }
+    });
     effect
 }
 

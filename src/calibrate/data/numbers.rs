@@ -36,19 +36,7 @@ pub(in crate::calibrate) fn fills(
             None => {}
         }
     }
-    for (_, node) in view.nodes() {
-        let inputs: Vec<Set> = node
-            .input
-            .iter()
-            .map(|name| input(&view, &known, name))
-            .collect();
-        let output = element(node, &inputs);
-        if output != Set::any() {
-            for name in &node.output {
-                known.insert(name, output.clone());
-            }
-        }
-    }
+    follow(&view, &mut known, |_, _, _| {});
     let far = |set: &Set| {
         let numbers = set.numbers.iter().filter(|v| v.abs() >= -DEAD);
         numbers.map(|v| *v as f32).collect::<Vec<f32>>()
@@ -58,6 +46,25 @@ pub(in crate::calibrate) fn fills(
         Some((output.name().to_owned(), far(set)))
     });
     outputs.filter(|(_, fills)| !fills.is_empty()).collect()
+}
+
+/// Follows what is `known` of inputs through the graph; `at` each node, its inputs and output may be looked at and changed.
+pub(super) fn follow<'m>(
+    view: &View<'m>,
+    known: &mut BTreeMap<&'m str, Set>,
+    mut at: impl FnMut(&NodeProto, &[Set], &mut Set),
+) {
+    for (_, node) in view.nodes() {
+        let inputs = node.input.iter().map(|name| input(view, known, name));
+        let inputs: Vec<Set> = inputs.collect();
+        let mut output = element(node, &inputs);
+        at(node, &inputs, &mut output);
+        if output != Set::any() {
+            for name in &node.output {
+                known.insert(name, output.clone());
+            }
+        }
+    }
 }
 
 /// What an element of a value may be.
@@ -112,7 +119,7 @@ impl Set {
 }
 
 /// What an input of a node may be.
-pub(super) fn input(view: &View, known: &BTreeMap<&str, Set>, name: &str) -> Set {
+fn input(view: &View, known: &BTreeMap<&str, Set>, name: &str) -> Set {
     if let Some(set) = known.get(name) {
         return set.clone();
     }
@@ -141,7 +148,7 @@ fn constant(tensor: &crate::onnx::proto::TensorProto) -> Set {
 }
 
 /// What an element of the first output may be.
-pub(super) fn element(node: &NodeProto, inputs: &[Set]) -> Set {
+fn element(node: &NodeProto, inputs: &[Set]) -> Set {
     let flag = |v: bool| f64::from(u8::from(v));
     let two = |f: &dyn Fn(Option<f64>, Option<f64>) -> Option<f64>| pairs(inputs, f);
     let compare = |f: fn(f64, f64) -> bool| compared(inputs, f);

@@ -1,7 +1,7 @@
 //! Rotations before Linears, as `rewrite::rotate` writes them; [`crate::recognise::rotation_part`] has the picture.
 
 use super::scope::Scope;
-use crate::graph::is_orthogonal;
+use crate::graph::{blocks_of, is_orthogonal};
 use crate::onnx::op;
 use crate::onnx::tensor;
 
@@ -74,11 +74,7 @@ fn blocks(scope: &Scope, targets: [&str; 2], b: usize) -> Option<usize> {
                 .0,
         )
     });
-    let (split, joined) = (split?, joined?);
-    let (&[.., a, last], &[.., width]) = (&split[..], &joined[..]) else {
-        return None;
-    };
-    (last == b as i64 && a * last == width).then_some(usize::try_from(a).ok()?)
+    blocks_of(&split?, &joined?, b)
 }
 
 /// The rotation whose first node is `split`.

@@ -120,14 +120,14 @@ pub(super) fn relation(float: &Captured, other: &ArrayD<f32>, changed: bool) -> 
     if !by_channel.is_unexplained {
         return by_channel.relation;
     }
-    let tokens = mixed::centred(float, other);
+    let tokens = mixed::tokens(float, other);
     if let Some(order) = mixed::order(&tokens) {
         let found = self::by_channel(float, &pick(other, &order), changed);
         if !found.is_unexplained {
             return Relation::Reordered(order, found.affine);
         }
     }
-    match mixed::heads(float, other, &tokens) {
+    match mixed::heads(&tokens) {
         Some(heads) => Relation::Mixed(heads),
         None => by_channel.relation,
     }

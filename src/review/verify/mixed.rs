@@ -61,24 +61,33 @@ fn map(value: &ArrayD<f32>, lines: &[Line]) -> ArrayD<f32> {
     mapped
 }
 
-/// The real, finite tokens of both values, without their means: `[T, C]` each.
-pub(super) fn centred(float: &Captured, other: &ArrayD<f32>) -> [Array2<f32>; 2] {
+/// The tokens of a value that are real and finite in both models.
+pub(super) struct Tokens {
+    /// Without their means, `[T, C]`.
+    centred: Array2<f32>,
+    /// `[C]`.
+    means: Array1<f64>,
+}
+
+/// Those of both values.
+pub(super) fn tokens(float: &Captured, other: &ArrayD<f32>) -> [Tokens; 2] {
     let channels = float.value.shape().last().copied().unwrap_or(1);
     let pairs = float.value.rows().into_iter().zip(other.rows());
     let real = pairs
         .zip(&float.halves)
-        .filter(|((r, o), row)| row.is_some() && r.iter().chain(o.iter()).all(|v| v.is_finite()));
+        .filter(|((r, o), half)| half.is_some() && r.iter().chain(o.iter()).all(|v| v.is_finite()));
     let real: Vec<_> = real.map(|(pair, _)| pair).collect();
-    let array = |pick: usize| {
+    [0, 1].map(|pick| {
         let rows = real.iter().map(|(r, o)| [r, o][pick]);
-        let data: Vec<f32> = rows.flatten().copied().collect();
-        let mut x = Array2::from_shape_vec((real.len(), channels), data).unwrap_or_default();
-        if let Some(mean) = x.mean_axis(Axis(0)) {
-            x -= &mean;
+        let data: Vec<f64> = rows.flatten().map(|v| f64::from(*v)).collect();
+        let x = Array2::from_shape_vec((real.len(), channels), data).unwrap_or_default();
+        let means = x.mean_axis(Axis(0));
+        let means = means.unwrap_or_else(|| Array1::zeros(channels));
+        Tokens {
+            centred: (&x - &means).mapv(|v| v as f32),
+            means,
         }
-        x
-    };
-    [array(0), array(1)]
+    })
 }
 
 /// Whether lines per channel, which leave `rest` of the variances `var`, explain so little that channels may not be alike.
@@ -88,7 +97,8 @@ pub(super) fn is_unexplained(rest: f64, var: f64) -> bool {
 
 /// For every channel of `r: [T, C]` the one of `o: [T, C]` that goes with it, if all have one and they are in another
 /// order.
-pub(super) fn order([r, o]: &[Array2<f32>; 2]) -> Option<Vec<usize>> {
+pub(super) fn order(tokens: &[Tokens; 2]) -> Option<Vec<usize>> {
+    let [r, o] = tokens.each_ref().map(|t| &t.centred);
     let channels = r.ncols();
     if channels > MOST_CHANNELS {
         return None;
@@ -125,11 +135,8 @@ pub(super) fn order([r, o]: &[Array2<f32>; 2]) -> Option<Vec<usize>> {
 }
 
 /// The mixture per head that makes one value of the other, if there is one.
-pub(super) fn heads(
-    float: &Captured,
-    other: &ArrayD<f32>,
-    [r, o]: &[Array2<f32>; 2],
-) -> Option<Heads> {
+pub(super) fn heads(both: &[Tokens; 2]) -> Option<Heads> {
+    let [r, o] = both.each_ref().map(|t| &t.centred);
     let (tokens, channels) = r.dim();
     let half = tokens / 2;
     let sizes = HEADS.filter(|d| channels.is_multiple_of(*d) && half >= TOKENS * d);
@@ -150,42 +157,22 @@ pub(super) fn heads(
         left < LEFT * all
     };
     let size = sizes.into_iter().find(explains)?;
-    let lines = |from: &Array2<f32>, to: &Array2<f32>, means: [&[f64]; 2]| -> Option<Vec<Line>> {
+    let lines = |from: &Tokens, to: &Tokens| -> Option<Vec<Line>> {
         let heads = (0..channels).step_by(size);
         let line = |start: usize| {
-            let part = |x: &Array2<f32>| x.slice(s![.., start..start + size]).mapv(f64::from);
+            let head = s![start..start + size];
+            let part = |t: &Tokens| t.centred.slice(s![.., start..start + size]).mapv(f64::from);
             let m = least_squares(&part(from), &part(to))?;
-            let mean = means.map(|m| Array1::from(m[start..start + size].to_vec()));
-            let b = &mean[1] - &mean[0].dot(&m);
+            let b = &to.means.slice(head) - &from.means.slice(head).dot(&m);
             Some((m, b))
         };
         heads.map(line).collect()
     };
-    let of_r = means(&float.value, &float.halves);
-    let of_o = means(other, &float.halves);
+    let [of_r, of_o] = both;
     Some(Heads {
-        back: lines(o, r, [&of_o, &of_r])?,
-        forth: lines(r, o, [&of_r, &of_o])?,
+        back: lines(of_o, of_r)?,
+        forth: lines(of_r, of_o)?,
     })
-}
-
-/// The mean of every channel over the real tokens.
-fn means(value: &ArrayD<f32>, halves: &[Option<usize>]) -> Vec<f64> {
-    let mut sums = vec![0.0; value.shape().last().copied().unwrap_or(1)];
-    let mut tokens = 0.0f64;
-    for (vector, _) in value
-        .rows()
-        .into_iter()
-        .zip(halves)
-        .filter(|(v, half)| half.is_some() && v.iter().all(|v| v.is_finite()))
-    {
-        tokens += 1.0;
-        sums.iter_mut()
-            .zip(vector)
-            .for_each(|(sum, v)| *sum += f64::from(*v));
-    }
-    sums.iter_mut().for_each(|sum| *sum /= tokens.max(1.0));
-    sums
 }
 
 /// M of least `‖x M − y‖²`, by the normal equations; `None` of nothing.

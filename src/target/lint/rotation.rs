@@ -9,7 +9,7 @@ use ndarray::ArrayD;
 
 use super::facts::Quant;
 use super::scope::Scope;
-use crate::graph::{NodeId, ValueId, is_orthogonal};
+use crate::graph::{NodeId, ValueId, blocks_of, is_orthogonal};
 use crate::onnx::op;
 use crate::onnx::tensor;
 
@@ -105,15 +105,8 @@ fn blocks(scope: &Scope, inner: NodeId, joined: NodeId, b: usize) -> Option<usiz
         split = view.producer(view.input(split, 0)?)?.0;
     }
     let target = |node: NodeId| view.constant(view.input(node, 1)?)?.into_ints();
-    let (split, joined) = (
-        target(Some(split).filter(|&n| view.op(n) == op::Reshape)?)?,
-        target(joined)?,
-    );
-    let (split, joined): (Vec<i64>, Vec<i64>) = (split.to_vec(), joined.to_vec());
-    let (&[.., a, last], &[.., width]) = (split.as_slice(), joined.as_slice()) else {
-        return None;
-    };
-    (last == b as i64 && a * last == width).then_some(usize::try_from(a).ok()?)
+    let split = Some(split).filter(|&n| view.op(n) == op::Reshape)?;
+    blocks_of(&target(split)?, &target(joined)?, b)
 }
 
 /// The DequantizeLinear that makes a value.
