@@ -33,7 +33,9 @@ pub mod solve;
 pub mod target;
 
 pub use error::Error;
-pub use options::{AttentionMode, Format, KeepFloat, MAX_SLOWDOWN, Options, OptionsError};
+pub use options::{
+    Activations, AttentionMode, Format, KeepFloat, MAX_SLOWDOWN, Options, OptionsError, Symmetry,
+};
 #[doc(hidden)]
 pub use pipeline::plan_round_trip;
 pub use pipeline::{Inspection, anatomy, check_quantizable, inspect, run};

@@ -5,8 +5,12 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::rewrite::WeightStorage;
-use crate::solve::{ActivationSpec, Method, WeightSpec};
+use crate::solve::{ActivationSpec, Method, WeightGranularity, WeightSpec};
 use crate::target::{Profile, Target};
+
+mod granularity;
+
+pub use granularity::{Activations, Symmetry};
 
 /// What is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +21,9 @@ pub enum Format {
     /// Integer operators (QLinearMatMul, QGemm) in place of the Linears, for ONNX Runtime alone: the outputs of those that are
     /// no Gemm are quantized too.
     QOperator,
+    /// com.microsoft.MatMulNBits in place of the Linears: weights in groups, activations quantized per group of a token by the
+    /// operator itself. For ONNX Runtime and OpenVINO.
+    MatMulNBits,
     /// The migrated float model: an ordinary ONNX file with weaker outliers.
     Float,
 }
@@ -27,6 +34,7 @@ impl Format {
         match self {
             Format::Qdq => "qdq",
             Format::QOperator => "qoperator",
+            Format::MatMulNBits => "matmulnbits",
             Format::Float => "float",
         }
     }
@@ -94,6 +102,14 @@ pub enum OptionsError {
     /// [`Options::max_slowdown`] that is no price.
     #[error("what rotations may cost is a number of percent, 0 or more, not {0}")]
     Slowdown(f64),
+    /// Granularities that no operator has, or that contradict each other.
+    #[error("{setting}: {reason}")]
+    Granularity {
+        /// What was asked for.
+        setting: String,
+        /// Why it cannot be had.
+        reason: String,
+    },
     /// Rotations in a format that has none.
     #[error("rotations (max_slowdown) are for quantized formats with extra nodes, not for {0}")]
     NoRotations(&'static str),
@@ -165,8 +181,10 @@ pub struct Options {
     pub method: Method,
     /// 2 to 8.
     pub weight_bits: u8,
-    /// One scale per output channel of a weight; `false`: one per weight.
-    pub weight_per_channel: bool,
+    /// What shares a scale of a weight.
+    pub weight_granularity: WeightGranularity,
+    /// Whether groups of weights have zero points.
+    pub weight_symmetry: Symmetry,
     /// Whether weights of 8 bits use 7 of them, ±63: two products of a uint8 with such a weight fit into the 16 bits in
     /// which x86 processors before VNNI add them.
     pub reduce_range: bool,
@@ -174,6 +192,8 @@ pub struct Options {
     pub weight_storage: WeightStorage,
     /// 2 to 8.
     pub activation_bits: u8,
+    /// What shares a scale of the activations.
+    pub activation_granularity: Activations,
     /// Whether the products of attention are quantized.
     pub attention: AttentionMode,
     /// Whether embedding tables are stored in 8 bits, where the target gathers such rows and no output loses half a dB.
@@ -215,10 +235,12 @@ impl Default for Options {
             format: Format::Qdq,
             method: Method::OsPlus,
             weight_bits: 8,
-            weight_per_channel: true,
+            weight_granularity: WeightGranularity::PerChannel,
+            weight_symmetry: Symmetry::Auto,
             reduce_range: false,
             weight_storage: WeightStorage::Integers,
             activation_bits: 8,
+            activation_granularity: Activations::Auto,
             attention: AttentionMode::Auto,
             int8_embeddings: false,
             include: None,
@@ -252,22 +274,20 @@ impl Options {
         self.target.profile()
     }
 
-    /// How activations are quantized: one scale per tensor, of the target's symmetry.
+    /// How values are quantized with one constant scale, of the target's symmetry.
     pub fn activation(&self) -> ActivationSpec {
-        ActivationSpec {
-            bits: self.activation_bits,
-            symmetric: self.profile().symmetric,
-        }
+        ActivationSpec::per_tensor(self.activation_bits, self.profile().symmetric)
     }
 
-    /// How weights are quantized: symmetric, one scale per output channel or per weight.
+    /// How weights are quantized, before what a weight's own size makes of it ([`Options::weight_of`]).
     pub fn weight(&self) -> WeightSpec {
         WeightSpec {
             bits: match self.reduce_range {
                 true => self.weight_bits.min(7),
                 false => self.weight_bits,
             },
-            per_channel: self.weight_per_channel,
+            granularity: self.weight_granularity,
+            symmetric: self.zero_points() == Symmetry::Symmetric,
         }
     }
 
@@ -302,6 +322,7 @@ impl Options {
     /// The first setting that is out of its range, or that contradicts another one.
     pub fn validate(&self) -> Result<(), OptionsError> {
         self.validate_numbers()?;
+        self.validate_granularity()?;
         let (profile, format) = (self.profile(), self.format.name());
         if self.reduce_range && !profile.saturates {
             return Err(OptionsError::NothingSaturates {

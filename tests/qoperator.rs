@@ -18,10 +18,7 @@ use onnx_osplus::solve::{ActivationSpec, WeightSpec};
 use onnx_osplus::target::Target;
 use proptest::prelude::*;
 
-const EIGHT: ActivationSpec = ActivationSpec {
-    bits: 8,
-    symmetric: false,
-};
+const EIGHT: ActivationSpec = ActivationSpec::per_tensor(8, false);
 
 /// How the weights are quantized, and whether the outputs have a step per column.
 #[derive(Clone, Copy)]
@@ -48,10 +45,7 @@ fn quantized(model: &Model, rank: usize, choice: Choice, operators: bool) -> Mod
     let params = spec.params(-3.0, 5.0);
     let plan = QuantizePlan {
         activations: oxc_index::index_vec![Some(Activation { params, rank }); found.linears.len()],
-        weight: WeightSpec {
-            bits: choice.bits,
-            per_channel: choice.per_channel,
-        },
+        weight: WeightSpec::whole_or_columns(choice.bits, choice.per_channel),
         rounded: Default::default(),
         storage: Default::default(),
         profile: Target::Ort.profile(),

@@ -12,20 +12,14 @@ fn quantized(model: &Model, target: Target, rank: usize) -> Model {
     let view = View::new(model);
     let found = recognise(&view);
     let profile = target.profile();
-    let spec = ActivationSpec {
-        bits: 8,
-        symmetric: profile.symmetric,
-    };
+    let spec = ActivationSpec::per_tensor(8, profile.symmetric);
     let activation = Activation {
         params: spec.params(-1.0, 1.0),
         rank,
     };
     let plan = QuantizePlan {
         activations: oxc_index::index_vec![Some(activation); found.linears.len()],
-        weight: WeightSpec {
-            bits: 8,
-            per_channel: true,
-        },
+        weight: WeightSpec::per_channel(8),
         storage: Default::default(),
         rounded: Default::default(),
         profile,

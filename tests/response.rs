@@ -351,16 +351,11 @@ fn the_solver_believes_the_response_and_does_without_one_that_fails() {
         allow_shift: true,
         allow_scale: true,
         correct_bias: false,
+        ties: None,
     };
     let settings = SolveSettings {
-        activation: ActivationSpec {
-            bits: 8,
-            symmetric: false,
-        },
-        weight: WeightSpec {
-            bits: 8,
-            per_channel: true,
-        },
+        activation: ActivationSpec::per_tensor(8, false),
+        weight: WeightSpec::per_channel(8),
         method: Method::OsPlus,
     };
     // The last token is padding, and huge: it stays as the float model has it.

@@ -92,17 +92,11 @@ fn quantized_with(
     let view = View::new(model);
     let found = recognise(&view);
     let profile = target.profile();
-    let spec = ActivationSpec {
-        bits,
-        symmetric: profile.symmetric,
-    };
+    let spec = ActivationSpec::per_tensor(bits, profile.symmetric);
     let params = spec.params(-3.0, 5.0);
     let plan = QuantizePlan {
         activations: oxc_index::index_vec![Some(Activation { params, rank }); found.linears.len()],
-        weight: WeightSpec {
-            bits,
-            per_channel: true,
-        },
+        weight: WeightSpec::per_channel(bits),
         storage,
         rounded: Default::default(),
         profile,

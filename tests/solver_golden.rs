@@ -82,14 +82,8 @@ impl Case {
             folds,
             weights: list(&v["weights"]),
             settings: SolveSettings {
-                activation: ActivationSpec {
-                    bits: bits(&v["activation"]),
-                    symmetric: v["activation"]["symmetric"] == true,
-                },
-                weight: WeightSpec {
-                    bits: bits(&v["weight"]),
-                    per_channel: v["weight"]["per_channel"] == true,
-                },
+                activation: ActivationSpec::per_tensor(bits(&v["activation"]), v["activation"]["symmetric"] == true),
+                weight: WeightSpec::whole_or_columns(bits(&v["weight"]), v["weight"]["per_channel"] == true),
                 method: Method::OsPlus,
             },
             expected: v["expected"].clone(),
@@ -109,6 +103,7 @@ impl Case {
             allow_shift: true,
             allow_scale: true,
             correct_bias: false,
+            ties: None,
         }
     }
 

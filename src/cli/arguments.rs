@@ -4,13 +4,15 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, value_parser};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use onnx_osplus::calibrate::{CalibSource, MAX_THREADS};
 use onnx_osplus::rewrite::WeightStorage;
 use onnx_osplus::solve::Method;
 use onnx_osplus::target::Target;
-use onnx_osplus::{AttentionMode, Format, KeepFloat, Options};
+use onnx_osplus::{AttentionMode, KeepFloat, Options};
 use regex::Regex;
+
+use super::granularity::Granularities;
 
 /// Quantizes an ONNX transformer to int8 after moving its outlier channels into constants (Outlier Suppression+).
 ///
@@ -70,23 +72,12 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "TARGET", default_value = Target::Ort.profile().name, value_parser = targets())]
     target: Target,
 
-    /// What to write: a quantized model with Q/DQ, one with QLinearMatMul (for ONNX Runtime alone; usually less accurate,
-    /// because outputs are quantized too), or the migrated float model with weaker outliers for another tool
-    /// [example: --format float]
-    #[arg(long, value_enum, default_value_t = FormatName::Qdq)]
-    format: FormatName,
+    #[command(flatten)]
+    granularities: Granularities,
 
     /// How shift and scale are found; smoothquant and none (plain min-max) are for comparison [example: --method none]
     #[arg(long, value_enum, default_value_t = MethodName::Osplus)]
     method: MethodName,
-
-    /// Bits of the weights, 2 to 8 [example: --weight-bits 6]
-    #[arg(long, value_name = "BITS", default_value_t = 8, value_parser = value_parser!(u8).range(2..=8))]
-    weight_bits: u8,
-
-    /// One scale per output channel of a weight, or one for the whole weight [example: --weight-granularity per-tensor]
-    #[arg(long, value_enum, default_value_t = Granularity::PerChannel)]
-    weight_granularity: Granularity,
 
     /// Weights of 7 bits (±63) for x86 CPUs before VNNI (AVX2, AVX512), whose sums of 8-bit products saturate otherwise;
     /// without them it costs about 2 dB (MiniLM) [example: --reduce-range]
@@ -97,10 +88,6 @@ pub(crate) struct Arguments {
     /// toolchains that want weights so; the file is as large as the float32 model [example: --weights-as-float-qdq]
     #[arg(long)]
     weights_as_float_qdq: bool,
-
-    /// Bits of the activations, 2 to 8 [example: --activation-bits 6]
-    #[arg(long, value_name = "BITS", default_value_t = 8, value_parser = value_parser!(u8).range(2..=8))]
-    activation_bits: u8,
 
     /// Whether the products of attention (queries by keys, probabilities by values) are quantized too: where the target
     /// gains by it and the outputs allow it, never, or wherever they are found [example: --attention int8]
@@ -195,14 +182,6 @@ pub(crate) struct Arguments {
     pub verbose: bool,
 }
 
-/// The names of [`Target`].
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum FormatName {
-    Qdq,
-    Qoperator,
-    Float,
-}
-
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum AttentionName {
     Auto,
@@ -221,12 +200,6 @@ enum MethodName {
     Osplus,
     Smoothquant,
     None,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Granularity {
-    PerTensor,
-    PerChannel,
 }
 
 /// The names in the table of targets.
@@ -273,12 +246,16 @@ fn parse_keep_float(text: &str) -> Result<KeepFloat, String> {
 
 /// Reads the arguments; prints help, version or a usage error and exits where that is all there is to do.
 pub(crate) fn parse() -> Command {
-    let parsed = CommandLine::parse();
-    match (parsed.command, parsed.quantize) {
-        (Some(command), _) => command,
-        (None, Some(arguments)) => Command::Quantize(Box::new(arguments)),
+    let matches = CommandLine::command().get_matches();
+    let parsed = CommandLine::from_arg_matches(&matches);
+    if let Ok(Some(command)) = parsed.map(|parsed| parsed.command) {
+        return command;
+    }
+    // Not by way of `CommandLine::quantize`: an optional group that holds another is never seen as given.
+    match Arguments::from_arg_matches(&matches) {
+        Ok(arguments) if matches.contains_id("input") => Command::Quantize(Box::new(arguments)),
         // clap asks for IN, OUT and --calib where there is no command.
-        (None, None) => CommandLine::command()
+        _ => CommandLine::command()
             .error(
                 clap::error::ErrorKind::MissingRequiredArgument,
                 "IN, OUT and --calib are needed",
@@ -296,37 +273,29 @@ impl Arguments {
     /// Of the bytes of IN, as many as the result will have at the very least.
     pub(super) fn least_bytes(&self) -> impl Fn(u64) -> u64 {
         // float32 weights become a quarter at 8 bits, an eighth at 4; --clean may take anything away.
-        let part = match self.format {
-            _ if self.clean => 0,
-            FormatName::Float => 16,
-            _ if self.weight_bits > 4 => 7,
-            _ => 3,
+        let part = match () {
+            () if self.clean => 0,
+            () if self.granularities.is_float() => 16,
+            () if self.granularities.weight_bits() > 4 => 7,
+            () => 3,
         };
         move |bytes| bytes / 32 * part
     }
 
     /// What the library is asked for.
     pub(crate) fn options(&self) -> Options {
-        Options {
+        let base = Options {
             target: self.target,
-            format: match self.format {
-                FormatName::Qdq => Format::Qdq,
-                FormatName::Qoperator => Format::QOperator,
-                FormatName::Float => Format::Float,
-            },
             method: match self.method {
                 MethodName::Osplus => Method::OsPlus,
                 MethodName::Smoothquant => Method::SmoothQuant { alpha: 0.5 },
                 MethodName::None => Method::None,
             },
-            weight_bits: self.weight_bits,
-            weight_per_channel: self.weight_granularity == Granularity::PerChannel,
             reduce_range: self.reduce_range,
             weight_storage: match self.weights_as_float_qdq {
                 true => WeightStorage::FloatQdq,
                 false => WeightStorage::Integers,
             },
-            activation_bits: self.activation_bits,
             attention: match self.attention {
                 AttentionName::Auto => AttentionMode::Auto,
                 AttentionName::Float => AttentionMode::Float,
@@ -344,7 +313,8 @@ impl Arguments {
             clean: self.clean,
             fold_sizes: !self.no_fold_sizes,
             ..Options::default()
-        }
+        };
+        self.granularities.over(base, self.target)
     }
 }
 

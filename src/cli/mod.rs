@@ -6,6 +6,7 @@ mod diff;
 mod figures;
 mod files;
 mod form;
+mod granularity;
 mod hint;
 mod inspect;
 mod lint;

@@ -440,6 +440,17 @@ pub fn from_i4(name: &str, shape: &[usize], data: &[i8]) -> TensorProto {
     make(name, shape, DataType::Int4, data.len(), raw)
 }
 
+/// Makes a UINT4 tensor, packed like [`from_i4`].
+///
+/// # Panics
+/// If the length is not that of the shape.
+pub fn from_u4(name: &str, shape: &[usize], data: &[u8]) -> TensorProto {
+    let low = |value: Option<&u8>| value.map_or(0, |&v| v & 0xf);
+    let pair = |pair: &[u8]| low(pair.first()) | low(pair.get(1)) << 4;
+    let raw = data.chunks(2).map(pair).collect();
+    make(name, shape, DataType::Uint4, data.len(), raw)
+}
+
 /// Makes a UINT8 tensor.
 ///
 /// # Panics

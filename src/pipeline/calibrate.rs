@@ -36,7 +36,7 @@ impl Calibrated {
     ) -> Result<(Calibrated, Sequences), Error> {
         let products = match job.options.format {
             Format::QOperator => product_names(&prepared),
-            Format::Qdq | Format::Float => BTreeMap::new(),
+            Format::Qdq | Format::MatMulNBits | Format::Float => BTreeMap::new(),
         };
         let mut notes = Vec::new();
         let run = Run {

@@ -189,10 +189,15 @@ fn solve_site(
         allow_shift: site.has_sink() && site.allow_shift,
         allow_scale: site.has_sink() && !unties,
         correct_bias: linears.iter().all(|l| l.bias.is_some()),
+        ties: match &site.sink {
+            Sink::Traced(trace) => trace.ties.as_deref(),
+            _ => None,
+        },
     };
+    let channels = linears.first().map_or(0, |l| l.k);
     let settings = SolveSettings {
-        activation: options.activation(),
-        weight: options.weight(),
+        activation: options.activation_of(channels),
+        weight: options.weight_of(channels),
         method: options.method,
     };
     let (solution, rotated) = solve_both(&problem, &settings, response, turn);

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::json::number;
 use crate::options::{KeepFloat, Options};
 use crate::rewrite::WeightStorage;
-use crate::solve::Method;
+use crate::solve::{Method, WeightGranularity};
 
 /// What was asked for, and what the data and the model made of it. Field names are keys of the JSON report.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -14,20 +14,24 @@ use crate::solve::Method;
 pub struct Settings {
     /// The runtime: "ort", "tensorrt", "openvino" or "portable".
     pub target: String,
-    /// What was written: "qdq", "qoperator" or "float".
+    /// What was written: "qdq", "qoperator", "matmulnbits" or "float".
     pub format: String,
     /// How shift and scale were found: "osplus", "smoothquant" or "none".
     pub method: String,
     /// Bits of the weights, 2 to 8.
     pub weight_bits: u8,
-    /// One scale per output channel, "per-channel", or per weight, "per-tensor".
+    /// One scale per output channel, "per-channel", per weight, "per-tensor", or per group of input channels, "group:32".
     pub weight_granularity: String,
+    /// Whether groups of weights have zero points: "symmetric", "asymmetric", or "auto", where that pays.
+    pub weight_symmetry: String,
     /// Whether weights of 8 bits use 7 of them.
     pub reduce_range: bool,
     /// Whether weights are stored as float before a QuantizeLinear and a DequantizeLinear.
     pub weights_as_float_qdq: bool,
     /// Bits of the activations, 2 to 8.
     pub activation_bits: u8,
+    /// What shares a scale of the activations: "per-tensor", "per-token" or "per-group"; or "float".
+    pub activation_granularity: String,
     /// int8 activations with zero point 0, or uint8 ones with any.
     pub activation_symmetric: bool,
     /// The products of attention: "auto", "float" or "int8".
@@ -78,14 +82,16 @@ impl From<&Options> for Settings {
             }
             .to_owned(),
             weight_bits: options.weight_bits,
-            weight_granularity: match options.weight_per_channel {
-                true => "per-channel",
-                false => "per-tensor",
-            }
-            .to_owned(),
+            weight_granularity: match options.weight_granularity {
+                WeightGranularity::PerChannel => "per-channel".to_owned(),
+                WeightGranularity::PerTensor => "per-tensor".to_owned(),
+                WeightGranularity::Group(size) => format!("group:{size}"),
+            },
+            weight_symmetry: options.zero_points().name().to_owned(),
             reduce_range: options.reduce_range,
             weights_as_float_qdq: options.weight_storage == WeightStorage::FloatQdq,
             activation_bits: options.activation_bits,
+            activation_granularity: options.activations().name().to_owned(),
             activation_symmetric: options.activation().symmetric,
             attention: options.attention.name().to_owned(),
             embeddings: match options.int8_embeddings {

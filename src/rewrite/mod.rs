@@ -5,6 +5,7 @@
 
 mod affine;
 mod attention;
+mod blocks;
 mod clean;
 mod correct;
 mod dequantize;
@@ -18,6 +19,7 @@ mod take_apart;
 mod to_matmul;
 
 pub use affine::{Affine, Rotated};
+pub use blocks::{BLOCKS_OPSET, BlockForm, BlockPlan, BlockWeight, quantize_in_blocks};
 pub use attention::{AttentionParams, FLOAT16_OPSET, quantize_attention};
 pub use clean::clean;
 pub use correct::correct_biases;

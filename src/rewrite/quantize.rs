@@ -27,6 +27,7 @@
 
 mod behind;
 mod gemm;
+mod per_token;
 mod qoperator;
 
 pub use qoperator::{IntegerProduct, IntegerProducts, quantize_as_operators};
@@ -55,8 +56,10 @@ use crate::target::{GemmBias, Profile};
 /// How the input of one Linear is quantized.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Activation {
-    /// Scale, zero point and integer range.
+    /// Scale, zero point and integer range; where every token has a scale, those of the input over its magnitude.
     pub params: QuantParams,
+    /// Whether the input is divided by the largest magnitude of every token first.
+    pub per_token: bool,
     /// The rank of the input at run time; it decides the form of the bias.
     pub rank: usize,
 }
@@ -110,6 +113,7 @@ fn write(
         names,
         copies: Copies::new(),
         shared: BTreeMap::new(),
+        normalized: BTreeMap::new(),
         weights: BTreeMap::new(),
     };
     let linears = found.linears.iter_enumerated().zip(&plan.activations);
@@ -127,7 +131,7 @@ fn write(
 }
 
 /// The identity of an input's quantization: two Linears with the same key can share one pair.
-type ActivationKey = (ValueId, u32, i32, i32, i32);
+type ActivationKey = (String, u32, i32, i32, i32);
 
 /// The values that stand for a quantized input.
 #[derive(Clone)]
@@ -150,6 +154,8 @@ struct Writer<'a, 'm> {
     planned: BTreeSet<NodeId>,
     /// The quantized input that Linears with the same key read.
     shared: BTreeMap<ActivationKey, InputNames>,
+    /// Inputs over the magnitudes of their tokens, by value and whether it is transposed first.
+    normalized: BTreeMap<(ValueId, bool), per_token::Normalized>,
     /// Weights already written: one initializer serves every Linear that reads it.
     weights: BTreeMap<WeightKey, WeightNames>,
 }
@@ -162,6 +168,10 @@ impl Writer<'_, '_> {
         rounded: Option<&Arc<QuantizedWeight>>,
     ) -> Result<Patch, RewriteError> {
         let mut patch = Patch::new(format!("quantize `{}`", linear.name));
+        if activation.per_token {
+            self.per_token(linear, activation, rounded, &mut patch)?;
+            return Ok(patch);
+        }
         let x = self.quantize_input(linear, &activation.params, &mut patch);
         let x = x.dequantized;
         let weight = self.weight(linear, rounded, &mut patch)?;
@@ -194,7 +204,7 @@ impl Writer<'_, '_> {
                 patch.rewire(linear.node, 0, x);
                 patch.rewire(linear.node, 1, w);
                 let output = self.output_name(linear.node);
-                let product = self.product(linear, &weight, &output, &mut patch)?;
+                let product = self.product(linear, &weight, &output, None, &mut patch)?;
                 if product != output {
                     patch.rename_output(linear.node, 0, product);
                 }
@@ -215,8 +225,21 @@ impl Writer<'_, '_> {
         params: &QuantParams,
         patch: &mut Patch,
     ) -> InputNames {
+        let narrow = linear.dtype != DataType::Float;
+        self.quantize_value(linear, self.view.name(linear.input), narrow, params, patch)
+    }
+
+    /// [`Writer::quantize_input`] of the value `x`, which is `narrow` if it has to become float32 first.
+    fn quantize_value(
+        &mut self,
+        linear: &Linear,
+        x: &str,
+        narrow: bool,
+        params: &QuantParams,
+        patch: &mut Patch,
+    ) -> InputNames {
         let key = (
-            linear.input,
+            x.to_owned(),
             params.scale.to_bits(),
             params.zero_point,
             params.qmin,
@@ -227,7 +250,6 @@ impl Writer<'_, '_> {
         {
             return names.clone();
         }
-        let x = self.view.name(linear.input);
         // A pair of its own per Linear takes the Linear's name, a shared one that of the value.
         let base = if self.plan.profile.share_activations {
             x
@@ -246,7 +268,7 @@ impl Writer<'_, '_> {
         let signed = self.plan.profile.symmetric;
         patch.add_initializer(zero_point_tensor(&zero_point, params.zero_point, signed));
         let mut input = x.to_owned();
-        if linear.dtype != DataType::Float {
+        if narrow {
             let (wide, name) = (derive("float32"), derive(op::Cast));
             let to = vec![int_attr("to", DataType::Float as i64)];
             let cast = make_node(op::Cast, &name, &[&input], &[&wide], to);

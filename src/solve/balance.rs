@@ -39,6 +39,10 @@ pub enum Balance {
     Activation,
     /// `s_j = max(1, extreme_j / t)` for a threshold t: the scale of the search without rotation.
     Threshold(f32),
+    /// `s_j = extreme_j^α`, of x after the shift.
+    Largest(f32),
+    /// `s_j = (mean |x_j − z_j|)^α` (as AWQ does, Lin et al., MLSys 2024).
+    Magnitude(f32),
 }
 
 /// What the closed forms know of the channels of a site. Channels that are tied have the numbers of all of them.
@@ -113,8 +117,12 @@ impl Balance {
         channels: &Channels,
         weights: &[f32],
         shift: Option<&[f32]>,
-        fold: &Fold,
+        (fold, ties): (&Fold, Option<&[u32]>),
     ) -> Option<Vec<f32>> {
+        let power = |values: Vec<f32>, alpha: f32| {
+            let values = floored(&values)?;
+            normalized(values.iter().map(|v| v.powf(alpha)).collect())
+        };
         let root = |values: Vec<f32>| {
             let roots: Vec<f32> = values.iter().map(|v| v.sqrt()).collect();
             normalized(roots)
@@ -124,6 +132,10 @@ impl Balance {
             Balance::Threshold(t) => {
                 migration::scale(&migration::extremes(fold.min, fold.max, shift), t)
             }
+            Balance::Largest(alpha) => {
+                power(migration::extremes(fold.min, fold.max, shift), alpha)
+            }
+            Balance::Magnitude(alpha) => power(magnitudes(fold, shift, ties), alpha),
             Balance::Activation => root(floored(&channels.deviation)?),
             Balance::Both => {
                 let (x, w) = (floored(&channels.deviation)?, floored(weights)?);
@@ -131,6 +143,21 @@ impl Balance {
             }
         }
     }
+}
+
+/// `mean |x_j − z_j|` over the tokens, `[C]`, or a part of the extreme.
+fn magnitudes(fold: &Fold, shift: Option<&[f32]>, ties: Option<&[u32]>) -> Vec<f32> {
+    let tokens = fold.sample.nrows().max(1) as f64;
+    let mut sums = vec![0.0f64; fold.sample.ncols()];
+    for row in fold.sample.rows() {
+        for (j, (sum, &v)) in sums.iter_mut().zip(row).enumerate() {
+            *sum += f64::from((v - shift.map_or(0.0, |z| z[j])).abs());
+        }
+    }
+    let extremes = migration::extremes(fold.min, fold.max, shift);
+    let means = joined(sums, ties).into_iter().map(|s| (s / tokens) as f32);
+    let bursts = extremes.iter().map(|e| BURST * BURST * e);
+    means.zip(bursts).map(|(mean, burst)| mean.max(burst)).collect()
 }
 
 /// Values of at least [`FLOOR`] times their median (or, if that is 0, their mean); `None` if all are 0.
@@ -202,7 +229,7 @@ mod tests {
         let empty = Array2::zeros((0, 4));
         let fold = fold(&empty, &[], &[]);
         let scale = Balance::Both
-            .scale(&channels, &weights, None, &fold)
+            .scale(&channels, &weights, None, (&fold, None))
             .unwrap();
         let energy = |s: &[f32]| {
             let terms = |f: &dyn Fn(usize) -> f32| (0..4).map(|j| f(j).powi(2)).sum::<f32>();
@@ -226,7 +253,7 @@ mod tests {
         };
         let empty = Array2::zeros((0, 4));
         let fold = fold(&empty, &[], &[]);
-        let scale = |c: &Channels| Balance::Activation.scale(c, &[1.0; 4], None, &fold);
+        let scale = |c: &Channels| Balance::Activation.scale(c, &[1.0; 4], None, (&fold, None));
         let found = scale(&channels).unwrap();
         assert!((found[1] / found[0] - (1.0 / FLOOR).sqrt()).abs() < 1e-5);
         let dead = Channels {
@@ -234,6 +261,6 @@ mod tests {
             deviation: vec![0.0; 4],
         };
         assert_eq!(scale(&dead), None);
-        assert_eq!(Balance::None.scale(&channels, &[1.0; 4], None, &fold), None);
+        assert_eq!(Balance::None.scale(&channels, &[1.0; 4], None, (&fold, None)), None);
     }
 }

@@ -9,7 +9,6 @@
 
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis, s};
 
-use super::quantize::fake_quantize;
 use super::{ActivationSpec, Fold, WeightSpec, quantize_weight};
 
 /// Tokens of each half, at most.
@@ -39,9 +38,10 @@ pub fn damage(
         let x = fold.sample.slice(s![..;every, ..]);
         let low = other.min.iter().copied().fold(f32::INFINITY, f32::min);
         let high = other.max.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let mut quantized: Array2<f32> = x.as_standard_layout().into_owned();
-        if let Some(x) = quantized.as_slice_mut() {
-            fake_quantize(x, &activation.params(low, high));
+        let mut quantized = Array2::zeros(x.raw_dim());
+        let rows = x.as_standard_layout();
+        if let (Some(x), Some(out)) = (rows.as_slice(), quantized.as_slice_mut()) {
+            activation.quantizer(low, high).apply(x, out, w.nrows());
         }
         let mut float = x.dot(&w);
         let difference = quantized.dot(&rounded) - &float;
@@ -61,14 +61,8 @@ mod tests {
     use ndarray::{array, aview1};
 
     const EIGHT: (ActivationSpec, WeightSpec) = (
-        ActivationSpec {
-            bits: 8,
-            symmetric: false,
-        },
-        WeightSpec {
-            bits: 8,
-            per_channel: true,
-        },
+        ActivationSpec::per_tensor(8, false),
+        WeightSpec::per_channel(8),
     );
 
     #[test]

@@ -16,9 +16,9 @@
 
 use super::migration::{self, Migration, ShiftKind};
 use super::mix::mix;
-use super::quantize::{fake_quantize_into, fake_quantize_weight_into};
+use super::quantize::fake_quantize_weight_into;
 use super::wide::{row_times, squared_error};
-use super::{ActivationSpec, Fold, QuantParams, SiteProblem, SolveSettings, WeightSpec};
+use super::{ActivationQuantizer, ActivationSpec, Fold, SiteProblem, SolveSettings, WeightSpec};
 use ndarray::linalg::general_mat_mul;
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -251,11 +251,16 @@ impl SiteLoss {
         let fit = fit.filter(|_| corrected);
         let mut losses = Vec::with_capacity(margins.len());
         for margin in margins {
-            let params = self.activation.params(low * margin, high * margin);
-            fake_quantize_into(x, q, &params);
+            // Where there is no range, all margins are one.
+            if let (false, Some(&loss)) = (self.activation.has_range(), losses.first()) {
+                losses.push(loss);
+                continue;
+            }
+            let quantizer = self.activation.quantizer(low * margin, high * margin);
+            quantizer.apply(x, q, c);
             product(q, w, out, (t, c, n));
             if let Some(fit) = &fit {
-                let error = fit.of(&params, ArrayView2::from_shape((c, n), w).ok());
+                let error = fit.of(&quantizer, ArrayView2::from_shape((c, n), w).ok());
                 for row in out.chunks_exact_mut(n) {
                     row.iter_mut().zip(&error).for_each(|(y, e)| *y -= e);
                 }
@@ -302,10 +307,14 @@ impl MeanError {
     }
 
     /// `mean(Q(x')) Q(W') − mean(x') W'`, `[N]`, for `Q(W')`.
-    pub(super) fn of(&self, params: &QuantParams, w: Option<ArrayView2<f32>>) -> Vec<f32> {
+    pub(super) fn of(
+        &self,
+        quantizer: &ActivationQuantizer,
+        w: Option<ArrayView2<f32>>,
+    ) -> Vec<f32> {
         let mut q = Array2::zeros(self.x.raw_dim());
         if let Some(out) = q.as_slice_mut() {
-            fake_quantize_into(flat(&self.x), out, params);
+            quantizer.apply(flat(&self.x), out, self.x.ncols());
         }
         let found = w.map_or_else(|| self.target.clone(), |w| row_times(&mean(&q), w));
         (found - &self.target).to_vec()

@@ -16,10 +16,13 @@
 //!
 //! Arithmetic only: this module knows arrays, no graph. Results do not depend on the number of threads.
 
+pub mod activation;
 pub mod balance;
 pub mod correction;
 pub mod damage;
 pub mod feedback;
+mod fine;
+pub mod groups;
 pub mod loss;
 pub mod migration;
 mod mix;
@@ -34,10 +37,12 @@ pub mod smoothquant;
 pub mod survey;
 mod wide;
 
+pub use activation::{ActivationGranularity, ActivationQuantizer};
 pub use damage::damage;
 pub use migration::{Migration, ShiftKind};
 pub use quantize::{
-    ActivationSpec, QuantParams, QuantizedWeight, WeightSpec, fake_quantize, quantize_weight,
+    ActivationSpec, QuantParams, QuantizedWeight, WeightGranularity, WeightSpec, fake_quantize,
+    quantize_weight,
 };
 pub use response::Response;
 pub use rotate::Turn;
@@ -89,6 +94,9 @@ pub struct SiteProblem<'a> {
     pub allow_scale: bool,
     /// Whether the mean error of all outputs will be taken off the biases ([`correction`]).
     pub correct_bias: bool,
+    /// For every channel the number of its group, whose channels must have one shift and scale; the extremes of the folds are
+    /// those of the groups already. `None` if all are free.
+    pub ties: Option<&'a [u32]>,
 }
 
 /// What is the same for all sites.
@@ -100,6 +108,13 @@ pub struct SolveSettings {
     pub weight: WeightSpec,
     /// How shift and scale are found.
     pub method: Method,
+}
+
+impl SolveSettings {
+    /// Whether scales are made at run time, or shared by groups of a weight.
+    pub fn is_fine_grained(&self) -> bool {
+        !self.activation.has_range() || self.weight.group().is_some()
+    }
 }
 
 /// One point of the threshold search.

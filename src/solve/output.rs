@@ -106,10 +106,7 @@ fn zero_points(min: &[f32], max: &[f32]) -> Vec<Steps> {
 
 /// The grid for columns between `min` and `max`, `[N]` each.
 fn grid(steps: Steps, min: &[f32], max: &[f32], margin: f32) -> OutputGrid {
-    let spec = ActivationSpec {
-        bits: 8,
-        symmetric: false,
-    };
+    let spec = ActivationSpec::per_tensor(8, false);
     let zero_point = match steps {
         Steps::Tensor => {
             let low = min.iter().fold(0.0f32, |a, &b| a.min(b));

@@ -6,8 +6,11 @@
 //!
 //! All values are expected to be finite: the caller has refused NaN and infinity before they get here.
 
+use super::activation::ActivationGranularity;
+use super::groups::{self, fake_quantize_groups, quantize_groups};
 use super::wide::wide;
 use ndarray::{Array2, ArrayView2};
+use serde::{Deserialize, Serialize};
 
 /// `1.5 · 2^23`. Adding it to an `f32` in `[−2^22, 2^22]` leaves no fraction bits, so the hardware's own rounding mode
 /// (half to even) rounds to an integer; subtracting it again is exact.
@@ -41,26 +44,51 @@ pub struct QuantParams {
     pub qmax: i32,
 }
 
-/// How activations are quantized: one scale and zero point per tensor.
+/// How activations are quantized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ActivationSpec {
     /// Bit width, 2 to 8.
     pub bits: u8,
     /// `true`: signed, zero point 0, `scale = max|x| / (2^(bits−1) − 1)`, q in `−2^(bits−1) ..= 2^(bits−1) − 1`.
     /// `false`: unsigned, q in `0 ..= 2^bits − 1`, range widened to contain 0 so that 0.0 is represented exactly.
+    /// Scales of tokens and groups are always symmetric.
     pub symmetric: bool,
+    /// What shares a scale.
+    pub granularity: ActivationGranularity,
 }
 
-/// How weights are quantized: symmetric, zero point 0, q in `±(2^(bits−1) − 1)`.
+/// How weights are quantized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WeightSpec {
     /// Bit width, 2 to 8.
     pub bits: u8,
-    /// `true`: one scale per column n of `w: [C, N]`. `false`: one scale for the whole weight.
-    pub per_channel: bool,
+    /// What shares a scale.
+    pub granularity: WeightGranularity,
+    /// Zero point 0 and q in `±(2^(bits−1) − 1)`; groups may have zero points of their own ([`super::groups`]).
+    pub symmetric: bool,
+}
+
+/// What the elements of a weight `w: [C, N]` are that share a scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WeightGranularity {
+    /// All.
+    PerTensor,
+    /// Those of a column n.
+    PerChannel,
+    /// Those of so many input channels side by side, in one column.
+    Group(usize),
 }
 
 impl ActivationSpec {
+    /// One constant scale and zero point.
+    pub const fn per_tensor(bits: u8, symmetric: bool) -> ActivationSpec {
+        ActivationSpec {
+            bits,
+            symmetric,
+            granularity: ActivationGranularity::PerTensor,
+        }
+    }
+
     /// Parameters that cover the values from `min` to `max` (finite; in either order).
     ///
     /// A range without extent (0 to 0) gets scale 1, which represents 0.0 exactly.
@@ -91,6 +119,39 @@ impl ActivationSpec {
 }
 
 impl WeightSpec {
+    /// A scale per column.
+    pub const fn per_channel(bits: u8) -> WeightSpec {
+        WeightSpec {
+            bits,
+            granularity: WeightGranularity::PerChannel,
+            symmetric: true,
+        }
+    }
+
+    /// One scale.
+    pub const fn per_tensor(bits: u8) -> WeightSpec {
+        WeightSpec {
+            granularity: WeightGranularity::PerTensor,
+            ..WeightSpec::per_channel(bits)
+        }
+    }
+
+    /// [`WeightSpec::per_channel`] or [`WeightSpec::per_tensor`].
+    pub const fn whole_or_columns(bits: u8, per_channel: bool) -> WeightSpec {
+        match per_channel {
+            true => WeightSpec::per_channel(bits),
+            false => WeightSpec::per_tensor(bits),
+        }
+    }
+
+    /// The channels of a group, where groups have scales.
+    pub fn group(&self) -> Option<usize> {
+        match self.granularity {
+            WeightGranularity::Group(size) => Some(size.max(1)),
+            WeightGranularity::PerTensor | WeightGranularity::PerChannel => None,
+        }
+    }
+
     /// Largest integer of a weight: `2^(bits−1) − 1`. The smallest is its negative.
     pub fn qmax(&self) -> i32 {
         debug_assert!((2..=8).contains(&self.bits), "bits must be 2 to 8");
@@ -99,7 +160,7 @@ impl WeightSpec {
 }
 
 /// A scale that is safe to divide by: 1 for an empty range, never subnormal (runtimes flush those to zero).
-fn safe_scale(scale: f64) -> f32 {
+pub(super) fn safe_scale(scale: f64) -> f32 {
     if scale == 0.0 {
         1.0
     } else {
@@ -140,18 +201,36 @@ pub(super) fn limits(params: &QuantParams) -> (f32, f32, f32) {
     )
 }
 
-/// A quantized weight: `w[c, n] ≈ q[c, n] · scale[n]` (or `scale[0]` for one scale per tensor). Zero point 0.
+/// A quantized weight: `w[c, n] ≈ q[c, n] · scale[n]` (or `scale[0]` for one scale per tensor), with zero point 0; or, in groups,
+/// `w[c, n] ≈ (q[c, n] − zero_point[g, n]) · scale[g, n]`, `g = c / group`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantizedWeight {
-    /// Integers in `±(2^(bits−1) − 1)`, `[C, N]`.
+    /// Integers, `[C, N]`: in `±(2^(bits−1) − 1)`, or in groups `−2^(bits−1) ..= 2^(bits−1) − 1`.
     pub q: Array2<i8>,
-    /// Scales, `[N]` per channel, else `[1]`; all positive, 1 where the column is all zeros.
+    /// Scales, `[N]` per channel, `[G · N]` in groups, else `[1]`; all positive, 1 where all is zero.
     pub scale: Vec<f32>,
+    /// Zero points like scales, if groups have any; else empty: all are 0.
+    pub zero_point: Vec<i8>,
+    /// Channels of a group, where groups have scales.
+    pub group: Option<usize>,
 }
 
 impl QuantizedWeight {
-    /// `q · scale`, `[C, N]`.
+    /// With zero point 0 and one scale per column, or one in all.
+    pub fn symmetric(q: Array2<i8>, scale: Vec<f32>) -> QuantizedWeight {
+        QuantizedWeight {
+            q,
+            scale,
+            zero_point: Vec::new(),
+            group: None,
+        }
+    }
+
+    /// `(q − zero_point) · scale`, `[C, N]`.
     pub fn dequantize(&self) -> Array2<f32> {
+        if let Some(group) = self.group {
+            return groups::dequantize(self, group);
+        }
         let mut w = self.q.mapv(f32::from);
         // One scale per tensor is that of every column.
         w *= &ndarray::aview1(&self.scale);
@@ -160,8 +239,11 @@ impl QuantizedWeight {
 }
 
 /// Quantizes a weight `w: [C, N]` symmetrically: `q = round_half_even(w / scale)`, `scale = max|w| / (2^(bits−1) − 1)`,
-/// the maximum over each column n or over the whole weight.
+/// the maximum over each column n or over the whole weight; in groups as [`quantize_groups`] does.
 pub fn quantize_weight(w: ArrayView2<f32>, spec: &WeightSpec) -> QuantizedWeight {
+    if let Some(group) = spec.group() {
+        return quantize_groups(w, spec, group);
+    }
     let limit = spec.qmax() as f32;
     let scale = scales_of(w, spec);
     let mut q = Array2::zeros(w.raw_dim());
@@ -171,7 +253,7 @@ pub fn quantize_weight(w: ArrayView2<f32>, spec: &WeightSpec) -> QuantizedWeight
     if let (Some(w), Some(q)) = (w.as_slice(), q.as_slice_mut()) {
         quantize_into(w, &steps, limit, q);
     }
-    QuantizedWeight { q, scale }
+    QuantizedWeight::symmetric(q, scale)
 }
 
 wide! {
@@ -198,7 +280,7 @@ pub(super) fn scales_of(w: ArrayView2<f32>, spec: &WeightSpec) -> Vec<f32> {
         }
     }
     column_scales(&mut extremes, spec, &[w.ncols()]);
-    if !spec.per_channel {
+    if spec.granularity == WeightGranularity::PerTensor {
         // A weight without columns still needs the one scale its shape promises.
         extremes.resize(1, 1.0);
     }
@@ -214,7 +296,7 @@ pub(super) fn column_scales<'a>(
     spec: &WeightSpec,
     ends: &[usize],
 ) -> &'a [f32] {
-    if !spec.per_channel {
+    if spec.granularity == WeightGranularity::PerTensor {
         let mut start = 0;
         for &end in ends {
             let largest = extremes[start..end].iter().fold(0.0f32, |a, &b| a.max(b));
@@ -230,11 +312,8 @@ pub(super) fn column_scales<'a>(
 }
 
 wide! {
-    /// The float value of the quantized, row-scaled weight: `out = Q(diag(s) · w)`, `w, out: [C, N]`, `s: [C]`.
-    ///
-    /// `w` and `out` are row-major slices; `steps: [N]` is working space; `ends` as in a group of weights side by side.
-    /// The numbers are those of [`quantize_weight`] on `diag(s) · w`, but nothing is allocated.
-    pub(crate) fn fake_quantize_weight_into(
+    /// [`fake_quantize_weight_into`] with a scale per column, or one; nothing is allocated.
+    fn fake_quantize_columns(
         w: &[f32],
         s: Option<&[f32]>,
         spec: &WeightSpec,
@@ -242,6 +321,24 @@ wide! {
         steps: &mut [f32],
         out: &mut [f32],
     ) = fake_quantize_weight_rows;
+}
+
+/// The float value of the quantized, row-scaled weight: `out = Q(diag(s) · w)`, `w, out: [C, N]`, `s: [C]`.
+///
+/// `w` and `out` are row-major slices; `steps: [N]` is working space; `ends` as in a group of weights side by side.
+/// The numbers are those of [`quantize_weight`] on `diag(s) · w`.
+pub(crate) fn fake_quantize_weight_into(
+    w: &[f32],
+    s: Option<&[f32]>,
+    spec: &WeightSpec,
+    ends: &[usize],
+    steps: &mut [f32],
+    out: &mut [f32],
+) {
+    match spec.group() {
+        Some(group) => fake_quantize_groups(w, s, spec, (group, steps.len()), out),
+        None => fake_quantize_columns(w, s, spec, ends, steps, out),
+    }
 }
 
 #[inline(always)]
@@ -288,7 +385,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn spec(bits: u8, symmetric: bool) -> ActivationSpec {
-        ActivationSpec { bits, symmetric }
+        ActivationSpec::per_tensor(bits, symmetric)
     }
 
     #[test]
@@ -341,10 +438,7 @@ mod tests {
         let per = |per_channel| {
             quantize_weight(
                 w.view(),
-                &WeightSpec {
-                    bits: 8,
-                    per_channel,
-                },
+                &WeightSpec::whole_or_columns(8, per_channel),
             )
         };
         let columns = per(true);
@@ -358,10 +452,7 @@ mod tests {
 
     #[test]
     fn a_weight_without_columns_or_rows_is_no_panic() {
-        let spec = WeightSpec {
-            bits: 8,
-            per_channel: false,
-        };
+        let spec = WeightSpec::per_tensor(8);
         assert_eq!(
             quantize_weight(Array2::zeros((0, 3)).view(), &spec).scale,
             [1.0]
@@ -385,7 +476,7 @@ mod tests {
             x in prop::collection::vec(-50.0f32..50.0, 1..40), low in -40.0f32..40.0, extent in 0.001f32..60.0,
             bits in 2u8..=8, symmetric: bool,
         ) {
-            let p = ActivationSpec { bits, symmetric }.params(low, low + extent);
+            let p = ActivationSpec::per_tensor(bits, symmetric).params(low, low + extent);
             let mut once = x.clone();
             fake_quantize(&mut once, &p);
             let mut twice = once.clone();
@@ -406,7 +497,7 @@ mod tests {
             bits in 2u8..=8, per_channel: bool,
         ) {
             // Two weights side by side, [3, 1] and [3, 3].
-            let spec = WeightSpec { bits, per_channel };
+            let spec = WeightSpec::whole_or_columns(bits, per_channel);
             let (mut steps, mut out) = (vec![0.0; 4], vec![0.0; 12]);
             fake_quantize_weight_into(&w, Some(&s), &spec, &[1, 4], &mut steps, &mut out);
             let w = Array2::from_shape_fn((3, 4), |(j, n)| w[j * 4 + n] * s[j]);

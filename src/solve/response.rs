@@ -12,10 +12,10 @@
 
 use super::loss::{MeanError, migrate};
 use super::migration::Migration;
-use super::quantize::{fake_quantize_into, fake_quantize_weight_into};
+use super::quantize::fake_quantize_weight_into;
 use super::search::Scored;
 use super::wide::row_times;
-use super::{Fold, QuantParams, SiteProblem, SolveSettings};
+use super::{ActivationQuantizer, Fold, SiteProblem, SolveSettings};
 use ndarray::{Array2, ArrayView2, Axis};
 use rayon::prelude::*;
 
@@ -103,8 +103,8 @@ pub(super) fn search(
     Some(scored)
 }
 
-/// Migration and quantization parameters from one half of the calibration tokens.
-pub(super) type Fitted<'a> = dyn Fn(&Fold) -> (Migration, QuantParams) + Sync + 'a;
+/// Migration and quantizer from one half of the calibration tokens.
+pub(super) type Fitted<'a> = dyn Fn(&Fold) -> (Migration, ActivationQuantizer) + Sync + 'a;
 
 /// The loss of one candidate, a function of the half that sets the ranges; `None` if the block cannot be run.
 pub(super) fn score(
@@ -163,8 +163,11 @@ impl<'a, 'p> Block<'a, 'p> {
         let fitted = |fit: &Fold| {
             let migration = migrate(shift, threshold, fit.min, fit.max);
             let (low, high) = migration.range(fit.min, fit.max);
-            let params = self.settings.activation.params(low * margin, high * margin);
-            (migration, params)
+            let quantizer = self
+                .settings
+                .activation
+                .quantizer(low * margin, high * margin);
+            (migration, quantizer)
         };
         let loss = self.loss(&fitted, corrected)?;
         Some(Scored { loss, ..candidate })
@@ -192,7 +195,7 @@ impl<'a, 'p> Block<'a, 'p> {
     fn outputs(&self, fitted: &Fitted, corrected: bool, half: usize) -> Vec<Array2<f32>> {
         let (_, x) = &self.halves[half];
         let (_, fit_x) = &self.halves[1 - half];
-        let (migration, params) = fitted(&self.problem.folds[1 - half]);
+        let (migration, quantizer) = fitted(&self.problem.folds[1 - half]);
         let mut migrated = Array2::zeros(x.raw_dim());
         let mut quantized = Array2::zeros(x.raw_dim());
         // `select` gives standard layout.
@@ -202,7 +205,7 @@ impl<'a, 'p> Block<'a, 'p> {
             quantized.as_slice_mut(),
         ) {
             migration.apply_rows(x, migrated);
-            fake_quantize_into(migrated, quantized, &params);
+            quantizer.apply(migrated, quantized, fit_x.ncols());
         }
         let weights = self.problem.weights.iter();
         weights
@@ -211,7 +214,7 @@ impl<'a, 'p> Block<'a, 'p> {
                 product(
                     &quantized,
                     *w,
-                    (&migration, &params),
+                    (&migration, &quantizer),
                     self.settings,
                     corrected,
                 )
@@ -224,7 +227,7 @@ impl<'a, 'p> Block<'a, 'p> {
 fn product(
     x: &Array2<f32>,
     w: ArrayView2<f32>,
-    (migration, params): (&Migration, &QuantParams),
+    (migration, quantizer): (&Migration, &ActivationQuantizer),
     settings: &SolveSettings,
     fit: Option<&Array2<f32>>,
 ) -> Array2<f32> {
@@ -247,7 +250,7 @@ fn product(
         outputs += &row_times(z, w.view());
     }
     if let Some(fit) = fit {
-        let error = MeanError::new(fit, migration, &w).of(params, Some(quantized.view()));
+        let error = MeanError::new(fit, migration, &w).of(quantizer, Some(quantized.view()));
         outputs -= &ndarray::aview1(&error);
     }
     outputs

@@ -22,12 +22,11 @@ use rayon::prelude::*;
 
 use super::balance::{Balance, Channels, row_rms};
 use super::loss::{SiteLoss, all_columns};
-use super::quantize::fake_quantize_into;
 use super::response::{self, Response};
 use super::search::gain_db;
 use super::wide::squared_error;
 use super::{
-    Fold, Migration, QuantParams, Rotation, ShiftKind, SiteProblem, Solution, SolveSettings,
+    ActivationQuantizer, Fold, Migration, Rotation, ShiftKind, SiteProblem, Solution, SolveSettings,
     migration,
 };
 
@@ -266,13 +265,7 @@ impl<'a, 'p> Site<'a, 'p> {
         let x = before.tokens(x, false);
         let energy_of = |row: ndarray::ArrayView1<f32>| row.dot(&row);
         let energies: Vec<f32> = x.rows().into_iter().map(energy_of).collect();
-        let mut largest = largest_tokens(&x);
-        if let (Some(r), Some(x)) = (&migration.rotation, largest.as_slice_mut()) {
-            r.rotate_tokens(x);
-        }
-        let range = |(low, high): (f32, f32), &v: &f32| (low.min(v), high.max(v));
-        let (low, high) = largest.iter().fold((0.0, 0.0), range);
-        let step = f64::from(self.settings.activation.params(low, high).scale);
+        let square_step = self.square_step(migration, &x, weights);
         let scale = |j: usize| migration.scale.as_ref().map_or(1.0, |s| f64::from(s[j]));
         let rows = self.weights.iter().enumerate();
         let weight: f64 = rows.map(|(j, w)| (scale(j) * f64::from(*w)).powi(2)).sum();
@@ -288,9 +281,37 @@ impl<'a, 'p> Site<'a, 'p> {
             energy -= counts * mean.iter().map(|m| f64::from(*m).powi(2)).sum::<f64>();
         }
         let channels = channels as f64;
-        let crest = 2.0 * (2.0 * channels).ln();
+        let sharing = self.settings.weight.group().map_or(channels, |g| g as f64);
+        let crest = 2.0 * (2.0 * sharing).ln();
         let limit = f64::from(self.settings.weight.qmax());
-        weight / 12.0 * (counts * step * step + crest * energy / (channels * limit * limit))
+        weight / 12.0 * (square_step + crest * energy / (channels * limit * limit))
+    }
+
+    /// The square of the step of tokens that are `x: [T, C]` before the rotation, times what they count: the mean over them.
+    fn square_step(
+        &self,
+        migration: &Migration,
+        x: &Array2<f32>,
+        weights: Option<&[f32]>,
+    ) -> f64 {
+        let activation = &self.settings.activation;
+        // A constant range is set by the largest tokens.
+        let mut turned = match activation.has_range() {
+            true => largest_tokens(x),
+            false => x.clone(),
+        };
+        if let (Some(r), Some(x)) = (&migration.rotation, turned.as_slice_mut()) {
+            r.rotate_tokens(x);
+        }
+        let range = |(low, high): (f32, f32), &v: &f32| (low.min(v), high.max(v));
+        let (low, high) = turned.iter().fold((0.0, 0.0), range);
+        let known = match activation.has_range() {
+            true => x,
+            false => &turned,
+        };
+        let rows = known.as_slice().unwrap_or(&[]);
+        let quantizer = activation.quantizer(low, high);
+        quantizer.mean_square_step(rows, x.ncols(), weights)
     }
 
     /// The margin at which a candidate rounds and clips the tokens of the other half least, with what the tokens of each half
@@ -298,6 +319,9 @@ impl<'a, 'p> Site<'a, 'p> {
     ///
     /// Every direction of rotated tokens counts nearly the same, so this needs no product with the weights.
     fn margin(&self, fitted: &[Migration]) -> f32 {
+        if !self.settings.activation.has_range() {
+            return 1.0;
+        }
         let turned = |(direction, migration): (usize, &Migration)| {
             let (fit, other) = (self.loss.fit(direction), self.loss.fit(1 - direction));
             let x = migration.tokens(&other.sample.to_owned(), false);
@@ -306,8 +330,9 @@ impl<'a, 'p> Site<'a, 'p> {
         let turned: Vec<_> = fitted.par_iter().enumerate().map(turned).collect();
         let error = |margin: f32| {
             let errors = turned.par_iter().map(|((low, high), x, weights)| {
-                let params = self.settings.activation.params(low * margin, high * margin);
-                rounding_error(x, *weights, &params)
+                let activation = &self.settings.activation;
+                let quantizer = activation.quantizer(low * margin, high * margin);
+                rounding_error(x, *weights, &quantizer)
             });
             errors.collect::<Vec<f64>>().iter().sum::<f64>()
         };
@@ -335,8 +360,8 @@ impl<'a, 'p> Site<'a, 'p> {
                 let fitted = |fold: &Fold| {
                     let migration = self.migration(candidate, fold);
                     let (low, high) = migration.range_of(fold);
-                    let params = self.settings.activation.params(low * margin, high * margin);
-                    (migration, params)
+                    let activation = &self.settings.activation;
+                    (migration, activation.quantizer(low * margin, high * margin))
                 };
                 response::score(response, self.problem, self.settings, &fitted, corrected)?
             }
@@ -365,7 +390,8 @@ impl<'a, 'p> Site<'a, 'p> {
     fn migration_by(&self, candidate: &Candidate, channels: &Channels, fold: &Fold) -> Migration {
         let shift = candidate.shift.then(|| channels.mean.clone());
         let balance = candidate.balance;
-        let scale = balance.scale(channels, &self.weights, shift.as_deref(), fold);
+        let of = (fold, self.turn.ties);
+        let scale = balance.scale(channels, &self.weights, shift.as_deref(), of);
         let before = Migration {
             shift,
             scale,
@@ -410,7 +436,7 @@ impl<'a, 'p> Site<'a, 'p> {
 
 /// The tokens of several folds as those of one.
 #[derive(Default)]
-struct Joined {
+pub(super) struct Joined {
     min: Vec<f32>,
     max: Vec<f32>,
     x: Array2<f32>,
@@ -419,7 +445,7 @@ struct Joined {
 
 impl Joined {
     /// Every `every`-th token of each sample; `None` of nothing.
-    fn of<'f>(folds: impl Iterator<Item = Fold<'f>>, every: usize) -> Option<Joined> {
+    pub(super) fn of<'f>(folds: impl Iterator<Item = Fold<'f>>, every: usize) -> Option<Joined> {
         let folds: Vec<Fold> = folds.collect();
         let tokens = folds.iter().map(|f| f.sample.slice_move(s![..;every, ..]));
         let pairs = |f: fn(f32, f32) -> f32, pick: fn(&Fold) -> Vec<f32>| {
@@ -436,7 +462,7 @@ impl Joined {
         })
     }
 
-    fn fold(&self) -> Fold<'_> {
+    pub(super) fn fold(&self) -> Fold<'_> {
         Fold {
             min: &self.min,
             max: &self.max,
@@ -479,11 +505,15 @@ fn largest_tokens(x: &Array2<f32>) -> Array2<f32> {
 }
 
 /// `Σ_t w_t ‖Q(x_t) − x_t‖²` for tokens `x: [T, C]` that count `weights: [T]`.
-fn rounding_error(x: &Array2<f32>, weights: Option<&[f32]>, params: &QuantParams) -> f64 {
+fn rounding_error(
+    x: &Array2<f32>,
+    weights: Option<&[f32]>,
+    quantizer: &ActivationQuantizer,
+) -> f64 {
     let mut quantized = vec![0.0; x.ncols()];
     let errors = x.rows().into_iter().enumerate().map(|(t, row)| {
         let row = row.to_slice().unwrap_or(&[]);
-        fake_quantize_into(row, &mut quantized[..row.len()], params);
+        quantizer.apply(row, &mut quantized[..row.len()], row.len());
         squared_error(row, &quantized[..row.len()]) * weights.map_or(1.0, |w| f64::from(w[t]))
     });
     errors.sum()
@@ -551,20 +581,15 @@ mod tests {
                 allow_shift: true,
                 allow_scale: true,
                 correct_bias: true,
+                ties: None,
             }
         }
     }
 
     fn settings(bits: u8) -> SolveSettings {
         SolveSettings {
-            activation: ActivationSpec {
-                bits,
-                symmetric: false,
-            },
-            weight: WeightSpec {
-                bits,
-                per_channel: true,
-            },
+            activation: ActivationSpec::per_tensor(bits, false),
+            weight: WeightSpec::per_channel(bits),
             method: Method::OsPlus,
         }
     }

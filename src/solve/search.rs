@@ -13,11 +13,13 @@ use super::loss::{SiteLoss, Trial, migrate};
 use super::migration::{Migration, ShiftKind, extremes, shift};
 use super::response::{self, Response};
 use super::survey::Survey;
-use super::{CurvePoint, Method, SiteProblem, Solution, SolveSettings, Turn, rotate, smoothquant};
+use super::{
+    CurvePoint, Method, SiteProblem, Solution, SolveSettings, Turn, fine, rotate, smoothquant,
+};
 use rayon::prelude::*;
 
 /// What a candidate's loss must be of that of doing nothing: 0.3 dB less.
-const CLEAR_GAIN: f64 = 0.933;
+pub(super) const CLEAR_GAIN: f64 = 0.933;
 
 /// A kind of shift whose best is so much worse than that of another (1 dB) is not looked at more closely.
 const FAR: f64 = 1.26;
@@ -143,6 +145,11 @@ fn solve(
     };
     let loss = SiteLoss::new(problem, settings, recipe.tokens, columns);
     match settings.method {
+        Method::OsPlus if loss.directions() > 0 && settings.is_fine_grained() => {
+            let (solution, estimate) = fine::solve(problem, settings, recipe, &loss, response);
+            let estimate = estimate / surveyed_tokens(problem, recipe);
+            turned((problem, settings, &loss), turn, solution, estimate, response)
+        }
         Method::OsPlus if loss.directions() > 0 => {
             let surveyed = survey(problem, settings, recipe, &all);
             let block =
@@ -160,17 +167,8 @@ fn solve(
                 None => loss.energy(),
             };
             solution.share = loss.share();
-            let mut rotated = Vec::new();
-            if let Some(turn) = turn {
-                let estimate = lowest(&surveyed).loss / surveyed_tokens(problem, recipe);
-                let block = response.filter(|_| at_response);
-                let site = rotate::Site::new(problem, settings, &loss, turn);
-                if let Some(folded) = site.folded(estimate, &solution, block) {
-                    solution = folded;
-                }
-                rotated = site.explicit(estimate, &solution, block);
-            }
-            (solution, rotated)
+            let estimate = lowest(&surveyed).loss / surveyed_tokens(problem, recipe);
+            turned((problem, settings, &loss), turn, solution, estimate, response)
         }
         Method::SmoothQuant { alpha } => {
             let all = (&all.min[..], &all.max[..]);
@@ -182,6 +180,27 @@ fn solve(
             (apply(&loss, &all, nothing.loss, nothing), Vec::new())
         }
     }
+}
+
+/// A solution, with the rotation in it that costs nothing, and further ones with rotations that cost run time. `estimate` is what
+/// the noise model says of it, per token.
+fn turned(
+    (problem, settings, loss): (&SiteProblem, &SolveSettings, &SiteLoss),
+    turn: Option<&Turn>,
+    mut solution: Solution,
+    estimate: f64,
+    response: Option<&dyn Response>,
+) -> (Solution, Vec<Solution>) {
+    let Some(turn) = turn else {
+        return (solution, Vec::new());
+    };
+    let block = response.filter(|_| solution.at_response);
+    let site = rotate::Site::new(problem, settings, loss, turn);
+    if let Some(folded) = site.folded(estimate, &solution, block) {
+        solution = folded;
+    }
+    let rotated = site.explicit(estimate, &solution, block);
+    (solution, rotated)
 }
 
 /// Extremes of every channel over both folds; empty folds are left out.

@@ -12,10 +12,13 @@
 //! `2·T·C·N`, so that the search can look at many, and score only the best of them with [`super::loss::SiteLoss`].
 
 use super::loss::{Direction, Trial, all_columns, directions, migrate, side_by_side};
+use super::groups::fake_quantize_groups;
 use super::mix::mix;
 use super::quantize::{QuantParams, column_scales, limits, saturate_round};
 use super::wide::wide;
-use super::{ActivationSpec, SiteProblem, SolveSettings, WeightSpec};
+use super::{
+    ActivationQuantizer, ActivationSpec, Migration, SiteProblem, SolveSettings, WeightSpec,
+};
 use ndarray::{Array2, ArrayView1};
 
 /// Columns of the random projection that measures `‖mean(δ) W'‖²`.
@@ -74,16 +77,27 @@ impl Survey {
 
     /// Estimated loss of a shift and threshold, for each of its margins: the sum of both directions of the cross-fit.
     pub fn evaluate(&self, trial: &Trial) -> Vec<f64> {
-        let losses = evaluate(self, trial);
+        let of = |d: &Direction| migrate(trial.shift, trial.threshold, &d.min, &d.max);
+        let fitted: Vec<Migration> = self.directions.iter().map(of).collect();
+        self.evaluate_fitted(&fitted, &trial.margins, trial.corrected)
+    }
+
+    /// The same for any shift and scale: one for each direction.
+    pub(super) fn evaluate_fitted(
+        &self,
+        fitted: &[Migration],
+        margins: &[f32],
+        corrected: bool,
+    ) -> Vec<f64> {
+        let losses = evaluate(self, fitted, margins, corrected);
         losses.into_iter().map(|loss| loss * self.columns).collect()
     }
 
     #[inline(always)]
-    fn estimate(&self, trial: &Trial) -> Vec<f64> {
-        let mut total = vec![0.0; trial.margins.len()];
-        for d in &self.directions {
+    fn estimate(&self, fitted: &[Migration], margins: &[f32], corrected: bool) -> Vec<f64> {
+        let mut total = vec![0.0; margins.len()];
+        for (d, migration) in self.directions.iter().zip(fitted) {
             let (t, c) = d.x.dim();
-            let migration = migrate(trial.shift, trial.threshold, &d.min, &d.max);
             let (low, high) = migration.range(&d.min, &d.max);
             let mut x = vec![0.0; t * c];
             migration.apply_rows(d.x.as_slice().unwrap_or(&[]), &mut x);
@@ -92,12 +106,21 @@ impl Survey {
             let t = weights.iter().map(|w| f64::from(*w)).sum::<f64>();
             moments((&x, &weights), &mut sums, &mut squares);
             let scale = migration.scale.as_deref();
-            let from_weights = self.weight_error((&sums, &squares), t, scale, trial.corrected);
-            for (total, margin) in total.iter_mut().zip(&trial.margins) {
-                let params = self.activation.params(low * margin, high * margin);
-                error_moments((&x, &weights), &params, &mut sums, &mut squares);
+            let from_weights = self.weight_error((&sums, &squares), t, scale, corrected);
+            for (total, margin) in total.iter_mut().zip(margins) {
+                match self.activation.quantizer(low * margin, high * margin) {
+                    ActivationQuantizer::Constant(params) => {
+                        error_moments((&x, &weights), &params, &mut sums, &mut squares);
+                    }
+                    quantizer => {
+                        let mut error = vec![0.0; x.len()];
+                        quantizer.apply(&x, &mut error, c);
+                        error.iter_mut().zip(&x).for_each(|(q, x)| *q -= x);
+                        moments((&error, &weights), &mut sums, &mut squares);
+                    }
+                }
                 *total +=
-                    from_weights + self.output_energy((&sums, &squares), t, scale, trial.corrected);
+                    from_weights + self.output_energy((&sums, &squares), t, scale, corrected);
             }
         }
         total
@@ -114,6 +137,9 @@ impl Survey {
         scale: Option<&[f32]>,
         corrected: bool,
     ) -> f64 {
+        if let Some(group) = self.weight.group() {
+            return self.weight_error_in_groups((sums, squares), tokens, scale, corrected, group);
+        }
         let n = self.w.ncols();
         let s = |j: usize| scale.map_or(1.0, |s| s[j]);
         let mut steps = vec![0.0f32; n];
@@ -156,6 +182,39 @@ impl Survey {
         }
     }
 
+    /// The same for weights in groups.
+    fn weight_error_in_groups(
+        &self,
+        (sums, squares): (&[f32], &[f32]),
+        tokens: f64,
+        scale: Option<&[f32]>,
+        corrected: bool,
+        group: usize,
+    ) -> f64 {
+        let n = self.w.ncols();
+        let mut rounded = vec![0.0f32; self.w.len()];
+        let w = self.w.as_slice().unwrap_or(&[]);
+        fake_quantize_groups(w, scale, &self.weight, (group, n), &mut rounded);
+        let (mut common, mut own) = (vec![0.0f32; n], 0.0);
+        let all = rows(&self.w).zip(rounded.chunks_exact(n.max(1)));
+        for (j, (row, rounded)) in all.enumerate() {
+            let (s, mean) = (scale.map_or(1.0, |s| s[j]), sums[j] / tokens as f32);
+            let mut energy = 0.0f32;
+            for ((w, rounded), common) in row.iter().zip(rounded).zip(&mut common) {
+                let error = rounded - w * s;
+                energy += error * error;
+                *common += mean * error;
+            }
+            own += f64::from((squares[j] - mean * sums[j]).max(0.0)) * f64::from(energy);
+        }
+        let common: f64 = common.iter().map(|&v| f64::from(v).powi(2)).sum();
+        if corrected {
+            own
+        } else {
+            own + tokens * common
+        }
+    }
+
     /// `T ‖mean(δ) W'‖² + Σ_j T var(δ_j) s_j² ‖W_j‖²`.
     ///
     /// `sums, squares: [C]` are those of δ over all t tokens; all weighted.
@@ -185,7 +244,12 @@ impl Survey {
 }
 
 wide! {
-    fn evaluate(survey: &Survey, trial: &Trial) -> Vec<f64> = Survey::estimate;
+    fn evaluate(
+        survey: &Survey,
+        fitted: &[Migration],
+        margins: &[f32],
+        corrected: bool,
+    ) -> Vec<f64> = Survey::estimate;
 }
 
 /// The rows of an array that this module made itself, so that it is in standard layout.
@@ -309,12 +373,13 @@ mod tests {
             allow_shift: true,
             allow_scale: true,
             correct_bias: true,
+            ties: None,
         };
         for bits in [8, 6, 4] {
             for (symmetric, per_channel) in [(false, true), (true, false)] {
                 let settings = SolveSettings {
-                    activation: ActivationSpec { bits, symmetric },
-                    weight: WeightSpec { bits, per_channel },
+                    activation: ActivationSpec::per_tensor(bits, symmetric),
+                    weight: WeightSpec::whole_or_columns(bits, per_channel),
                     method: Method::OsPlus,
                 };
                 let loss = SiteLoss::new(&problem, &settings, usize::MAX, usize::MAX);

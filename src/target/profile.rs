@@ -54,6 +54,18 @@ pub struct Profile {
     /// Whether a weight of at most 4 bits may be stored as INT4 with a Cast to int8 before its DequantizeLinear (from
     /// operator set 21 on); elsewhere its levels are stored as int8.
     pub int4_weights: bool,
+    /// Why com.microsoft.MatMulNBits ([`Format::MatMulNBits`](crate::Format::MatMulNBits)) cannot be written for it, if it cannot.
+    pub no_matmulnbits: Option<&'static str>,
+    /// Whether the last group of the channels of a weight may be smaller than the others.
+    pub ragged_groups: bool,
+    /// Whether groups may have zero points.
+    pub zero_points_of_groups: bool,
+    /// Whether the integers of a weight behind a DequantizeLinear with blocks are unsigned.
+    pub unsigned_blocks: bool,
+    /// Bits of the integers that a DequantizeLinear with blocks may have before a product that the runtime does fast.
+    pub bits_of_blocks: &'static [u8],
+    /// Whether the runtime quantizes the activations before a weight in groups by itself.
+    pub quantizes_behind_blocks: bool,
     /// Whether the products of attention get Q/DQ by default.
     pub int8_attention: bool,
     /// Whether rows of int8 tables can be gathered without widening the table

@@ -171,7 +171,7 @@ fn softmaxes_of_classifiers_and_quantized_linears_are_no_attention() {
 fn quantized(model: &Model, bits: u8, symmetric: bool, drop_guard: bool) -> Model {
     let view = View::new(model);
     let mut names = Names::new(model);
-    let spec = ActivationSpec { bits, symmetric };
+    let spec = ActivationSpec::per_tensor(bits, symmetric);
     let wide = spec.params(-12.0, 12.0);
     let all = attentions(&view);
     let patches = all.found.iter().map(|a| {

@@ -5,6 +5,7 @@
 //! ```
 
 mod attention;
+mod blocks;
 mod embeddings;
 mod folded;
 mod known;

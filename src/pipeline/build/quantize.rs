@@ -9,9 +9,10 @@ use super::source::{Source, recognised};
 use crate::error::Error;
 use crate::graph::Names;
 use crate::graph::branches::FlatModel;
-use crate::options::Format;
+use crate::options::{Activations, Format, Options};
 use crate::recognise::Recognised;
 use crate::rewrite::{self, Activation, QuantizePlan, RewriteError};
+use crate::solve::QuantParams;
 
 /// The migrated model with integers at the Linears of the plan, and biases corrected.
 ///
@@ -34,6 +35,9 @@ pub(super) fn quantize(
         // The biases may be other constants now.
         found = recognised(&model, source.calibrated);
     }
+    if source.options.group().is_some() {
+        return super::blocks::quantize(source, model, &found, plan, refinement);
+    }
     let view = model.view();
     let what = quantize_plan(source, &found, plan, refinement);
     let mut names = Names::new(model.as_model());
@@ -42,7 +46,7 @@ pub(super) fn quantize(
             let products = integer_products(source, &view, &found, plan);
             rewrite::quantize_as_operators(&view, &found, &what, &products, &mut names)?
         }
-        Format::Qdq | Format::Float => rewrite::quantize(&view, &found, &what, &mut names)?,
+        Format::Qdq | Format::MatMulNBits | Format::Float => rewrite::quantize(&view, &found, &what, &mut names)?,
     };
     drop(view);
     model.apply(patches).map_err(RewriteError::from)?;
@@ -63,11 +67,16 @@ fn quantize_plan(
             continue;
         };
         let (low, high) = site.range;
-        let params = options.activation().params(low, high);
+        let per_token = options.activations() == Activations::PerToken;
+        let params = match per_token {
+            true => of_normalized(options),
+            false => options.activation().params(low, high),
+        };
         let readers = row.site.linears.iter().zip(&row.site.ranks);
         for (&l, rank) in readers.filter(|(l, _)| plan.quantizes(**l)) {
             activations[l] = Some(Activation {
                 params,
+                per_token,
                 rank: rank.unwrap_or(stats.rank),
             });
         }
@@ -78,5 +87,20 @@ fn quantize_plan(
         storage: options.weight_storage,
         rounded: refinement.rounded.clone(),
         profile: options.profile(),
+    }
+}
+
+/// Scale and zero point of a value whose tokens have a largest magnitude of 1: nothing is beyond them, whatever the bits.
+fn of_normalized(options: &Options) -> QuantParams {
+    let levels = (1 << (options.activation_bits - 1)) - 1;
+    let (zero_point, qmin, qmax) = match options.profile().symmetric {
+        true => (0, -128, 127),
+        false => (128, 0, 255),
+    };
+    QuantParams {
+        scale: 1.0 / levels as f32,
+        zero_point,
+        qmin,
+        qmax,
     }
 }

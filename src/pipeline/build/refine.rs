@@ -12,6 +12,7 @@ use super::known::RoundedFrom;
 use super::source::{Source, recognised};
 use crate::graph::View;
 use crate::graph::branches::FlatModel;
+use crate::options::Symmetry;
 use crate::recognise::{Linear, LinearId, Recognised};
 use crate::rewrite::Rounded;
 use crate::solve::correction::{Means, correction, means};
@@ -20,6 +21,9 @@ use crate::solve::{QuantizedWeight, WeightSpec, quantize_weight};
 
 /// Tokens, about, on which error feedback must be better.
 const CONFIRMED_BY: usize = 128;
+
+/// What the error without zero points may be of that with them: 0.2 dB. They take room and time.
+const WORTH_ZERO_POINTS: f64 = 1.047;
 
 /// Output columns up to which weights are rounded with error feedback: beyond is the Linear of a vocabulary.
 const WIDEST: usize = 16384;
@@ -122,7 +126,7 @@ impl Refine<'_> {
         if linears.is_empty() {
             return None;
         }
-        let spec = self.source.options.weight();
+        let spec = self.source.options.weight_of(self.found.linears[*linears.first()?].k);
         let biases = linears.iter().map(|&l| self.found.linears[l].bias);
         let centred = biases.into_iter().all(|bias| bias.is_some());
         let tokens = |i: usize| {
@@ -142,7 +146,8 @@ impl Refine<'_> {
             .as_standard_layout()
             .into_owned();
         let round = |(l, w, from): (LinearId, Array2<f32>, RoundedFrom)| {
-            let rounded = Arc::new(confirmed(&feedback, &w, &other, &spec));
+            let zero_points = self.source.options.zero_points();
+            let rounded = Arc::new(rounded(&feedback, &w, &other, &spec, zero_points));
             known.keep(l, from, rounded.clone());
             (l, rounded)
         };
@@ -157,20 +162,48 @@ impl Refine<'_> {
                 continue;
             };
             let (low, high) = plan.range;
-            let params = self.source.options.activation().params(low, high);
-            let means = [0, 1].map(|i| means(&stats.folds[i].sample, &plan.transform, &params));
+            let channels = stats.folds[0].min.len();
+            let activation = self.source.options.activation_of(channels);
+            let quantizer = activation.quantizer(low, high);
+            let means =
+                [0, 1].map(|i| means(&stats.folds[i].sample, &plan.transform, &quantizer));
             let linears = row.linears.iter();
             let with_bias = linears.filter(|&&l| self.found.linears[l].bias.is_some());
             jobs.extend(with_bias.map(|&l| (l, means.clone())));
         }
-        let weight = self.source.options.weight();
         let correct = |(l, means): &(LinearId, [Means; 2])| {
             let w = self.found.linears[*l].load_weight(&self.view)?;
+            let weight = self.source.options.weight_of(w.nrows());
             let nearest = || Arc::new(quantize_weight(w.view(), &weight));
             let quantized = rounded.get(l).cloned().unwrap_or_else(nearest);
             Some((*l, correction(w.view(), &quantized, means)?))
         };
         jobs.par_iter().filter_map(correct).collect()
+    }
+}
+
+/// A weight rounded as is best on `other` tokens; with zero points, if it may be without them, where that is clearly better.
+fn rounded(
+    feedback: &Feedback,
+    w: &Array2<f32>,
+    other: &Array2<f32>,
+    spec: &WeightSpec,
+    zero_points: Symmetry,
+) -> QuantizedWeight {
+    let found = confirmed(feedback, w, other, spec);
+    if zero_points != Symmetry::Auto {
+        return found;
+    }
+    let spec = WeightSpec {
+        symmetric: true,
+        ..*spec
+    };
+    let symmetric = confirmed(feedback, w, other, &spec);
+    let error = |q| output_error(other, w.view(), q);
+    if error(&symmetric) <= error(&found) * WORTH_ZERO_POINTS {
+        symmetric
+    } else {
+        found
     }
 }
 
@@ -206,10 +239,7 @@ mod tests {
 
     #[test]
     fn feedback_is_taken_where_other_tokens_confirm_it() {
-        let spec = WeightSpec {
-            bits: 4,
-            per_channel: true,
-        };
+        let spec = WeightSpec::per_channel(4);
         let w = Array2::from_shape_fn((8, 16), |(c, n)| {
             ((c * 29 + n * 17) % 31) as f32 / 15.5 - 1.0
         });

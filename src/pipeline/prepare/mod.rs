@@ -256,6 +256,9 @@ fn recognise_all(
     let pools = pools.as_ref().filter(|_| job.options.format.quantizes());
     let reason = |linear: &Linear| match job.options.refuses(&linear.name) {
         None if fixed.contains(&linear.input) => Some(COMPUTED_ONCE.to_owned()),
+        None if job.options.group().is_some() && job.options.group_of(linear.k).is_none() => {
+            Some(no_group(linear.k))
+        }
         None => scaled_pool(&view, pools?, linear),
         refused => refused.map(str::to_owned),
     };
@@ -284,6 +287,11 @@ fn recognise_all(
     prepared.check_any()?;
     prepared.check_constants()?;
     Ok(prepared)
+}
+
+/// Why a Linear stays in float whose input channels fall into no groups.
+fn no_group(k: usize) -> String {
+    format!("its {k} input channels are no multiple of 16, and the target needs groups of equal size")
 }
 
 /// Why a Linear behind a pool stays in float where the target would compute it wrongly.

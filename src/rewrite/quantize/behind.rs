@@ -82,12 +82,13 @@ impl Writer<'_, '_> {
     }
 
     /// The name under which `linear` gives its product in float32, such that `output` becomes what it was: `output`
-    /// itself, or a new one with the scales of the weight and a Cast to the type of the file after it.
+    /// itself, or a new one with the `magnitude` of the tokens, the scales of the weight and a Cast to the type of the file after it.
     pub(super) fn product(
         &mut self,
         linear: &Linear,
         weight: &WeightNames,
         output: &str,
+        magnitude: Option<&str>,
         patch: &mut Patch,
     ) -> Result<String, RewriteError> {
         let mut after = Vec::new();
@@ -112,6 +113,13 @@ impl Writer<'_, '_> {
             let inputs = [unscaled.as_str(), &factors];
             after.push(make_node(op::Mul, &mul, &inputs, &[&value], vec![]));
             value = unscaled;
+        }
+        if let Some(magnitude) = magnitude {
+            let normalized = self.names.derive(output, "normalized");
+            let mul = self.names.derive(&linear.name, "magnitude");
+            let inputs = [normalized.as_str(), magnitude];
+            after.push(make_node(op::Mul, &mul, &inputs, &[&value], vec![]));
+            value = normalized;
         }
         for node in after.into_iter().rev() {
             patch.insert_after(linear.node, node);

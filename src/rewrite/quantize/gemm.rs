@@ -36,7 +36,7 @@ impl Writer<'_, '_> {
             if linear.odd_bias && linear.dtype != DataType::Float {
                 node.input[2] = self.widen(linear, &node.input[2], patch);
             }
-            node.output[0] = self.product(linear, weight, &output, patch)?;
+            node.output[0] = self.product(linear, weight, &output, None, patch)?;
             if stopped && !linear.odd_bias && linear.dtype == DataType::Float {
                 self.zero_bias(linear, &mut node, patch)?;
             }
@@ -54,13 +54,13 @@ impl Writer<'_, '_> {
                 // ONNX Runtime fuses only what has beta written out.
                 node.attribute.push(float_attr("beta", 1.0));
                 node.input[2] = self.int32_bias(linear, activation, weight, linear.node, patch)?;
-                node.output[0] = self.product(linear, weight, &output, patch)?;
+                node.output[0] = self.product(linear, weight, &output, None, patch)?;
                 patch.replace(linear.node, node);
             }
             _ => {
                 node.input.truncate(2);
                 let product = self.names.derive(&output, "product");
-                node.output[0] = self.product(linear, weight, &product, patch)?;
+                node.output[0] = self.product(linear, weight, &product, None, patch)?;
                 patch.replace(linear.node, node);
                 let bias = self.float_bias(linear, patch)?;
                 let add = self.names.derive(&linear.name, "bias");
@@ -99,7 +99,7 @@ impl Writer<'_, '_> {
             node.output[0] = self.output_name(bias.node);
             patch.remove(bias.node);
         }
-        node.output[0] = self.product(linear, weight, &node.output[0], patch)?;
+        node.output[0] = self.product(linear, weight, &node.output[0], None, patch)?;
         patch.replace(linear.node, node);
         Ok(())
     }

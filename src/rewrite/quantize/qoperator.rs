@@ -199,7 +199,7 @@ impl Writer<'_, '_> {
         let added = added.filter(|_| fits);
         if of_gemm && !fits {
             let product = self.names.derive(&output, "product");
-            node.output = vec![self.product(linear, weight, &product, patch)?];
+            node.output = vec![self.product(linear, weight, &product, None, patch)?];
             patch.replace(linear.node, node);
             let bias = self.float_bias(linear, patch)?;
             let add = self.names.derive(&linear.name, "bias");
@@ -220,11 +220,11 @@ impl Writer<'_, '_> {
         }
         if let Some(computed) = computed {
             let product = self.names.derive(&output, "product");
-            node.output = vec![self.product(linear, weight, &product, patch)?];
+            node.output = vec![self.product(linear, weight, &product, None, patch)?];
             patch.replace(linear.node, node);
             return self.add_computed(linear, [&product, &computed], &output, patch);
         }
-        node.output = vec![self.product(linear, weight, &output, patch)?];
+        node.output = vec![self.product(linear, weight, &output, None, patch)?];
         patch.replace(linear.node, node);
         Ok(())
     }

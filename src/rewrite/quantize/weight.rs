@@ -17,7 +17,7 @@ use crate::onnx::proto::{AttributeProto, NodeProto, TensorProto};
 use crate::onnx::{DataType, tensor};
 use crate::recognise::{Linear, LinearForm};
 use crate::rewrite::RewriteError;
-use crate::solve::{QuantizedWeight, quantize_weight};
+use crate::solve::{QuantizedWeight, WeightGranularity, quantize_weight};
 
 /// What the file holds of a quantized weight.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -89,7 +89,7 @@ impl Writer<'_, '_> {
             LinearForm::MatMul => (false, 1.0),
         };
         let derivation = self.view.derivation(linear.weight);
-        let behind = self.plan.weight.per_channel && self.scales_go_behind(linear);
+        let behind = self.per_channel() && self.scales_go_behind(linear);
         let key = (derivation, transposed, alpha.to_bits(), behind);
         if let Some(weight) = self.weights.get(&key) {
             return Ok(weight.clone());
@@ -116,7 +116,7 @@ impl Writer<'_, '_> {
             scale: self.names.derive(name, "scale"),
             zero_point: self.names.derive(name, "zero_point"),
             scales: quantized.scale.clone(),
-            per_channel: self.plan.weight.per_channel,
+            per_channel: self.per_channel(),
             behind: Vec::new(),
         };
         if behind {
@@ -153,6 +153,10 @@ impl Writer<'_, '_> {
         patch.add_initializer(tensor::from_i8(&weight.zero_point, dims, &vec![0; count]));
         self.weights.insert(key, weight.clone());
         Ok(weight)
+    }
+
+    fn per_channel(&self) -> bool {
+        self.plan.weight.granularity == WeightGranularity::PerChannel
     }
 
     fn has_int4(&self) -> bool {

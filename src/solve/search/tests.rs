@@ -40,6 +40,7 @@ impl Owned {
             allow_shift: true,
             allow_scale: true,
             correct_bias: false,
+            ties: None,
         }
     }
 }
@@ -73,11 +74,8 @@ fn sample(seed: u64, t: [usize; 2], n: &[usize], channels: &[(f32, f32)]) -> Own
 
 fn settings(symmetric: bool, method: Method) -> SolveSettings {
     SolveSettings {
-        activation: ActivationSpec { bits: 8, symmetric },
-        weight: WeightSpec {
-            bits: 8,
-            per_channel: true,
-        },
+        activation: ActivationSpec::per_tensor(8, symmetric),
+        weight: WeightSpec::per_channel(8),
         method,
     }
 }
@@ -304,8 +302,8 @@ proptest! {
     ) {
         let owned = sample(seed, [t.0, t.1], &n, &channels);
         let settings = SolveSettings {
-            activation: ActivationSpec { bits, symmetric },
-            weight: WeightSpec { bits, per_channel },
+            activation: ActivationSpec::per_tensor(bits, symmetric),
+            weight: WeightSpec::whole_or_columns(bits, per_channel),
             method: Method::OsPlus,
         };
         let found = solve_site(&owned.problem(), &settings);

@@ -1,0 +1,187 @@
+//! What shares a scale, on the command line: granularities, presets, and the format that goes with them.
+
+use clap::{Args, ValueEnum, value_parser};
+use onnx_osplus::solve::WeightGranularity;
+use onnx_osplus::target::Target;
+use onnx_osplus::{Activations, Format, Options, Symmetry};
+
+/// Bits, granularities and format.
+#[derive(Debug, Args)]
+pub(super) struct Granularities {
+    /// A usual choice of bits and granularities, of which options beside it change what they name. encoder: int8 with constant
+    /// scales. robust: int8, with a scale for every token that no unseen token can exceed. llm: weights of 4 bits in groups of
+    /// 32, for token by token generation. paper-…: the settings of the paper [example: --preset llm]
+    #[arg(long, value_enum)]
+    pub preset: Option<Preset>,
+
+    /// What to write: a quantized model with Q/DQ; one with QLinearMatMul (for ONNX Runtime alone; usually less accurate,
+    /// because outputs are quantized too); one with MatMulNBits, whose weights are in groups (for ONNX Runtime and OpenVINO); or
+    /// the migrated float model with weaker outliers for another tool [default: qdq, or matmulnbits for weights in groups
+    /// where the target has it] [example: --format float]
+    #[arg(long, value_enum)]
+    format: Option<FormatName>,
+
+    /// Bits of the weights, 2 to 8; in groups 4 or 8, and 2 with MatMulNBits [default: 8, or those of the preset]
+    /// [example: --weight-bits 6]
+    #[arg(long, value_name = "BITS", value_parser = value_parser!(u8).range(2..=8))]
+    weight_bits: Option<u8>,
+
+    /// What shares a scale of a weight: all of it (per-tensor), an output channel (per-channel), or N input channels of one
+    /// (group:N) [default: per-channel, or that of the preset] [example: --weight-granularity group:32]
+    #[arg(long, value_name = "per-tensor|per-channel|group:N", value_parser = parse_weight_granularity)]
+    weight_granularity: Option<WeightGranularity>,
+
+    /// Whether groups of weights have zero points: where that pays and the target reads them, never, or always
+    /// [example: --weight-symmetry symmetric]
+    #[arg(long, value_enum, default_value_t = SymmetryName::Auto)]
+    weight_symmetry: SymmetryName,
+
+    /// Quantize weights alone, in groups of 32 (128 at 8 bits) if nothing else is said: what the runtime then does with
+    /// activations is its own business (ONNX Runtime and OpenVINO quantize them by groups) [example: --weight-only]
+    #[arg(long)]
+    weight_only: bool,
+
+    /// Bits of the activations, 2 to 8 [default: 8, or those of the preset] [example: --activation-bits 6]
+    #[arg(long, value_name = "BITS", value_parser = value_parser!(u8).range(2..=8))]
+    activation_bits: Option<u8>,
+
+    /// What shares a scale of the activations: all of a value (per-tensor; constant, from calibration), a token (per-token), a
+    /// group of its channels as large as those of the weights (per-group; made by MatMulNBits); or none: float
+    /// [default: per-tensor; for weights in groups per-group, or float where the target has no operator for it]
+    /// [example: --activation-granularity per-token]
+    #[arg(long, value_enum)]
+    activation_granularity: Option<ActivationName>,
+}
+
+/// Usual choices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Preset {
+    /// W8A8, constant scales.
+    Encoder,
+    /// W8A8, a scale per token.
+    Robust,
+    /// Weights of 4 bits in groups of 32.
+    Llm,
+    /// The paper's settings with constant scales per tensor of the activations.
+    PaperW8a8,
+    PaperW6a6,
+    PaperW4a8,
+    PaperW4a4,
+    /// And with a scale per token.
+    PaperFineW8a8,
+    PaperFineW6a6,
+    PaperFineW4a8,
+    PaperFineW4a4,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum FormatName {
+    Qdq,
+    Qoperator,
+    Matmulnbits,
+    Float,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum SymmetryName {
+    Auto,
+    Symmetric,
+    Asymmetric,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ActivationName {
+    PerTensor,
+    PerToken,
+    PerGroup,
+    Float,
+}
+
+impl Preset {
+    /// Bits of weights and activations, the group of a weight, and whether every token has a scale.
+    fn choices(self) -> (u8, u8, Option<usize>, bool) {
+        match self {
+            Preset::Encoder | Preset::PaperW8a8 => (8, 8, None, false),
+            Preset::Robust | Preset::PaperFineW8a8 => (8, 8, None, true),
+            Preset::Llm => (4, 8, Some(32), false),
+            Preset::PaperW6a6 => (6, 6, None, false),
+            Preset::PaperW4a8 => (4, 8, None, false),
+            Preset::PaperW4a4 => (4, 4, None, false),
+            Preset::PaperFineW6a6 => (6, 6, None, true),
+            Preset::PaperFineW4a8 => (4, 8, None, true),
+            Preset::PaperFineW4a4 => (4, 4, None, true),
+        }
+    }
+}
+
+impl Granularities {
+    /// Whether nothing is quantized.
+    pub(super) fn is_float(&self) -> bool {
+        self.format == Some(FormatName::Float)
+    }
+
+    /// Bits of the weights.
+    pub(super) fn weight_bits(&self) -> u8 {
+        let of_preset = self.preset.map_or(8, |p| p.choices().0);
+        self.weight_bits.unwrap_or(of_preset)
+    }
+
+    fn weight_granularity(&self) -> WeightGranularity {
+        let of_preset = self.preset.and_then(|p| p.choices().2);
+        let wanted = match self.weight_only {
+            true if self.weight_bits() == 8 => Some(128),
+            true => Some(32),
+            false => None,
+        };
+        let group = of_preset.or(wanted).map(WeightGranularity::Group);
+        let asked = self.weight_granularity.or(group);
+        asked.unwrap_or(WeightGranularity::PerChannel)
+    }
+
+    /// What of the options this decides, over `base`.
+    pub(super) fn over(&self, base: Options, target: Target) -> Options {
+        let weight_granularity = self.weight_granularity();
+        let in_groups = matches!(weight_granularity, WeightGranularity::Group(_));
+        let per_token = self.preset.is_some_and(|p| p.choices().3) && !in_groups;
+        let has_operator = target.profile().no_matmulnbits.is_none();
+        Options {
+            format: match self.format {
+                Some(FormatName::Qoperator) => Format::QOperator,
+                Some(FormatName::Float) => Format::Float,
+                Some(FormatName::Matmulnbits) => Format::MatMulNBits,
+                None if in_groups && has_operator => Format::MatMulNBits,
+                Some(FormatName::Qdq) | None => Format::Qdq,
+            },
+            weight_bits: self.weight_bits(),
+            weight_granularity,
+            weight_symmetry: match self.weight_symmetry {
+                SymmetryName::Auto => Symmetry::Auto,
+                SymmetryName::Symmetric => Symmetry::Symmetric,
+                SymmetryName::Asymmetric => Symmetry::Asymmetric,
+            },
+            activation_bits: self
+                .activation_bits
+                .unwrap_or(self.preset.map_or(8, |p| p.choices().1)),
+            activation_granularity: match self.activation_granularity {
+                Some(ActivationName::PerTensor) => Activations::PerTensor,
+                Some(ActivationName::PerToken) => Activations::PerToken,
+                Some(ActivationName::PerGroup) => Activations::PerGroup,
+                Some(ActivationName::Float) => Activations::Float,
+                None if per_token => Activations::PerToken,
+                None => Activations::Auto,
+            },
+            ..base
+        }
+    }
+}
+
+fn parse_weight_granularity(text: &str) -> Result<WeightGranularity, String> {
+    match text {
+        "per-tensor" => Ok(WeightGranularity::PerTensor),
+        "per-channel" => Ok(WeightGranularity::PerChannel),
+        _ => match text.strip_prefix("group:").map(str::parse) {
+            Some(Ok(size)) => Ok(WeightGranularity::Group(size)),
+            _ => Err("expected per-tensor, per-channel, or group:N such as group:32".to_owned()),
+        },
+    }
+}
