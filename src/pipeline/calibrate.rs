@@ -14,6 +14,11 @@ use crate::recognise::{LinearForm, LinearId};
 use crate::site::normed_stream;
 use crate::solve::Method;
 
+/// Tokens of a value and fold where weights are in groups, at most, and the bytes of all samples. With 384 tokens in place of
+/// 2048 six layers of SmolLM2 have 0.9 dB less at 4 bits in groups of 32, and MiniLM-L6 0.4.
+const SAMPLE_IN_GROUPS: usize = 2048;
+const SAMPLE_BYTES: usize = 512 << 20;
+
 /// A prepared model with the statistics of its sites; nothing in it changes from here on.
 pub(crate) struct Calibrated {
     /// The rows of its sites have statistics and groups.
@@ -163,6 +168,23 @@ impl Run<'_> {
         Ok((statistics, Sequences { batch, kept }))
     }
 
+    /// Tokens of a value and fold. Weights of few bits are rounded the better the more tokens say how; all samples together have
+    /// their limit.
+    fn sample_tokens(&self) -> usize {
+        let options = self.job.options;
+        if options.group().is_none() {
+            return options.sample_tokens;
+        }
+        let found = &self.prepared.found;
+        let channels = self.prepared.sites.iter().filter_map(|(_, row)| {
+            let mut linears = row.linears.iter();
+            linears.next().map(|&l| found.linears[l].k)
+        });
+        let token = channels.sum::<usize>() * size_of::<f32>() * 2;
+        let affordable = SAMPLE_BYTES / token.max(1);
+        affordable.min(SAMPLE_IN_GROUPS).max(options.sample_tokens)
+    }
+
     /// The values to be measured, and how.
     fn wanted(&self) -> (Vec<String>, StatOptions) {
         let sites = self.prepared.sites.iter();
@@ -178,7 +200,7 @@ impl Run<'_> {
         let transposed = sites.filter(|(_, row)| row.selected(found).any(|l| !l.channels_last()));
         let options = self.job.options;
         let options = StatOptions {
-            sample_tokens: options.sample_tokens,
+            sample_tokens: self.sample_tokens(),
             seed: options.seed,
             threads: options.threads,
             channels_first: transposed.map(|(_, row)| row.name.clone()).collect(),

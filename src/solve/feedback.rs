@@ -28,6 +28,9 @@ const DAMPING: f32 = 0.25;
 /// Factors on the scale of a column below 8 bits: a narrower range clips a few weights and rounds all others finer.
 const CLIPS: [f32; 6] = [1.0, 0.92, 0.84, 0.76, 0.68, 0.6];
 
+/// Columns in groups that are handled at a time.
+const COLUMNS: usize = 8192;
+
 /// Rows that are handled one by one between matrix products.
 const BLOCK: usize = 48;
 
@@ -164,6 +167,12 @@ impl Feedback {
         spec: &WeightSpec,
         group: usize,
     ) -> QuantizedWeight {
+        if w.ncols() > COLUMNS {
+            // Columns do not know of each other; the errors of a vocabulary would take as much memory as its weight.
+            let parts = w.axis_chunks_iter(Axis(1), COLUMNS);
+            let parts = parts.map(|w| self.quantize(w, spec)).collect();
+            return super::groups::side_by_side(parts);
+        }
         let scales = GroupScales::clipped(w, spec, group, &self.energy);
         let (first, last) = scales.levels;
         let [low, high] = [first, last].map(|end| scales.zero.mapv(|zero| end - zero));

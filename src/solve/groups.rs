@@ -166,6 +166,34 @@ pub fn quantize_clipped(
     GroupScales::clipped(w.view(), spec, group, energy).round(w.view(), spec)
 }
 
+/// Weights in groups that are columns of one, `[C, N₁]`, `[C, N₂]`, …; at least one.
+pub(super) fn side_by_side(parts: Vec<QuantizedWeight>) -> QuantizedWeight {
+    let views: Vec<_> = parts.iter().map(|part| part.q.view()).collect();
+    let groups = |part: &QuantizedWeight| part.scale.len() / part.q.ncols().max(1);
+    let count = parts.first().map_or(0, groups);
+    // Row by row: [G, N₁ + N₂ + …].
+    fn joined<T: Copy>(rows: Vec<(&[T], usize)>, count: usize) -> Vec<T> {
+        let row = |g: usize| {
+            let of = rows.iter().map(move |(all, n)| &all[g * n..(g + 1) * n]);
+            of.flatten().copied()
+        };
+        (0..count).flat_map(row).collect()
+    }
+    let scale = parts.iter().map(|p| (&p.scale[..], p.q.ncols()));
+    let zeros = parts.iter().map(|p| (&p.zero_point[..], p.q.ncols()));
+    let with_zeros = parts.iter().all(|p| !p.zero_point.is_empty());
+    QuantizedWeight {
+        // Parts of one weight have the same channels.
+        q: ndarray::concatenate(Axis(1), &views).unwrap_or_default(),
+        scale: joined(scale.collect(), count),
+        zero_point: match with_zeros {
+            true => joined(zeros.collect(), count),
+            false => Vec::new(),
+        },
+        group: parts.first().and_then(|p| p.group),
+    }
+}
+
 /// `(q − z) · s`, `[C, N]`.
 pub(super) fn dequantize(weight: &QuantizedWeight, group: usize) -> Array2<f32> {
     let n = weight.q.ncols();
@@ -316,6 +344,16 @@ mod tests {
             let found = quantize_clipped(w.view(), &spec, 32, &energy);
             assert_eq!(found.scale[0] < 0.8 * plain.scale[0], clipped);
             assert!(error(&found, &energy) <= error(&plain, &energy));
+        }
+    }
+
+    #[test]
+    fn parts_side_by_side_are_the_whole() {
+        let w = Array2::from_shape_fn((6, 5), |(c, n)| ((c * 5 + n) as f32 * 0.7).sin());
+        for symmetric in [true, false] {
+            let spec = spec(4, 4, symmetric);
+            let parts = [s![.., ..2], s![.., 2..]].map(|part| quantize_weight(w.slice(part), &spec));
+            assert_eq!(side_by_side(parts.into()), quantize_weight(w.view(), &spec));
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ndarray::{Array2, Axis, s};
+use ndarray::{Array2, Axis, concatenate, s};
 use rayon::prelude::*;
 
 use super::super::plan::{Plan, Rounding, SitePlan};
@@ -84,10 +84,11 @@ impl Refine<'_> {
         }
         let decides = |l: LinearId| first.get(&key(&self.found.linears[l])) == Some(&l);
         let sites: Vec<_> = self.sites().collect();
+        let in_groups = self.source.options.group().is_some();
         let round = |&(id, row, plan): &(SiteId, &SiteRow, &SitePlan)| {
             let linears = row.linears.iter().copied();
             let linears: Vec<LinearId> = linears
-                .filter(|&l| decides(l) && self.found.linears[l].n <= WIDEST)
+                .filter(|&l| decides(l) && (in_groups || self.found.linears[l].n <= WIDEST))
                 .collect();
             self.weights_of_site(id, plan, &linears).unwrap_or_default()
         };
@@ -139,6 +140,11 @@ impl Refine<'_> {
         };
         let (fit, other) = (tokens(0), tokens(1));
         let feedback = Feedback::new(&fit, &spec).filter(|_| other.nrows() > 0)?;
+        // With few bits every token more is worth it: what was confirmed on the other half is done with both.
+        let all = spec.group().and_then(|_| {
+            let both = concatenate(Axis(0), &[fit.view(), other.view()]).ok()?;
+            Feedback::new(&both, &spec)
+        });
         // It is better by 1 dB and more, or not: some tokens tell.
         let every = (other.nrows() / CONFIRMED_BY).max(1);
         let other: Array2<f32> = other
@@ -147,7 +153,12 @@ impl Refine<'_> {
             .into_owned();
         let round = |(l, w, from): (LinearId, Array2<f32>, RoundedFrom)| {
             let zero_points = self.source.options.zero_points();
-            let rounded = Arc::new(rounded(&feedback, &w, &other, &spec, zero_points));
+            let judge = Confirmed {
+                feedback: &feedback,
+                all: all.as_ref(),
+                other: &other,
+            };
+            let rounded = Arc::new(judge.rounded(&w, &spec, zero_points));
             known.keep(l, from, rounded.clone());
             (l, rounded)
         };
@@ -182,45 +193,51 @@ impl Refine<'_> {
     }
 }
 
-/// A weight rounded as is best on `other` tokens; with zero points, if it may be without them, where that is clearly better.
-fn rounded(
-    feedback: &Feedback,
-    w: &Array2<f32>,
-    other: &Array2<f32>,
-    spec: &WeightSpec,
-    zero_points: Symmetry,
-) -> QuantizedWeight {
-    let found = confirmed(feedback, w, other, spec);
-    if zero_points != Symmetry::Auto {
-        return found;
-    }
-    let spec = WeightSpec {
-        symmetric: true,
-        ..*spec
-    };
-    let symmetric = confirmed(feedback, w, other, &spec);
-    let error = |q| output_error(other, w.view(), q);
-    if error(&symmetric) <= error(&found) * WORTH_ZERO_POINTS {
-        symmetric
-    } else {
-        found
-    }
+/// Error feedback by the tokens of one half, of which those of the other say whether it is better.
+struct Confirmed<'a> {
+    feedback: &'a Feedback,
+    /// By the tokens of both halves.
+    all: Option<&'a Feedback>,
+    /// Tokens of the other half.
+    other: &'a Array2<f32>,
 }
 
-/// A weight rounded with error feedback if that is better on `other` tokens than to the nearest.
-fn confirmed(
-    feedback: &Feedback,
-    w: &Array2<f32>,
-    other: &Array2<f32>,
-    spec: &WeightSpec,
-) -> QuantizedWeight {
-    let nearest = quantize_weight(w.view(), spec);
-    let better = feedback.quantize(w.view(), spec);
-    let error = |q| output_error(other, w.view(), q);
-    if error(&better) < error(&nearest) {
-        better
-    } else {
-        nearest
+impl Confirmed<'_> {
+    /// A weight rounded as is best on the other tokens; without zero points where those are not clearly better, if it may be.
+    fn rounded(
+        &self,
+        w: &Array2<f32>,
+        spec: &WeightSpec,
+        zero_points: Symmetry,
+    ) -> QuantizedWeight {
+        let (mut best, mut spec) = (self.better(w, spec), *spec);
+        if zero_points == Symmetry::Auto {
+            let error = output_error(self.other, w.view(), &best.0);
+            let symmetric = WeightSpec {
+                symmetric: true,
+                ..spec
+            };
+            let other = self.better(w, &symmetric);
+            if output_error(self.other, w.view(), &other.0) <= error * WORTH_ZERO_POINTS {
+                (best, spec) = (other, symmetric);
+            }
+        }
+        match (self.all, best) {
+            (Some(all), (_, true)) => all.quantize(w.view(), &spec),
+            (_, (rounded, _)) => rounded,
+        }
+    }
+
+    /// A weight rounded with error feedback if that is better on the other tokens than to the nearest; and whether it is.
+    fn better(&self, w: &Array2<f32>, spec: &WeightSpec) -> (QuantizedWeight, bool) {
+        let nearest = quantize_weight(w.view(), spec);
+        let better = self.feedback.quantize(w.view(), spec);
+        let error = |q| output_error(self.other, w.view(), q);
+        if error(&better) < error(&nearest) {
+            (better, true)
+        } else {
+            (nearest, false)
+        }
     }
 }
 
@@ -248,7 +265,14 @@ mod tests {
         let nearest = quantize_weight(w.view(), &spec);
         assert_ne!(with.q, nearest.q);
         // Tokens alike confirm it; where what made up for an error adds to it, it is not taken.
-        let chosen = |other| confirmed(&feedback, &w, &tokens(other), &spec).q;
+        let chosen = |other| {
+            let judge = Confirmed {
+                feedback: &feedback,
+                all: None,
+                other: &tokens(other),
+            };
+            judge.rounded(&w, &spec, Symmetry::Symmetric).q
+        };
         assert_eq!(chosen(1.0), with.q);
         assert_eq!(chosen(-1.0), nearest.q);
     }
