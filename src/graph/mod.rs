@@ -5,6 +5,7 @@
 //! the result. Inside, values and nodes are ids; names appear only at the edges.
 
 pub mod axes;
+mod blocked;
 pub mod branches;
 mod check;
 mod constant;
@@ -20,6 +21,7 @@ mod size_inputs;
 mod view;
 pub mod work;
 
+pub use blocked::{Blocked, Constants, Symmetry};
 pub use check::{GraphError, check};
 pub use constant::{Constant, blocks_of, is_orthogonal};
 pub use cut::{Cut, cut};

@@ -5,6 +5,8 @@
 //! the four ordinary float types, [`int_array`] i64 for all integers and bool. External data must have been resolved,
 //! as [`load`](super::load()) does.
 
+use std::borrow::Cow;
+
 use super::proto::TensorProto;
 use super::proto::tensor_proto::{DataLocation, DataType};
 use bytes::Bytes;
@@ -341,6 +343,25 @@ pub fn int_array(tensor: &TensorProto) -> Result<ArrayD<i64>, TensorError> {
         Storage::Float(_) | Storage::Double(_) => Vec::new(),
     };
     array(tensor, values)
+}
+
+/// The bytes of integers of up to 8 bits, packed as they are in the file: the first element in the lowest bits.
+///
+/// # Errors
+/// If the type is another one or the data does not fit the shape; see [`TensorProblem`].
+pub fn bytes(tensor: &TensorProto) -> Result<Cow<'_, [u8]>, TensorError> {
+    use DataType::*;
+    let found = known_type(tensor)?;
+    let expected = "integers of up to 8 bits";
+    let wrong = || error(tensor, TensorProblem::WrongType { expected, found });
+    if !matches!(found, Uint8 | Int8 | Uint4 | Int4 | Uint2 | Int2) {
+        return Err(wrong());
+    }
+    match storage(tensor)? {
+        Storage::Raw(raw) => Ok(Cow::Borrowed(raw)),
+        Storage::Int32(data) => Ok(data.iter().map(|&byte| byte as u8).collect()),
+        _ => Err(wrong()),
+    }
 }
 
 /// Elements of 2 or 4 bits, the first in the lowest bits of a byte.

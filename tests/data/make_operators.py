@@ -22,6 +22,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.backend.test.case.node import collect_testcases
 from onnx.reference import ReferenceEvaluator
 
+import block_operators
+
 OPSET = 24
 SELECTED = re.compile(
     r"^test_("
@@ -217,12 +219,18 @@ def own():
 
 
 def own_models():
-    for name, nodes, feed, constants, outputs, opset in own():
+    for name, nodes, feed, constants, outputs, opset in [*own(), *block_operators.cases()]:
         infos = [helper.make_tensor_value_info(n, dtype(v), v.shape) for n, v in feed.items()]
         results = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in outputs]
-        tensors = [numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items()]
+        tensors = [stored(n, v) for n, v in constants.items()]
         graph = helper.make_graph(nodes, name, infos, results, tensors)
-        yield name, helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10), feed
+        domains = sorted({n.domain for n in nodes if n.domain})
+        opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
+        yield name, helper.make_model(graph, opset_imports=opsets, ir_version=10 if opset < 25 else 12), feed
+
+
+def stored(name, value):
+    return value if isinstance(value, onnx.TensorProto) else numpy_helper.from_array(np.asarray(value), name)
 
 
 def node_tests(every):

@@ -17,10 +17,10 @@ use crate::calibrate::engine::check;
 use crate::calibrate::engine::decompose::{Scope, decompose};
 use crate::calibrate::engine::error::EngineError;
 use crate::calibrate::engine::node::{is_standard, node_label};
-use crate::graph::Names;
 use crate::graph::axes::Axes;
 use crate::graph::infer::{Fact, Facts};
 use crate::graph::work::{Product, products};
+use crate::graph::{Blocked, Names};
 use crate::onnx::node::attr_t;
 use crate::onnx::op;
 use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension};
@@ -36,6 +36,8 @@ pub(in crate::calibrate) struct Copy<'m> {
     pub proto: ModelProto,
     /// The constants of the main graph, from initializers and `Constant` nodes.
     pub constants: BTreeMap<&'m str, &'m TensorProto>,
+    /// Weights in blocks, used like the constants: they become floats when they are handed over.
+    pub blocked: BTreeMap<String, Blocked<'m>>,
     /// Inputs that index the rows of a constant table.
     pub index_limits: Vec<IndexLimit>,
     /// What is known of its values.
@@ -48,10 +50,15 @@ impl Copy<'_> {
         let stored =
             |graph: &GraphProto, name: &str| graph.initializer.iter().any(|t| t.name() == name);
         let products = self.proto.graph.as_ref().map(|graph| {
-            let constant = |name: &str| self.constants.contains_key(name) || stored(graph, name);
+            let constant = |name: &str| self.has_constant(name) || stored(graph, name);
             products(graph.node.iter(), &self.facts, constant)
         });
         products.unwrap_or_default()
+    }
+
+    /// Whether a value is handed over as a constant.
+    fn has_constant(&self, name: &str) -> bool {
+        self.constants.contains_key(name) || self.blocked.contains_key(name)
     }
 
     /// Where the axes of its values come from. `by_row` are the inputs that have one row for every row of the data.
@@ -61,6 +68,7 @@ impl Copy<'_> {
             axes.input(name, shape, by_row.contains(name.as_str()));
         }
         self.constants.keys().for_each(|name| axes.constant(name));
+        self.blocked.keys().for_each(|name| axes.constant(name));
         if let Some(graph) = &self.proto.graph {
             let rest = graph.initializer.iter();
             rest.for_each(|tensor| axes.constant(tensor.name()));
@@ -180,6 +188,7 @@ pub(in crate::calibrate) fn calibration_copy<'m>(
     Ok(Copy {
         proto,
         constants,
+        blocked: scope.take_stored(),
         index_limits,
         facts: scope.into_facts(),
     })
@@ -394,7 +403,8 @@ fn convert_subgraph<'g>(
     Ok(copy)
 }
 
-/// Finds `Gather(table, ids)` on axis 0 where `table` is a constant and `ids` an input, possibly behind Cast or Identity.
+/// Finds `Gather(table, ids)` and `GatherBlockQuantized(table, ids, …)` on axis 0 where `table` is a constant and `ids` an input,
+/// possibly behind Cast or Identity.
 fn index_limits(graph: &GraphProto, constants: &BTreeMap<&str, &TensorProto>) -> Vec<IndexLimit> {
     let mut origin: BTreeMap<&str, &str> = graph
         .input
@@ -414,8 +424,12 @@ fn index_limits(graph: &GraphProto, constants: &BTreeMap<&str, &TensorProto>) ->
                     origin.insert(y, input);
                 }
             }
-            (op::Gather, [table, ids], _) => {
-                let axis = crate::onnx::node::attr_i(node, "axis").unwrap_or(0);
+            (op::Gather | op::GatherBlockQuantized, [table, ids, ..], _) => {
+                let named = match node.op_type() {
+                    op::Gather => "axis",
+                    _ => "gather_axis",
+                };
+                let axis = crate::onnx::node::attr_i(node, named).unwrap_or(0);
                 let (Some(input), Some(rows)) = (
                     origin.get(ids.as_str()).filter(|_| axis == 0),
                     constants.get(table.as_str()).and_then(|t| t.dims.first()),

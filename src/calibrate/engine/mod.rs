@@ -8,6 +8,7 @@ pub(super) mod error;
 mod node;
 pub(super) mod plan;
 mod resolve;
+mod round_blocks;
 mod rounding;
 mod shapes;
 mod tap;

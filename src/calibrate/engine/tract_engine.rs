@@ -21,8 +21,8 @@ use crate::calibrate::engine::resolve::resolve;
 use crate::calibrate::engine::shapes::{at_fault, found_shapes};
 use crate::calibrate::engine::tap::Tap;
 use crate::calibrate::engine::tract_plan::{TractPlan, error_text, panic_text};
-use crate::calibrate::engine::tract_tensor::{Tables, datum_name};
-use crate::calibrate::engine::{broadcast, rounding};
+use crate::calibrate::engine::tract_tensor::{Tables, blocked_tensor, datum_name};
+use crate::calibrate::engine::{broadcast, round_blocks, rounding};
 use crate::graph::axes::Axes;
 use crate::graph::infer::{Fact, Value};
 use crate::graph::work::Product;
@@ -208,7 +208,8 @@ fn build(
     with_outputs: bool,
     tables: &Tables,
 ) -> Result<Typed, Failure> {
-    let onnx = tract_onnx::onnx().with_ignore_value_info(true);
+    let mut onnx = tract_onnx::onnx().with_ignore_value_info(true);
+    round_blocks::register(&mut onnx);
     check_ops(copy, |op| onnx.op_register.0.contains_key(op))?;
     let proto = pb::ModelProto::decode(copy.proto.encode_to_vec().as_slice())
         .map_err(|e| Failure::Tract(e.into()))?;
@@ -217,12 +218,14 @@ fn build(
     let mut model = parsed.model;
 
     for name in &parsed.unresolved_inputs {
-        let constant = copy
-            .constants
-            .get(name.as_str())
-            .ok_or_else(|| EngineError::UnknownValue { name: name.clone() })?;
-        let is_table = copy.index_limits.iter().any(|l| l.table == *name);
-        let value = tables.tensor(constant, is_table)?;
+        let value = match (copy.constants.get(name.as_str()), copy.blocked.get(name)) {
+            (Some(constant), _) => {
+                let is_table = copy.index_limits.iter().any(|l| l.table == *name);
+                tables.tensor(constant, is_table)?
+            }
+            (None, Some(weight)) => blocked_tensor(weight)?.into_arc_tensor(),
+            (None, None) => return Err(EngineError::UnknownValue { name: name.clone() }.into()),
+        };
         let outlet = outlets[name];
         let fact = InferenceFact::from(TypedFact::try_from(value.clone())?);
         let node = model.node_mut(outlet.node);
@@ -369,12 +372,7 @@ fn check_taps(model: &TypedModel, taps: &[(usize, &String)]) -> Result<(), Failu
 }
 
 /// Operators of Microsoft's domain that tract implements with Microsoft's meaning. Others are decomposed in the copy.
-const MICROSOFT: [&str; 4] = [
-    op::DequantizeLinear,
-    op::GatherBlockQuantized,
-    op::MatMulNBits,
-    op::QuantizeLinear,
-];
+const MICROSOFT: [&str; 2] = [op::DequantizeLinear, op::QuantizeLinear];
 
 /// Refuses operators that tract does not know. Its own registry ignores the domain and would take
 /// `com.microsoft.Attention` for the standard `Attention`.

@@ -7,10 +7,12 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
+use ndarray::ArrayD;
 use tract_onnx::tract_hir::internal::*;
 
 use crate::calibrate::data::array::Values;
 use crate::calibrate::engine::error::EngineError;
+use crate::graph::Blocked;
 use crate::onnx::proto::TensorProto;
 use crate::onnx::{DataType, tensor};
 
@@ -109,6 +111,18 @@ fn constant_tensor(constant: &TensorProto) -> Result<Tensor, EngineError> {
         }
     };
     Ok(wide.cast_to_dt(datum).map_err(tract)?.into_owned())
+}
+
+/// A weight in blocks as floats.
+pub(super) fn blocked_tensor(weight: &Blocked<'_>) -> Result<Tensor, EngineError> {
+    let fail = |reason: &str| EngineError::Constant {
+        name: weight.name().to_owned(),
+        reason: reason.to_owned(),
+    };
+    let floats = weight.floats();
+    let floats = floats.ok_or_else(|| fail("its bytes or its g_idx do not fit its shape"))?;
+    let array = ArrayD::from_shape_vec(weight.shape.clone(), floats);
+    Ok(array.map_err(|e| fail(&e.to_string()))?.into_tensor())
 }
 
 /// A batch's values as a tensor.

@@ -178,6 +178,11 @@ pub(super) fn quantized_type(call: &Call) -> Option<DataType> {
     named(call, "output_dtype").or(Some(DataType::Uint8))
 }
 
+/// shape(y) = shape(x); one scale and one zero point
+pub(super) fn dynamically_quantized(call: &Call) -> Option<Vec<Dims>> {
+    Some(vec![call.dims(0)?.to_vec(), vec![], vec![]])
+}
+
 /// The type of the output's zero point, the last of the eight inputs of a QLinearMatMul.
 pub(super) fn output_zero_type(call: &Call) -> Option<DataType> {
     call.dtype(7)

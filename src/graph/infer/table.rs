@@ -153,7 +153,7 @@ pub(super) const TABLE: &[Row] = &[
     standard(op::BatchNormalization, SAME, First(same), NO),
     standard(op::CumSum, FIRST, First(same), NO),
     standard(op::DequantizeLinear, DEQUANTIZE, First(same), NO),
-    standard(op::DynamicQuantizeLinear, QUANTIZED, First(same), NO),
+    standard(op::DynamicQuantizeLinear, QUANTIZED, Each(make::dynamically_quantized), NO),
     standard(op::GroupNormalization, FIRST, First(same), NO),
     standard(op::Hardmax, SAME, First(same), NO),
     standard(op::InstanceNormalization, SAME, First(same), NO),

@@ -5,7 +5,8 @@ use std::ops::Range;
 use super::scope::Scope;
 use crate::calibrate::engine::error::EngineError;
 use crate::calibrate::engine::node::node_label;
-use crate::graph::Names;
+use crate::calibrate::engine::round_blocks::ROUND_BLOCKS;
+use crate::graph::{Blocked, Names};
 use crate::onnx::node::{int_attr, make_node, tensor_attr};
 use crate::onnx::op;
 use crate::onnx::proto::{AttributeProto, NodeProto, TensorProto};
@@ -147,6 +148,36 @@ impl<'a, 'g> Build<'a, 'g> {
         let target: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
         let target = self.ints(&target);
         self.op(op::Reshape, &[x, &target], vec![])
+    }
+
+    /// Rounds by blocks of the last axis to 8 bits.
+    pub(super) fn round_blocks(&mut self, x: &str, block: usize) -> String {
+        let block = vec![int_attr("block_size", block as i64)];
+        let rounded = self.op(ROUND_BLOCKS, &[x], block);
+        if let Some(shape) = self.scope.shape(x) {
+            self.scope.know_floats(&rounded, &shape);
+        }
+        rounded
+    }
+
+    /// The weight in blocks that a node reads.
+    pub(super) fn blocked(&self, node: &NodeProto) -> Option<Blocked<'g>> {
+        Blocked::of(node, &|name| self.scope.constant(name))
+    }
+
+    /// A weight in blocks as a constant of floats: dequantized when the engine gets it, once for all nodes that read the same.
+    ///
+    /// # Errors
+    /// In a subgraph it is dequantized here, which fails if it names a group that is none.
+    pub(super) fn store(&mut self, weight: Blocked<'g>) -> Result<String, EngineError> {
+        if self.scope.is_main() {
+            let names = &mut *self.names;
+            let base = format!("{}/floats", weight.name());
+            return Ok(self.scope.store(weight, || names.unique(&base)));
+        }
+        let floats = weight.floats();
+        let floats = floats.ok_or_else(|| self.refused("its g_idx names a block that is none"))?;
+        Ok(self.floats(&weight.shape, &floats))
     }
 
     fn constant(&mut self, value: TensorProto) -> String {

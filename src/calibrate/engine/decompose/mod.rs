@@ -6,10 +6,12 @@
 //! written with another one of the table; a node of the same operator is final.
 
 mod attention;
+mod blocks;
 mod build;
 mod contrib;
 mod contrib_attention;
 mod contrib_rotary;
+mod dynamic;
 mod einsum;
 mod narrow;
 mod quantized;
@@ -39,12 +41,13 @@ const TABLE: &[(&str, &str, Rule)] = &[
     ("", op::ConcatFromSequence, sequence::concat),
     ("", op::ConstantOfShape, simple::constant_of_shape),
     ("", op::CumSum, simple::cumsum),
-    ("", op::DequantizeLinear, narrow::dequantize),
+    ("", op::DequantizeLinear, blocks::dequantize),
     ("", op::Dropout, simple::dropout),
     ("", op::Einsum, einsum::without_dots),
     ("", op::GatherND, simple::nd_indices),
     ("", op::Identity, sequence::identity),
     ("", op::MatMul, simple::matmul),
+    ("", op::MatMulInteger, dynamic::matmul_integer),
     ("", op::QLinearMatMul, quantized::qlinear_matmul),
     ("", op::QuantizeLinear, narrow::quantize),
     ("", op::RandomNormal, simple::random),
@@ -71,12 +74,16 @@ const TABLE: &[(&str, &str, Rule)] = &[
     ("", op::TensorScatter, simple::tensor_scatter),
     (MS, op::Attention, contrib_attention::attention),
     (MS, op::BiasGelu, contrib::bias_gelu),
+    (MS, op::DynamicQuantizeMatMul, dynamic::quantize_matmul),
     (MS, op::EmbedLayerNormalization, contrib::embed_layer_norm),
     (MS, op::FastGelu, contrib::fast_gelu),
     (MS, op::FusedGemm, contrib::fused_gemm),
     (MS, op::FusedMatMul, contrib::fused_matmul),
+    (MS, op::GatherBlockQuantized, blocks::gather_blocks),
     (MS, op::Gelu, contrib::bias_gelu),
     (MS, op::GroupQueryAttention, contrib_attention::group_query),
+    (MS, op::MatMulIntegerToFloat, dynamic::integer_to_float),
+    (MS, op::MatMulNBits, blocks::matmul_nbits),
     (MS, op::MultiHeadAttention, contrib_attention::multi_head),
     (MS, op::QGemm, quantized::qgemm),
     (MS, op::QuickGelu, contrib::quick_gelu),

@@ -1,13 +1,13 @@
-//! QuantizeLinear and DequantizeLinear in forms that the engine lacks: types below 8 bits, and scales per block.
+//! QuantizeLinear to types that the engine lacks. (Scales per block, and scales that are computed: `blocks.rs`.)
 //!
 //! The engine gets every integer below 8 bits in 8 (constants are widened when they are handed over), so what saturates
 //! at 4 bits has to be cut there, and its own default type has to be written out:
 //!
 //! ```text
 //! QuantizeLinear to INT4:  q = Cast(Clip(Cast(QuantizeLinear(x, s, z: int8), float32), −8, 7), int8)
-//! blocked along axis a:    y = Reshape((Reshape(Cast(q)) − z) · s),  [.., K, ..] as [.., K / block, block, ..]
 //! ```
 
+use super::blocks;
 use super::build::{Build, Outcome};
 use crate::calibrate::engine::error::EngineError;
 use crate::onnx::node::{attr_i, int_attr, make_node, tensor_attr};
@@ -24,6 +24,11 @@ pub(super) fn quantize(
     node: &NodeProto,
     build: &mut Build<'_, '_>,
 ) -> Result<Outcome, EngineError> {
+    if blocks::at_run_time(node, build) {
+        let range = target(node, build).and_then(range);
+        let range = range.ok_or_else(|| build.refused("the type of its output is not known"))?;
+        return blocks::quantize(node, build, range);
+    }
     let x = input(node, 0).filter(|x| build.scope.constant(x).is_none());
     let nodes = match x {
         None => quantized(node, build),
@@ -34,15 +39,6 @@ pub(super) fn quantize(
             Some(narrow.unwrap_or_else(|| vec![apart]))
         }
     };
-    Ok(replace(nodes, build))
-}
-
-/// DequantizeLinear with a scale for every block.
-pub(super) fn dequantize(
-    node: &NodeProto,
-    build: &mut Build<'_, '_>,
-) -> Result<Outcome, EngineError> {
-    let nodes = dequantized_blocks(node, build);
     Ok(replace(nodes, build))
 }
 
@@ -63,6 +59,30 @@ fn widened(dtype: DataType) -> Option<(DataType, f32, f32)> {
         DataType::Uint2 => (DataType::Uint8, 0.0, 3.0),
         _ => return None,
     })
+}
+
+/// The type that the engine gets for a type of integers, and its smallest and largest number.
+fn range(dtype: DataType) -> Option<(DataType, f32, f32)> {
+    widened(dtype).or(match dtype {
+        DataType::Int8 => Some((dtype, -128.0, 127.0)),
+        DataType::Uint8 => Some((dtype, 0.0, 255.0)),
+        DataType::Int16 => Some((dtype, -32768.0, 32767.0)),
+        DataType::Uint16 => Some((dtype, 0.0, 65535.0)),
+        _ => None,
+    })
+}
+
+/// The type of the output: that of the zero point, the one that an attribute names, or uint8.
+fn target(node: &NodeProto, build: &Build<'_, '_>) -> Option<DataType> {
+    if let Some(zero) = input(node, 2) {
+        let stored = build.scope.constant(zero).and_then(tensor::dtype);
+        return stored.or_else(|| build.scope.dtype(zero));
+    }
+    let named = attr_i(node, "output_dtype").filter(|&code| code != 0);
+    let Some(code) = named else {
+        return Some(DataType::Uint8);
+    };
+    DataType::try_from(i32::try_from(code).ok()?).ok()
 }
 
 fn input(node: &NodeProto, slot: usize) -> Option<&str> {
@@ -109,43 +129,6 @@ fn quantized(node: &NodeProto, build: &Build<'_, '_>) -> Option<Vec<NodeProto>> 
     );
     let cut = made.op(op::Clip, &[&float, &low, &high], "cut", vec![]);
     made.last(op::Cast, &[&cut], to(dtype));
-    Some(made.nodes)
-}
-
-fn dequantized_blocks(node: &NodeProto, build: &Build<'_, '_>) -> Option<Vec<NodeProto>> {
-    let block = attr_i(node, "block_size").filter(|&b| b > 0)?;
-    let (q, scale) = (input(node, 0)?, input(node, 1)?);
-    let shape = build.scope.constant(q)?.dims.clone();
-    let rank = shape.len() as i64;
-    let axis = attr_i(node, "axis").unwrap_or(1);
-    let axis = usize::try_from(if axis < 0 { axis + rank } else { axis }).ok()?;
-    // A last block that is cut short is left to the engine, which says that it cannot.
-    let extent = shape.get(axis).filter(|&&n| n % block == 0)?;
-    let mut blocks = shape.clone();
-    blocks[axis] = extent / block;
-    blocks.insert(axis + 1, block);
-    let mut made = Made::new(node);
-    let ints = |v: &[i64]| tensor::from_i64("", &[v.len()], v);
-    let inner = made.constant("block_axis", ints(&[axis as i64 + 1]));
-    let (blocks, shape) = (
-        made.constant("blocks", ints(&blocks)),
-        made.constant("shape", ints(&shape)),
-    );
-    let float = made.op(op::Cast, &[q], "float", to(DataType::Float));
-    let mut value = made.op(op::Reshape, &[&float, &blocks], "in_blocks", vec![]);
-    if let Some(zero_point) = input(node, 2) {
-        let float = made.op(
-            op::Cast,
-            &[zero_point],
-            "zero_point/float",
-            to(DataType::Float),
-        );
-        let zero = made.op(op::Unsqueeze, &[&float, &inner], "zero_points", vec![]);
-        value = made.op(op::Sub, &[&value, &zero], "centred", vec![]);
-    }
-    let scale = made.op(op::Unsqueeze, &[scale, &inner], "scales", vec![]);
-    let value = made.op(op::Mul, &[&value, &scale], "scaled", vec![]);
-    made.last(op::Reshape, &[&value, &shape], vec![]);
     Some(made.nodes)
 }
 

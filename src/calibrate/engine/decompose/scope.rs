@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ndarray::ArrayD;
 
+use crate::graph::Blocked;
 use crate::graph::infer::{Fact, Facts, Limits, Value, infer, slice_indices, stated};
 use crate::onnx::node::subgraphs;
 use crate::onnx::proto::{GraphProto, NodeProto, TensorProto};
@@ -22,6 +23,8 @@ pub(in crate::calibrate) struct Scope<'g> {
     /// The elements of sequences, as names of tensors.
     sequences: BTreeMap<String, Vec<String>>,
     used: BTreeSet<&'g str>,
+    /// Weights that the engine gets as floats, by what they are made of: in the main graph alone.
+    stored: Option<BTreeMap<String, (String, Blocked<'g>)>>,
 }
 
 impl<'g> Scope<'g> {
@@ -33,6 +36,7 @@ impl<'g> Scope<'g> {
             facts: Facts::new(Limits::SIZES),
             sequences: BTreeMap::new(),
             used: BTreeSet::new(),
+            stored: Some(BTreeMap::new()),
         };
         scope.enter(graph);
         scope
@@ -41,6 +45,7 @@ impl<'g> Scope<'g> {
     /// The scope inside a subgraph of a node of this graph, whose names are known there too.
     pub(in crate::calibrate) fn inner(&self, graph: &'g GraphProto) -> Self {
         let mut scope = self.clone();
+        scope.stored = None;
         scope.enter(graph);
         scope
     }
@@ -91,6 +96,36 @@ impl<'g> Scope<'g> {
     /// Tells the tensors of a sequence.
     pub(super) fn know_sequence(&mut self, name: &str, tensors: Vec<String>) {
         self.sequences.insert(name.to_owned(), tensors);
+    }
+
+    /// Tells a float value of the copy, made by an operator of ours.
+    pub(super) fn know_floats(&mut self, name: &str, shape: &[usize]) {
+        self.know(name, Fact::of_shape(Some(DataType::Float), shape));
+    }
+
+    /// Whether this is the main graph.
+    pub(super) fn is_main(&self) -> bool {
+        self.stored.is_some()
+    }
+
+    /// Keeps a weight for the engine and returns its name, which is a new one if the weight is.
+    pub(super) fn store(&mut self, weight: Blocked<'g>, name: impl FnOnce() -> String) -> String {
+        let key = weight.identity();
+        if let Some((name, _)) = self.stored.as_ref().and_then(|stored| stored.get(&key)) {
+            return name.clone();
+        }
+        let name = name();
+        self.know_floats(&name, &weight.shape.clone());
+        if let Some(stored) = &mut self.stored {
+            stored.insert(key, (name.clone(), weight));
+        }
+        name
+    }
+
+    /// The weights that the engine gets as floats, by name.
+    pub(in crate::calibrate) fn take_stored(&mut self) -> BTreeMap<String, Blocked<'g>> {
+        let stored = self.stored.take().into_iter().flatten();
+        stored.map(|(_, named)| named).collect()
     }
 
     /// The version of the standard operators.

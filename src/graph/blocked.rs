@@ -1,0 +1,442 @@
+//! Stored integers with a scale for every block: what they mean, in every form that ONNX and ONNX Runtime have.
+//!
+//! ```text
+//! w[o, k, i] = (q[o, k, i] − z[o, g, i]) s[o, g, i]        g = ⌊k / block⌋, or g_idx[k]
+//!
+//! MatMulNBits            q: [N, G, block · bits / 8] bytes, s: [N, G];        w: [K, N], the last block cut short
+//! GatherBlockQuantized   q: [V, D · bits / 8] bytes or 4-bit integers;        w: [V, D]
+//! DequantizeLinear       q: integers of 2 bits and more, along any axis;      w: as q
+//! ```
+//!
+//! Bytes hold the first integer in their lowest bits, and every row of q and z begins with a byte of its own. Zero points are
+//! packed like q, or floats; without them MatMulNBits and bytes of GatherBlockQuantized have 2^(bits − 1), all others 0.
+
+use std::borrow::Cow;
+
+use crate::onnx::node::attr_i;
+use crate::onnx::proto::{NodeProto, TensorProto};
+use crate::onnx::{DataType, tensor};
+
+/// Finds the constant of a name.
+pub type Constants<'c, 'm> = &'c dyn Fn(&str) -> Option<&'m TensorProto>;
+
+/// A weight in blocks, not yet dequantized.
+#[derive(Clone, Debug)]
+pub struct Blocked<'m> {
+    q: &'m TensorProto,
+    scale: &'m TensorProto,
+    zero: Option<&'m TensorProto>,
+    /// The group of every place on the axis, where they do not follow each other.
+    groups: Option<&'m TensorProto>,
+    /// Bits of one integer.
+    pub bits: u32,
+    /// Whether the integers have a sign.
+    signed: bool,
+    /// Places of the axis that share a scale.
+    pub block: usize,
+    /// Elements before the axis, on it, and behind it.
+    outer: usize,
+    axis: usize,
+    inner: usize,
+    /// Integers are packed by rows that begin with a byte of their own; else they follow each other.
+    by_rows: bool,
+    /// What a missing zero point is.
+    default_zero: f32,
+    /// The shape of the floats.
+    pub shape: Vec<usize>,
+    /// Whether they are handed out as `[axis, outer]`.
+    transposed: bool,
+}
+
+/// How the integers of a weight lie around zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Symmetry {
+    /// Every zero point is the middle of the range.
+    Symmetric,
+    /// Zero points are stored, and some are not the middle.
+    Asymmetric,
+    /// Zero points are floats.
+    FloatZero,
+}
+
+fn count(shape: &[usize]) -> Option<usize> {
+    shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))
+}
+
+/// The constant in a slot: `Ok(None)` if the slot is empty, an error if what is there is computed.
+fn slot<'m>(
+    node: &NodeProto,
+    at: usize,
+    constants: Constants<'_, 'm>,
+) -> Option<Option<&'m TensorProto>> {
+    match node.input.get(at).filter(|name| !name.is_empty()) {
+        None => Some(None),
+        Some(name) => constants(name).map(Some),
+    }
+}
+
+/// Bits and sign of an integer type.
+fn integer(dtype: DataType) -> Option<(u32, bool)> {
+    Some(match dtype {
+        DataType::Int2 => (2, true),
+        DataType::Uint2 => (2, false),
+        DataType::Int4 => (4, true),
+        DataType::Uint4 => (4, false),
+        DataType::Int8 => (8, true),
+        DataType::Uint8 => (8, false),
+        DataType::Int16 => (16, true),
+        DataType::Uint16 => (16, false),
+        DataType::Int32 => (32, true),
+        _ => return None,
+    })
+}
+
+fn dtype(tensor: &TensorProto) -> Option<DataType> {
+    tensor::dtype(tensor)
+}
+
+fn is_float(tensor: &TensorProto) -> bool {
+    dtype(tensor).is_some_and(tensor::is_float)
+}
+
+impl<'m> Blocked<'m> {
+    /// The weight of a node in one of the forms above; `None` if it is another node, one of its parts is computed, or they do not
+    /// go together.
+    pub fn of(node: &NodeProto, constants: Constants<'_, 'm>) -> Option<Blocked<'m>> {
+        let standard = matches!(node.domain(), "" | "ai.onnx");
+        let blocked = match node.op_type() {
+            crate::onnx::op::MatMulNBits if !standard => Self::product(node, constants)?,
+            crate::onnx::op::GatherBlockQuantized if !standard => Self::table(node, constants)?,
+            crate::onnx::op::DequantizeLinear => Self::dequantized(node, constants)?,
+            _ => return None,
+        };
+        blocked.fits().then_some(blocked)
+    }
+
+    fn product(node: &NodeProto, constants: Constants<'_, 'm>) -> Option<Blocked<'m>> {
+        let size = |name| usize::try_from(attr_i(node, name)?).ok();
+        let (k, n, block) = (size("K")?, size("N")?, size("block_size")?);
+        let bits = u32::try_from(attr_i(node, "bits").unwrap_or(4)).ok()?;
+        (matches!(bits, 2 | 4 | 8) && block > 0).then_some(())?;
+        Some(Blocked {
+            q: slot(node, 1, constants)??,
+            scale: slot(node, 2, constants)??,
+            zero: slot(node, 3, constants)?,
+            groups: slot(node, 4, constants)?,
+            bits,
+            signed: false,
+            block,
+            outer: n,
+            axis: k,
+            inner: 1,
+            by_rows: true,
+            default_zero: (1u32 << (bits - 1)) as f32,
+            shape: vec![k, n],
+            transposed: true,
+        })
+    }
+
+    fn table(node: &NodeProto, constants: Constants<'_, 'm>) -> Option<Blocked<'m>> {
+        let q = slot(node, 0, constants)??;
+        let mut shape = tensor::shape(q).ok()?;
+        let rank = shape.len() as i64;
+        let at = attr_i(node, "quantize_axis").unwrap_or(1);
+        let at = usize::try_from(if at < 0 { at + rank } else { at }).ok()?;
+        let (mut bits, signed) = integer(dtype(q)?)?;
+        let bytes = dtype(q)? == DataType::Uint8;
+        if bytes {
+            bits = u32::try_from(attr_i(node, "bits").unwrap_or(4)).ok()?;
+            (matches!(bits, 2 | 4 | 8) && at + 1 == shape.len()).then_some(())?;
+            let last = shape.last_mut()?;
+            *last = last.checked_mul(8 / bits as usize)?;
+        }
+        let block = usize::try_from(attr_i(node, "block_size").unwrap_or(128)).ok()?;
+        (block > 0).then_some(())?;
+        Some(Blocked {
+            q,
+            scale: slot(node, 2, constants)??,
+            zero: slot(node, 3, constants)?,
+            groups: None,
+            bits,
+            signed,
+            block,
+            outer: count(shape.get(..at)?)?,
+            axis: *shape.get(at)?,
+            inner: count(shape.get(at + 1..)?)?,
+            by_rows: bytes,
+            default_zero: if bytes {
+                (1u32 << (bits - 1)) as f32
+            } else {
+                0.0
+            },
+            shape,
+            transposed: false,
+        })
+    }
+
+    fn dequantized(node: &NodeProto, constants: Constants<'_, 'm>) -> Option<Blocked<'m>> {
+        let block = attr_i(node, "block_size").filter(|&b| b > 0)?;
+        let q = slot(node, 0, constants)??;
+        let shape = tensor::shape(q).ok()?;
+        let rank = shape.len() as i64;
+        let at = attr_i(node, "axis").unwrap_or(1);
+        let at = usize::try_from(if at < 0 { at + rank } else { at }).ok()?;
+        let (bits, signed) = integer(dtype(q)?)?;
+        Some(Blocked {
+            q,
+            scale: slot(node, 1, constants)??,
+            zero: slot(node, 2, constants)?,
+            groups: None,
+            bits,
+            signed,
+            block: usize::try_from(block).ok()?,
+            outer: count(shape.get(..at)?)?,
+            axis: *shape.get(at)?,
+            inner: count(shape.get(at + 1..)?)?,
+            by_rows: false,
+            default_zero: 0.0,
+            shape,
+            transposed: false,
+        })
+    }
+
+    /// Blocks along the axis; the last may be cut short.
+    pub fn blocks(&self) -> usize {
+        self.axis.div_ceil(self.block)
+    }
+
+    /// Whether the last block is cut short.
+    pub fn is_ragged(&self) -> bool {
+        !self.axis.is_multiple_of(self.block)
+    }
+
+    /// Whether places of the axis name their groups (`g_idx`).
+    pub fn is_permuted(&self) -> bool {
+        self.groups.is_some()
+    }
+
+    /// The name of the stored integers.
+    pub fn name(&self) -> &'m str {
+        self.q.name()
+    }
+
+    /// What the floats are made of, as a text: equal for weights that are equal.
+    pub fn identity(&self) -> String {
+        let place = |tensor: &TensorProto| (std::ptr::from_ref(tensor) as usize).to_string();
+        let parts = [Some(self.q), Some(self.scale), self.zero, self.groups];
+        let parts: Vec<String> = parts
+            .iter()
+            .map(|t| t.map_or(String::new(), place))
+            .collect();
+        let (bits, block, axis) = (self.bits, self.block, self.outer);
+        format!("{} {bits} {block} {axis} {:?}", parts.join(" "), self.shape)
+    }
+
+    /// The same weight without its zero points.
+    pub fn without_zero_points(self) -> Blocked<'m> {
+        Blocked { zero: None, ..self }
+    }
+
+    /// Whether zero points are stored as integers.
+    pub fn has_integer_zero_points(&self) -> bool {
+        self.zero.is_some_and(|zero| !is_float(zero))
+    }
+
+    /// Whether zero points are stored as floats.
+    pub fn has_float_zero_points(&self) -> bool {
+        self.zero.is_some_and(is_float)
+    }
+
+    /// How the integers lie around zero. Reads the zero points.
+    pub fn symmetry(&self) -> Symmetry {
+        if self.has_float_zero_points() {
+            return Symmetry::FloatZero;
+        }
+        let middle = match self.signed {
+            true => 0.0,
+            false => (1u64 << (self.bits - 1)) as f32,
+        };
+        let zeros = self.zeros();
+        let all = match &zeros {
+            Some(zeros) => (0..self.outer).all(|row| {
+                let rest = self.blocks() * self.inner;
+                (0..rest).all(|i| zeros.get(row, i) == middle)
+            }),
+            None => self.default_zero == middle,
+        };
+        match all {
+            true => Symmetry::Symmetric,
+            false => Symmetry::Asymmetric,
+        }
+    }
+
+    fn is_same(&self, tensor: &TensorProto, expected: usize) -> bool {
+        tensor::shape(tensor).is_ok_and(|shape| count(&shape) == Some(expected))
+    }
+
+    /// Whether all parts have the sizes that they need.
+    fn fits(&self) -> bool {
+        let Some(groups) = self
+            .outer
+            .checked_mul(self.blocks())
+            .and_then(|n| n.checked_mul(self.inner))
+        else {
+            return false;
+        };
+        let packed = |row: usize| {
+            self.outer
+                .checked_mul((row * self.bits as usize).div_ceil(8))
+        };
+        let of_row = match self.transposed {
+            true => self.blocks().checked_mul(self.block),
+            false => Some(self.axis),
+        };
+        let q = match (self.by_rows, of_row) {
+            (_, None) => return false,
+            (true, Some(row)) => packed(row),
+            (false, _) => count(&self.shape),
+        };
+        let zero = |zero: &TensorProto| {
+            let expected = match self.by_rows && !is_float(zero) {
+                true => packed(self.blocks()),
+                false => Some(groups),
+            };
+            expected.is_some_and(|n| self.is_same(zero, n))
+        };
+        q.is_some_and(|n| self.is_same(self.q, n))
+            && is_float(self.scale)
+            && self.is_same(self.scale, groups)
+            && self.zero.is_none_or(zero)
+            && self.groups.is_none_or(|g| self.is_same(g, self.axis))
+    }
+
+    fn zeros(&self) -> Option<Rows<'m>> {
+        let per_row = self.blocks() * self.inner;
+        let zero = self.zero?;
+        Rows::new(zero, self.bits, self.signed, per_row, self.by_rows)
+    }
+
+    /// The floats, in the order of [`shape`](Self::shape). `None` if the bytes do not fit the shapes, or a group is out of range.
+    pub fn floats(&self) -> Option<Vec<f32>> {
+        let (blocks, inner) = (self.blocks(), self.inner);
+        let per_row = match self.transposed {
+            true => blocks * self.block,
+            false => self.axis * inner,
+        };
+        let q = Rows::new(self.q, self.bits, self.signed, per_row, self.by_rows)?;
+        let zeros = match self.zero {
+            Some(_) => Some(self.zeros()?),
+            None => None,
+        };
+        let scales = tensor::float_array(self.scale).ok()?;
+        let scales = scales.as_slice()?;
+        let group = self.groups()?;
+        let mut floats = vec![0f32; count(&self.shape)?];
+        let mut zero_row = vec![self.default_zero; blocks * inner];
+        for row in 0..self.outer {
+            let scale_row = &scales[row * blocks * inner..][..blocks * inner];
+            if let Some(zeros) = &zeros {
+                for (i, zero) in zero_row.iter_mut().enumerate() {
+                    *zero = zeros.get(row, i);
+                }
+            }
+            for k in 0..self.axis {
+                let g = group.as_ref().map_or(k / self.block, |group| group[k]);
+                for i in 0..inner {
+                    let at = g * inner + i;
+                    let w = (q.get(row, k * inner + i) - zero_row[at]) * scale_row[at];
+                    let to = match self.transposed {
+                        true => k * self.outer + row,
+                        false => (row * self.axis + k) * inner + i,
+                    };
+                    floats[to] = w;
+                }
+            }
+        }
+        Some(floats)
+    }
+
+    /// The group of every place, where they are named.
+    #[expect(clippy::option_option, reason = "none named, or named wrongly")]
+    fn groups(&self) -> Option<Option<Vec<usize>>> {
+        let Some(groups) = self.groups else {
+            return Some(None);
+        };
+        let all = tensor::int_array(groups).ok()?;
+        let index = |&g: &i64| usize::try_from(g).ok().filter(|&g| g < self.blocks());
+        all.iter().map(index).collect::<Option<Vec<_>>>().map(Some)
+    }
+}
+
+/// Numbers by rows.
+enum Rows<'m> {
+    /// Integers of up to 8 bits, and how many of them one row takes.
+    Packed {
+        bytes: Cow<'m, [u8]>,
+        bits: u32,
+        signed: bool,
+        stride: usize,
+    },
+    /// One number each.
+    Wide(Vec<f32>, usize),
+}
+
+impl<'m> Rows<'m> {
+    fn new(
+        tensor: &'m TensorProto,
+        bits: u32,
+        signed: bool,
+        per_row: usize,
+        by_rows: bool,
+    ) -> Option<Rows<'m>> {
+        if is_float(tensor) {
+            let floats = tensor::float_array(tensor).ok()?;
+            return Some(Rows::Wide(floats.into_iter().collect(), per_row));
+        }
+        if bits > 8 {
+            let ints = tensor::int_array(tensor).ok()?;
+            return Some(Rows::Wide(
+                ints.iter().map(|&v| v as f32).collect(),
+                per_row,
+            ));
+        }
+        let per_byte = 8 / bits as usize;
+        let stride = match by_rows {
+            true => per_row.div_ceil(per_byte) * per_byte,
+            false => per_row,
+        };
+        Some(Rows::Packed {
+            bytes: tensor::bytes(tensor).ok()?,
+            bits,
+            signed,
+            stride,
+        })
+    }
+
+    #[inline]
+    fn get(&self, row: usize, i: usize) -> f32 {
+        match self {
+            Rows::Wide(all, stride) => all[row * stride + i],
+            Rows::Packed {
+                bytes,
+                bits,
+                signed,
+                stride,
+            } => {
+                let at = row * stride + i;
+                let per_byte = 8 / *bits as usize;
+                let byte = bytes[at / per_byte];
+                // Moves the integer to the top of the byte and back down, with or without its sign.
+                let place = (at % per_byte) as u32 * bits;
+                let top = byte << (8 - bits - place);
+                match signed {
+                    true => f32::from(top as i8 >> (8 - bits)),
+                    false => f32::from(top >> (8 - bits)),
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
