@@ -110,6 +110,9 @@ pub enum OptionsError {
         /// Why it cannot be had.
         reason: String,
     },
+    /// [`Options::max_raised`] that is no part.
+    #[error("the weights may grow by a number of percent, 0 or more, not {0}")]
+    Raised(f64),
     /// Rotations in a format that has none.
     #[error("rotations (max_slowdown) are for quantized formats with extra nodes, not for {0}")]
     NoRotations(&'static str),
@@ -206,6 +209,9 @@ pub struct Options {
     pub keep_float: Option<KeepFloat>,
     /// The SQNR that every output must have on the held-out rows, in dB; Linears are left in float until it has.
     pub min_sqnr_db: Option<f64>,
+    /// By how many percent all weights together may grow for those that get 8 bits because they need them, where
+    /// [`Options::weight_bits`] is less.
+    pub max_raised: f64,
     /// Parallel batches; 0 for one per core.
     pub threads: usize,
     /// Seed of the choice of calibration tokens.
@@ -247,6 +253,7 @@ impl Default for Options {
             exclude: None,
             keep_float: None,
             min_sqnr_db: None,
+            max_raised: 0.0,
             threads: 0,
             seed: 0,
             extra_nodes: true,
@@ -384,6 +391,9 @@ impl Options {
         match self.min_sqnr_db {
             Some(db) if !db.is_finite() => return Err(OptionsError::MinSqnr(db)),
             _ => {}
+        }
+        if !(0.0..f64::INFINITY).contains(&self.max_raised) {
+            return Err(OptionsError::Raised(self.max_raised));
         }
         // A NaN is in no range.
         if !(0.0..f64::INFINITY).contains(&self.slowdown()) {

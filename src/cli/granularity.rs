@@ -5,6 +5,9 @@ use onnx_osplus::solve::WeightGranularity;
 use onnx_osplus::target::Target;
 use onnx_osplus::{Activations, Format, Options, Symmetry};
 
+/// Percent that weights of 8 bits may add to a language model of 4 bits.
+const RAISED_BY_LLM: f64 = 10.0;
+
 /// Bits, granularities and format.
 #[derive(Debug, Args)]
 pub(super) struct Granularities {
@@ -40,6 +43,11 @@ pub(super) struct Granularities {
     /// activations is its own business (ONNX Runtime and OpenVINO quantize them by groups) [example: --weight-only]
     #[arg(long)]
     weight_only: bool,
+
+    /// Let all weights together grow by this much for those that get 8 bits because they need them most; only where it is
+    /// clearly better [default: 0, or 10 with --preset llm] [example: --max-raised 15]
+    #[arg(long, value_name = "PERCENT", value_parser = super::arguments::parse_percent)]
+    max_raised: Option<f64>,
 
     /// Bits of the activations, 2 to 8 [default: 8, or those of the preset] [example: --activation-bits 6]
     #[arg(long, value_name = "BITS", value_parser = value_parser!(u8).range(2..=8))]
@@ -170,6 +178,10 @@ impl Granularities {
                 None if per_token => Activations::PerToken,
                 None => Activations::Auto,
             },
+            max_raised: self.max_raised.unwrap_or(match self.preset {
+                Some(Preset::Llm) => RAISED_BY_LLM,
+                _ => 0.0,
+            }),
             ..base
         }
     }

@@ -70,6 +70,8 @@ pub struct QuantizePlan {
     pub activations: IndexVec<LinearId, Option<Activation>>,
     /// Bits and granularity of the weights.
     pub weight: WeightSpec,
+    /// The nodes of the Linears whose weights have 8 bits although `weight` says fewer.
+    pub raised: BTreeSet<NodeId>,
     /// What the file holds of them.
     pub storage: WeightStorage,
     /// Weights that have been quantized already, by the number of their Linear; the others are rounded to the nearest.

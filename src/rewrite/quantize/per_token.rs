@@ -50,7 +50,7 @@ impl Writer<'_, '_> {
                 let w = linear
                     .load_weight(self.view)
                     .ok_or_else(|| RewriteError::Constant(name.to_owned()))?;
-                Arc::new(quantize_weight(w.view(), &self.plan.weight))
+                Arc::new(quantize_weight(w.view(), &self.spec(linear)))
             }
         };
         let plain = untransposed(linear);
