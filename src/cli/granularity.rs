@@ -1,6 +1,7 @@
 //! What shares a scale, on the command line: granularities, presets, and the format that goes with them.
 
 use clap::{Args, ValueEnum, value_parser};
+use onnx_osplus::review::{LinearReport, Report};
 use onnx_osplus::solve::WeightGranularity;
 use onnx_osplus::target::Target;
 use onnx_osplus::{Activations, Format, Options, Symmetry};
@@ -46,7 +47,7 @@ pub(super) struct Granularities {
 
     /// Let all weights together grow by this much for those that get 8 bits because they need them most; only where it is
     /// clearly better [default: 0, or 10 with --preset llm] [example: --max-raised 15]
-    #[arg(long, value_name = "PERCENT", value_parser = super::arguments::parse_percent)]
+    #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
     max_raised: Option<f64>,
 
     /// Bits of the activations, 2 to 8 [default: 8, or those of the preset] [example: --activation-bits 6]
@@ -187,6 +188,14 @@ impl Granularities {
     }
 }
 
+/// A number of percent, 0 or more.
+pub(super) fn parse_percent(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(percent) if percent >= 0.0 && percent.is_finite() => Ok(percent),
+        _ => Err("expected a number of percent, 0 or more".to_owned()),
+    }
+}
+
 fn parse_weight_granularity(text: &str) -> Result<WeightGranularity, String> {
     match text {
         "per-tensor" => Ok(WeightGranularity::PerTensor),
@@ -196,4 +205,38 @@ fn parse_weight_granularity(text: &str) -> Result<WeightGranularity, String> {
             _ => Err("expected per-tensor, per-channel, or group:N such as group:32".to_owned()),
         },
     }
+}
+
+/// What shares a scale, where that is not what it usually is, and whose weights have more bits than the others.
+pub(super) fn scales(out: &mut super::shown::Lines, report: &Report) -> std::fmt::Result {
+    let settings = &report.settings;
+    let raised = |l: &&LinearReport| {
+        l.weight_bits
+            .is_some_and(|bits| bits != settings.weight_bits)
+    };
+    let raised = report.linears.iter().filter(raised).count();
+    let usual = settings.weight_granularity != "per-tensor"
+        && !settings.weight_granularity.starts_with("group:");
+    if settings.format == "float"
+        || (usual && settings.activation_granularity == "per-tensor" && raised == 0)
+    {
+        return Ok(());
+    }
+    let weights = match settings.weight_granularity.strip_prefix("group:") {
+        Some(size) => format!("in groups of {size}"),
+        None => settings.weight_granularity.clone(),
+    };
+    let more = match raised {
+        0 => String::new(),
+        n => format!(" ({n} with 8 bits)"),
+    };
+    let activations = match settings.activation_granularity.as_str() {
+        "float" => "activations in float".to_owned(),
+        fine => format!("activations of {} bits {fine}", settings.activation_bits),
+    };
+    writeln!(
+        out,
+        "scales     weights of {} bits {weights}{more}, {activations}",
+        settings.weight_bits
+    )
 }
