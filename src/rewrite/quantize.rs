@@ -145,6 +145,15 @@ struct InputNames {
     dequantized: String,
 }
 
+/// The values that stand for an input divided by its magnitudes.
+#[derive(Clone)]
+struct Normalized {
+    /// a, `[.., 1]`.
+    magnitude: String,
+    /// x / a.
+    value: String,
+}
+
 struct Writer<'a, 'm> {
     view: &'a View<'m>,
     plan: &'a QuantizePlan,
@@ -157,7 +166,7 @@ struct Writer<'a, 'm> {
     /// The quantized input that Linears with the same key read.
     shared: BTreeMap<ActivationKey, InputNames>,
     /// Inputs over the magnitudes of their tokens, by value and whether it is transposed first.
-    normalized: BTreeMap<(ValueId, bool), per_token::Normalized>,
+    normalized: BTreeMap<(ValueId, bool), Normalized>,
     /// Weights already written: one initializer serves every Linear that reads it.
     weights: BTreeMap<WeightKey, WeightNames>,
 }

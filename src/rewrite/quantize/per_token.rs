@@ -12,7 +12,7 @@
 
 use std::sync::Arc;
 
-use super::{Activation, Writer};
+use super::{Activation, Normalized, Writer};
 use crate::graph::{Patch, ValueId};
 use crate::onnx::node::{int_attr, ints_attr, make_node};
 use crate::onnx::op;
@@ -24,15 +24,6 @@ use crate::solve::{QuantizedWeight, quantize_weight};
 
 /// The first operator set in which ReduceMax reads its axes from an input.
 const AXES_ARE_AN_INPUT: i64 = 18;
-
-/// The values that stand for an input divided by its magnitudes.
-#[derive(Clone)]
-pub(super) struct Normalized {
-    /// a, `[.., 1]`.
-    magnitude: String,
-    /// x / a.
-    value: String,
-}
 
 impl Writer<'_, '_> {
     /// One Linear with a scale for every token of its input.
