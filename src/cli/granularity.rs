@@ -71,16 +71,15 @@ pub(super) enum Preset {
     Robust,
     /// Weights of 4 bits in groups of 32.
     Llm,
-    /// The paper's settings with constant scales per tensor of the activations.
+    /// The paper's standard settings: one constant scale per value, and for weights one in all (8 bits) or per channel.
     PaperW8a8,
     PaperW6a6,
     PaperW4a8,
     PaperW4a4,
-    /// And with a scale per token.
-    PaperFineW8a8,
-    PaperFineW6a6,
-    PaperFineW4a8,
-    PaperFineW4a4,
+    /// Its fine-grained ones: a scale per token, and per channel of a weight.
+    PaperTokenW6a6,
+    PaperTokenW5a5,
+    PaperTokenW4a4,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -107,18 +106,20 @@ enum ActivationName {
 }
 
 impl Preset {
-    /// Bits of weights and activations, the group of a weight, and whether every token has a scale.
-    fn choices(self) -> (u8, u8, Option<usize>, bool) {
+    /// Bits of weights and activations, what shares a scale of a weight, and whether every token has one.
+    fn choices(self) -> (u8, u8, WeightGranularity, bool) {
+        use WeightGranularity::{Group, PerChannel, PerTensor};
         match self {
-            Preset::Encoder | Preset::PaperW8a8 => (8, 8, None, false),
-            Preset::Robust | Preset::PaperFineW8a8 => (8, 8, None, true),
-            Preset::Llm => (4, 8, Some(32), false),
-            Preset::PaperW6a6 => (6, 6, None, false),
-            Preset::PaperW4a8 => (4, 8, None, false),
-            Preset::PaperW4a4 => (4, 4, None, false),
-            Preset::PaperFineW6a6 => (6, 6, None, true),
-            Preset::PaperFineW4a8 => (4, 8, None, true),
-            Preset::PaperFineW4a4 => (4, 4, None, true),
+            Preset::Encoder => (8, 8, PerChannel, false),
+            Preset::Robust => (8, 8, PerChannel, true),
+            Preset::Llm => (4, 8, Group(32), false),
+            Preset::PaperW8a8 => (8, 8, PerTensor, false),
+            Preset::PaperW6a6 => (6, 6, PerChannel, false),
+            Preset::PaperW4a8 => (4, 8, PerChannel, false),
+            Preset::PaperW4a4 => (4, 4, PerChannel, false),
+            Preset::PaperTokenW6a6 => (6, 6, PerChannel, true),
+            Preset::PaperTokenW5a5 => (5, 5, PerChannel, true),
+            Preset::PaperTokenW4a4 => (4, 4, PerChannel, true),
         }
     }
 }
@@ -136,14 +137,13 @@ impl Granularities {
     }
 
     fn weight_granularity(&self) -> WeightGranularity {
-        let of_preset = self.preset.and_then(|p| p.choices().2);
-        let wanted = match self.weight_only {
-            true if self.weight_bits() == 8 => Some(128),
-            true => Some(32),
+        let alone = match self.weight_only {
+            true if self.weight_bits() == 8 => Some(WeightGranularity::Group(128)),
+            true => Some(WeightGranularity::Group(32)),
             false => None,
         };
-        let group = of_preset.or(wanted).map(WeightGranularity::Group);
-        let asked = self.weight_granularity.or(group);
+        let of_preset = self.preset.map(|p| p.choices().2);
+        let asked = self.weight_granularity.or(alone).or(of_preset);
         asked.unwrap_or(WeightGranularity::PerChannel)
     }
 

@@ -248,7 +248,7 @@ def test_an_sqnr_is_reached_with_more_bits_before_anything_stays_in_float(writte
 # --- Decoders with past keys and values ---
 
 
-@pytest.mark.parametrize("preset", ["encoder", "robust", "llm", "paper-w6a6", "paper-fine-w4a4"])
+@pytest.mark.parametrize("preset", ["encoder", "robust", "llm", "paper-w6a6", "paper-token-w4a4"])
 @pytest.mark.parametrize("form", ["prefill", "step", "merged"])
 def test_decoders_with_past_keys_and_values(tmp_path, preset, form):
     made = merged() if form == "merged" else decoder(past=form == "step")
