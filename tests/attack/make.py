@@ -66,6 +66,12 @@ def good():
     return model([node("Relu", ["h"], ["y"], name="last")])
 
 
+def large():
+    """As good(), with a weight that goes out with --external-data."""
+    w = np.random.RandomState(1).randn(8, 512).astype(np.float32)
+    return model([node("MatMul", ["h", "w2"], ["y"], name="last")], dict(w2=w))
+
+
 def varint(n):
     out = b""
     while n >= 128:
