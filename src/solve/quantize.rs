@@ -252,7 +252,17 @@ pub(super) fn scales_of(w: ArrayView2<f32>, spec: &WeightSpec) -> Vec<f32> {
             *extreme = extreme.max(v.abs());
         }
     }
+    let is_dead: Vec<bool> = extremes.iter().map(|&extreme| extreme == 0.0).collect();
     column_scales(&mut extremes, spec, &[w.ncols()]);
+    let live = extremes.iter().zip(&is_dead).filter(|(_, dead)| !**dead);
+    let largest = live.map(|(s, _)| *s).reduce(f32::max);
+    if let (WeightGranularity::PerChannel, Some(largest)) = (spec.granularity, largest) {
+        // Any scale holds a column of zeros; but the bias beside it is in steps of it, and 1 would be a coarse one.
+        let scales = extremes.iter_mut().zip(&is_dead);
+        for (scale, _) in scales.filter(|(_, dead)| **dead) {
+            *scale = largest;
+        }
+    }
     if spec.granularity == WeightGranularity::PerTensor {
         // A weight without columns still needs the one scale its shape promises.
         extremes.resize(1, 1.0);
@@ -362,6 +372,19 @@ mod tests {
     }
 
     #[test]
+    fn a_column_of_zeros_has_a_scale_like_the_others() {
+        let w = array![[0.0, 0.5, -0.25], [0.0, 1.27, 0.25]];
+        let spec = |per_channel| WeightSpec::whole_or_columns(8, per_channel);
+        let scales = scales_of(w.view(), &spec(true));
+        assert_eq!(scales[0], scales[1]);
+        assert!((scales[0] - 0.01).abs() < 1e-8 && scales[2] < scales[1]);
+        // Where there is no other column there is nothing to go by.
+        let zeros = Array2::zeros((2, 2));
+        assert_eq!(scales_of(zeros.view(), &spec(true)), [1.0, 1.0]);
+        assert_eq!(scales_of(zeros.view(), &spec(false)), [1.0]);
+    }
+
+    #[test]
     fn asymmetric_range_covers_zero_and_maps_its_ends_to_the_ends() {
         let p = spec(8, false).params(-1.0, 3.0);
         assert_eq!((p.qmin, p.qmax, p.zero_point), (0, 255, 64));
@@ -412,7 +435,7 @@ mod tests {
             |per_channel| quantize_weight(w.view(), &WeightSpec::whole_or_columns(8, per_channel));
         let columns = per(true);
         assert_eq!(columns.scale.len(), 3);
-        assert_eq!(columns.scale[1], 1.0, "an all-zero column");
+        assert_eq!(columns.scale[1], columns.scale[0], "an all-zero column");
         assert_eq!(columns.q.row(0).to_vec(), [127, 0, -127]);
         let tensor = per(false);
         assert_eq!(tensor.scale.len(), 1);
