@@ -275,8 +275,11 @@ fn embeddings(out: &mut Lines, report: &Report) -> std::fmt::Result {
         |of: fn(&TableReport) -> usize| all.tables.iter().map(of).sum::<usize>() as f64 / 1e6;
     writeln!(
         out,
-        "embeddings {} in 8 bits: {:.1} MB -> {:.1} MB, outputs {:.2} dB -> {:.2} dB",
+        "embeddings {} in {} bits{}: {:.1} MB -> {:.1} MB, outputs {:.2} dB -> {:.2} dB",
         plural(all.tables.len(), "table"),
+        all.bits,
+        all.block
+            .map_or_else(String::new, |n| format!(" by blocks of {n}")),
         bytes(|t| t.bytes_before),
         bytes(|t| t.bytes_after),
         all.sqnr_before_db,

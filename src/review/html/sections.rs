@@ -62,7 +62,7 @@ fn summary(report: &Report) -> Markup {
             @if let Some(all) = &report.embeddings {
                 @let bytes = all.tables.iter().map(|t| t.bytes_before - t.bytes_after.min(t.bytes_before)).sum::<usize>();
                 @let cost = format!("{:.1} MB less, {:.2} dB → {:.2} dB", mb(bytes as u64), all.sqnr_before_db, all.sqnr_after_db);
-                (card("embedding tables in 8 bits", all.tables.len(), cost))
+                (card(&format!("embedding tables in {} bits", all.bits), all.tables.len(), cost))
             }
             @if let Some(files) = &report.files {
                 @let before = format!("{:.1} MB before", mb(files.input_bytes));

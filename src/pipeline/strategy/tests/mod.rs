@@ -268,7 +268,7 @@ fn searched(sites: &SiteTable, format: Format) -> Plan {
         linears: index_vec![Precision::Integer; sites.len()],
         rounding: Rounding::Refined,
         attention: Vec::new(),
-        embeddings: false,
+        embeddings: None,
         notes: Vec::new(),
     }
 }
