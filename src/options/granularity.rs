@@ -44,7 +44,7 @@ pub enum Embeddings {
     /// As they are.
     #[default]
     Float,
-    /// In 8 bits: a scale per row, or per 32 elements where that is needed and the target has it.
+    /// In 8 bits: a scale per row, or per 16 elements where that is needed and the target has it.
     Int8,
     /// In 4 bits, a scale per 32 elements.
     Int4,

@@ -102,7 +102,7 @@ impl EmbeddingsReport {
                 .map(table)
                 .collect(),
             bits: form.bits(),
-            block: matches!(form, EmbeddingForm::Blocks { .. }).then_some(32),
+            block: form.block(),
             sqnr_before_db: before,
             sqnr_after_db: after,
         }

@@ -10,6 +10,8 @@ use crate::rewrite::{EmbeddingForm, EmbeddingTable, embedding_tables};
 
 /// A loss of so many dB at an output is too much for a smaller file.
 const TOO_MUCH_DB: f64 = 0.5;
+/// Who asks for 4 bits has chosen size: what the weights of 4 bits leave is halved, at most.
+const TOO_MUCH_AT_4_BITS_DB: f64 = 3.0;
 
 /// What would be written, with its embedding tables in few bits where they were asked for, unless an output loses
 /// [`TOO_MUCH_DB`] by that. A note says why tables stay in float.
@@ -65,7 +67,7 @@ pub(crate) fn quantize_embeddings(
         };
         let mut with = measure(judge, plan)?;
         if let Some((output, loss)) = worst_loss(&with.outputs, &written.outputs)
-            && loss >= TOO_MUCH_DB
+            && loss >= too_much(form)
         {
             lost = format!(
                 "in {} bits output `{output}` would lose {loss:.2} dB",
@@ -80,6 +82,13 @@ pub(crate) fn quantize_embeddings(
     }
     stay(&mut written, lost);
     Ok(written)
+}
+
+fn too_much(form: EmbeddingForm) -> f64 {
+    match form.bits() {
+        8 => TOO_MUCH_DB,
+        _ => TOO_MUCH_AT_4_BITS_DB,
+    }
 }
 
 /// The forms to try, the smallest first.
