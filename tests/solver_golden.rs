@@ -82,8 +82,14 @@ impl Case {
             folds,
             weights: list(&v["weights"]),
             settings: SolveSettings {
-                activation: ActivationSpec::per_tensor(bits(&v["activation"]), v["activation"]["symmetric"] == true),
-                weight: WeightSpec::whole_or_columns(bits(&v["weight"]), v["weight"]["per_channel"] == true),
+                activation: ActivationSpec::per_tensor(
+                    bits(&v["activation"]),
+                    v["activation"]["symmetric"] == true,
+                ),
+                weight: WeightSpec::whole_or_columns(
+                    bits(&v["weight"]),
+                    v["weight"]["per_channel"] == true,
+                ),
                 method: Method::OsPlus,
             },
             expected: v["expected"].clone(),

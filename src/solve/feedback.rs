@@ -189,7 +189,9 @@ impl Feedback {
         let (mut q, _) = self.round_to(w, &levels);
         for (c, mut row) in q.rows_mut().into_iter().enumerate() {
             let zeros = scales.zero.row(c / group);
-            Zip::from(&mut row).and(zeros).for_each(|q, &zero| *q += zero as i16);
+            Zip::from(&mut row)
+                .and(zeros)
+                .for_each(|q, &zero| *q += zero as i16);
         }
         let q = q.mapv(|q| q as i8);
         scales.with_integers(q, spec)
@@ -261,7 +263,10 @@ fn round_each(
     Levels { step, low, high }: Levels<'_>,
     (q, error): (&mut [i16], &mut [f32]),
 ) {
-    let wanted = w.iter().zip(feedback).zip(step.iter().zip(low.iter().zip(high)));
+    let wanted = w
+        .iter()
+        .zip(feedback)
+        .zip(step.iter().zip(low.iter().zip(high)));
     for (((&w, &feedback), (&step, (&low, &high))), (q, error)) in
         wanted.zip(q.iter_mut().zip(error))
     {

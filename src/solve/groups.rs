@@ -223,7 +223,11 @@ pub(super) fn fake_quantize_groups(
         return;
     }
     let bounds = &mut [vec![0.0f32; n], vec![0.0f32; n]];
-    for (g, (w, out)) in w.chunks(group * n).zip(out.chunks_mut(group * n)).enumerate() {
+    for (g, (w, out)) in w
+        .chunks(group * n)
+        .zip(out.chunks_mut(group * n))
+        .enumerate()
+    {
         let s = s.map(|s| &s[g * group..(g * group + w.len() / n)]);
         fake_quantize_group(w, s, spec, bounds, out);
     }
@@ -315,16 +319,29 @@ mod tests {
 
     #[test]
     fn every_group_of_a_column_has_a_scale() {
-        let w = array![[7.0f32, 0.0], [-3.0, 0.0], [0.07, 1.5], [0.01, 0.0], [0.5, -1.0]];
+        let w = array![
+            [7.0f32, 0.0],
+            [-3.0, 0.0],
+            [0.07, 1.5],
+            [0.01, 0.0],
+            [0.5, -1.0]
+        ];
         let q = quantize_weight(w.view(), &spec(4, 2, true));
-        assert_eq!(q.scale, [1.0, 1.0, 0.07 / 7.0, 1.5 / 7.0, 0.5 / 7.0, 1.0 / 7.0]);
+        assert_eq!(
+            q.scale,
+            [1.0, 1.0, 0.07 / 7.0, 1.5 / 7.0, 0.5 / 7.0, 1.0 / 7.0]
+        );
         assert_eq!(q.q.column(0).to_vec(), [7, -3, 7, 1, 7]);
         assert!(q.zero_point.is_empty());
         let one_sided = quantize_weight(w.slice(s![2..4, ..]), &spec(4, 2, false));
         // From 0 up: sixteen levels for 0 to the largest.
         assert_eq!(one_sided.zero_point, [-8, -8]);
         assert_eq!(one_sided.q.column(1).to_vec(), [7, -8]);
-        assert!((one_sided.dequantize() - w.slice(s![2..4, ..])).iter().all(|e| e.abs() < 1e-2));
+        assert!(
+            (one_sided.dequantize() - w.slice(s![2..4, ..]))
+                .iter()
+                .all(|e| e.abs() < 1e-2)
+        );
     }
 
     /// Where one weight is large and its channel quiet, a narrower range is better.
@@ -352,7 +369,8 @@ mod tests {
         let w = Array2::from_shape_fn((6, 5), |(c, n)| ((c * 5 + n) as f32 * 0.7).sin());
         for symmetric in [true, false] {
             let spec = spec(4, 4, symmetric);
-            let parts = [s![.., ..2], s![.., 2..]].map(|part| quantize_weight(w.slice(part), &spec));
+            let parts =
+                [s![.., ..2], s![.., 2..]].map(|part| quantize_weight(w.slice(part), &spec));
             assert_eq!(side_by_side(parts.into()), quantize_weight(w.view(), &spec));
         }
     }

@@ -435,12 +435,8 @@ mod tests {
     #[test]
     fn weights_get_one_scale_per_column_or_one_in_all() {
         let w = array![[1.27f32, 0.0, -0.02], [-0.635, 0.0, 0.0127]];
-        let per = |per_channel| {
-            quantize_weight(
-                w.view(),
-                &WeightSpec::whole_or_columns(8, per_channel),
-            )
-        };
+        let per =
+            |per_channel| quantize_weight(w.view(), &WeightSpec::whole_or_columns(8, per_channel));
         let columns = per(true);
         assert_eq!(columns.scale.len(), 3);
         assert_eq!(columns.scale[1], 1.0, "an all-zero column");

@@ -26,8 +26,8 @@ use super::response::{self, Response};
 use super::search::gain_db;
 use super::wide::squared_error;
 use super::{
-    ActivationQuantizer, Fold, Migration, Rotation, ShiftKind, SiteProblem, Solution, SolveSettings,
-    migration,
+    ActivationQuantizer, Fold, Migration, Rotation, ShiftKind, SiteProblem, Solution,
+    SolveSettings, migration,
 };
 
 /// Seeds of the signs.
@@ -288,12 +288,7 @@ impl<'a, 'p> Site<'a, 'p> {
     }
 
     /// The square of the step of tokens that are `x: [T, C]` before the rotation, times what they count: the mean over them.
-    fn square_step(
-        &self,
-        migration: &Migration,
-        x: &Array2<f32>,
-        weights: Option<&[f32]>,
-    ) -> f64 {
+    fn square_step(&self, migration: &Migration, x: &Array2<f32>, weights: Option<&[f32]>) -> f64 {
         let activation = &self.settings.activation;
         // A constant range is set by the largest tokens.
         let mut turned = match activation.has_range() {

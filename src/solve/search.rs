@@ -148,7 +148,13 @@ fn solve(
         Method::OsPlus if loss.directions() > 0 && settings.is_fine_grained() => {
             let (solution, estimate) = fine::solve(problem, settings, recipe, &loss, response);
             let estimate = estimate / surveyed_tokens(problem, recipe);
-            turned((problem, settings, &loss), turn, solution, estimate, response)
+            turned(
+                (problem, settings, &loss),
+                turn,
+                solution,
+                estimate,
+                response,
+            )
         }
         Method::OsPlus if loss.directions() > 0 => {
             let surveyed = survey(problem, settings, recipe, &all);
@@ -168,7 +174,13 @@ fn solve(
             };
             solution.share = loss.share();
             let estimate = lowest(&surveyed).loss / surveyed_tokens(problem, recipe);
-            turned((problem, settings, &loss), turn, solution, estimate, response)
+            turned(
+                (problem, settings, &loss),
+                turn,
+                solution,
+                estimate,
+                response,
+            )
         }
         Method::SmoothQuant { alpha } => {
             let all = (&all.min[..], &all.max[..]);

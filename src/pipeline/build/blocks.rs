@@ -27,7 +27,11 @@ pub(super) fn quantize(
 ) -> Result<FlatModel, Error> {
     let view = model.view();
     let mut weights = BTreeMap::new();
-    for (l, linear) in found.linears.iter_enumerated().filter(|(l, _)| plan.quantizes(*l)) {
+    for (l, linear) in found
+        .linears
+        .iter_enumerated()
+        .filter(|(l, _)| plan.quantizes(*l))
+    {
         let spec = source.options.weight_of(linear.k);
         let rounded = match refinement.rounded.get(&l) {
             Some(rounded) => rounded.clone(),

@@ -46,7 +46,9 @@ pub(super) fn quantize(
             let products = integer_products(source, &view, &found, plan);
             rewrite::quantize_as_operators(&view, &found, &what, &products, &mut names)?
         }
-        Format::Qdq | Format::MatMulNBits | Format::Float => rewrite::quantize(&view, &found, &what, &mut names)?,
+        Format::Qdq | Format::MatMulNBits | Format::Float => {
+            rewrite::quantize(&view, &found, &what, &mut names)?
+        }
     };
     drop(view);
     model.apply(patches).map_err(RewriteError::from)?;

@@ -127,7 +127,10 @@ impl Refine<'_> {
         if linears.is_empty() {
             return None;
         }
-        let spec = self.source.options.weight_of(self.found.linears[*linears.first()?].k);
+        let spec = self
+            .source
+            .options
+            .weight_of(self.found.linears[*linears.first()?].k);
         let biases = linears.iter().map(|&l| self.found.linears[l].bias);
         let centred = biases.into_iter().all(|bias| bias.is_some());
         let tokens = |i: usize| {
@@ -176,8 +179,7 @@ impl Refine<'_> {
             let channels = stats.folds[0].min.len();
             let activation = self.source.options.activation_of(channels);
             let quantizer = activation.quantizer(low, high);
-            let means =
-                [0, 1].map(|i| means(&stats.folds[i].sample, &plan.transform, &quantizer));
+            let means = [0, 1].map(|i| means(&stats.folds[i].sample, &plan.transform, &quantizer));
             let linears = row.linears.iter();
             let with_bias = linears.filter(|&&l| self.found.linears[l].bias.is_some());
             jobs.extend(with_bias.map(|&l| (l, means.clone())));

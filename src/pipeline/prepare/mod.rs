@@ -291,7 +291,9 @@ fn recognise_all(
 
 /// Why a Linear stays in float whose input channels fall into no groups.
 fn no_group(k: usize) -> String {
-    format!("its {k} input channels are no multiple of 16, and the target needs groups of equal size")
+    format!(
+        "its {k} input channels are no multiple of 16, and the target needs groups of equal size"
+    )
 }
 
 /// Why a Linear behind a pool stays in float where the target would compute it wrongly.

@@ -5,10 +5,14 @@
 //! x ─ Q ─ DQ ─ MatMul(DQ(W))                                        x ─ MatMul((W − z) s)
 //! x ─ DynamicQuantizeLinear ─ MatMulInteger(W) ─ Cast ─ Mul(s_x s)  x ─ MatMul((W − z) s)
 //! x ─ Q ─ QLinearMatMul(W) ─ QLinearAdd ─ DQ                        x ─ MatMul((W − z) s) ─ Add
+//! x ─ MatMulNBits(W, bias)                                          x ─ MatMul((W − z) s) ─ Add
+//! ids ─ GatherBlockQuantized(W)                                     ids ─ Gather((W − z) s)
+//! x ─ Div(a) ─ Q ─ DQ ─ MatMul(DQ(W)) ─ Mul(a), a per token         x ─ MatMul((W − z) s)
 //! ```
 //!
 //! *Matches* QuantizeLinear, DynamicQuantizeLinear and DequantizeLinear; MatMulInteger, ConvInteger, QLinearMatMul, QLinearConv
-//! of ONNX; QGemm, MatMulIntegerToFloat, DynamicQuantizeMatMul, QAttention and the `QLinear…` operators of ONNX Runtime; between
+//! of ONNX; QGemm, MatMulIntegerToFloat, DynamicQuantizeMatMul, QAttention, MatMulNBits, GatherBlockQuantized and the `QLinear…`
+//! operators of ONNX Runtime; between
 //! them whatever only picks and rearranges integers.
 //!
 //! A range that ends at 0 cuts what is negative: ONNX Runtime's quantizer leaves out a Relu before it. It is put back behind
@@ -16,8 +20,10 @@
 //!
 //! *Left as it is*, and told: an operator on integers that is none of these, and what only it reads.
 
+mod blocks;
 mod integers;
 mod operators;
+mod per_token;
 mod values;
 mod writer;
 
@@ -78,6 +84,9 @@ fn in_list(model: &mut Model) -> Result<Dequantized, RewriteError> {
     }
     drop(view);
     apply(model, vec![patch])?;
+    if done.weights + done.operators > 0 {
+        per_token::without_magnitudes(model)?;
+    }
     done.left = left(&View::new(model));
     Ok(done)
 }
@@ -91,6 +100,7 @@ pub(super) fn on_integers(op: &str) -> bool {
         op::MatMulInteger,
         op::MatMulIntegerToFloat,
         op::ConvInteger,
+        op::GatherBlockQuantized,
         op::MatMulNBits,
         op::QAttention,
         op::QGemm,

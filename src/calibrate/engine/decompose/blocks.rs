@@ -9,7 +9,7 @@
 //!
 //! What a MatMulNBits does with its activations was found by running ONNX Runtime 1.31.1 (x86-64 with AVX-512):
 //!
-//! - accuracy_level 4 rounds them per row and block (`round_blocks.rs`) at 4 and 8 bits, and at 2 bits in blocks of 32, 64 and 128;
+//! - accuracy_level 4 rounds them per row and block (`round_blocks.rs`) where there is a kernel ([`rounds_activations`](crate::graph::Blocked::rounds_activations));
 //!   every other level computes in float;
 //! - with float zero points or `g_idx` it always computes in float;
 //! - with `g_idx` stored integer zero points are not read.
@@ -22,15 +22,11 @@ use std::cmp::Ordering;
 use super::build::{Build, Outcome};
 use super::contrib::named;
 use crate::calibrate::engine::error::EngineError;
-use crate::graph::Blocked;
 use crate::onnx::node::{attr_i, int_attr};
 use crate::onnx::proto::NodeProto;
 use crate::onnx::{DataType, op};
 
 use Outcome::{Kept, Replaced};
-
-/// The level at which activations are rounded to 8 bits.
-const INT8_LEVEL: i64 = 4;
 
 /// `y = x W + bias`, x rounded by blocks where ONNX Runtime does.
 pub(super) fn matmul_nbits(
@@ -49,7 +45,7 @@ pub(super) fn matmul_nbits(
         false => weight,
     };
     let mut x = x.to_owned();
-    if attr_i(node, "accuracy_level") == Some(INT8_LEVEL) && rounds(&weight) {
+    if weight.rounds_activations(attr_i(node, "accuracy_level").unwrap_or(0)) {
         x = b.round_blocks(&x, weight.block);
     }
     let w = b.store(weight)?;
@@ -61,15 +57,6 @@ pub(super) fn matmul_nbits(
         None => b.op_to(op::MatMul, &[&x, &w], y, vec![]),
     }
     Ok(Replaced)
-}
-
-/// Whether accuracy_level 4 finds a product of integers for this weight.
-fn rounds(weight: &Blocked<'_>) -> bool {
-    let kernel = match weight.bits {
-        2 => matches!(weight.block, 32 | 64 | 128),
-        _ => matches!(weight.block, 16 | 32 | 64 | 128 | 256),
-    };
-    kernel && !weight.is_permuted() && !weight.has_float_zero_points()
 }
 
 /// Rows of a table, dequantized when they are picked: a vocabulary in float would be eight times its size.
