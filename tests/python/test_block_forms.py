@@ -9,7 +9,7 @@ from onnx import numpy_helper
 
 import block_forms
 import measure
-from conftest import run_tool
+from conftest import ROOT, run_tool
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +57,96 @@ def test_what_is_dequantized_has_its_names_again(written, tmp_path):
         source, result = onnx.load(folder / "float.onnx"), onnx.load(tmp_path / "out.onnx")
         names = lambda model: ({n.name for n in model.graph.node}, {t.name for t in model.graph.initializer})
         assert names(result) == names(source), form
+
+
+WORDS = {
+    "nbits_4_g32": "MatMulNBits of INT8 activations (scales found at run time per token and group) and 4 bits weights, in groups of 32, symmetric",
+    "nbits_4_float_zero": "MatMulNBits of float activations and 4 bits weights, in groups of 32, asymmetric, with float zero points",
+    "nbits_8_asymmetric": "and 8 bits weights, in groups of 64, asymmetric",
+    "blocks_uint4_asymmetric": "MatMul of float activations and UINT4 weights, in groups of 32, asymmetric",
+    "per_token_s8": "MatMul of INT8 activations (scales found at run time per token) and INT8 weights, per-channel",
+    "run_time_blocks": "MatMul of INT8 activations (scales found at run time per token and group) and INT8 weights, per-channel",
+    "dynamic_quantize_matmul": "DynamicQuantizeMatMul of UINT8 activations (scales found at run time) and INT8 weights, per-channel",
+}
+
+
+@pytest.mark.parametrize("form", WORDS)
+def test_inspect_says_what_is_quantized(form, written):
+    folder, _ = written
+    run = run_tool("inspect", folder / f"{form}.onnx")
+    assert WORDS[form] in " ".join(run.stdout.split()), run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("form", block_forms.FORMS)
+def test_verify_compares_every_linear_with_what_onnx_runtime_computes(form, written, tmp_path):
+    folder, _ = written
+    run = run_tool("verify", folder / "float.onnx", folder / f"{form}.onnx", "--data", folder / "data.npz", "--json")
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    feeds = block_forms.feeds()
+    reference, got = (measure.outputs(folder / f"{name}.onnx", feeds)["y"] for name in ("float", form))
+    expected = measure.sqnr(reference, got)
+    output = next(o for o in found["outputs"] if o["name"] == "y")
+    # ONNX Runtime multiplies blocks behind a DequantizeLinear like MatMulNBits, which the operator itself does not say.
+    assert output["sqnr_db"] == pytest.approx(expected, abs=0.05 if "blocks_" not in form else 0.6), expected
+    assert len(found["layers"]) == 5
+    for layer in found["layers"]:
+        assert layer["quantized"] and layer["fed"]["sqnr_db"] > (3 if "nbits_2" in form else 12), layer
+
+
+SUMMARIES = {
+    "nbits_4_g32": "5 weights quantized (float → 4 bits in groups of 32, symmetric).",
+    "nbits_8_asymmetric": "5 weights quantized (float → 8 bits in groups of 64, asymmetric).",
+    "blocks_int4": "5 weights quantized (float → int4 in groups of 32, symmetric).",
+    "per_token_u8": "5 weights quantized (float → int8 per channel). 5 Q/DQ pairs (u8 per token) inserted.",
+}
+
+
+@pytest.mark.parametrize("form", SUMMARIES)
+def test_diff_tells_a_linear_in_one_line(form, written):
+    folder, _ = written
+    run = run_tool("diff", folder / "float.onnx", folder / f"{form}.onnx", "--full")
+    assert run.returncode == 0, run.stderr
+    text = run.stdout
+    assert " ".join(text.split()).startswith(SUMMARIES[form]), text
+    lines = [line.strip() for line in text.splitlines()]
+    assert sum(line.startswith("~ weight") for line in lines) == 5, text
+    # No dump of the nodes and constants of the form.
+    for word in ("accuracy_level", "Abs", "ReduceMax", "zero_points", "_scales", "+ Mul", "+ Div"):
+        assert word not in text, (word, text)
+    back = run_tool("diff", folder / f"{form}.onnx", folder / "float.onnx").stdout
+    assert "5 weights in float again" in " ".join(back.split()), back
+
+
+def test_the_largest_change_of_a_weight_in_groups_is_numpys(written):
+    folder, meanings = written
+    source = {t.name: numpy_helper.to_array(t) for t in onnx.load(folder / "float.onnx").graph.initializer}
+    for form in ("nbits_4_g32", "nbits_8_g128", "blocks_uint4_asymmetric", "nbits_4_float_zero"):
+        found = json.loads(run_tool("diff", folder / "float.onnx", folder / f"{form}.onnx", "--json").stdout)
+        changes = {c["name"]: c["largest_change"] for c in found["changes"] if c["kind"] == "weight"}
+        expected = {name: np.abs(source[name] - meanings[form][name]).max() for name in changes}
+        assert changes == pytest.approx(expected, rel=1e-5) and len(changes) == 5, form
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests/data/peers").glob("*.onnx")), ids=lambda path: path.stem)
+def test_files_of_onnx_runtimes_quantizer(path, written, tmp_path):
+    folder, _ = written
+    linears = 5
+    run = run_tool("verify", folder / "float.onnx", path, "--data", folder / "data.npz", "--json")
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    feeds = block_forms.feeds()
+    expected = measure.sqnr(measure.outputs(folder / "float.onnx", feeds)["y"], measure.outputs(path, feeds)["y"])
+    assert found["outputs"][0]["sqnr_db"] == pytest.approx(expected, abs=0.6 if "qdq" in path.stem else 0.05)
+    assert sum(layer["quantized"] is not None for layer in found["layers"]) == linears
+    text = " ".join(run_tool("diff", folder / "float.onnx", path).stdout.split())
+    assert "5 weights quantized" in text and "in groups of" in text, text
+    run = run_tool("dequantize", path, tmp_path / "out.onnx")
+    assert run.returncode == 0, run.stderr
+    result, source = onnx.load(tmp_path / "out.onnx"), onnx.load(folder / "float.onnx")
+    assert sorted(n.op_type for n in result.graph.node) == sorted(n.op_type for n in source.graph.node)
+    assert measure.sqnr(measure.outputs(path, feeds)["y"], measure.outputs(result, feeds)["y"]) > 38
+    assert {n.name for n in result.graph.node} == {n.name for n in source.graph.node}
+    # And what was dequantized is a float model to start from.
+    run = run_tool(tmp_path / "out.onnx", tmp_path / "again.onnx", "--calib", folder / "data.npz", "-q")
+    assert run.returncode == 0, run.stderr
