@@ -263,7 +263,13 @@ fn integer_type(view: &View, value: ValueId) -> Option<String> {
     };
     let stated = view.input(node, zero_point);
     let stated = stated.and_then(|zero| constant_type(view, zero));
-    stated.or_else(|| (proto.op_type() == op::QuantizeLinear).then(|| "UINT8".to_owned()))
+    let named = || {
+        let code = i32::try_from(attr_i(proto, "output_dtype")?).ok()?;
+        let dtype = crate::onnx::DataType::try_from(code).ok()?;
+        (code != 0).then(|| dtype.as_str_name().to_owned())
+    };
+    let default = || (proto.op_type() == op::QuantizeLinear).then(|| "UINT8".to_owned());
+    stated.or_else(named).or_else(default)
 }
 
 /// The constant scale of a weight by which the product of a MatMulInteger is multiplied, if it is found.

@@ -32,8 +32,8 @@ use std::collections::BTreeMap;
 use super::{RewriteError, quantized_table};
 use crate::graph::branches::FlatModel;
 use crate::graph::{Names, NodeId, Patch, Use, View, apply};
-use crate::onnx::Model;
-use crate::onnx::node::make_node;
+use crate::onnx::{DataType, Model};
+use crate::onnx::node::{attr_i, make_node};
 use crate::onnx::op;
 use crate::onnx::proto::NodeProto;
 
@@ -154,8 +154,13 @@ impl Writer<'_, '_> {
         if view.is_constant(x) {
             return;
         }
-        let float = self.float_value(x);
-        let float = self.not_below_zero(node, Some(x), float, [Some(scale), view.input(node, 2)]);
+        let mut float = self.float_value(x);
+        // Without a zero point an attribute may say that the integers have a sign.
+        let stated = attr_i(view.node(node), "output_dtype").unwrap_or(0);
+        if view.input(node, 2).is_some() || stated == 0 || stated == DataType::Uint8 as i64 {
+            let grid = [Some(scale), view.input(node, 2)];
+            float = self.not_below_zero(node, Some(x), float, grid);
+        }
         self.real.insert(q, float);
         self.scales.insert(q, scale);
     }

@@ -5,6 +5,7 @@
 //!   at accuracy_level 4  y = MatMul(RoundBlocks(x), W) + bias
 //! GatherBlockQuantized   y = (unpack(Gather(q, ids)) − unpack(Gather(z, ids))) · Gather(s, ids)    rows alone become floats
 //! DequantizeLinear       y = W; or, of computed integers, (q − z) s with s and z picked for every place
+//!   before a MatMul      as a MatMulNBits at accuracy_level 4, which ONNX Runtime makes of them
 //! ```
 //!
 //! What a MatMulNBits does with its activations was found by running ONNX Runtime 1.31.1 (x86-64 with AVX-512):
@@ -21,6 +22,7 @@ use std::cmp::Ordering;
 
 use super::build::{Build, Outcome};
 use super::contrib::named;
+use super::simple;
 use crate::calibrate::engine::error::EngineError;
 use crate::onnx::node::{attr_i, int_attr};
 use crate::onnx::proto::NodeProto;
@@ -184,6 +186,9 @@ pub(super) fn dequantize(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outc
         return Ok(Kept);
     };
     if let Some(weight) = b.blocked(node) {
+        if attr_i(node, "axis") == Some(0) && weight.shape.len() == 2 && weight.rounds_activations(4) {
+            b.scope.know_blocks(y, weight.block);
+        }
         let w = b.store(weight)?;
         b.op_to(op::Identity, &[&w], y, vec![]);
         return Ok(Replaced);
@@ -199,6 +204,20 @@ pub(super) fn dequantize(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outc
     }
     let scale = spread(node, b, scale)?;
     b.op_to(op::Mul, &[&value, &scale], y, vec![]);
+    Ok(Replaced)
+}
+
+/// A MatMul whose weight alone is in blocks: ONNX Runtime rounds its activations, as OpenVINO does with integers that have no sign.
+pub(super) fn matmul(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outcome, EngineError> {
+    let block = named(&node.input, 1).and_then(|w| b.scope.blocks(w));
+    let (Some(block), Some(x)) = (block, named(&node.input, 0)) else {
+        return simple::matmul(node, b);
+    };
+    let mut rounded = node.clone();
+    rounded.input[0] = b.round_blocks(x, block);
+    if simple::matmul(&rounded, b)? == Kept {
+        b.push(rounded);
+    }
     Ok(Replaced)
 }
 
