@@ -13,7 +13,9 @@ fn main() -> ExitCode {
     return_freed_memory();
     cli::install();
     let command = cli::parse();
-    match cli::catch_panics(|| cli::run(&command)) {
+    let done = cli::catch_panics(|| cli::run(&command));
+    cli::end_if_signalled();
+    match done {
         Ok(status) => status,
         Err(error) => {
             cli::say(&cli::message(&error));

@@ -37,6 +37,9 @@ use targets::{FuzzTarget, TARGETS, root};
 /// One input may take so long.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// On a machine that has no time for the child it may take so many times that long, if it does not work all the while.
+const STARVED: u32 = 30;
+
 /// The child may have so much address space.
 const MEMORY: u64 = 6 << 30;
 
@@ -231,6 +234,27 @@ fn cpu_of_children() -> f64 {
     0.0
 }
 
+/// Whether a child that says nothing did not work either.
+fn is_starved(before: Option<Duration>, now: Option<Duration>) -> bool {
+    matches!((before, now), (Some(before), Some(now)) if now < before + PATIENCE)
+}
+
+/// User and system time of a child so far, where the system says.
+fn cpu_of(child: &Child) -> Option<Duration> {
+    // Fields 14 and 15, behind a name in brackets; in hundredths of a second wherever Linux runs.
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
+    let fields = stat
+        .rsplit(") ")
+        .next()
+        .unwrap_or_default()
+        .split_whitespace();
+    let ticks: Vec<u64> = fields.skip(11).take(2).flat_map(str::parse).collect();
+    match ticks[..] {
+        [user, system] => Some(Duration::from_millis((user + system) * 10)),
+        _ => None,
+    }
+}
+
 // ------------------------------------------------------------------------------------------------------------ parent
 
 #[derive(Default)]
@@ -300,9 +324,11 @@ fn a_turn(
         });
     }
     let mut done = false;
+    let (mut worked, mut waited) = (Some(Duration::ZERO), 0);
     loop {
         match lines.recv_timeout(PATIENCE) {
             Ok(line) => {
+                (worked, waited) = (cpu_of(&process), 0);
                 let mut words = line.splitn(3, ' ');
                 let (what, i) = (words.next(), words.next().and_then(|i| i.parse().ok()));
                 *next = i.unwrap_or(*next);
@@ -313,6 +339,11 @@ fn a_turn(
                     Some("done") => done = true,
                     _ => {}
                 }
+            }
+            Err(RecvTimeoutError::Timeout)
+                if is_starved(worked, cpu_of(&process)) && waited < STARVED =>
+            {
+                waited += 1;
             }
             Err(RecvTimeoutError::Timeout) => {
                 let _ = process.kill();

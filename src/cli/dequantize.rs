@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use super::files::Files;
 use super::shown::{self, Lines};
-use super::system;
 use anyhow::{Result, bail};
 use clap::Args;
 use onnx_osplus::graph;
@@ -46,7 +45,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.external_data {
         files.writes_data_of(&arguments.output, arguments.force)?;
     }
-    system::watch(files.inputs());
+    // The float form of an integer is larger; nodes go away.
+    files.has_room(&arguments.output, |bytes| bytes / 4)?;
     let (model, source) = onnx::load_with_source(&arguments.input)?;
     graph::check(&model).map_err(onnx_osplus::Error::from)?;
     let (mut model, done) = dequantize(&model).map_err(onnx_osplus::Error::from)?;
@@ -77,6 +77,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     )?;
     if !done.left.is_empty() {
         writeln!(text, "left       {}", named(&done))?;
+    }
+    if let Some(note) = super::left_over(&saved) {
+        writeln!(text, "note       {note}")?;
     }
     super::print_summary(&text.text(), &arguments.output, &saved);
     Ok(())

@@ -75,8 +75,8 @@ fn compare(arguments: &Arguments) -> Result<ExitCode> {
     files.reads_model("A", &arguments.before);
     files.reads_model("B", &arguments.after);
     super::begin(&mut files, None, false)?;
-    let before = onnx::load(&arguments.before)?;
-    let after = onnx::load(&arguments.after)?;
+    let (before, before_source) = onnx::load_with_source(&arguments.before)?;
+    let (after, after_source) = onnx::load_with_source(&arguments.after)?;
     let found = diff(&before, &after);
     let terminal = std::io::stdout().is_terminal();
     #[expect(
@@ -101,6 +101,8 @@ fn compare(arguments: &Arguments) -> Result<ExitCode> {
         (false, false) if arguments.stat => found.stat(style),
         (false, false) => found.text(style),
     };
+    before_source.check_unchanged()?;
+    after_source.check_unchanged()?;
     super::print(&text);
     Ok(ExitCode::from(u8::from(
         arguments.exit_code && !found.is_empty(),

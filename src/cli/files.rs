@@ -71,12 +71,8 @@ impl Files {
     }
 
     fn reads(&mut self, what: &str, path: &Path) {
+        super::system::watch(path);
         self.read.push(File::new(what, path));
-    }
-
-    /// The paths that are read.
-    pub(super) fn inputs(&self) -> impl Iterator<Item = &Path> {
-        self.read.iter().map(|file| file.path.as_path())
     }
 
     /// A file to be written, `force` if what is there may be replaced.
@@ -110,6 +106,7 @@ impl Files {
             }
             result => result?,
         }
+        has_bytes(path, 1)?;
         self.written.push(file);
         Ok(())
     }
@@ -130,16 +127,7 @@ impl Files {
     pub(super) fn has_room(&self, path: &Path, least: impl Fn(u64) -> u64) -> Result<()> {
         let models = self.read.iter().filter(|file| file.what.ends_with("IN"));
         let bytes = models.map(|file| std::fs::metadata(&file.path).map_or(0, |meta| meta.len()));
-        let least = least(bytes.sum());
-        match super::system::free_bytes(path) {
-            Some(free) if free < least => bail!(
-                "cannot write {}: its disk has {:.1} MB left, and the result needs {:.1} MB or more",
-                shown::path(path),
-                free as f64 / 1e6,
-                least as f64 / 1e6
-            ),
-            _ => Ok(()),
-        }
+        has_bytes(path, least(bytes.sum()))
     }
 
     /// Whether `path` is read.
@@ -160,6 +148,20 @@ impl Files {
             ),
             None => Ok(()),
         }
+    }
+}
+
+/// Whether the disk that `path` is on has so many bytes left.
+fn has_bytes(path: &Path, least: u64) -> Result<()> {
+    match super::system::free_bytes(path) {
+        Some(0) => bail!("cannot write {}: its disk is full", shown::path(path)),
+        Some(free) if free < least => bail!(
+            "cannot write {}: its disk has {:.1} MB left, and the result needs {:.1} MB or more",
+            shown::path(path),
+            free as f64 / 1e6,
+            least as f64 / 1e6
+        ),
+        _ => Ok(()),
     }
 }
 

@@ -86,11 +86,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     files.reads_model("MODEL", &arguments.model);
     files.reads_data(&sources);
     super::begin(&mut files, arguments.json.as_deref(), arguments.force)?;
-    let model = onnx::load(&arguments.model)?;
+    let (model, source) = onnx::load_with_source(&arguments.model)?;
     let data = match sources.is_empty() {
         true => None,
         false => Some(Dataset::open(&model, &sources, arguments.batch)?),
     };
+    let digest = data.as_ref().map(Dataset::digest);
     let options = Options {
         target: arguments.target,
         weight_bits: arguments.weight_bits,
@@ -99,6 +100,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
         ..Options::default()
     };
     let anatomy = onnx_osplus::anatomy(&model, data.as_ref(), &TractEngine, &options, &terminal)?;
+    if let (Some(data), Some(digest)) = (&data, &digest) {
+        super::check_data(data, digest, &sources)?;
+    }
+    source.check_unchanged()?;
     if !super::write_json(arguments.json.as_deref(), arguments.force, &anatomy)? {
         let text = text(
             &anatomy,

@@ -59,9 +59,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut files = Files::default();
     files.reads_model("FILE", &arguments.model);
     super::begin(&mut files, None, false)?;
-    let model = onnx::load(&arguments.model)?;
+    let (model, source) = onnx::load_with_source(&arguments.model)?;
     graph::check(&model).map_err(onnx_osplus::Error::from)?;
     let findings = lint(&model, target);
+    source.check_unchanged()?;
     let ok = !findings.iter().any(|f| f.cost.is_fatal());
     let text = match arguments.json {
         true => {

@@ -27,7 +27,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
-use onnx_osplus::calibrate::{CalibError, Dataset, TractEngine};
+use onnx_osplus::calibrate::{CalibError, CalibSource, Dataset, TractEngine};
 use onnx_osplus::onnx::{self, Model, SaveOptions, SaveSummary, SourceFiles, output};
 use onnx_osplus::review::Provenance;
 
@@ -37,7 +37,7 @@ use files::Files;
 use progress::Terminal;
 use shown::print;
 pub(crate) use shown::say;
-pub(crate) use system::{Alloc, install};
+pub(crate) use system::{Alloc, end_if_signalled, install};
 
 /// Nothing could be quantized: not a failure of the tool, but nothing to deploy either.
 const NOTHING_TO_QUANTIZE: u8 = 3;
@@ -59,11 +59,14 @@ pub(crate) fn message(error: &anyhow::Error) -> String {
     let hint = error
         .downcast_ref::<onnx_osplus::Error>()
         .and_then(hint::hint);
-    let text = error_text(error);
-    match hint {
-        Some(hint) => format!("error: {text}\nhint: {}", onnx::shown(&hint)),
-        None => format!("error: {text}"),
+    let mut text = format!("error: {}", error_text(error));
+    if let Some(hint) = hint {
+        text += &format!("\nhint: {}", onnx::shown(&hint));
     }
+    if system::is_written() {
+        text += &format!("\n{}", system::OUT_IS_WRITTEN.trim_end());
+    }
+    text
 }
 
 /// The text of an error on one line, whatever names are in it; a list of the model's inputs has a line for each.
@@ -94,6 +97,13 @@ pub(crate) fn catch_panics(work: impl FnOnce() -> Result<ExitCode>) -> Result<Ex
     }));
     std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
         let what = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+        // Of a pool of threads, which says so by a panic.
+        if what.contains("ThreadPoolBuildError") || what.contains("failed to spawn thread") {
+            bail!(
+                "out of memory: the system starts no more threads for this program; there is a limit (ulimit -v, \
+                 ulimit -u, a container's)"
+            );
+        }
         bail!("internal error: {what}; please report this with the command and the model")
     })
 }
@@ -111,12 +121,11 @@ pub(crate) fn run(command: &Command) -> Result<ExitCode> {
     }
 }
 
-/// Checks that a `--json` can be written, and remembers what is read.
+/// Checks that a `--json` can be written.
 fn begin(files: &mut Files, json: Option<&Path>, force: bool) -> Result<()> {
     if let Some(path) = json.filter(|path| *path != Path::new("-")) {
         files.writes("--json", path, force)?;
     }
-    system::watch(files.inputs());
     Ok(())
 }
 
@@ -139,11 +148,7 @@ fn quantize(arguments: &Arguments) -> Result<()> {
         onnx_osplus::run(&original, &data, &TractEngine, &options, &terminal)?;
 
     let saving = Instant::now();
-    if data.digest() != calibration {
-        bail!(
-            "the calibration data was changed by another program while it was in use; nothing was written, run again"
-        );
-    }
+    check_data(&data, &calibration, &arguments.sources())?;
     let provenance = Provenance::new(&report, source.digests(), calibration);
     if !arguments.no_metadata {
         provenance.write(&mut model);
@@ -160,12 +165,7 @@ fn quantize(arguments: &Arguments) -> Result<()> {
     book("total", start.elapsed().as_secs_f64());
     report.peak_memory_mb = peak_memory_mb();
     let sizes = (source.len(), saved.bytes + saved.external_bytes);
-    if let Some(path) = &saved.left_over {
-        report.notes.push(format!(
-            "{} was there before and is not part of OUT; it was left as it is",
-            path.display()
-        ));
-    }
+    report.notes.extend(left_over(&saved));
     if !arguments.report.is_empty() {
         report.command = Some(report::command());
         report.files = Some(report::files(arguments, sizes));
@@ -197,7 +197,6 @@ fn check_files(arguments: &Arguments) -> Result<Files> {
         files.writes("--report", path, arguments.force)?;
     }
     files.has_room(&arguments.output, arguments.least_bytes())?;
-    system::watch(files.inputs());
     Ok(files)
 }
 
@@ -215,9 +214,31 @@ fn save(
     }
     let prepared = onnx::prepare(model, output, &options)?;
     source.check_unchanged()?;
+    system::end_if_signalled();
     let mut saved = prepared.commit()?;
+    system::wrote_out();
     saved.left_over = saved.left_over.filter(|path| !files.is_read(path));
     Ok(saved)
+}
+
+/// Whether calibration data still is what it was when it was opened.
+fn check_data(data: &Dataset, digest: &str, sources: &[CalibSource]) -> Result<()> {
+    if data.digest() != digest {
+        let names: Vec<_> = sources.iter().map(|s| shown::path(&s.path)).collect();
+        bail!(
+            "the calibration data ({}) was changed by another program while it was in use; nothing was written, run again",
+            names.join(", ")
+        );
+    }
+    Ok(())
+}
+
+/// What is to be said of a file that looks like OUT's and is not.
+fn left_over(saved: &SaveSummary) -> Option<String> {
+    let path = saved.left_over.as_ref()?.display();
+    Some(format!(
+        "{path} was there before and is not part of OUT; it was left as it is"
+    ))
 }
 
 /// Writes `value` where a `--json` says: to a file, or with `-` to the standard output. Whether it was the latter.

@@ -4,6 +4,13 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+#[cfg(unix)]
+use std::{
+    os::unix::thread::JoinHandleExt,
+    sync::mpsc::{Receiver, channel},
+    sync::{Mutex, PoisonError},
+};
 
 #[cfg(unix)]
 use onnx_osplus::onnx::output;
@@ -42,9 +49,16 @@ fn checked(pointer: *mut u8, size: usize) -> *mut u8 {
     pointer
 }
 
+/// Whether a thread is about to end the program because there is no memory left.
+static OUT_OF_MEMORY: AtomicBool = AtomicBool::new(false);
+
 /// Ends the program. Nothing here asks for memory.
 #[cold]
 fn out_of_memory(size: usize) -> ! {
+    if OUT_OF_MEMORY.swap(true, Ordering::Relaxed) {
+        // Another thread says so and ends all of them.
+        wait_for_the_end();
+    }
     let mut digits = [b'0'; 20];
     let (mut rest, mut at) = (size, digits.len());
     loop {
@@ -55,31 +69,42 @@ fn out_of_memory(size: usize) -> ! {
             break;
         }
     }
-    let parts: [&[u8]; 3] = [
+    let note = if is_written() { OUT_IS_WRITTEN } else { "" };
+    last_words(&[
         b"error: out of memory: the system has no ",
         &digits[at..],
         b" bytes more for this program; a smaller --batch, fewer --threads or less data need less, or there is a limit \
           (ulimit -v, a container's)\n",
-    ];
-    last_words(&parts);
+        note.as_bytes(),
+    ]);
     #[cfg(unix)]
     output::try_remove_temporary_files();
     end(1)
 }
 
-#[cfg(unix)]
-fn last_words(parts: &[&[u8]]) {
-    for part in parts {
-        // SAFETY: the standard error, and bytes that are there. What cannot be written is lost, which is all one can do.
-        unsafe { libc::write(2, part.as_ptr().cast(), part.len()) };
+fn wait_for_the_end() -> ! {
+    loop {
+        std::thread::park();
     }
 }
 
-#[cfg(not(unix))]
+/// Says all parts at once, so that no other thread speaks in between.
 fn last_words(parts: &[&[u8]]) {
-    use std::io::Write;
-    for part in parts {
-        let _ = std::io::stderr().write_all(part);
+    let mut text = [0; 1024];
+    let mut len = 0;
+    for byte in parts.iter().copied().flatten().take(text.len()) {
+        text[len] = *byte;
+        len += 1;
+    }
+    #[cfg(unix)]
+    // SAFETY: the standard error, and bytes that are there. What cannot be written is lost, which is all one can do.
+    unsafe {
+        libc::write(2, text.as_ptr().cast(), len);
+    }
+    #[cfg(not(unix))]
+    {
+        use std::io::Write;
+        let _ = std::io::stderr().write_all(&text[..len]);
     }
 }
 
@@ -116,8 +141,12 @@ pub(super) fn free_bytes(_: &Path) -> Option<u64> {
     None
 }
 
-/// The files that are read, as they were when the command began.
-static INPUTS: OnceLock<Vec<Input>> = OnceLock::new();
+/// The files that are read, as they were when the command began. Places, and no list: a signal handler reads them, which
+/// must not find a list that is just growing.
+static INPUTS: [OnceLock<Input>; 1024] = [const { OnceLock::new() }; 1024];
+
+/// Whether OUT has its name.
+static WRITTEN: AtomicBool = AtomicBool::new(false);
 
 #[cfg_attr(
     not(target_os = "linux"),
@@ -130,8 +159,8 @@ struct Input {
     size: u64,
 }
 
-/// Remembers the files that are read, for the message about one that is cut short.
-pub(super) fn watch<'a>(paths: impl Iterator<Item = &'a Path>) {
+/// Remembers a file that is read, for the message about one that is cut short. To be called before it is mapped.
+pub(super) fn watch(path: &Path) {
     let input = |path: &Path| {
         Some(Input {
             shown: super::shown::path(path),
@@ -141,20 +170,71 @@ pub(super) fn watch<'a>(paths: impl Iterator<Item = &'a Path>) {
             size: std::fs::metadata(path).ok()?.len(),
         })
     };
-    // Set once, as one command is run; a second one would only have worse messages.
-    let _ = INPUTS.set(paths.filter_map(input).collect());
+    let Some(mut input) = input(path) else { return };
+    for place in &INPUTS {
+        match place.set(input) {
+            Ok(()) => return,
+            Err(back) => input = back,
+        }
+    }
+    // One without a place is "a file" in the message.
+}
+
+/// What is said beside an error that came behind OUT.
+pub(super) const OUT_IS_WRITTEN: &str =
+    "note: OUT is written and whole; what was to be written after it is missing\n";
+
+/// Whether OUT was written.
+pub(super) fn is_written() -> bool {
+    WRITTEN.load(Ordering::Relaxed)
+}
+
+/// Remembers that OUT was written, for the last words.
+pub(super) fn wrote_out() {
+    WRITTEN.store(true, Ordering::Relaxed);
 }
 
 /// Takes over what the system would do by itself. To be called before there is a second thread.
 #[cfg(unix)]
 pub(crate) fn install() {
     await_signals();
+    let_one_thread_speak();
     #[cfg(target_os = "linux")]
     handle_bus_errors();
 }
 
 #[cfg(not(unix))]
 pub(crate) fn install() {}
+
+/// The thread that waits for signals, if there is one, and its answers.
+#[cfg(unix)]
+static LISTENER: OnceLock<(libc::pthread_t, Mutex<Receiver<()>>)> = OnceLock::new();
+
+/// Signals that end the program.
+#[cfg(unix)]
+const ENDINGS: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
+
+/// The question to it.
+#[cfg(unix)]
+const ASK: libc::c_int = libc::SIGUSR2;
+
+/// Returns if no signal came that is to end the program: then what follows is done. Else the program ends here, and not
+/// behind work that happened to be faster than the thread that was woken by the signal.
+#[cfg(unix)]
+pub(crate) fn end_if_signalled() {
+    if let Some((thread, answers)) = LISTENER.get() {
+        let answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: the thread never ends before the process does.
+        if unsafe { libc::pthread_kill(*thread, ASK) } == 0 {
+            // It answers, or ends the process; it can do nothing else.
+            let _ = answers.recv();
+        }
+    }
+}
+
+/// There is nothing to be asked.
+#[cfg(not(unix))]
+pub(crate) fn end_if_signalled() {}
 
 /// SIGINT, SIGTERM and SIGHUP go to a thread of their own, which removes temporary files and ends the program. They stay
 /// ignored where whoever started this program had them ignored (nohup).
@@ -165,31 +245,83 @@ fn await_signals() {
     let set = unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut set);
-        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        for signal in ENDINGS {
             let mut old: libc::sigaction = std::mem::zeroed();
             let known = libc::sigaction(signal, std::ptr::null(), &mut old) == 0;
             if !known || old.sa_sigaction != libc::SIG_IGN {
                 libc::sigaddset(&mut set, signal);
             }
         }
+        libc::sigaddset(&mut set, ASK);
         libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
         set
     };
+    let (answer, answers) = channel();
     let wait = move || {
-        let mut signal = 0;
-        // SAFETY: both pointers are to this thread's own variables.
-        while unsafe { libc::sigwait(&set, &mut signal) } != 0 {}
-        output::remove_temporary_files();
-        end(128 + signal);
+        loop {
+            let mut signal = 0;
+            // SAFETY: both pointers are to this thread's own variables.
+            if unsafe { libc::sigwait(&set, &mut signal) } != 0 {
+                continue;
+            }
+            if signal != ASK {
+                output::remove_temporary_files();
+                end(128 + signal);
+            }
+            // What is pending comes next, and ends the process.
+            if !is_pending() {
+                // Nobody waits if another program sent the question.
+                let _ = answer.send(());
+            }
+        }
     };
     let started = std::thread::Builder::new()
         .name("signals".to_owned())
         .stack_size(128 << 10)
         .spawn(wait);
-    if started.is_err() {
+    match started {
+        Ok(thread) => {
+            let _ = LISTENER.set((thread.as_pthread_t(), Mutex::new(answers)));
+        }
         // Without the thread they do what they always do.
-        // SAFETY: as above.
-        unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut()) };
+        Err(_) => {
+            // SAFETY: as above.
+            unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut()) };
+        }
+    }
+}
+
+/// Whether one of the signals that end the program has come and was not taken yet. They are blocked, or not waited for.
+#[cfg(unix)]
+fn is_pending() -> bool {
+    // SAFETY: sigpending fills the set that it gets, before it is read.
+    unsafe {
+        let mut pending: libc::sigset_t = std::mem::zeroed();
+        libc::sigpending(&mut pending) == 0
+            && ENDINGS
+                .iter()
+                .any(|&signal| libc::sigismember(&pending, signal) == 1)
+    }
+}
+
+/// Without memory a panic cannot be thrown either, and ends the program as a crash: not while another thread is saying that
+/// there is no memory.
+#[cfg(unix)]
+fn let_one_thread_speak() {
+    extern "C" fn handler(_: libc::c_int) {
+        while OUT_OF_MEMORY.load(Ordering::Relaxed) {
+            // SAFETY: one of the functions that a signal handler may call.
+            unsafe { libc::pause() };
+        }
+        // Any other abort goes on when this returns.
+    }
+    // SAFETY: a zeroed sigaction with a handler of the right form, which touches one atomic number.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler as extern "C" fn(libc::c_int) as usize;
+        action.sa_flags = libc::SA_ONSTACK;
+        libc::sigemptyset(&mut action.sa_mask);
+        libc::sigaction(libc::SIGABRT, &action, std::ptr::null_mut());
     }
 }
 
@@ -197,8 +329,8 @@ fn await_signals() {
 #[cfg(target_os = "linux")]
 fn handle_bus_errors() {
     extern "C" fn handler(_: libc::c_int) {
-        let inputs = INPUTS.get().map_or(&[][..], Vec::as_slice);
-        let cut = inputs.iter().find(|input| {
+        let mut inputs = INPUTS.iter().map_while(OnceLock::get);
+        let cut = inputs.find(|input| {
             // SAFETY: stat is one of the functions that a signal handler may call; the path ends with a zero byte, and a
             // zeroed structure of integers is one.
             unsafe {
@@ -210,7 +342,12 @@ fn handle_bus_errors() {
         last_words(&[
             b"error: ",
             what.as_bytes(),
-            b" was cut short by another program, or its disk failed, while it was being read; nothing was written, run again\n",
+            b" was cut short by another program, or its disk failed, while it was being read; run again\n",
+            if is_written() {
+                OUT_IS_WRITTEN.as_bytes()
+            } else {
+                b"note: nothing was written\n"
+            },
         ]);
         output::try_remove_temporary_files();
         end(1);

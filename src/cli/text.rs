@@ -26,11 +26,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let mut files = Files::default();
     files.reads_model("MODEL", &arguments.model);
     super::begin(&mut files, None, false)?;
-    let model = onnx::load(&arguments.model)?;
+    let (model, source) = onnx::load_with_source(&arguments.model)?;
     let options = match arguments.weights {
         true => TextOptions::FULL,
         false => TextOptions::SHORT,
     };
-    super::print(&text(&model, options));
+    let text = text(&model, options);
+    source.check_unchanged()?;
+    super::print(&text);
     Ok(())
 }

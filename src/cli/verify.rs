@@ -100,9 +100,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     files.reads_model("QUANT", &arguments.quantized);
     files.reads_data(&sources);
     super::begin(&mut files, arguments.json.as_deref(), arguments.force)?;
-    let float = onnx::load(&arguments.float)?;
-    let quantized = onnx::load(&arguments.quantized)?;
+    let (float, float_source) = onnx::load_with_source(&arguments.float)?;
+    let (quantized, quantized_source) = onnx::load_with_source(&arguments.quantized)?;
     let mut data = Dataset::open(&float, &sources, arguments.batch)?;
+    let digest = data.digest();
     let options = VerifyOptions {
         threads: arguments.threads,
         layers: !arguments.no_layers,
@@ -126,6 +127,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
         result => result?,
     };
+    super::check_data(&data, &digest, &sources)?;
+    float_source.check_unchanged()?;
+    quantized_source.check_unchanged()?;
     let filled = data.filled().iter();
     let filled = filled.map(|f| format!("input `{}` was filled with {}", f.input, f.rule));
     result

@@ -11,10 +11,10 @@
 use rayon::prelude::*;
 
 use super::balance::{Balance, Channels, row_rms};
+use super::joined::Joined;
 use super::loss::SiteLoss;
 use super::migration::{self, ShiftKind, extremes, shift};
 use super::response::{self, Response};
-use super::rotate::Joined;
 use super::search::{CLEAR_GAIN, gain_db};
 use super::survey::Survey;
 use super::{Fold, Migration, Recipe, SiteProblem, Solution, SolveSettings};

@@ -6,30 +6,12 @@
 //!
 //! All values are expected to be finite: the caller has refused NaN and infinity before they get here.
 
-use super::activation::ActivationGranularity;
+use super::ActivationGranularity;
 use super::groups::{self, fake_quantize_groups, quantize_groups};
+use super::rounding::{safe_scale, saturate_round};
 use super::wide::wide;
 use ndarray::{Array2, ArrayView2};
 use serde::{Deserialize, Serialize};
-
-/// `1.5 · 2^23`. Adding it to an `f32` in `[−2^22, 2^22]` leaves no fraction bits, so the hardware's own rounding mode
-/// (half to even) rounds to an integer; subtracting it again is exact.
-///
-/// `f32::round_ties_even` gives the same value but is a library call per element on x86-64 without SSE4.1; this form
-/// vectorizes on every target.
-const ROUNDING: f32 = 12_582_912.0;
-
-/// `saturate(round_half_even(v))` to the whole numbers `low ..= high`, `|low|, |high| ≤ 2^22`, as a float.
-///
-/// Saturating first gives the same result, because both limits are whole numbers, and keeps the argument in the range
-/// where [`ROUNDING`] is exact.
-#[inline(always)]
-pub(super) fn saturate_round(v: f32, low: f32, high: f32) -> f32 {
-    // Plain comparisons become one `maxps` and one `minps`; `f32::clamp` would add a check of its limits.
-    let v = if v < low { low } else { v };
-    let v = if v > high { high } else { v };
-    (v + ROUNDING) - ROUNDING
-}
 
 /// Parameters of one `QuantizeLinear`/`DequantizeLinear` pair: `q = saturate(round_half_even(x / scale) + zero_point)`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -159,15 +141,6 @@ impl WeightSpec {
     }
 }
 
-/// A scale that is safe to divide by: 1 for an empty range, never subnormal (runtimes flush those to zero).
-pub(super) fn safe_scale(scale: f64) -> f32 {
-    if scale == 0.0 {
-        1.0
-    } else {
-        (scale as f32).clamp(f32::MIN_POSITIVE, f32::MAX)
-    }
-}
-
 /// Replaces every value by what `QuantizeLinear` → `DequantizeLinear` makes of it:
 /// `(saturate(round_half_even(x / scale) + zero_point) − zero_point) · scale`.
 pub fn fake_quantize(x: &mut [f32], params: &QuantParams) {
@@ -279,7 +252,17 @@ pub(super) fn scales_of(w: ArrayView2<f32>, spec: &WeightSpec) -> Vec<f32> {
             *extreme = extreme.max(v.abs());
         }
     }
+    let is_dead: Vec<bool> = extremes.iter().map(|&extreme| extreme == 0.0).collect();
     column_scales(&mut extremes, spec, &[w.ncols()]);
+    let live = extremes.iter().zip(&is_dead).filter(|(_, dead)| !**dead);
+    let largest = live.map(|(s, _)| *s).reduce(f32::max);
+    if let (WeightGranularity::PerChannel, Some(largest)) = (spec.granularity, largest) {
+        // Any scale holds a column of zeros; but the bias beside it is in steps of it, and 1 would be a coarse one.
+        let scales = extremes.iter_mut().zip(&is_dead);
+        for (scale, _) in scales.filter(|(_, dead)| **dead) {
+            *scale = largest;
+        }
+    }
     if spec.granularity == WeightGranularity::PerTensor {
         // A weight without columns still needs the one scale its shape promises.
         extremes.resize(1, 1.0);
@@ -389,6 +372,19 @@ mod tests {
     }
 
     #[test]
+    fn a_column_of_zeros_has_a_scale_like_the_others() {
+        let w = array![[0.0, 0.5, -0.25], [0.0, 1.27, 0.25]];
+        let spec = |per_channel| WeightSpec::whole_or_columns(8, per_channel);
+        let scales = scales_of(w.view(), &spec(true));
+        assert_eq!(scales[0], scales[1]);
+        assert!((scales[0] - 0.01).abs() < 1e-8 && scales[2] < scales[1]);
+        // Where there is no other column there is nothing to go by.
+        let zeros = Array2::zeros((2, 2));
+        assert_eq!(scales_of(zeros.view(), &spec(true)), [1.0, 1.0]);
+        assert_eq!(scales_of(zeros.view(), &spec(false)), [1.0]);
+    }
+
+    #[test]
     fn asymmetric_range_covers_zero_and_maps_its_ends_to_the_ends() {
         let p = spec(8, false).params(-1.0, 3.0);
         assert_eq!((p.qmin, p.qmax, p.zero_point), (0, 255, 64));
@@ -439,7 +435,7 @@ mod tests {
             |per_channel| quantize_weight(w.view(), &WeightSpec::whole_or_columns(8, per_channel));
         let columns = per(true);
         assert_eq!(columns.scale.len(), 3);
-        assert_eq!(columns.scale[1], 1.0, "an all-zero column");
+        assert_eq!(columns.scale[1], columns.scale[0], "an all-zero column");
         assert_eq!(columns.q.row(0).to_vec(), [127, 0, -127]);
         let tensor = per(false);
         assert_eq!(tensor.scale.len(), 1);

@@ -14,7 +14,8 @@
 use super::groups::fake_quantize_groups;
 use super::loss::{Direction, Trial, all_columns, directions, migrate, side_by_side};
 use super::mix::mix;
-use super::quantize::{QuantParams, column_scales, limits, saturate_round};
+use super::quantize::{QuantParams, column_scales, limits};
+use super::rounding::saturate_round;
 use super::wide::wide;
 use super::{
     ActivationQuantizer, ActivationSpec, Migration, SiteProblem, SolveSettings, WeightSpec,

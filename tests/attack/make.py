@@ -11,6 +11,7 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import more
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
@@ -64,6 +65,12 @@ def raw(m):
 
 def good():
     return model([node("Relu", ["h"], ["y"], name="last")])
+
+
+def large():
+    """As good(), with a weight that goes out with --external-data."""
+    w = np.random.RandomState(1).randn(8, 512).astype(np.float32)
+    return model([node("MatMul", ["h", "w2"], ["y"], name="last")], dict(w2=w))
 
 
 def varint(n):
@@ -336,6 +343,15 @@ def models():
         yield Attack(f"function-{name}", MODEL, raw(model(call, functions=bodies)), needs=GRAPH, names=("Bad",))
     for name, text in HOSTILE.items():
         yield Attack(f"names-{name}", MODEL, raw(hostile(text)), needs=NONE)
+    # A command may do its work on these, or refuse them; it must not fall over.
+    for name, nodes, constants in more.odd_graphs():
+        yield Attack(f"odd-{name}", MODEL, raw(model(nodes, constants)), needs=NONE)
+    for name, call, bodies in more.recursive():
+        yield Attack(f"recursive-{name}", MODEL, raw(model(call, functions=bodies)), needs=NONE)
+    for name, edit in more.edited():
+        m = good()
+        edit(m)
+        yield Attack(f"edited-{name}", MODEL, raw(m), needs=GRAPH if name == "input-twice" else NONE, names=("`x` is defined twice",))
     for name, shape in {"wide": (2**30, 2**30, 8), "long": (1, 2**40, 8), "overflow": (2**40, 2**40, 8)}.items():
         yield Attack(f"input-{name}", MODEL, raw(model(relu, inputs=[value("x", *shape)])), needs=RUN, names=("x",))
 

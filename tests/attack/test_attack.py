@@ -58,6 +58,7 @@ def commands(attack, path, folder, small):
         "lint": ["lint", path, "--target", "portable"],
         "text": ["text", path],
         "diff": ["diff", fine, path, "--full"],
+        "dequantize": ["dequantize", path, folder / "float.onnx"],
     }
 
 
@@ -86,8 +87,8 @@ def problems(attack, tmp, small):
             yield f"prints what acts: {command}: {out!r} {err!r}"[:2000]
         if not attack.needs and any(line.startswith("wrote out.onnx") for line in (out + err).split("\n")):
             yield f"says what a name says: {said}"
-        if command == "quantize" and status == 0:
-            (folder / "out.onnx").unlink()
+        if command in ("quantize", "dequantize") and status == 0:
+            Path(arguments[-1] if command == "dequantize" else folder / "out.onnx").unlink()
     if sorted(p.name for p in folder.rglob("*")) != before:
         yield f"left something behind: {sorted(p.name for p in folder.rglob('*'))}"
 

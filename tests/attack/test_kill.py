@@ -14,20 +14,12 @@ import signal
 import subprocess
 import time
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
-from make import model, node, raw
+from make import large, raw
 
-HERE = Path(__file__).resolve().parent
 ENDINGS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
-
-
-def large():
-    """As good(), with a weight that goes out with --external-data."""
-    w = np.random.RandomState(1).randn(8, 512).astype(np.float32)
-    return model([node("MatMul", ["h", "w2"], ["y"], name="last")], dict(w2=w))
 
 
 def tool(folder, *options, out="out.onnx", environment=()):
@@ -38,8 +30,6 @@ def tool(folder, *options, out="out.onnx", environment=()):
 def finish(process):
     _, err = process.communicate(timeout=120)
     return process.returncode, err.decode()
-
-
 
 
 @pytest.fixture(scope="module", params=["disk", "tmpfs", "overlay"])
@@ -106,7 +96,8 @@ def test_killed_at_random_moments(folder, external, request):
     start = time.monotonic()
     assert finish(tool(folder, *options, "--force"))[0] == 0
     whole = time.monotonic() - start
-    kills = max(2, request.config.getoption("--kills") // 6)
+    # Rounded up, so that all six kinds together are no fewer than were asked for.
+    kills = max(2, -(-request.config.getoption("--kills") // 6))
     seen = set()
     for number in range(kills):
         reset(folder, old)
@@ -131,13 +122,6 @@ def test_killed_at_random_moments(folder, external, request):
     assert len(seen) > 1, seen
 
 
-@pytest.fixture(scope="session")
-def preload(tmp_path_factory):
-    library = tmp_path_factory.mktemp("faults") / "faults.so"
-    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, HERE / "faults.c", "-ldl"], check=True)
-    return {"LD_PRELOAD": str(library)}
-
-
 @pytest.mark.parametrize("there", [False, True], ids=["new", "replaced"])
 @pytest.mark.parametrize("external", [False, True], ids=["one file", "two files"])
 def test_every_call_fails_in_turn(folder, external, there, preload):
@@ -149,6 +133,7 @@ def test_every_call_fails_in_turn(folder, external, there, preload):
     assert state(folder) == new
     counts = dict(line.split() for line in (folder / "count").read_text().splitlines())
     tried = 0
+    del counts["mmap"], counts["say"]  # no steps of writing
     for call, count in counts.items():
         errors = {"write": ["28", "5"], "fsync": ["5"], "link": ["5"], "rename": ["5"], "unlink": []}[call]
         for number in range(1, int(count) + 1):

@@ -91,3 +91,16 @@ def test_every_operator_of_the_standard_has_a_constant():
     standard = text.split("[ai.onnx]")[1].split("[com.microsoft]")[0].split()
     known = {s.name for s in onnx.defs.get_all_schemas_with_history() if s.domain == ""}
     assert standard == sorted(known)
+
+
+def test_arities_are_those_of_all_versions(history):
+    """What `graph::check` refuses is refused by every version of the operator, and nothing else is."""
+    limit = lambda n: "*" if n == 2**31 - 1 else str(n)  # noqa: E731
+    expected = {}
+    for name, versions in history.items():
+        all_of = versions.values()
+        fewest, most = min(s.min_input for s in all_of), max(s.max_input for s in all_of)
+        outputs = min(s.min_output for s in all_of), max(s.max_output for s in all_of)
+        expected[name] = " ".join([name, *map(limit, (fewest, most, *outputs))])
+    lines = [line for line in (ROOT / "proto" / "arity.txt").read_text().splitlines() if not line.startswith("#")]
+    assert lines == [expected[name] for name in sorted(expected)]

@@ -27,6 +27,18 @@ fn map(path: &Path) -> Result<Bytes, CalibError> {
     Ok(file.bytes)
 }
 
+/// Refuses a pipe or a device with that reason, whatever its name ends with: `/dev/stdin` and what a shell makes of `<(…)`
+/// end with nothing.
+///
+/// # Errors
+/// It is one. What is not there is refused where it is read.
+pub(super) fn refuse_special(path: &Path) -> Result<(), CalibError> {
+    match path.metadata() {
+        Ok(meta) if !meta.is_file() && !meta.is_dir() => map(path).map(drop),
+        _ => Ok(()),
+    }
+}
+
 /// Reads one `.npy` file.
 pub(super) fn read_npy(path: &Path) -> Result<FileArray, CalibError> {
     parse_npy(map(path)?).map_err(|problem| CalibError::Format {

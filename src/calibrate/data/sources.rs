@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::calibrate::data::array::FileArray;
 use crate::calibrate::data::error::CalibError;
-use crate::calibrate::data::files::{read_npy, read_npz, read_pb};
+use crate::calibrate::data::files::{read_npy, read_npz, read_pb, refuse_special};
 use crate::calibrate::data::fill::rule;
 use crate::calibrate::data::input::NamedArray;
 use crate::calibrate::data::signature::{ModelInput, list};
@@ -31,6 +31,7 @@ pub(super) fn read_tables(
     // Index of the table that named sources are being added to.
     let mut open: Option<usize> = None;
     for source in sources {
+        refuse_special(&source.path)?;
         let Some(name) = &source.name else {
             read_unnamed(inputs, &source.path, &mut tables)?;
             continue;

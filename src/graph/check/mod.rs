@@ -39,7 +39,12 @@ pub(super) fn check_names(model: &Model) -> Result<(), GraphError> {
         .sparse_initializer
         .iter()
         .filter_map(|t| t.values.as_ref()?.name.as_deref());
-    let mut defined: HashSet<&str> = inputs.chain(sparse).collect();
+    let mut defined: HashSet<&str> = HashSet::new();
+    for name in inputs.chain(sparse) {
+        if !defined.insert(name) {
+            return Err(redefined(name));
+        }
+    }
     // An initializer may be listed as an input, too.
     let mut initializers: HashSet<&str> = HashSet::new();
     for name in graph.initializer.iter().filter_map(|t| t.name.as_deref()) {

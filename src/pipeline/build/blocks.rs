@@ -32,7 +32,7 @@ pub(super) fn quantize(
         .iter_enumerated()
         .filter(|(l, _)| plan.quantizes(*l))
     {
-        let spec = source.options.weight_of(linear.k);
+        let spec = source.weight(plan, l, linear.k);
         let rounded = match refinement.rounded.get(&l) {
             Some(rounded) => rounded.clone(),
             None => {

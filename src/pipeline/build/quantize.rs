@@ -2,7 +2,7 @@
 
 use oxc_index::index_vec;
 
-use super::super::plan::Plan;
+use super::super::plan::{Plan, Precision};
 use super::products::integer_products;
 use super::refine::Refinement;
 use super::source::{Source, recognised};
@@ -86,6 +86,12 @@ fn quantize_plan(
     QuantizePlan {
         activations,
         weight: options.weight(),
+        raised: found
+            .linears
+            .iter_enumerated()
+            .filter(|(l, _)| plan.linears[*l] == Precision::Raised)
+            .map(|(_, linear)| linear.node)
+            .collect(),
         storage: options.weight_storage,
         rounded: refinement.rounded.clone(),
         profile: options.profile(),

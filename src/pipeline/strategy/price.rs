@@ -201,7 +201,7 @@ fn length(row: &SiteRow) -> f64 {
 }
 
 /// The noise of every site without a rotation.
-fn noises(
+pub(super) fn noises(
     plan: &Plan,
     view: &View,
     found: &Recognised,
