@@ -156,3 +156,26 @@ def test_files_of_onnx_runtimes_quantizer(path, written, tmp_path):
     # And what was dequantized is a float model to start from.
     run = run_tool(tmp_path / "out.onnx", tmp_path / "again.onnx", "--calib", folder / "data.npz", "-q")
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_models_of_onnx_runtime_genai(bits, tmp_path):
+    """GroupQueryAttention with a cache, SkipSimplifiedLayerNormalization, MatMulNBits: one token behind three."""
+    source, feeds = block_forms.genai_model()
+    made, _ = block_forms.nbits(bits, 32, "packed")(source)
+    onnx.save(source, tmp_path / "float.onnx")
+    onnx.save(made, tmp_path / "made.onnx")
+    np.savez(tmp_path / "data.npz", **feeds)
+    found = verified(tmp_path, tmp_path / "made.onnx", tmp_path)
+    reference, got = (measure.outputs(tmp_path / f"{name}.onnx", feeds) for name in ("float", "made"))
+    for output in found["outputs"]:
+        name = output["name"]
+        assert output["sqnr_db"] == pytest.approx(measure.sqnr(reference[name], got[name]), abs=0.05), name
+    assert len(found["layers"]) == 15 and all(layer["quantized"]["bits"] == bits for layer in found["layers"])
+    inspected = " ".join(run_tool("inspect", tmp_path / "made.onnx").stdout.split())
+    assert f"15 × MatMulNBits of INT8 activations (scales found at run time per token and group) and {bits} bits weights" in inspected
+    run = run_tool("dequantize", tmp_path / "made.onnx", tmp_path / "out.onnx")
+    assert run.returncode == 0, run.stderr
+    back = measure.outputs(tmp_path / "out.onnx", feeds)
+    assert measure.sqnr(got["logits"], back["logits"]) > 30
+    assert sorted(n.op_type for n in onnx.load(tmp_path / "out.onnx").graph.node) == sorted(n.op_type for n in source.graph.node)

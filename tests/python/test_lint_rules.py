@@ -382,7 +382,7 @@ TENSORRT = [
     Case("T3-activation-scale", "tensorrt", "float", s8(a_shape=(forms.K,)), s8(), trt_in_float),
     Case("T3-run-time-scale", "tensorrt", "float", s8(scale_of_x=True), s8(), trt_in_float),
     Case("T3-activation-block", "tensorrt", "rejected", in_form(run_time_blocks()), in_form(per_token(False)), trt_builds_no_engine),
-    Case("T1-type", "tensorrt", "rejected", in_form(block_forms.blocks("uint4")), in_form(block_forms.blocks("int4")), trt_rejects, name="uint4"),
+    Case("T1-type", "tensorrt", "rejected", in_form(block_forms.blocks("uint4")), in_form(block_forms.blocks("int4")), trt_rejects, also=("T1-zero-point",), name="uint4"),
     Case("T3-one-side", "tensorrt", "float", s8(quantize_w=False), s8(), trt_in_float, name="activation"),
     Case("T3-one-side", "tensorrt", "float", s8(quantize_x=False), s8(), trt_in_float, name="weight"),
     Case("T11-rotation", "tensorrt", "inaccurate", lambda: forms.rotated(S8, "quantized"), lambda: forms.rotated(S8), trt_rotates_in_float),

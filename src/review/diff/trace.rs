@@ -126,7 +126,11 @@ pub(super) fn affine_input(scope: &Scope, i: usize) -> Option<usize> {
 
 /// Scale and zero point of a weight that the operator itself takes as integers. MatMulInteger leaves the scale to a Mul
 /// behind it, which its makers name after the weight.
-pub(super) fn by_operator<'m>(scope: &Scope<'m>, node: &NodeProto, float: &str) -> Option<Dequantize<'m>> {
+pub(super) fn by_operator<'m>(
+    scope: &Scope<'m>,
+    node: &NodeProto,
+    float: &str,
+) -> Option<Dequantize<'m>> {
     let input = |slot: usize| node.input.get(slot).and_then(|v| scope.constant(v));
     let named = || {
         let names = scope

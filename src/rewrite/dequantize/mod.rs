@@ -32,10 +32,10 @@ use std::collections::BTreeMap;
 use super::{RewriteError, quantized_table};
 use crate::graph::branches::FlatModel;
 use crate::graph::{Names, NodeId, Patch, Use, View, apply};
-use crate::onnx::{DataType, Model};
 use crate::onnx::node::{attr_i, make_node};
 use crate::onnx::op;
 use crate::onnx::proto::NodeProto;
+use crate::onnx::{DataType, Model};
 
 use writer::Writer;
 

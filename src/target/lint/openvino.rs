@@ -225,7 +225,8 @@ fn activation_scale(scope: &Scope, hits: &mut Hits) {
         let Some((x, _)) = product.pair() else {
             continue;
         };
-        if x.is_activation() && !x.is_per_tensor() {
+        // Blocks have a rule of their own.
+        if x.is_activation() && !x.is_per_tensor() && x.block_size == 0 {
             let n = x.scale_count.unwrap_or_default();
             hits.at(product.node, format!("its activation has {n} scales"));
         }
@@ -251,7 +252,11 @@ fn ragged(scope: &Scope, hits: &mut Hits) {
         let ragged = Blocked::in_view(&scope.view, id).filter(Blocked::is_ragged);
         if let Some(weight) = ragged {
             let block = weight.block;
-            hits.costs(cost, id, format!("blocks of {block} leave a rest of its axis"));
+            hits.costs(
+                cost,
+                id,
+                format!("blocks of {block} leave a rest of its axis"),
+            );
         }
     }
 }
@@ -277,7 +282,10 @@ fn permuted(scope: &Scope, hits: &mut Hits) {
 
 fn two_bits(scope: &Scope, hits: &mut Hits) {
     for quant in &scope.facts.quants {
-        if let Some(dtype) = quant.dtype.filter(|t| matches!(t, DataType::Int2 | DataType::Uint2)) {
+        if let Some(dtype) = quant
+            .dtype
+            .filter(|t| matches!(t, DataType::Int2 | DataType::Uint2))
+        {
             hits.at(quant.node, format!("it is of {}", dtype.as_str_name()));
         }
     }
@@ -316,7 +324,7 @@ fn activation(scope: &Scope, hits: &mut Hits) {
         if let Some(dtype) = odd {
             let dtype = dtype.as_str_name();
             hits.at(product.node, format!("its activation is {dtype}"));
-        } else if x.computed_scale {
+        } else if x.computed_scale && x.block_size == 0 {
             hits.at(
                 product.node,
                 "its activation has a scale that is computed at run time",

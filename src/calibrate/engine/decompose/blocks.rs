@@ -186,7 +186,10 @@ pub(super) fn dequantize(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outc
         return Ok(Kept);
     };
     if let Some(weight) = b.blocked(node) {
-        if attr_i(node, "axis") == Some(0) && weight.shape.len() == 2 && weight.rounds_activations(4) {
+        if attr_i(node, "axis") == Some(0)
+            && weight.shape.len() == 2
+            && weight.rounds_activations(4)
+        {
             b.scope.know_blocks(y, weight.block);
         }
         let w = b.store(weight)?;

@@ -8,9 +8,9 @@ use crate::onnx::op;
 
 /// Every MatMulNBits of the graph with its weight, if that can be read.
 fn products<'m>(scope: &Scope<'m>) -> Vec<(NodeId, Option<Blocked<'m>>)> {
-    let nodes = scope.nodes().filter(|(_, node)| {
-        node.op_type() == op::MatMulNBits && node.domain() == "com.microsoft"
-    });
+    let nodes = scope
+        .nodes()
+        .filter(|(_, node)| node.op_type() == op::MatMulNBits && node.domain() == "com.microsoft");
     nodes
         .map(|(id, _)| (id, Blocked::in_view(&scope.view, id)))
         .collect()
