@@ -12,6 +12,7 @@
 
 mod attributes;
 mod block;
+mod blocks;
 mod change;
 mod compare;
 mod constant;
@@ -20,6 +21,7 @@ mod initializers;
 mod json;
 mod lone;
 mod matching;
+mod per_token;
 mod rest;
 mod rotation;
 mod scope;
@@ -253,9 +255,7 @@ fn read_constants(compared: &mut Compared) {
         let [before, after] = constant::facts(tensors);
         let distance = match (&job.before, &job.after) {
             (Some((_, p)), Some((_, q))) if p.moved || q.moved => None,
-            (Some((a, p)), Some((b, q))) => {
-                constant::distance((a, p.quantized.as_ref()), (b, q.quantized.as_ref()))
-            }
+            (Some((a, p)), Some((b, q))) => blocks::distance((a, p), (b, q)),
             _ => None,
         };
         Constants {
@@ -316,6 +316,9 @@ fn constant_line(job: &Job, facts: &Constants) -> Vec<Part> {
         parts
     };
     let quantized = |f: &Facts, trace: &trace::Trace, other: &Facts| {
+        if let Some(blocked) = &trace.blocked {
+            return blocks::words(blocked);
+        }
         let Some(q) = &trace.quantized else {
             let mut parts = vec![word(format!("{} ", f.ty))];
             parts.extend(range_parts(f.range));
@@ -348,7 +351,8 @@ fn constant_line(job: &Job, facts: &Constants) -> Vec<Part> {
     };
     let mut line = match (&facts.before, &facts.after, &job.before, &job.after) {
         (Some(x), Some(y), Some((_, p)), Some((_, q))) => {
-            let stored = p.quantized.is_some() || q.quantized.is_some();
+            let known = |t: &trace::Trace| t.quantized.is_some() || t.blocked.is_some();
+            let stored = known(p) || known(q);
             let mut line = match stored {
                 true => quantized(x, p, y),
                 false => {
