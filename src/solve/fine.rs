@@ -181,7 +181,7 @@ impl Site<'_, '_> {
         trials: &[Candidate],
     ) -> Option<Vec<f64>> {
         let score = |candidate: &Candidate| {
-            let fitted = |fold: &Fold| {
+            let fitted = |_, fold: &Fold| {
                 let migration = self.migration(candidate, fold);
                 (migration, self.settings.activation.quantizer(-1.0, 1.0))
             };
