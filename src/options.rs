@@ -2,14 +2,15 @@
 
 use regex::Regex;
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 
 use crate::rewrite::WeightStorage;
 use crate::solve::{ActivationSpec, Method, WeightGranularity, WeightSpec};
 use crate::target::{Profile, Target};
 
+mod error;
 mod granularity;
 
+pub use error::OptionsError;
 pub use granularity::{Activations, Symmetry};
 
 /// What is written.
@@ -78,81 +79,6 @@ impl AttentionMode {
     }
 }
 
-/// Settings that contradict each other, or that mean nothing.
-#[derive(Clone, Debug, PartialEq, Error)]
-#[non_exhaustive]
-pub enum OptionsError {
-    /// A number of bits that no integer of an ONNX file has, or that is too few for a sign and a level.
-    #[error("{of} of {bits} bits: 2 to 8 are possible")]
-    Bits {
-        /// "weights" or "activations".
-        of: &'static str,
-        /// What was asked for.
-        bits: u8,
-    },
-    /// [`Method::SmoothQuant`] with an alpha that is no part.
-    #[error("the alpha of SmoothQuant is from 0 to 1, not {0}")]
-    Alpha(f32),
-    /// [`KeepFloat::Work`] that is no part.
-    #[error("the part of the multiplications that may be left in float is from 0 to 1, not {0}")]
-    Work(f64),
-    /// An SQNR that no output can be compared with.
-    #[error("the SQNR that every output must have is a finite number of decibels, not {0}")]
-    MinSqnr(f64),
-    /// [`Options::max_slowdown`] that is no price.
-    #[error("what rotations may cost is a number of percent, 0 or more, not {0}")]
-    Slowdown(f64),
-    /// Granularities that no operator has, or that contradict each other.
-    #[error("{setting}: {reason}")]
-    Granularity {
-        /// What was asked for.
-        setting: String,
-        /// Why it cannot be had.
-        reason: String,
-    },
-    /// Rotations in a format that has none.
-    #[error("rotations (max_slowdown) are for quantized formats with extra nodes, not for {0}")]
-    NoRotations(&'static str),
-    /// A search that would see nothing.
-    #[error("the search needs tokens: sample_tokens is at least 1")]
-    NoSampleTokens,
-    /// Weights of 7 bits for a target where 8 do no harm.
-    #[error(
-        "weights of 7 bits (reduce_range) are for x86 processors before VNNI, whose sums of 8-bit products saturate; \
-         those of target {target} do not: leave it out, it would cost accuracy for nothing"
-    )]
-    NothingSaturates {
-        /// The target's name.
-        target: &'static str,
-    },
-    /// The target cannot run what the format consists of.
-    #[error("format {format} is not for target {target}: {reason}")]
-    FormatRefused {
-        /// The format's name.
-        format: &'static str,
-        /// The target's name.
-        target: &'static str,
-        /// What the runtimes do with it.
-        reason: &'static str,
-    },
-    /// A setting of quantization with a format that has none.
-    #[error("format {format} quantizes nothing: {setting} needs another format")]
-    QuantizesNothing {
-        /// The format's name.
-        format: &'static str,
-        /// The field of [`Options`].
-        setting: &'static str,
-    },
-    /// Weights as float before a QuantizeLinear with a format that has no QuantizeLinear for them.
-    #[error(
-        "weights as float before a QuantizeLinear are a form of Q/DQ: format {format} has no place for them"
-    )]
-    NoQdqWeights {
-        /// The format's name.
-        format: &'static str,
-    },
-}
-
 /// The settings of a run.
 ///
 /// Write down what differs from the default, so that fields that will be added change nothing for you:
@@ -206,6 +132,9 @@ pub struct Options {
     pub keep_float: Option<KeepFloat>,
     /// The SQNR that every output must have on the held-out rows, in dB; Linears are left in float until it has.
     pub min_sqnr_db: Option<f64>,
+    /// By how many percent all weights together may grow for those that get 8 bits because they need them, where
+    /// [`Options::weight_bits`] is less.
+    pub max_raised: f64,
     /// Parallel batches; 0 for one per core.
     pub threads: usize,
     /// Seed of the choice of calibration tokens.
@@ -247,6 +176,7 @@ impl Default for Options {
             exclude: None,
             keep_float: None,
             min_sqnr_db: None,
+            max_raised: 0.0,
             threads: 0,
             seed: 0,
             extra_nodes: true,
@@ -384,6 +314,9 @@ impl Options {
         match self.min_sqnr_db {
             Some(db) if !db.is_finite() => return Err(OptionsError::MinSqnr(db)),
             _ => {}
+        }
+        if !(0.0..f64::INFINITY).contains(&self.max_raised) {
+            return Err(OptionsError::Raised(self.max_raised));
         }
         // A NaN is in no range.
         if !(0.0..f64::INFINITY).contains(&self.slowdown()) {

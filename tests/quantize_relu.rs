@@ -15,11 +15,13 @@ fn quantized(model: &Model, target: Target, rank: usize) -> Model {
     let spec = ActivationSpec::per_tensor(8, profile.symmetric);
     let activation = Activation {
         params: spec.params(-1.0, 1.0),
+        per_token: false,
         rank,
     };
     let plan = QuantizePlan {
         activations: oxc_index::index_vec![Some(activation); found.linears.len()],
         weight: WeightSpec::per_channel(8),
+        raised: Default::default(),
         storage: Default::default(),
         rounded: Default::default(),
         profile,

@@ -3,8 +3,8 @@
 use ndarray::{Array2, ArrayView2, Axis, concatenate};
 use onnx_osplus::solve::loss::{SiteLoss, Trial, migrate};
 use onnx_osplus::solve::{
-    ActivationSpec, Fold, Method, Recipe, ShiftKind, SiteProblem, SolveSettings, WeightSpec,
-    fake_quantize, quantize_weight, solve_site_with,
+    ActivationSpec, Fold, Method, Recipe, ShiftKind, SiteProblem, SolveSettings, WeightGranularity,
+    WeightSpec, fake_quantize, quantize_weight, solve_site_with,
 };
 use serde_json::Value;
 
@@ -82,8 +82,14 @@ impl Case {
             folds,
             weights: list(&v["weights"]),
             settings: SolveSettings {
-                activation: ActivationSpec::per_tensor(bits(&v["activation"]), v["activation"]["symmetric"] == true),
-                weight: WeightSpec::whole_or_columns(bits(&v["weight"]), v["weight"]["per_channel"] == true),
+                activation: ActivationSpec::per_tensor(
+                    bits(&v["activation"]),
+                    v["activation"]["symmetric"] == true,
+                ),
+                weight: WeightSpec::whole_or_columns(
+                    bits(&v["weight"]),
+                    v["weight"]["per_channel"] == true,
+                ),
                 method: Method::OsPlus,
             },
             expected: v["expected"].clone(),
@@ -151,7 +157,7 @@ fn quantizers_agree() {
         assert_eq!(x, matrix(&expected["fake_quantized"]));
         let w = quantize_weight(case.weights[0].view(), &case.settings.weight);
         let scale = |n: usize| {
-            w.scale[if case.settings.weight.per_channel {
+            w.scale[if case.settings.weight.granularity == WeightGranularity::PerChannel {
                 n
             } else {
                 0

@@ -125,7 +125,7 @@ pub(crate) struct Arguments {
     /// How much slower the result may be for rotations before its Linears, about: they spread outlier tokens over all
     /// channels, and go where they gain most for their time; 0 means none [default: 15, or 0 with --no-extra-nodes and
     /// --format float] [example: --max-slowdown 50]
-    #[arg(long, value_name = "PERCENT", value_parser = parse_slowdown)]
+    #[arg(long, value_name = "PERCENT", value_parser = super::granularity::parse_percent)]
     max_slowdown: Option<f64>,
 
     /// Remove what exporters leave behind and TensorRT rejects: Dropout in training mode, outputs, nodes and constants
@@ -222,13 +222,6 @@ pub(super) fn parse_threads(text: &str) -> Result<usize, String> {
         Ok(threads) if threads > MAX_THREADS => Err(format!("at most {MAX_THREADS} threads")),
         Ok(threads) => Ok(threads),
         Err(error) => Err(format!("{error}")),
-    }
-}
-
-fn parse_slowdown(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(percent) if percent >= 0.0 && percent.is_finite() => Ok(percent),
-        _ => Err("expected a number of percent, 0 or more".to_owned()),
     }
 }
 

@@ -1,9 +1,13 @@
 //! What shares a scale, on the command line: granularities, presets, and the format that goes with them.
 
 use clap::{Args, ValueEnum, value_parser};
+use onnx_osplus::review::{LinearReport, Report};
 use onnx_osplus::solve::WeightGranularity;
 use onnx_osplus::target::Target;
 use onnx_osplus::{Activations, Format, Options, Symmetry};
+
+/// Percent that weights of 8 bits may add to a language model of 4 bits.
+const RAISED_BY_LLM: f64 = 10.0;
 
 /// Bits, granularities and format.
 #[derive(Debug, Args)]
@@ -41,6 +45,11 @@ pub(super) struct Granularities {
     #[arg(long)]
     weight_only: bool,
 
+    /// Let all weights together grow by this much for those that get 8 bits because they need them most; only where it is
+    /// clearly better [default: 0, or 10 with --preset llm] [example: --max-raised 15]
+    #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
+    max_raised: Option<f64>,
+
     /// Bits of the activations, 2 to 8 [default: 8, or those of the preset] [example: --activation-bits 6]
     #[arg(long, value_name = "BITS", value_parser = value_parser!(u8).range(2..=8))]
     activation_bits: Option<u8>,
@@ -62,16 +71,15 @@ pub(super) enum Preset {
     Robust,
     /// Weights of 4 bits in groups of 32.
     Llm,
-    /// The paper's settings with constant scales per tensor of the activations.
+    /// The paper's standard settings: one constant scale per value, and for weights one in all (8 bits) or per channel.
     PaperW8a8,
     PaperW6a6,
     PaperW4a8,
     PaperW4a4,
-    /// And with a scale per token.
-    PaperFineW8a8,
-    PaperFineW6a6,
-    PaperFineW4a8,
-    PaperFineW4a4,
+    /// Its fine-grained ones: a scale per token, and per channel of a weight.
+    PaperTokenW6a6,
+    PaperTokenW5a5,
+    PaperTokenW4a4,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -98,18 +106,20 @@ enum ActivationName {
 }
 
 impl Preset {
-    /// Bits of weights and activations, the group of a weight, and whether every token has a scale.
-    fn choices(self) -> (u8, u8, Option<usize>, bool) {
+    /// Bits of weights and activations, what shares a scale of a weight, and whether every token has one.
+    fn choices(self) -> (u8, u8, WeightGranularity, bool) {
+        use WeightGranularity::{Group, PerChannel, PerTensor};
         match self {
-            Preset::Encoder | Preset::PaperW8a8 => (8, 8, None, false),
-            Preset::Robust | Preset::PaperFineW8a8 => (8, 8, None, true),
-            Preset::Llm => (4, 8, Some(32), false),
-            Preset::PaperW6a6 => (6, 6, None, false),
-            Preset::PaperW4a8 => (4, 8, None, false),
-            Preset::PaperW4a4 => (4, 4, None, false),
-            Preset::PaperFineW6a6 => (6, 6, None, true),
-            Preset::PaperFineW4a8 => (4, 8, None, true),
-            Preset::PaperFineW4a4 => (4, 4, None, true),
+            Preset::Encoder => (8, 8, PerChannel, false),
+            Preset::Robust => (8, 8, PerChannel, true),
+            Preset::Llm => (4, 8, Group(32), false),
+            Preset::PaperW8a8 => (8, 8, PerTensor, false),
+            Preset::PaperW6a6 => (6, 6, PerChannel, false),
+            Preset::PaperW4a8 => (4, 8, PerChannel, false),
+            Preset::PaperW4a4 => (4, 4, PerChannel, false),
+            Preset::PaperTokenW6a6 => (6, 6, PerChannel, true),
+            Preset::PaperTokenW5a5 => (5, 5, PerChannel, true),
+            Preset::PaperTokenW4a4 => (4, 4, PerChannel, true),
         }
     }
 }
@@ -127,14 +137,13 @@ impl Granularities {
     }
 
     fn weight_granularity(&self) -> WeightGranularity {
-        let of_preset = self.preset.and_then(|p| p.choices().2);
-        let wanted = match self.weight_only {
-            true if self.weight_bits() == 8 => Some(128),
-            true => Some(32),
+        let alone = match self.weight_only {
+            true if self.weight_bits() == 8 => Some(WeightGranularity::Group(128)),
+            true => Some(WeightGranularity::Group(32)),
             false => None,
         };
-        let group = of_preset.or(wanted).map(WeightGranularity::Group);
-        let asked = self.weight_granularity.or(group);
+        let of_preset = self.preset.map(|p| p.choices().2);
+        let asked = self.weight_granularity.or(alone).or(of_preset);
         asked.unwrap_or(WeightGranularity::PerChannel)
     }
 
@@ -170,8 +179,20 @@ impl Granularities {
                 None if per_token => Activations::PerToken,
                 None => Activations::Auto,
             },
+            max_raised: self.max_raised.unwrap_or(match self.preset {
+                Some(Preset::Llm) => RAISED_BY_LLM,
+                _ => 0.0,
+            }),
             ..base
         }
+    }
+}
+
+/// A number of percent, 0 or more.
+pub(super) fn parse_percent(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(percent) if percent >= 0.0 && percent.is_finite() => Ok(percent),
+        _ => Err("expected a number of percent, 0 or more".to_owned()),
     }
 }
 
@@ -184,4 +205,38 @@ fn parse_weight_granularity(text: &str) -> Result<WeightGranularity, String> {
             _ => Err("expected per-tensor, per-channel, or group:N such as group:32".to_owned()),
         },
     }
+}
+
+/// What shares a scale, where that is not what it usually is, and whose weights have more bits than the others.
+pub(super) fn scales(out: &mut super::shown::Lines, report: &Report) -> std::fmt::Result {
+    let settings = &report.settings;
+    let raised = |l: &&LinearReport| {
+        l.weight_bits
+            .is_some_and(|bits| bits != settings.weight_bits)
+    };
+    let raised = report.linears.iter().filter(raised).count();
+    let usual = settings.weight_granularity != "per-tensor"
+        && !settings.weight_granularity.starts_with("group:");
+    if settings.format == "float"
+        || (usual && settings.activation_granularity == "per-tensor" && raised == 0)
+    {
+        return Ok(());
+    }
+    let weights = match settings.weight_granularity.strip_prefix("group:") {
+        Some(size) => format!("in groups of {size}"),
+        None => settings.weight_granularity.clone(),
+    };
+    let more = match raised {
+        0 => String::new(),
+        n => format!(" ({n} with 8 bits)"),
+    };
+    let activations = match settings.activation_granularity.as_str() {
+        "float" => "activations in float".to_owned(),
+        fine => format!("activations of {} bits {fine}", settings.activation_bits),
+    };
+    writeln!(
+        out,
+        "scales     weights of {} bits {weights}{more}, {activations}",
+        settings.weight_bits
+    )
 }

@@ -188,7 +188,7 @@ fn linears(out: &mut Lines, report: &Report, verbose: bool) -> std::fmt::Result 
             linear.status, linear.name, linear.k, linear.n
         )?;
     }
-    Ok(())
+    super::granularity::scales(out, report)
 }
 
 fn sites(out: &mut Lines, report: &Report, verbose: bool) -> std::fmt::Result {

@@ -449,29 +449,6 @@ pub fn from_i8(name: &str, shape: &[usize], data: &[i8]) -> TensorProto {
     make(name, shape, DataType::Int8, data.len(), raw)
 }
 
-/// Makes an INT4 tensor: two elements per byte, the first in the lower half. Only the lower 4 bits of an element are
-/// kept.
-///
-/// # Panics
-/// If the length is not that of the shape.
-pub fn from_i4(name: &str, shape: &[usize], data: &[i8]) -> TensorProto {
-    let low = |value: Option<&i8>| value.map_or(0, |&v| v as u8 & 0xf);
-    let pair = |pair: &[i8]| low(pair.first()) | low(pair.get(1)) << 4;
-    let raw = data.chunks(2).map(pair).collect();
-    make(name, shape, DataType::Int4, data.len(), raw)
-}
-
-/// Makes a UINT4 tensor, packed like [`from_i4`].
-///
-/// # Panics
-/// If the length is not that of the shape.
-pub fn from_u4(name: &str, shape: &[usize], data: &[u8]) -> TensorProto {
-    let low = |value: Option<&u8>| value.map_or(0, |&v| v & 0xf);
-    let pair = |pair: &[u8]| low(pair.first()) | low(pair.get(1)) << 4;
-    let raw = data.chunks(2).map(pair).collect();
-    make(name, shape, DataType::Uint4, data.len(), raw)
-}
-
 /// Makes a UINT8 tensor.
 ///
 /// # Panics
@@ -497,6 +474,10 @@ pub fn from_i64(name: &str, shape: &[usize], data: &[i64]) -> TensorProto {
     let raw = data.iter().flat_map(|value| value.to_le_bytes()).collect();
     make(name, shape, DataType::Int64, data.len(), raw)
 }
+
+mod four_bits;
+
+pub use four_bits::{from_i4, from_u4};
 
 #[cfg(test)]
 mod tests;

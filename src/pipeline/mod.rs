@@ -137,6 +137,13 @@ fn best_plan(
         budget: job.options.keep_float,
         min_sqnr_db: job.options.min_sqnr_db,
     };
+    let raises = strategy::raises(
+        &written.plan,
+        &source.calibrated.prepared,
+        job.options.weight_bits,
+    );
+    let percent = job.options.max_raised;
+    let written = strategy::raise_bits(written, &raises, percent, wish, judge)?;
     let written = strategy::keep_float(written, wish, sites, &units, judge)?;
     let written = strategy::quantize_attention(written, job.options, judge)?;
     let written = strategy::quantize_embeddings(written, job.options, judge)?;

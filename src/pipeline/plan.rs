@@ -92,8 +92,17 @@ impl Dropped {
 pub(crate) enum Precision {
     /// With integers of the bits that the options say.
     Integer,
+    /// With integers, those of the weight of 8 bits although the options say fewer.
+    Raised,
     /// In float, for this reason.
     Float(String),
+}
+
+impl Precision {
+    /// Whether it is computed with integers.
+    pub(super) fn is_integer(&self) -> bool {
+        matches!(self, Precision::Integer | Precision::Raised)
+    }
 }
 
 /// How the weights of a plan are rounded.
@@ -209,7 +218,7 @@ impl Plan {
 
     /// The Linears that are computed with integers.
     pub(super) fn quantizes(&self, linear: LinearId) -> bool {
-        self.format.quantizes() && self.linears[linear] == Precision::Integer
+        self.format.quantizes() && self.linears[linear].is_integer()
     }
 
     /// Plain min-max quantization of the same Linears: what every other plan competes with.

@@ -106,10 +106,14 @@ impl Account<'_> {
         let quantizes = self.written.plan.format.quantizes();
         let report = |(linear, precision): (_, &Precision)| {
             let reason = match precision {
-                Precision::Integer => None,
+                Precision::Integer | Precision::Raised => None,
                 Precision::Float(reason) => Some(reason.clone()),
             };
-            linear_report(linear, reason, quantizes)
+            let bits = match precision {
+                Precision::Raised => 8,
+                _ => self.job.options.weight_bits,
+            };
+            linear_report(linear, reason, quantizes, bits)
         };
         linears.map(report).collect()
     }
@@ -214,7 +218,7 @@ fn was_dropped(site: &SitePlan) -> bool {
 
 fn attention(plan: &AttentionPlan) -> AttentionReport {
     let (status, reason) = match &plan.precision {
-        Precision::Integer => ("int8", None),
+        Precision::Integer | Precision::Raised => ("int8", None),
         Precision::Float(reason) => ("float", Some(reason.clone())),
     };
     let guard = |guard: Guard| match guard {

@@ -22,15 +22,12 @@ pub(super) fn work_of(
     let view = prepared.model.view();
     let products = engine.products(prepared.model.as_model(), batch).ok()?;
     let linears = prepared.found.linears.iter().zip(&plan.linears);
-    let integer = |p: &&Precision| plan.format.quantizes() && matches!(p, Precision::Integer);
+    let integer = |p: &&Precision| plan.format.quantizes() && p.is_integer();
     let linears = linears
         .filter(|(_, p)| integer(p))
         .filter_map(|(l, _)| view.output(l.node, 0));
     let mut int8: BTreeSet<&str> = linears.map(|v| view.name(v)).collect();
-    let attentions = plan
-        .attention
-        .iter()
-        .filter(|a| matches!(a.precision, Precision::Integer));
+    let attentions = plan.attention.iter().filter(|a| a.precision.is_integer());
     let names: BTreeSet<&String> = attentions.flat_map(|a| &a.products).collect();
     let in_attention = view
         .nodes()

@@ -57,7 +57,12 @@ pub fn agreement_reports(
 }
 
 /// One Linear; `quantizes` is false if the format keeps every Linear in float.
-pub fn linear_report(linear: &Linear, skipped: Option<String>, quantizes: bool) -> LinearReport {
+pub fn linear_report(
+    linear: &Linear,
+    skipped: Option<String>,
+    quantizes: bool,
+    weight_bits: u8,
+) -> LinearReport {
     let quantized = skipped.is_none() && quantizes;
     let reason = skipped.unwrap_or_else(|| "format float quantizes nothing".to_owned());
     LinearReport {
@@ -66,6 +71,7 @@ pub fn linear_report(linear: &Linear, skipped: Option<String>, quantizes: bool) 
         n: linear.n,
         status: if quantized { "quantized" } else { "skipped" }.to_owned(),
         reason: (!quantized).then_some(reason),
+        weight_bits: quantized.then_some(weight_bits),
     }
 }
 

@@ -126,6 +126,8 @@ pub struct LinearReport {
     pub status: String,
     /// Why it was skipped.
     pub reason: Option<String>,
+    /// Bits of its weight, if it is quantized.
+    pub weight_bits: Option<u8>,
 }
 
 /// One value that Linears read.

@@ -24,6 +24,9 @@ pub struct Settings {
     pub weight_granularity: String,
     /// Whether groups of weights have zero points: "symmetric", "asymmetric", or "auto", where that pays.
     pub weight_symmetry: String,
+    /// Percent by which all weights could grow for those that get 8 bits because they need them.
+    #[serde(deserialize_with = "number")]
+    pub max_raised: f64,
     /// Whether weights of 8 bits use 7 of them.
     pub reduce_range: bool,
     /// Whether weights are stored as float before a QuantizeLinear and a DequantizeLinear.
@@ -88,6 +91,7 @@ impl From<&Options> for Settings {
                 WeightGranularity::Group(size) => format!("group:{size}"),
             },
             weight_symmetry: options.zero_points().name().to_owned(),
+            max_raised: options.max_raised,
             reduce_range: options.reduce_range,
             weights_as_float_qdq: options.weight_storage == WeightStorage::FloatQdq,
             activation_bits: options.activation_bits,

@@ -192,7 +192,13 @@ impl Writer<'_, '_> {
         if let Some(bias) = bias {
             let product = self.names.derive(&value, "product");
             let add = self.names.derive(&linear.name, op::Add);
-            after.push(make_node(op::Add, &add, &[&product, &bias], &[&value], vec![]));
+            after.push(make_node(
+                op::Add,
+                &add,
+                &[&product, &bias],
+                &[&value],
+                vec![],
+            ));
             value = product;
         }
         if linear.dtype != DataType::Float {
@@ -289,7 +295,9 @@ fn packed(names: &[String; 3], weight: &BlockWeight, group: usize) -> Vec<Tensor
         let filled = column.iter().map(|&q| unsigned(q)).collect::<Vec<_>>();
         [filled, vec![0; groups * group - k]].concat()
     };
-    let data: Vec<u8> = (0..n).flat_map(|c| packed_bits(&column(c), *bits)).collect();
+    let data: Vec<u8> = (0..n)
+        .flat_map(|c| packed_bits(&column(c), *bits))
+        .collect();
     let width = group * usize::from(*bits) / 8;
     let scales: Vec<f32> = by_column(&weight.scale, n).collect();
     let mut tensors = vec![
@@ -388,9 +396,13 @@ mod tests {
             tensors[0].raw_data.as_deref(),
             Some(&[first, second].concat()[..])
         );
-        assert_eq!(tensor::float_array(&tensors[1]).unwrap().into_raw_vec_and_offset().0, [
-            0.5, 2.0, 0.25, 4.0
-        ]);
+        assert_eq!(
+            tensor::float_array(&tensors[1])
+                .unwrap()
+                .into_raw_vec_and_offset()
+                .0,
+            [0.5, 2.0, 0.25, 4.0]
+        );
         // Zero points of a column: groups 0 and 1.
         assert_eq!(tensors[2].dims, [2, 1]);
         assert_eq!(tensors[2].raw_data.as_deref(), Some(&[0x89, 0x97][..]));
@@ -401,16 +413,25 @@ mod tests {
     fn other_bits() {
         let eight = packed(&names(), &weight(8, true), 4);
         assert_eq!(eight[0].dims, [2, 2, 4]);
-        assert_eq!(eight[2].raw_data.as_deref(), Some(&[129, 128, 127, 129][..]));
+        assert_eq!(
+            eight[2].raw_data.as_deref(),
+            Some(&[129, 128, 127, 129][..])
+        );
         let two = packed(&names(), &weight(2, false), 4);
         // −2 −1 0 1 raised by 2: 0 1 2 3; then 4 is beyond two bits, and is never given.
-        assert_eq!(two[0].raw_data.as_deref().map(|d| d[0]), Some(0b11_10_01_00));
+        assert_eq!(
+            two[0].raw_data.as_deref().map(|d| d[0]),
+            Some(0b11_10_01_00)
+        );
     }
 
     #[test]
     fn blocks_keep_the_layout_of_the_weight() {
         let signed = blocked(&names(), &weight(8, false), 4, false);
-        assert_eq!((&signed[0].dims[..], &signed[2].dims[..]), (&[5, 2][..], &[2, 2][..]));
+        assert_eq!(
+            (&signed[0].dims[..], &signed[2].dims[..]),
+            (&[5, 2][..], &[2, 2][..])
+        );
         assert_eq!(signed[0].raw_data.as_deref().map(|d| d[0] as i8), Some(-2));
         let unsigned = blocked(&names(), &weight(4, true), 4, true);
         // 6 and 10, the first in the lower half; zero points 9 7 8 9.

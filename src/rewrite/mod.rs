@@ -19,8 +19,8 @@ mod take_apart;
 mod to_matmul;
 
 pub use affine::{Affine, Rotated};
-pub use blocks::{BLOCKS_OPSET, BlockForm, BlockPlan, BlockWeight, quantize_in_blocks};
 pub use attention::{AttentionParams, FLOAT16_OPSET, quantize_attention};
+pub use blocks::{BLOCKS_OPSET, BlockForm, BlockPlan, BlockWeight, quantize_in_blocks};
 pub use clean::clean;
 pub use correct::correct_biases;
 pub use dequantize::{Dequantized, dequantize};

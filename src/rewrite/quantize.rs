@@ -70,6 +70,8 @@ pub struct QuantizePlan {
     pub activations: IndexVec<LinearId, Option<Activation>>,
     /// Bits and granularity of the weights.
     pub weight: WeightSpec,
+    /// The nodes of the Linears whose weights have 8 bits although `weight` says fewer.
+    pub raised: BTreeSet<NodeId>,
     /// What the file holds of them.
     pub storage: WeightStorage,
     /// Weights that have been quantized already, by the number of their Linear; the others are rounded to the nearest.
@@ -143,6 +145,15 @@ struct InputNames {
     dequantized: String,
 }
 
+/// The values that stand for an input divided by its magnitudes.
+#[derive(Clone)]
+struct Normalized {
+    /// a, `[.., 1]`.
+    magnitude: String,
+    /// x / a.
+    value: String,
+}
+
 struct Writer<'a, 'm> {
     view: &'a View<'m>,
     plan: &'a QuantizePlan,
@@ -155,7 +166,7 @@ struct Writer<'a, 'm> {
     /// The quantized input that Linears with the same key read.
     shared: BTreeMap<ActivationKey, InputNames>,
     /// Inputs over the magnitudes of their tokens, by value and whether it is transposed first.
-    normalized: BTreeMap<(ValueId, bool), per_token::Normalized>,
+    normalized: BTreeMap<(ValueId, bool), Normalized>,
     /// Weights already written: one initializer serves every Linear that reads it.
     weights: BTreeMap<WeightKey, WeightNames>,
 }

@@ -9,7 +9,8 @@
 //! Scales of tokens and groups are made at run time, so no unseen token is clipped, and no range is calibrated. What ONNX
 //! Runtime's MatMulNBits does with activations at accuracy level 4 is *per group* with 8 bits and the groups of the weight.
 
-use super::quantize::{fake_quantize_into, saturate_round};
+use super::quantize::fake_quantize_into;
+use super::rounding::saturate_round;
 use super::wide::wide;
 use super::{ActivationSpec, QuantParams};
 use serde::{Deserialize, Serialize};

@@ -132,9 +132,7 @@ impl Balance {
             Balance::Threshold(t) => {
                 migration::scale(&migration::extremes(fold.min, fold.max, shift), t)
             }
-            Balance::Largest(alpha) => {
-                power(migration::extremes(fold.min, fold.max, shift), alpha)
-            }
+            Balance::Largest(alpha) => power(migration::extremes(fold.min, fold.max, shift), alpha),
             Balance::Magnitude(alpha) => power(magnitudes(fold, shift, ties), alpha),
             Balance::Activation => root(floored(&channels.deviation)?),
             Balance::Both => {
@@ -157,7 +155,10 @@ fn magnitudes(fold: &Fold, shift: Option<&[f32]>, ties: Option<&[u32]>) -> Vec<f
     let extremes = migration::extremes(fold.min, fold.max, shift);
     let means = joined(sums, ties).into_iter().map(|s| (s / tokens) as f32);
     let bursts = extremes.iter().map(|e| BURST * BURST * e);
-    means.zip(bursts).map(|(mean, burst)| mean.max(burst)).collect()
+    means
+        .zip(bursts)
+        .map(|(mean, burst)| mean.max(burst))
+        .collect()
 }
 
 /// Values of at least [`FLOOR`] times their median (or, if that is 0, their mean); `None` if all are 0.
@@ -261,6 +262,9 @@ mod tests {
             deviation: vec![0.0; 4],
         };
         assert_eq!(scale(&dead), None);
-        assert_eq!(Balance::None.scale(&channels, &[1.0; 4], None, (&fold, None)), None);
+        assert_eq!(
+            Balance::None.scale(&channels, &[1.0; 4], None, (&fold, None)),
+            None
+        );
     }
 }

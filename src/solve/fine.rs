@@ -11,10 +11,10 @@
 use rayon::prelude::*;
 
 use super::balance::{Balance, Channels, row_rms};
+use super::joined::Joined;
 use super::loss::SiteLoss;
 use super::migration::{self, ShiftKind, extremes, shift};
 use super::response::{self, Response};
-use super::rotate::Joined;
 use super::search::{CLEAR_GAIN, gain_db};
 use super::survey::Survey;
 use super::{Fold, Migration, Recipe, SiteProblem, Solution, SolveSettings};
@@ -64,7 +64,12 @@ pub(super) fn solve(
         problem,
         settings,
     };
-    let survey = Survey::new(problem, settings, recipe.survey_tokens, recipe.survey_columns);
+    let survey = Survey::new(
+        problem,
+        settings,
+        recipe.survey_tokens,
+        recipe.survey_columns,
+    );
     let ranked = site.ranked(&survey, loss);
     let finalists: Vec<Candidate> = ranked.iter().take(FINALISTS).map(|(c, _)| *c).collect();
     let trials = [&[NOTHING][..], &finalists].concat();
@@ -171,15 +176,14 @@ impl Site<'_, '_> {
         };
         let jobs = (0..trials.len() * directions).into_par_iter();
         let losses: Vec<f64> = jobs.map(score).collect();
-        losses.chunks(directions.max(1)).map(|l| l.iter().sum()).collect()
+        losses
+            .chunks(directions.max(1))
+            .map(|l| l.iter().sum())
+            .collect()
     }
 
     /// Losses at the response of the block; `None` if it cannot be run.
-    fn at_response(
-        &self,
-        response: &dyn Response,
-        trials: &[Candidate],
-    ) -> Option<Vec<f64>> {
+    fn at_response(&self, response: &dyn Response, trials: &[Candidate]) -> Option<Vec<f64>> {
         let score = |candidate: &Candidate| {
             let fitted = |_, fold: &Fold| {
                 let migration = self.migration(candidate, fold);

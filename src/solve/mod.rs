@@ -23,15 +23,18 @@ pub mod damage;
 pub mod feedback;
 mod fine;
 pub mod groups;
+mod joined;
 pub mod loss;
 pub mod migration;
 mod mix;
 pub mod orthogonal;
 pub mod output;
 pub mod quantize;
+pub mod recipe;
 pub mod response;
 pub mod rotate;
 pub mod rotation;
+mod rounding;
 pub mod search;
 pub mod smoothquant;
 pub mod survey;
@@ -44,10 +47,11 @@ pub use quantize::{
     ActivationSpec, QuantParams, QuantizedWeight, WeightGranularity, WeightSpec, fake_quantize,
     quantize_weight,
 };
+pub use recipe::Recipe;
 pub use response::Response;
 pub use rotate::Turn;
 pub use rotation::{Mixing, Rotation};
-pub use search::{Recipe, solve_block, solve_both, solve_site, solve_site_with};
+pub use search::{solve_block, solve_both, solve_site, solve_site_with};
 
 use ndarray::ArrayView2;
 use serde::{Deserialize, Serialize};

@@ -16,7 +16,7 @@
 
 use ndarray::Array2;
 
-use super::quantize::saturate_round;
+use super::rounding::saturate_round;
 use super::{ActivationSpec, QuantParams};
 
 /// Factors on the range: below 1 the extremes are clipped, above 1 there is room for unseen ones.

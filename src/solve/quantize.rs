@@ -6,30 +6,12 @@
 //!
 //! All values are expected to be finite: the caller has refused NaN and infinity before they get here.
 
-use super::activation::ActivationGranularity;
+use super::ActivationGranularity;
 use super::groups::{self, fake_quantize_groups, quantize_groups};
+use super::rounding::{safe_scale, saturate_round};
 use super::wide::wide;
 use ndarray::{Array2, ArrayView2};
 use serde::{Deserialize, Serialize};
-
-/// `1.5 · 2^23`. Adding it to an `f32` in `[−2^22, 2^22]` leaves no fraction bits, so the hardware's own rounding mode
-/// (half to even) rounds to an integer; subtracting it again is exact.
-///
-/// `f32::round_ties_even` gives the same value but is a library call per element on x86-64 without SSE4.1; this form
-/// vectorizes on every target.
-const ROUNDING: f32 = 12_582_912.0;
-
-/// `saturate(round_half_even(v))` to the whole numbers `low ..= high`, `|low|, |high| ≤ 2^22`, as a float.
-///
-/// Saturating first gives the same result, because both limits are whole numbers, and keeps the argument in the range
-/// where [`ROUNDING`] is exact.
-#[inline(always)]
-pub(super) fn saturate_round(v: f32, low: f32, high: f32) -> f32 {
-    // Plain comparisons become one `maxps` and one `minps`; `f32::clamp` would add a check of its limits.
-    let v = if v < low { low } else { v };
-    let v = if v > high { high } else { v };
-    (v + ROUNDING) - ROUNDING
-}
 
 /// Parameters of one `QuantizeLinear`/`DequantizeLinear` pair: `q = saturate(round_half_even(x / scale) + zero_point)`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -156,15 +138,6 @@ impl WeightSpec {
     pub fn qmax(&self) -> i32 {
         debug_assert!((2..=8).contains(&self.bits), "bits must be 2 to 8");
         (1 << (self.bits - 1)) - 1
-    }
-}
-
-/// A scale that is safe to divide by: 1 for an empty range, never subnormal (runtimes flush those to zero).
-pub(super) fn safe_scale(scale: f64) -> f32 {
-    if scale == 0.0 {
-        1.0
-    } else {
-        (scale as f32).clamp(f32::MIN_POSITIVE, f32::MAX)
     }
 }
 
@@ -435,12 +408,8 @@ mod tests {
     #[test]
     fn weights_get_one_scale_per_column_or_one_in_all() {
         let w = array![[1.27f32, 0.0, -0.02], [-0.635, 0.0, 0.0127]];
-        let per = |per_channel| {
-            quantize_weight(
-                w.view(),
-                &WeightSpec::whole_or_columns(8, per_channel),
-            )
-        };
+        let per =
+            |per_channel| quantize_weight(w.view(), &WeightSpec::whole_or_columns(8, per_channel));
         let columns = per(true);
         assert_eq!(columns.scale.len(), 3);
         assert_eq!(columns.scale[1], 1.0, "an all-zero column");

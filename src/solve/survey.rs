@@ -11,10 +11,11 @@
 //! biases will be corrected ([`super::correction`]), the means do not count. Everything is measured element by element, clipping included. That is `T·C` operations for a candidate instead of
 //! `2·T·C·N`, so that the search can look at many, and score only the best of them with [`super::loss::SiteLoss`].
 
-use super::loss::{Direction, Trial, all_columns, directions, migrate, side_by_side};
 use super::groups::fake_quantize_groups;
+use super::loss::{Direction, Trial, all_columns, directions, migrate, side_by_side};
 use super::mix::mix;
-use super::quantize::{QuantParams, column_scales, limits, saturate_round};
+use super::quantize::{QuantParams, column_scales, limits};
+use super::rounding::saturate_round;
 use super::wide::wide;
 use super::{
     ActivationQuantizer, ActivationSpec, Migration, SiteProblem, SolveSettings, WeightSpec,
@@ -119,8 +120,7 @@ impl Survey {
                         moments((&error, &weights), &mut sums, &mut squares);
                     }
                 }
-                *total +=
-                    from_weights + self.output_energy((&sums, &squares), t, scale, corrected);
+                *total += from_weights + self.output_energy((&sums, &squares), t, scale, corrected);
             }
         }
         total

@@ -27,8 +27,12 @@ pub(super) fn quantize(
 ) -> Result<FlatModel, Error> {
     let view = model.view();
     let mut weights = BTreeMap::new();
-    for (l, linear) in found.linears.iter_enumerated().filter(|(l, _)| plan.quantizes(*l)) {
-        let spec = source.options.weight_of(linear.k);
+    for (l, linear) in found
+        .linears
+        .iter_enumerated()
+        .filter(|(l, _)| plan.quantizes(*l))
+    {
+        let spec = source.weight(plan, l, linear.k);
         let rounded = match refinement.rounded.get(&l) {
             Some(rounded) => rounded.clone(),
             None => {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ndarray::Array2;
 
 use crate::recognise::LinearId;
-use crate::solve::{Migration, QuantizedWeight};
+use crate::solve::{Migration, QuantizedWeight, WeightSpec};
 
 /// Everything that the integers of a weight depend on and that differs between the plans of one run.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,13 +16,16 @@ pub(super) struct RoundedFrom {
     weight: u64,
     /// The shift, scale and rotation of the tokens.
     transform: Migration,
+    /// How it is quantized.
+    spec: WeightSpec,
 }
 
 impl RoundedFrom {
-    pub(super) fn of(weight: &Array2<f32>, transform: &Migration) -> RoundedFrom {
+    pub(super) fn of(weight: &Array2<f32>, transform: &Migration, spec: WeightSpec) -> RoundedFrom {
         RoundedFrom {
             weight: hash(weight),
             transform: transform.clone(),
+            spec,
         }
     }
 }
@@ -78,22 +81,24 @@ mod tests {
             scale: Some(vec![2.0, 1.0]),
             ..Migration::default()
         };
-        let rounded = Arc::new(QuantizedWeight {
-            q: Array2::zeros((2, 3)),
-            scale: vec![1.0; 3],
-        });
-        let known = KnownWeights::default();
+        let rounded = Arc::new(QuantizedWeight::symmetric(
+            Array2::zeros((2, 3)),
+            vec![1.0; 3],
+        ));
+        let (known, spec) = (KnownWeights::default(), WeightSpec::per_channel(8));
         let (first, second): (LinearId, LinearId) = (0usize.into(), 1usize.into());
-        let from = RoundedFrom::of(&weight(1.0), &scaled);
+        let from = RoundedFrom::of(&weight(1.0), &scaled, spec);
         assert_eq!(known.get(first, &from), None);
         known.keep(first, from.clone(), rounded.clone());
         assert_eq!(known.get(first, &from), Some(rounded.clone()));
         assert_eq!(known.get(second, &from), None);
         assert_eq!(
-            known.get(first, &RoundedFrom::of(&weight(-1.0), &scaled)),
+            known.get(first, &RoundedFrom::of(&weight(-1.0), &scaled, spec)),
             None
         );
-        let unscaled = RoundedFrom::of(&weight(1.0), &Migration::default());
+        let other_bits = RoundedFrom::of(&weight(1.0), &scaled, WeightSpec::per_channel(4));
+        assert_eq!(known.get(first, &other_bits), None);
+        let unscaled = RoundedFrom::of(&weight(1.0), &Migration::default(), spec);
         assert_eq!(known.get(first, &unscaled), None);
         // The last is kept.
         known.keep(first, unscaled.clone(), rounded);

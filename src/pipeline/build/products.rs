@@ -18,8 +18,8 @@ use crate::calibrate::ChannelStats;
 use crate::graph::View;
 use crate::recognise::{LinearForm, LinearId, Recognised};
 use crate::rewrite::{IntegerProduct, IntegerProducts};
-use crate::solve::{Migration, WeightGranularity};
 use crate::solve::output::{OutputGrid, ProductFold, min_max_grid, search_grid};
+use crate::solve::{Migration, WeightGranularity};
 
 /// Tokens of each half, about, that grids are scored on.
 const SCORED_TOKENS: usize = 128;
@@ -118,7 +118,8 @@ impl Products<'_, '_> {
             }
         });
         let options = self.source.options;
-        let columns = options.extra_nodes && options.weight_granularity == WeightGranularity::PerChannel;
+        let columns =
+            options.extra_nodes && options.weight_granularity == WeightGranularity::PerChannel;
         Some(match self.plan.rounding {
             Rounding::Refined => search_grid(&folds, stride, columns),
             Rounding::Nearest => min_max_grid(&folds),

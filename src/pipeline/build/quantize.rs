@@ -2,7 +2,7 @@
 
 use oxc_index::index_vec;
 
-use super::super::plan::Plan;
+use super::super::plan::{Plan, Precision};
 use super::products::integer_products;
 use super::refine::Refinement;
 use super::source::{Source, recognised};
@@ -46,7 +46,9 @@ pub(super) fn quantize(
             let products = integer_products(source, &view, &found, plan);
             rewrite::quantize_as_operators(&view, &found, &what, &products, &mut names)?
         }
-        Format::Qdq | Format::MatMulNBits | Format::Float => rewrite::quantize(&view, &found, &what, &mut names)?,
+        Format::Qdq | Format::MatMulNBits | Format::Float => {
+            rewrite::quantize(&view, &found, &what, &mut names)?
+        }
     };
     drop(view);
     model.apply(patches).map_err(RewriteError::from)?;
@@ -84,6 +86,12 @@ fn quantize_plan(
     QuantizePlan {
         activations,
         weight: options.weight(),
+        raised: found
+            .linears
+            .iter_enumerated()
+            .filter(|(l, _)| plan.linears[*l] == Precision::Raised)
+            .map(|(_, linear)| linear.node)
+            .collect(),
         storage: options.weight_storage,
         rounded: refinement.rounded.clone(),
         profile: options.profile(),

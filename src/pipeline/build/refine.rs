@@ -112,7 +112,8 @@ impl Refine<'_> {
         let known = self.source.known;
         let weight = |&l: &LinearId| {
             let w = self.found.linears[l].load_weight(&self.view)?;
-            let from = RoundedFrom::of(&w, &plan.transform);
+            let spec = self.source.weight(self.plan, l, w.nrows());
+            let from = RoundedFrom::of(&w, &plan.transform, spec);
             Some((l, w, from))
         };
         let weights: Vec<_> = linears.iter().filter_map(weight).collect();
@@ -127,7 +128,11 @@ impl Refine<'_> {
         if linears.is_empty() {
             return None;
         }
-        let spec = self.source.options.weight_of(self.found.linears[*linears.first()?].k);
+        // Those that read one value have the same bits.
+        let first = *linears.first()?;
+        let spec = self
+            .source
+            .weight(self.plan, first, self.found.linears[first].k);
         let biases = linears.iter().map(|&l| self.found.linears[l].bias);
         let centred = biases.into_iter().all(|bias| bias.is_some());
         let tokens = |i: usize| {
@@ -176,15 +181,14 @@ impl Refine<'_> {
             let channels = stats.folds[0].min.len();
             let activation = self.source.options.activation_of(channels);
             let quantizer = activation.quantizer(low, high);
-            let means =
-                [0, 1].map(|i| means(&stats.folds[i].sample, &plan.transform, &quantizer));
+            let means = [0, 1].map(|i| means(&stats.folds[i].sample, &plan.transform, &quantizer));
             let linears = row.linears.iter();
             let with_bias = linears.filter(|&&l| self.found.linears[l].bias.is_some());
             jobs.extend(with_bias.map(|&l| (l, means.clone())));
         }
         let correct = |(l, means): &(LinearId, [Means; 2])| {
             let w = self.found.linears[*l].load_weight(&self.view)?;
-            let weight = self.source.options.weight_of(w.nrows());
+            let weight = self.source.weight(self.plan, *l, w.nrows());
             let nearest = || Arc::new(quantize_weight(w.view(), &weight));
             let quantized = rounded.get(l).cloned().unwrap_or_else(nearest);
             Some((*l, correction(w.view(), &quantized, means)?))

@@ -1,10 +1,12 @@
 //! What models are made from.
 
 use super::super::calibrate::Calibrated;
+use super::super::plan::{Plan, Precision};
 use super::known::KnownWeights;
 use crate::graph::branches::FlatModel;
 use crate::options::Options;
-use crate::recognise::{Recognised, recognise};
+use crate::recognise::{LinearId, Recognised, recognise};
+use crate::solve::WeightSpec;
 
 /// What models are made from.
 #[derive(Clone, Copy)]
@@ -12,6 +14,16 @@ pub(crate) struct Source<'a> {
     pub options: &'a Options,
     pub calibrated: &'a Calibrated,
     pub known: &'a KnownWeights,
+}
+
+impl Source<'_> {
+    /// How the weight of a Linear with `k` input channels is quantized by a plan.
+    pub(super) fn weight(&self, plan: &Plan, linear: LinearId, k: usize) -> WeightSpec {
+        match plan.linears[linear] {
+            Precision::Raised => self.options.raised_weight_of(k),
+            Precision::Integer | Precision::Float(_) => self.options.weight_of(k),
+        }
+    }
 }
 
 /// What is recognised in a migrated model, which has the Linears of the original in the same order: migration changes

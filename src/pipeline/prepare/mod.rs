@@ -277,6 +277,8 @@ fn recognise_all(
     }
     let sites = SiteTable::new(&view, sites, &mut skipped);
     drop(view);
+    let mut changes = changes;
+    changes.notes.extend(smaller_groups(job, &found, &skipped));
     let prepared = Prepared {
         model,
         found,
@@ -289,9 +291,43 @@ fn recognise_all(
     Ok(prepared)
 }
 
+/// Which Linears have smaller groups than were asked for, one note a size.
+fn smaller_groups(
+    job: &Job,
+    found: &Recognised,
+    skipped: &IndexVec<LinearId, Option<String>>,
+) -> Vec<String> {
+    let Some(wanted) = job.options.group() else {
+        return Vec::new();
+    };
+    let mut sizes: BTreeMap<usize, usize> = BTreeMap::new();
+    for (linear, _) in found
+        .linears
+        .iter()
+        .zip(skipped)
+        .filter(|(_, s)| s.is_none())
+    {
+        if let Some(size) = job
+            .options
+            .group_of(linear.k)
+            .filter(|size| *size != wanted)
+        {
+            *sizes.entry(size).or_default() += 1;
+        }
+    }
+    let note = |(size, count): (&usize, &usize)| {
+        format!(
+            "{count} Linears have weights in groups of {size}: {wanted} does not divide their input channels"
+        )
+    };
+    sizes.iter().map(note).collect()
+}
+
 /// Why a Linear stays in float whose input channels fall into no groups.
 fn no_group(k: usize) -> String {
-    format!("its {k} input channels are no multiple of 16, and the target needs groups of equal size")
+    format!(
+        "its {k} input channels are no multiple of 16, and the target needs groups of equal size"
+    )
 }
 
 /// Why a Linear behind a pool stays in float where the target would compute it wrongly.

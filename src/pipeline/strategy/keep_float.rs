@@ -195,7 +195,7 @@ fn account(
 }
 
 /// The SQNR of the worst output, in dB.
-fn lowest(compared: &[OutputComparison]) -> f64 {
+pub(super) fn lowest(compared: &[OutputComparison]) -> f64 {
     let all = compared.iter().map(|o| o.sqnr_db);
     all.fold(f64::INFINITY, f64::min)
 }

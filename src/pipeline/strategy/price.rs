@@ -219,7 +219,7 @@ fn loss(site: &SitePlan) -> f64 {
 }
 
 /// The noise of every site as it is.
-fn noises(
+pub(super) fn noises(
     plan: &Plan,
     view: &View,
     found: &Recognised,

@@ -12,7 +12,7 @@
 
 use std::sync::Arc;
 
-use super::{Activation, Writer};
+use super::{Activation, Normalized, Writer};
 use crate::graph::{Patch, ValueId};
 use crate::onnx::node::{int_attr, ints_attr, make_node};
 use crate::onnx::op;
@@ -24,15 +24,6 @@ use crate::solve::{QuantizedWeight, quantize_weight};
 
 /// The first operator set in which ReduceMax reads its axes from an input.
 const AXES_ARE_AN_INPUT: i64 = 18;
-
-/// The values that stand for an input divided by its magnitudes.
-#[derive(Clone)]
-pub(super) struct Normalized {
-    /// a, `[.., 1]`.
-    magnitude: String,
-    /// x / a.
-    value: String,
-}
 
 impl Writer<'_, '_> {
     /// One Linear with a scale for every token of its input.
@@ -50,7 +41,7 @@ impl Writer<'_, '_> {
                 let w = linear
                     .load_weight(self.view)
                     .ok_or_else(|| RewriteError::Constant(name.to_owned()))?;
-                Arc::new(quantize_weight(w.view(), &self.plan.weight))
+                Arc::new(quantize_weight(w.view(), &self.spec(linear)))
             }
         };
         let plain = untransposed(linear);

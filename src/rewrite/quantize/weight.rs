@@ -17,7 +17,7 @@ use crate::onnx::proto::{AttributeProto, NodeProto, TensorProto};
 use crate::onnx::{DataType, tensor};
 use crate::recognise::{Linear, LinearForm};
 use crate::rewrite::RewriteError;
-use crate::solve::{QuantizedWeight, WeightGranularity, quantize_weight};
+use crate::solve::{QuantizedWeight, WeightGranularity, WeightSpec, quantize_weight};
 
 /// What the file holds of a quantized weight.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -101,7 +101,7 @@ impl Writer<'_, '_> {
                 let w = linear
                     .load_weight(self.view)
                     .ok_or_else(|| RewriteError::Constant(name.to_owned()))?;
-                Arc::new(quantize_weight(w.view(), &self.plan.weight))
+                Arc::new(quantize_weight(w.view(), &self.spec(linear)))
             }
         };
         let q = if transposed {
@@ -131,7 +131,7 @@ impl Writer<'_, '_> {
                 linear.node,
                 self.quantize_constant(name, &float, &weight, transposed),
             );
-        } else if self.has_int4() && self.plan.weight.bits <= 4 {
+        } else if self.has_int4() && self.spec(linear).bits <= 4 {
             patch.add_initializer(tensor::from_i4(&weight.quantized, &shape, &q));
             let (wide, cast) = (
                 self.names.derive(name, "int8"),
@@ -153,6 +153,17 @@ impl Writer<'_, '_> {
         patch.add_initializer(tensor::from_i8(&weight.zero_point, dims, &vec![0; count]));
         self.weights.insert(key, weight.clone());
         Ok(weight)
+    }
+
+    /// How the weight of `linear` is quantized.
+    pub(super) fn spec(&self, linear: &Linear) -> WeightSpec {
+        match self.plan.raised.contains(&linear.node) {
+            true => WeightSpec {
+                bits: 8,
+                ..self.plan.weight
+            },
+            false => self.plan.weight,
+        }
     }
 
     fn per_channel(&self) -> bool {

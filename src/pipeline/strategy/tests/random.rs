@@ -89,7 +89,7 @@ impl Situation {
             for (db, effect) in db.iter_mut().zip(effects) {
                 *db += if site.migrates() { *effect } else { 0.0 };
                 *db += match plan.linears[LinearId::from(i)] {
-                    Precision::Integer => 0.0,
+                    Precision::Integer | Precision::Raised => 0.0,
                     Precision::Float(_) => 2.0,
                 };
             }

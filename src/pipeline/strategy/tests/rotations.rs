@@ -207,7 +207,11 @@ fn where_all_are_too_dear_as_many_as_are_worth_their_price() {
 #[test]
 fn what_the_usual_budget_buys_is_tried_for_a_larger_one() {
     let offers = vec![(0.5, 5.0), (0.1, 5.0), (0.1, 30.0)];
-    let gain = |turned: &[bool]| if turned[2] { -4.0 } else { 3.0 };
+    let gain = |turned: &[bool]| match (turned[0], turned[2]) {
+        (_, true) => -4.0,
+        (true, _) => 3.0,
+        _ => 0.0,
+    };
     let shop = Shop {
         offers,
         gain: &gain,
