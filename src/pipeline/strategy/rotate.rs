@@ -248,7 +248,9 @@ impl Scale<'_> {
         if small.bought.is_empty() || small.bought == than.bought {
             return Ok(None);
         }
-        let plans = [small.fewer(), Some(&small.bought[..])].into_iter().flatten();
+        let plans = [small.fewer(), Some(&small.bought[..])]
+            .into_iter()
+            .flatten();
         let plans = plans.map(|offers| with_rotations(plan, offers));
         let measured = judge.measure(plans.collect())?;
         self.choose(plan, &small, measured, judge)
