@@ -26,6 +26,8 @@ pub(super) struct Account<'a> {
     pub calibrated: &'a Calibrated,
     pub written: &'a Measured,
     pub judged_on: JudgedOn,
+    /// What tokens beyond the ranges cost, in dB.
+    pub beyond_ranges_db: Option<f64>,
     /// Who does the multiplications.
     pub work: Option<WorkReport>,
     /// Every output of what is written.
@@ -61,7 +63,8 @@ impl Account<'_> {
             float_check: self.float_check.clone(),
             work: self.work.clone(),
             below_plain: self.below_plain(),
-            outputs: output_reports(self.outputs, self.plain),
+            outputs: output_reports(self.outputs, self.plain, self.beyond_ranges_db),
+            beyond_ranges_db: self.beyond_ranges_db,
             agreements: agreement_reports(self.outputs, self.plain),
             verified_on: self.judged_on.rows.clone(),
             decision: self.decision(),
@@ -173,6 +176,7 @@ impl Account<'_> {
         let entry = |loss: &Loss| BelowPlain {
             output: outputs[loss.output].name.clone(),
             per_token: loss.figure == Figure::PerToken,
+            logarithms: loss.logarithms,
             sqnr_db: loss.sqnr_db,
             // Exact by plain quantization.
             plain_sqnr_db: Some(loss.plain_sqnr_db).filter(|db| db.is_finite()),
@@ -195,7 +199,7 @@ impl Account<'_> {
                  it without taking more from another",
                 lost.output,
                 lost.sqnr_db,
-                if lost.per_token { " per token" } else { "" }
+                lost.of_what()
             ));
         }
         notes

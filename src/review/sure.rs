@@ -34,6 +34,16 @@ pub fn too_few(o: &OutputComparison) -> Option<String> {
     }
 }
 
+/// What tokens beyond the ranges may cost without a word, in dB.
+const BEYOND_DB: f64 = 1.0;
+
+/// Why the figures of a few rows are no verdict, if tokens of others are likely to exceed the ranges.
+pub(super) fn beyond(db: Option<f64>) -> Option<String> {
+    db.filter(|db| *db > BEYOND_DB).map(|db| {
+        format!("tokens of other rows may exceed the ranges, and these have about {db:.1} dB less; more calibration data help")
+    })
+}
+
 /// What the SQNR of an output is known to, in dB, in 95 of 100 cases; `None` if its rows do not tell.
 pub fn known_to_db(o: &OutputComparison) -> Option<f64> {
     standard_error_db(&o.rows)

@@ -32,6 +32,7 @@ pub mod rotation;
 pub mod search;
 pub mod smoothquant;
 pub mod survey;
+pub mod tails;
 mod wide;
 
 pub use damage::damage;

@@ -43,15 +43,19 @@ pub(in crate::calibrate) struct Copy<'m> {
 }
 
 impl Copy<'_> {
-    /// What its products multiply.
-    pub(super) fn products(&self) -> Vec<Product> {
+    /// What its products multiply, or the names of values whose shapes must be known for that.
+    pub(super) fn products(&self, more: &Known) -> Result<Vec<Product>, Vec<String>> {
+        let mut facts = self.facts.clone();
+        for (name, fact) in more {
+            facts.know(name, fact.clone());
+        }
         let stored =
             |graph: &GraphProto, name: &str| graph.initializer.iter().any(|t| t.name() == name);
         let products = self.proto.graph.as_ref().map(|graph| {
             let constant = |name: &str| self.constants.contains_key(name) || stored(graph, name);
-            products(graph.node.iter(), &self.facts, constant)
+            products(graph.node.iter(), &facts, constant)
         });
-        products.unwrap_or_default()
+        products.unwrap_or(Ok(Vec::new()))
     }
 
     /// Where the axes of its values come from. `by_row` are the inputs that have one row for every row of the data.
