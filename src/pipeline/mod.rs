@@ -23,7 +23,6 @@ mod search;
 mod sites;
 mod strategy;
 mod token_ids;
-mod unseen;
 mod verdict;
 mod work;
 
@@ -102,7 +101,6 @@ pub fn run(
             calibrated: &calibrated,
             written: &written,
             judged_on: judge.judged_on(),
-            beyond_ranges_db: unseen::beyond_ranges_db(source, &written.plan),
             outputs: all.as_ref().map_or(&written.outputs, |[ours, _]| ours),
             plain: match &all {
                 Some([_, plain]) => judge.plain().map(|_| &plain[..]),

@@ -26,8 +26,6 @@ pub(super) struct Account<'a> {
     pub calibrated: &'a Calibrated,
     pub written: &'a Measured,
     pub judged_on: JudgedOn,
-    /// What tokens beyond the ranges cost, in dB.
-    pub beyond_ranges_db: Option<f64>,
     /// Who does the multiplications.
     pub work: Option<WorkReport>,
     /// Every output of what is written.
@@ -45,6 +43,11 @@ impl Account<'_> {
         let plan = &self.written.plan;
         let changes = &prepared.changes;
         let misses = prepared.found.near_misses.iter().cloned();
+        // A float model is the original on any row.
+        let held_out = match plan.format.quantizes() {
+            true => self.judged_on.all,
+            false => usize::MAX,
+        };
         Report {
             schema: REPORT_SCHEMA,
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -63,8 +66,7 @@ impl Account<'_> {
             float_check: self.float_check.clone(),
             work: self.work.clone(),
             below_plain: self.below_plain(),
-            outputs: output_reports(self.outputs, self.plain, self.beyond_ranges_db),
-            beyond_ranges_db: self.beyond_ranges_db,
+            outputs: output_reports(self.outputs, self.plain, held_out),
             agreements: agreement_reports(self.outputs, self.plain),
             verified_on: self.judged_on.rows.clone(),
             decision: self.decision(),

@@ -47,9 +47,6 @@ pub struct Report {
     pub agreements: BTreeMap<String, AgreementReport>,
     /// Outputs that end clearly below plain min-max quantization, although no better plan was found.
     pub below_plain: Vec<BelowPlain>,
-    /// By how many dB tokens of unseen rows that exceed the ranges lower the SQNR, by an estimate from the two halves of the
-    /// calibration tokens: what the range of one cuts from the other. A few held-out rows need not have such a token.
-    pub beyond_ranges_db: Option<f64>,
     /// What part of the multiplications is in integers, and what speed that allows at most; `None` if the shapes are not known.
     pub work: Option<WorkReport>,
     /// On which tokens `outputs` was measured.

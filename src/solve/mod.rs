@@ -32,7 +32,6 @@ pub mod rotation;
 pub mod search;
 pub mod smoothquant;
 pub mod survey;
-pub mod tails;
 mod wide;
 
 pub use damage::damage;

@@ -11,7 +11,7 @@ use crate::graph::View;
 use crate::recognise::{Linear, LinearId, Recognised};
 use crate::site::Site;
 
-pub(super) use shared::{as_fold, of_member, tied};
+pub(super) use shared::{of_member, tied};
 
 oxc_index::define_index_type! {
     /// A row of a [`SiteTable`].

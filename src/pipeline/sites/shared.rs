@@ -354,7 +354,7 @@ fn merge_folds(all: &[&FoldStats]) -> Option<FoldStats> {
 }
 
 /// What the solver reads of statistics.
-pub(in crate::pipeline) fn as_fold(fold: &FoldStats) -> Fold<'_> {
+fn as_fold(fold: &FoldStats) -> Fold<'_> {
     Fold {
         min: &fold.min,
         max: &fold.max,
