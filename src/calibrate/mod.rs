@@ -35,4 +35,4 @@ pub use measure::statistics::{
     ChannelStats, FoldStats, StatOptions, Statistics, statistics, statistics_and,
     statistics_and_tokens,
 };
-pub use measure::sums::{OutputComparison, RowError, judged};
+pub use measure::sums::{Logarithms, OutputComparison, RowError, judged};

@@ -416,6 +416,12 @@ fn outputs(out: &mut Lines, report: &Report) -> std::fmt::Result {
             let own = per_token(output.plain_token_sqnr_db);
             write!(out, " (plain min-max {plain:.2} dB{own})")?;
         }
+        if let Some(db) = output.log_sqnr_db {
+            write!(out, "; logarithms, by which it is judged, {db:.2} dB")?;
+            if let Some(plain) = output.plain_log_sqnr_db {
+                write!(out, " (plain min-max {plain:.2} dB)")?;
+            }
+        }
         let behind = beside(output.elements, output.filled, output.caution.as_deref());
         writeln!(out, "{behind}")?;
     }
@@ -451,7 +457,7 @@ fn below_plain(out: &mut Lines, report: &Report) -> std::fmt::Result {
              {:.2} dB{}, plain {plain}",
             lost.output,
             lost.sqnr_db,
-            if lost.per_token { " per token" } else { "" }
+            lost.of_what()
         )?;
     }
     Ok(())

@@ -116,7 +116,7 @@ impl Feedback {
     /// Quantizes `w: [C, N]` with error feedback.
     ///
     /// The scales are those of [`super::quantize_weight`]; below 8 bits each column takes the factor on its
-    /// scale that leaves the smallest error. Groups take theirs before errors are fed back ([`GroupScales::clipped`]).
+    /// scale that leaves the smallest error. Groups take theirs before errors are fed back (`GroupScales::clipped`).
     pub fn quantize(&self, w: ArrayView2<f32>, spec: &WeightSpec) -> QuantizedWeight {
         let w = w.as_standard_layout();
         if let Some(group) = spec.group() {

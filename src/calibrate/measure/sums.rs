@@ -1,5 +1,7 @@
 //! What is added up over the tokens of two models' outputs, row by row, so that any choice of rows can be judged later.
 
+mod distributions;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -9,6 +11,7 @@ use crate::calibrate::data::input::Batch;
 use crate::calibrate::data::tokens::TokenContext;
 use crate::calibrate::engine::error::EngineError;
 use crate::graph::axes::Axes;
+use distributions::Logs;
 
 /// What one row adds to the sums of an output.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -55,6 +58,37 @@ pub struct OutputComparison {
     pub token_sqnr_db: Option<f64>,
     /// The rows compared, ascending.
     pub rows: Vec<RowError>,
+    /// The same of its logarithms, if every vector along its last axis is a distribution in both models, as a Softmax gives it.
+    pub logarithms: Option<Logarithms>,
+}
+
+impl OutputComparison {
+    /// The rows that tell how good a model is: those of the logarithms, if the output has some.
+    pub fn judged_rows(&self) -> &[RowError] {
+        self.logarithms.as_ref().map_or(&self.rows, |l| &l.rows)
+    }
+
+    /// [`OutputComparison::sqnr_db`] and [`OutputComparison::token_sqnr_db`] of [`OutputComparison::judged_rows`].
+    pub fn judged_db(&self) -> (f64, Option<f64>) {
+        let own = (self.sqnr_db, self.token_sqnr_db);
+        let of = |l: &Logarithms| (l.sqnr_db, Some(l.token_sqnr_db));
+        self.logarithms.as_ref().map_or(own, of)
+    }
+}
+
+/// How the logarithms of probabilities differ: what stood before the Softmax, up to a constant per token.
+///
+/// Probabilities of a model that is sure are 0 and 1 whatever becomes of the logits, and the few tokens on which two classes are
+/// nearly tied make nearly all of the error. So rows that happen to have none of those tell nothing of rows that do;
+/// logarithms differ by what quantization does to every row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Logarithms {
+    /// Signal to error ratio in dB of `ln p − mean ln p`; infinite if there is no difference.
+    pub sqnr_db: f64,
+    /// The mean over the tokens of their own SQNR in dB, each within ± 60.
+    pub token_sqnr_db: f64,
+    /// The rows compared, ascending.
+    pub rows: Vec<RowError>,
 }
 
 /// Fewer elements are no vector whose direction matters.
@@ -78,6 +112,7 @@ pub(super) fn finish(rows: &RowSums, name: &str) -> OutputComparison {
     };
     OutputComparison {
         rows: rows.iter().map(row).collect(),
+        logarithms: distributions::finish(rows),
         ..total.finish(name)
     }
 }
@@ -102,6 +137,10 @@ pub(super) struct Sums {
     agreeing: u64,
     /// Tokens with an SQNR, and its sum in dB.
     tokens: (u64, f64),
+    /// Of the tokens that are distributions.
+    logarithms: Logs,
+    /// All tokens.
+    compared: u64,
 }
 
 impl Default for Sums {
@@ -121,6 +160,8 @@ impl Default for Sums {
             vectors: 0,
             agreeing: 0,
             tokens: (0, 0.0),
+            logarithms: Logs::default(),
+            compared: 0,
         }
     }
 }
@@ -141,6 +182,8 @@ impl Sums {
         self.vectors += more.vectors;
         self.agreeing += more.agreeing;
         self.tokens = (self.tokens.0 + more.tokens.0, self.tokens.1 + more.tokens.1);
+        self.logarithms.add(&more.logarithms);
+        self.compared += more.compared;
     }
 
     fn element(&mut self, r: f64, o: f64) {
@@ -164,8 +207,7 @@ impl Sums {
     /// Says that these are the sums of one token.
     fn is_token(&mut self) {
         if self.reference > 0.0 || self.error > 0.0 {
-            let db = 10.0 * (self.reference / self.error).log10();
-            self.tokens = (1, db.clamp(-TOKEN_LIMIT_DB, TOKEN_LIMIT_DB));
+            self.tokens = (1, token_db(self.reference, self.error));
         }
     }
 
@@ -203,8 +245,14 @@ impl Sums {
             top1: (self.vectors, self.agreeing),
             token_sqnr_db: (self.tokens.0 > 0).then(|| self.tokens.1 / self.tokens.0 as f64),
             rows: Vec::new(),
+            logarithms: None,
         }
     }
+}
+
+/// The SQNR of one token.
+fn token_db(reference: f64, error: f64) -> f64 {
+    (10.0 * (reference / error).log10()).clamp(-TOKEN_LIMIT_DB, TOKEN_LIMIT_DB)
 }
 
 /// What is known of the outputs that are compared.
@@ -306,6 +354,8 @@ pub(super) fn compare_batch(
             if reference_rank > 1 && channels >= SMALLEST_TOKEN {
                 own.is_token();
             }
+            own.compared = 1;
+            own.logarithms = Logs::of(r, o);
             sums.add(&own);
         }
         result.insert(name.clone(), rows);

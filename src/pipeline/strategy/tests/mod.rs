@@ -93,6 +93,7 @@ fn output(number: usize, db: f64, rows: u64) -> OutputComparison {
         top1: (0, 0),
         token_sqnr_db: None,
         rows: (0..rows).map(row).collect(),
+        logarithms: None,
     }
 }
 
