@@ -1,7 +1,5 @@
 //! What is added up over the tokens of two models' outputs, row by row, so that any choice of rows can be judged later.
 
-mod distributions;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -10,21 +8,9 @@ use ndarray::ArrayD;
 use crate::calibrate::data::input::Batch;
 use crate::calibrate::data::tokens::TokenContext;
 use crate::calibrate::engine::error::EngineError;
+use crate::calibrate::measure::distributions::{self, Logarithms, Logs};
+use crate::calibrate::measure::row_error::{RowError, token_db};
 use crate::graph::axes::Axes;
-use distributions::Logs;
-
-/// What one row adds to the sums of an output.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct RowError {
-    /// The row's number in the data; of the batch's first row for what belongs to no single row.
-    pub row: u64,
-    /// Σ r²
-    pub reference: f64,
-    /// Σ (r − o)²
-    pub error: f64,
-    /// Tokens whose own SQNR is known, and its sum over them, in dB; see [`OutputComparison::token_sqnr_db`].
-    pub tokens: (u64, f64),
-}
 
 /// How one output of a model differs from that of the reference.
 #[derive(Debug, Clone, PartialEq)]
@@ -76,26 +62,8 @@ impl OutputComparison {
     }
 }
 
-/// How the logarithms of probabilities differ: what stood before the Softmax, up to a constant per token.
-///
-/// Probabilities of a model that is sure are 0 and 1 whatever becomes of the logits, and the few tokens on which two classes are
-/// nearly tied make nearly all of the error. So rows that happen to have none of those tell nothing of rows that do;
-/// logarithms differ by what quantization does to every row.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Logarithms {
-    /// Signal to error ratio in dB of `ln p − mean ln p`; infinite if there is no difference.
-    pub sqnr_db: f64,
-    /// The mean over the tokens of their own SQNR in dB, each within ± 60.
-    pub token_sqnr_db: f64,
-    /// The rows compared, ascending.
-    pub rows: Vec<RowError>,
-}
-
 /// Fewer elements are no vector whose direction matters.
 const SMALLEST_TOKEN: usize = 8;
-
-/// What the SQNR of one token counts at most, in dB.
-const TOKEN_LIMIT_DB: f64 = 60.0;
 
 /// Sums per row.
 pub(super) type RowSums = BTreeMap<u64, Sums>;
@@ -112,7 +80,10 @@ pub(super) fn finish(rows: &RowSums, name: &str) -> OutputComparison {
     };
     OutputComparison {
         rows: rows.iter().map(row).collect(),
-        logarithms: distributions::finish(rows),
+        logarithms: distributions::finish(
+            rows.iter()
+                .map(|(row, s)| (*row, &s.logarithms, s.compared)),
+        ),
         ..total.finish(name)
     }
 }
@@ -248,11 +219,6 @@ impl Sums {
             logarithms: None,
         }
     }
-}
-
-/// The SQNR of one token.
-fn token_db(reference: f64, error: f64) -> f64 {
-    (10.0 * (reference / error).log10()).clamp(-TOKEN_LIMIT_DB, TOKEN_LIMIT_DB)
 }
 
 /// What is known of the outputs that are compared.

@@ -1,6 +1,21 @@
 //! Outputs that are probabilities, told by their values: no element is negative, and each vector sums to 1.
 
-use super::{Logarithms, RowError, RowSums, token_db};
+use crate::calibrate::measure::row_error::{RowError, token_db};
+
+/// How the logarithms of probabilities differ: what stood before the Softmax, up to a constant per token.
+///
+/// Probabilities of a model that is sure are 0 and 1 whatever becomes of the logits, and the few tokens on which two classes are
+/// nearly tied make nearly all of the error. So rows that happen to have none of those tell nothing of rows that do;
+/// logarithms differ by what quantization does to every row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Logarithms {
+    /// Signal to error ratio in dB of `ln p − mean ln p`; infinite if there is no difference.
+    pub sqnr_db: f64,
+    /// The mean over the tokens of their own SQNR in dB, each within ± 60.
+    pub token_sqnr_db: f64,
+    /// The rows compared, ascending.
+    pub rows: Vec<RowError>,
+}
 
 /// What a sum of probabilities in float may differ from 1 by.
 const ROUNDING: f64 = 1e-3;
@@ -71,22 +86,24 @@ fn is_distribution(vector: &[f32]) -> bool {
     vector.len() > 1 && (sum - 1.0).abs() <= ROUNDING
 }
 
-/// The comparison of logarithms over all rows, if all tokens are distributions.
-pub(super) fn finish(rows: &RowSums) -> Option<Logarithms> {
+/// The comparison of logarithms over rows, each with its sums and its tokens, if all tokens are distributions.
+pub(super) fn finish<'s>(
+    rows: impl Iterator<Item = (u64, &'s Logs, u64)> + Clone,
+) -> Option<Logarithms> {
     let mut total = Logs::default();
     let mut compared = 0;
-    for sums in rows.values() {
-        total.add(&sums.logarithms);
-        compared += sums.compared;
+    for (_, sums, tokens) in rows.clone() {
+        total.add(sums);
+        compared += tokens;
     }
     if total.tokens != compared || total.known.0 == 0 {
         return None;
     }
-    let row = |(&row, sums): (&u64, &super::Sums)| RowError {
+    let row = |(row, sums, _): (u64, &Logs, u64)| RowError {
         row,
-        reference: sums.logarithms.reference,
-        error: sums.logarithms.error,
-        tokens: sums.logarithms.known,
+        reference: sums.reference,
+        error: sums.error,
+        tokens: sums.known,
     };
     Some(Logarithms {
         sqnr_db: match total.error {
@@ -94,7 +111,7 @@ pub(super) fn finish(rows: &RowSums) -> Option<Logarithms> {
             error => 10.0 * (total.reference / error).log10(),
         },
         token_sqnr_db: total.known.1 / total.known.0 as f64,
-        rows: rows.iter().map(row).collect(),
+        rows: rows.map(row).collect(),
     })
 }
 
