@@ -146,9 +146,12 @@ def dequantized(w):
 
 
 def products_of_dequantized(w):
-    """ONNX Runtime makes a MatMulNBits at accuracy_level 4 of these, but for the last."""
+    """ONNX Runtime makes a MatMulNBits at accuracy_level 4 of those in blocks of 32 with one reader. At 2 bits that computes something
+    else here (three blocks; 1.31.1), so they have no case."""
     for dtype, (low, high) in RANGES.items():
         name = TensorProto.DataType.Name(dtype)
+        if name.endswith("INT2"):
+            continue
         for block, axis, readers in ((32, 0, 1), (48, 0, 1), (32, 0, 2)):
             q, z = w.rng.integers(low, high, (96, 6)), w.rng.integers(low, high, (96 // block, 6))
             made = {"q": tensor("q", q, dtype), "s": w.scales(96 // block, 6), "z": tensor("z", z, dtype)}

@@ -152,7 +152,7 @@ impl<'m> Comparer<'m, '_> {
         }
         details.extend(wiring);
         let mut attributes = self.attributes(i, j);
-        blocks::without_explained(&mut attributes, a, b);
+        self.without_explained(&mut attributes, a, b);
         if !attributes.is_empty() || op(a) != op(b) || a.overload != b.overload {
             kind = Kind::Node;
         }
