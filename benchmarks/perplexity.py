@@ -3,6 +3,11 @@
 
     cargo build --release && models/fetch --decoder
     .venv/bin/python benchmarks/perplexity.py [--bits 8,8 6,6 4,8 4,4] [--slowdowns 0 15 50] [--layers N] [--json FILE]
+    .venv/bin/python benchmarks/perplexity.py --fine-grained
+
+--fine-grained takes scales per token and weights in groups in the place of --bits, and beside them ONNX Runtime's own quantizer of
+weights in groups (default, symmetric and k-quant, groups of 32), which needs the package onnx_ir; without it those rows are
+named as not run.
 
 SmolLM2-135M-Instruct, 30 layers, the output weight included. Every model is quantized from smollm2-calib.npz, snippets of
 reviews, news and tweets, and run in ONNX Runtime on two texts that nothing was calibrated or tuned on:
@@ -61,6 +66,46 @@ def settings(bits, slowdowns):
             yield pair, f"--max-slowdown {percent}", [*common, "--max-slowdown", percent]
 
 
+FINE = (
+    ("8,8", "--preset robust"),
+    ("8,8", "--weight-only"),
+    ("4,8", "--preset llm"),
+    ("4,8", "--weight-only --weight-bits 4"),
+)
+NBITS = ("default", "symmetric", "k-quant")
+
+
+def quantize_nbits(model, out, form):
+    """ONNX Runtime's quantizer: 4 bits in groups of 32, accuracy level 4."""
+    from onnxruntime.quantization import matmul_nbits_quantizer as nbits
+
+    symmetric = form == "symmetric"
+    if form == "k-quant":
+        config = nbits.KQuantWeightOnlyQuantConfig()
+    else:
+        config = nbits.DefaultWeightOnlyQuantConfig(block_size=32, is_symmetric=symmetric, accuracy_level=4)
+    loaded = nbits.onnx.load(str(model))
+    quantizer = nbits.MatMulNBitsQuantizer(
+        loaded, block_size=32, is_symmetric=symmetric, accuracy_level=4, algo_config=config
+    )
+    quantizer.process()
+    quantizer.model.save_model_to_file(str(out), False)
+
+
+def fine_grained(args, model, out, measured):
+    for bits, options in FINE:
+        command = [args.binary, model, out, "--calib", REAL / "smollm2-calib.npz", "--no-layers", "--force", "--quiet"]
+        subprocess.run([str(part) for part in [*command, *options.split()]], check=True)
+        measured(bits, options, out)
+    for form in NBITS:
+        try:
+            quantize_nbits(model, out, form)
+        except ImportError as error:
+            print(f"not run: MatMulNBitsQuantizer, {form}: {error}")
+            continue
+        measured("4,8", f"ONNX Runtime's MatMulNBitsQuantizer, {form}", out)
+
+
 def cells(found, reference):
     return " | ".join(f"{found[text]:.2f} | {100 * (found[text] / reference[text] - 1):+.1f} %" for text in TEXTS)
 
@@ -70,6 +115,7 @@ def parse():
     parser.add_argument("--binary", default=str(ROOT / "target" / "release" / "onnx-osplus"))
     parser.add_argument("--bits", nargs="+", default=["8,8", "6,6", "4,8", "4,4"], help="of weights, of activations")
     parser.add_argument("--slowdowns", nargs="+", default=["0", "15", "50"], help="values of --max-slowdown")
+    parser.add_argument("--fine-grained", action="store_true", help="scales per token and weights in groups")
     parser.add_argument("--layers", type=int, help="only the first layers, whose perplexity is high, to try the script")
     parser.add_argument("--rows", type=int, help="only so many rows of each text")
     parser.add_argument("--json", type=Path, help="write every number there")
@@ -98,6 +144,9 @@ def main():
         model.write_bytes(built.SerializeToString(deterministic=True))
         del built
         measured("32,32", "float32", model)
+        if args.fine_grained:
+            fine_grained(args, model, out, measured)
+            return
         for bits, name, options in settings(args.bits, args.slowdowns):
             command = [args.binary, model, out, "--calib", REAL / "smollm2-calib.npz", "--no-layers", "--force", "--quiet"]
             subprocess.run([str(part) for part in [*command, *options]], check=True)
