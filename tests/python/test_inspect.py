@@ -134,7 +134,9 @@ def test_a_quantized_model(job):
     quantized = seen["quantized"]
     assert len(quantized["linears"]) == 12 and quantized["quantize_linear"] > 0 and seen["linears"] == []
     form = {k: v for k, v in quantized["linears"][0].items() if k != "name"}
-    assert form == {"op": "MatMul", "weight": "INT8", "granularity": "per-channel", "activation": "UINT8", "dynamic": False}
+    expected = {"op": "MatMul", "weight": "INT8", "granularity": "per-channel", "activation": "UINT8", "dynamic": False}
+    expected |= {"activation_granularity": "per-tensor", "bits": 8, "group": None, "symmetric": None, "notes": []}
+    assert form == expected
     text = run_tool("inspect", job(TINY).path).stdout
     assert "12 × MatMul of UINT8 activations and INT8 weights, per-channel" in text and "near miss" not in text
 
