@@ -21,6 +21,16 @@ pub(super) fn hint(error: &Error) -> Option<String> {
         Error::MinSqnr { wanted, .. } => format!(
             "--keep-float allows more in float, --min-sqnr asked for {wanted} dB, --weight-bits and --activation-bits give more bits"
         ),
+        Error::BlocksOpset {
+            has_matmulnbits: true,
+            ..
+        } => {
+            "--format matmulnbits needs no newer operator set, --weight-granularity per-channel neither"
+                .to_owned()
+        }
+        Error::BlocksOpset { .. } => {
+            "--weight-granularity per-channel needs no newer operator set".to_owned()
+        }
         Error::NothingToQuantize(why) if why.contains("already quantized") => {
             "onnx-osplus dequantize IN FLOAT makes a float model of it, which can be quantized again"
                 .to_owned()

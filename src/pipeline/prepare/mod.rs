@@ -32,7 +32,7 @@ const COMPUTED_ONCE: &str =
 
 /// What a run works on.
 pub(crate) struct Prepared {
-    /// Raised to [`MIN_OPSET`], functions and operators that hold Linears opened, branches in the list.
+    /// Raised to [`MIN_OPSET`], or what blocks need, functions and operators that hold Linears opened, branches in the list.
     pub model: FlatModel,
     /// Norms, Linears and near misses of `model`.
     pub found: Recognised,
@@ -195,12 +195,30 @@ fn fold_sizes(job: &Job, mut model: Model, changes: &mut Changes) -> Result<Mode
     Ok(model)
 }
 
-/// The model at an operator set that has per-axis DequantizeLinear, with every Linear and norm in the main graph: not in
+/// The operator set that DequantizeLinear is needed of: per axis, or with blocks.
+fn needed_opset(job: &Job) -> i64 {
+    let blocks = job.options.group().is_some() && job.options.format == Format::Qdq;
+    if blocks {
+        rewrite::BLOCKS_OPSET.0
+    } else {
+        MIN_OPSET
+    }
+}
+
+/// The model at an operator set that has what will be written ([`needed_opset`]), with every Linear and norm in the main graph: not in
 /// a function, nor (in the flat form of the graph) in the branch of an If.
 fn raise_opset(job: &Job, model: Model, changes: &mut Changes) -> Result<FlatModel, Error> {
     let mut model = FlatModel::of(model);
     let hidden = inline::inline(&mut model, changes)?;
-    let raised = model.edit(|m| opset::raise(m, MIN_OPSET))?;
+    let needed = needed_opset(job);
+    let raised = model.edit(|m| opset::raise(m, needed));
+    let raised = raised.map_err(|error| match needed {
+        MIN_OPSET => Error::Opset(error),
+        _ => Error::BlocksOpset {
+            error,
+            has_matmulnbits: job.options.profile().no_matmulnbits.is_none(),
+        },
+    })?;
     if hidden && !raised.functions.is_empty() {
         // What stood in the way may have been the functions' older operator set.
         inline::inline(&mut model, changes)?;
