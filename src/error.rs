@@ -25,7 +25,7 @@ pub enum Error {
     /// The model is no valid graph.
     #[error("the model is not valid: {0}; onnx.checker.check_model finds more such errors")]
     Graph(#[from] crate::graph::GraphError),
-    /// The operator set cannot be raised to 13.
+    /// The operator set cannot be raised to 13, which per-axis scales need.
     #[error(transparent)]
     Opset(#[from] crate::graph::opset::OpsetError),
     /// Weights in groups need an operator set that the model cannot be raised to.

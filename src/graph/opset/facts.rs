@@ -27,11 +27,6 @@ impl Facts {
         self.0.rank(name)
     }
 
-    /// The size of one axis of a value.
-    pub(super) fn size(&self, name: &str, axis: usize) -> Option<usize> {
-        *self.0.get(name)?.dims.as_ref()?.get(axis)?
-    }
-
     /// The element type of a value.
     pub(super) fn dtype(&self, name: &str) -> Option<DataType> {
         self.0.dtype(name)

@@ -93,18 +93,10 @@ pub(in crate::graph::opset) fn group_normalization(r: &mut Rewrite) -> Result<()
     Ok(())
 }
 
-/// The name of a list of one number: how many channels a group has.
+/// The name of a list of one number: how many channels a group has. The sizes that a file states may be those of an example,
+/// so it is computed; runtimes do that once, where the sizes are fixed.
 fn channels_per_group(r: &mut Rewrite) -> String {
     let (x, scale) = (r.input(0).to_owned(), r.input(1).to_owned());
-    let (channels, groups) = (r.facts.size(&x, 1), r.facts.size(&scale, 0));
-    if let (Some(channels), Some(groups)) = (channels, groups)
-        && groups > 0
-        && channels.is_multiple_of(groups)
-        && let Ok(size) = i64::try_from(channels / groups)
-    {
-        return ints(r, "group", &[size]);
-    }
-    // What the file does not say is computed.
     let second = vec![int_attr("start", 1), int_attr("end", 2)];
     let channels = before_with(r, op::Shape, "channels", &[&x], second);
     let groups = before(r, op::Shape, "groups", &[&scale]);
