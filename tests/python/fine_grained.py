@@ -38,7 +38,7 @@ def norm(opset, constants, array_type):
     ]
 
 
-def model(opset=21, dtype="float32", k=K, hidden=HIDDEN, seed=5):
+def model(opset=21, dtype="float32", k=K, hidden=HIDDEN, seed=5, ir=None):
     array_type, elem_type = FLOATS[dtype]
     random = np.random.default_rng(seed)
     gamma = random.uniform(0.5, 1.5, k)
@@ -79,7 +79,7 @@ def model(opset=21, dtype="float32", k=K, hidden=HIDDEN, seed=5):
         [numpy_helper.from_array(np.asarray(array), name) for name, array in made.items()],
     )
     imports = [helper.make_opsetid("", opset)]
-    made_model = helper.make_model(graph, opset_imports=imports, ir_version=10 if opset >= 21 else 8)
+    made_model = helper.make_model(graph, opset_imports=imports, ir_version=ir or (10 if opset >= 21 else 8))
     onnx.checker.check_model(made_model, full_check=True)
     return made_model
 

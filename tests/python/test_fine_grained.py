@@ -227,6 +227,13 @@ def test_tensorrt_takes_models_that_were_raised(written, case):
     assert engine is not None, warnings
 
 
+def test_an_ir_version_that_is_older_than_the_operator_set_is_raised(written):
+    path, report = written("portable", 21, "float32", "--preset", "llm", ir=9)
+    assert onnx.load(path).ir_version == 10
+    assert report["settings"]["opset_raised_from"] is None
+    assert runtimes.tensorrt_parse(path).ok
+
+
 EXPORTS = [
     conftest.TINY_DECOMPOSED.model,
     conftest.MODELS / "architectures" / "bert-script17-eager-functions.onnx",
