@@ -16,6 +16,9 @@ RAISED = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "tmp"
 # An original, the version it was raised to and the first IR version that knows it.
 CASES = [(path, 13, 7) for path in OLDER] + [(path, 21, 10) for path in [*OLDER, *LATER]]
 
+# ONNX Runtime has a kernel of its own for AveragePool 19, which adds in another order.
+ADDED_OTHERWISE = "average_pool"
+
 
 def run(path, feeds):
     options = onnxruntime.SessionOptions()
@@ -65,7 +68,10 @@ def test_raised_model_computes_the_same(original, target, ir):
         feeds = random_feeds(before, seed)
         for old, new in zip(run(original, feeds), run(raised, feeds), strict=True):
             assert old.dtype == new.dtype
-            np.testing.assert_array_equal(old, new)
+            if original.stem.startswith(ADDED_OTHERWISE):
+                np.testing.assert_allclose(old, new, rtol=1e-5, atol=1e-6)
+            else:
+                np.testing.assert_array_equal(old, new)
 
 
 def test_attention_keeps_its_softmax():
