@@ -34,7 +34,8 @@ pub mod target;
 
 pub use error::Error;
 pub use options::{
-    Activations, AttentionMode, Format, KeepFloat, MAX_SLOWDOWN, Options, OptionsError, Symmetry,
+    Activations, AttentionMode, Embeddings, Format, KeepFloat, MAX_SLOWDOWN, Options, OptionsError,
+    Symmetry,
 };
 #[doc(hidden)]
 pub use pipeline::plan_round_trip;

@@ -11,7 +11,7 @@ mod error;
 mod granularity;
 
 pub use error::OptionsError;
-pub use granularity::{Activations, Symmetry};
+pub use granularity::{Activations, Embeddings, Symmetry};
 
 /// What is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,8 +122,8 @@ pub struct Options {
     pub activation_granularity: Activations,
     /// Whether the products of attention are quantized.
     pub attention: AttentionMode,
-    /// Whether embedding tables are stored in 8 bits, where the target gathers such rows and no output loses half a dB.
-    pub int8_embeddings: bool,
+    /// How embedding tables are stored, where the target gathers such rows and no output loses half a dB.
+    pub embeddings: Embeddings,
     /// Only Linears whose node name matches are quantized.
     pub include: Option<Regex>,
     /// Linears whose node name matches are left in float.
@@ -171,7 +171,7 @@ impl Default for Options {
             activation_bits: 8,
             activation_granularity: Activations::Auto,
             attention: AttentionMode::Auto,
-            int8_embeddings: false,
+            embeddings: Embeddings::Float,
             include: None,
             exclude: None,
             keep_float: None,
@@ -270,7 +270,7 @@ impl Options {
             ("keep_float", self.keep_float.is_some()),
             ("min_sqnr_db", self.min_sqnr_db.is_some()),
             ("attention", self.attention == AttentionMode::Int8),
-            ("int8_embeddings", self.int8_embeddings),
+            ("embeddings", self.embeddings != Embeddings::Float),
         ];
         let mut asked = of_quantization.into_iter().filter(|(_, asked)| *asked);
         if let (false, Some((setting, _))) = (self.format.quantizes(), asked.next()) {

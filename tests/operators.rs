@@ -1,6 +1,6 @@
 //! Every operator that the calibration copy decomposes, and those that exporters use, computes what ONNX defines:
-//! `tests/data/operators.npz` (made by `make_operators.py` beside it, with the cases of `block_operators.py`) has models of one operator or a few, inputs and
-//! expected outputs. `OPERATOR_CASES=FILE.npz` runs the cases of another file.
+//! `tests/data/operators.npz` (made by `make_operators.py` beside it, with the cases of `block_operators.py`) has models of one
+//! operator or a few, inputs and expected outputs. `OPERATOR_CASES=FILE.npz` runs the cases of another file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;

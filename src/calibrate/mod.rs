@@ -27,12 +27,14 @@ pub use engine::plan::{Engine, Plan, TapSink, Wanted};
 pub use engine::tract_engine::TractEngine;
 pub use measure::capture::{Captured, Keep, Kept};
 pub use measure::compare::{Outputs, Reference, compare, compare_few, compare_with, outputs};
+pub use measure::distributions::Logarithms;
 pub use measure::largest::LargeToken;
 pub use measure::parallel::{MAX_THREADS, with_threads};
 pub use measure::ranges::{Ranged, ranges};
+pub use measure::row_error::RowError;
 pub use measure::shapes::shapes;
 pub use measure::statistics::{
     ChannelStats, FoldStats, StatOptions, Statistics, statistics, statistics_and,
     statistics_and_tokens,
 };
-pub use measure::sums::{OutputComparison, RowError, judged};
+pub use measure::sums::{OutputComparison, judged};

@@ -9,7 +9,7 @@ use onnx_osplus::calibrate::{CalibSource, MAX_THREADS};
 use onnx_osplus::rewrite::WeightStorage;
 use onnx_osplus::solve::Method;
 use onnx_osplus::target::Target;
-use onnx_osplus::{AttentionMode, KeepFloat, Options};
+use onnx_osplus::{AttentionMode, Embeddings, KeepFloat, Options};
 use regex::Regex;
 
 use super::granularity::Granularities;
@@ -94,8 +94,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_enum, default_value_t = AttentionName::Auto)]
     attention: AttentionName,
 
-    /// Store embedding tables in 8 bits, each row with a scale of its own, for a smaller file: where the target gathers such
-    /// rows and no output loses half a dB [example: --embeddings int8]
+    /// Store embedding tables in 8 or 4 bits, with a scale for each row or for 32 elements of one, for a smaller file: where the
+    /// target gathers such rows and no output loses half a dB [example: --embeddings int8]
     #[arg(long, value_enum, default_value_t = EmbeddingsName::Float)]
     embeddings: EmbeddingsName,
 
@@ -193,6 +193,7 @@ enum AttentionName {
 enum EmbeddingsName {
     Float,
     Int8,
+    Int4,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -294,7 +295,11 @@ impl Arguments {
                 AttentionName::Float => AttentionMode::Float,
                 AttentionName::Int8 => AttentionMode::Int8,
             },
-            int8_embeddings: self.embeddings == EmbeddingsName::Int8,
+            embeddings: match self.embeddings {
+                EmbeddingsName::Float => Embeddings::Float,
+                EmbeddingsName::Int8 => Embeddings::Int8,
+                EmbeddingsName::Int4 => Embeddings::Int4,
+            },
             include: self.include.clone(),
             exclude: self.exclude.clone(),
             keep_float: self.keep_float,

@@ -17,22 +17,47 @@ pub(super) fn short_form(linear: &QuantizedLinear) -> String {
         .activation
         .as_deref()
         .map_or("float".to_owned(), short);
-    let dynamic = if linear.dynamic { "*" } else { "" };
-    let spread = match linear.granularity.as_str() {
-        "per-channel" => "/ch",
-        "per-block" => "/bl",
+    let dynamic = match linear.activation_granularity.as_deref() {
+        Some("per-token") => "/tok*",
+        Some("per-block") => "/bl*",
+        _ if linear.dynamic => "*",
         _ => "",
+    };
+    let spread = match (linear.granularity.as_str(), linear.group) {
+        ("per-channel", _) => "/ch".to_owned(),
+        ("per-block", Some(group)) => format!("/{group}"),
+        ("per-block", None) => "/bl".to_owned(),
+        _ => String::new(),
     };
     format!("{activation}{dynamic} x {}{spread}", short(&linear.weight))
 }
 
-/// As "MatMul of UINT8 activations and INT8 weights per-channel".
+/// As "MatMul of UINT8 activations and INT8 weights, per-channel".
 pub(super) fn long_form(linear: &QuantizedLinear) -> String {
     let activation = match (&linear.activation, linear.dynamic) {
         (None, _) => "float activations".to_owned(),
-        (Some(dtype), true) => format!("{dtype} activations (scales found at run time)"),
+        (Some(dtype), true) => {
+            let shared = match linear.activation_granularity.as_deref() {
+                Some("per-token") => " per token",
+                Some("per-block") => " per token and group",
+                _ => "",
+            };
+            format!("{dtype} activations (scales found at run time{shared})")
+        }
         (Some(dtype), false) => format!("{dtype} activations"),
     };
-    let (op, weight, spread) = (&linear.op, &linear.weight, &linear.granularity);
+    let (op, weight) = (&linear.op, &linear.weight);
+    let mut spread = match linear.group {
+        Some(group) => format!("in groups of {group}"),
+        None => linear.granularity.clone(),
+    };
+    match linear.symmetric {
+        Some(true) => spread += ", symmetric",
+        Some(false) => spread += ", asymmetric",
+        None => {}
+    }
+    if !linear.notes.is_empty() {
+        spread += &format!(", with {}", linear.notes.join(" and "));
+    }
     format!("{op} of {activation} and {weight} weights, {spread}")
 }

@@ -68,7 +68,7 @@ fn usage(error: &OptionsError) -> Option<String> {
                 "keep_float" => "--keep-float",
                 "min_sqnr_db" => "--min-sqnr",
                 "attention" => "--attention int8",
-                "int8_embeddings" => "--embeddings int8",
+                "embeddings" => "--embeddings",
                 _ => return None,
             };
             format!("{flag} has no meaning with --format {format}")

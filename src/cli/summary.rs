@@ -275,8 +275,11 @@ fn embeddings(out: &mut Lines, report: &Report) -> std::fmt::Result {
         |of: fn(&TableReport) -> usize| all.tables.iter().map(of).sum::<usize>() as f64 / 1e6;
     writeln!(
         out,
-        "embeddings {} in 8 bits: {:.1} MB -> {:.1} MB, outputs {:.2} dB -> {:.2} dB",
+        "embeddings {} in {} bits{}: {:.1} MB -> {:.1} MB, outputs {:.2} dB -> {:.2} dB",
         plural(all.tables.len(), "table"),
+        all.bits,
+        all.block
+            .map_or_else(String::new, |n| format!(" by blocks of {n}")),
         bytes(|t| t.bytes_before),
         bytes(|t| t.bytes_after),
         all.sqnr_before_db,
@@ -413,6 +416,12 @@ fn outputs(out: &mut Lines, report: &Report) -> std::fmt::Result {
             let own = per_token(output.plain_token_sqnr_db);
             write!(out, " (plain min-max {plain:.2} dB{own})")?;
         }
+        if let Some(db) = output.log_sqnr_db {
+            write!(out, "; logarithms, by which it is judged, {db:.2} dB")?;
+            if let Some(plain) = output.plain_log_sqnr_db {
+                write!(out, " (plain min-max {plain:.2} dB)")?;
+            }
+        }
         let behind = beside(output.elements, output.filled, output.caution.as_deref());
         writeln!(out, "{behind}")?;
     }
@@ -448,7 +457,7 @@ fn below_plain(out: &mut Lines, report: &Report) -> std::fmt::Result {
              {:.2} dB{}, plain {plain}",
             lost.output,
             lost.sqnr_db,
-            if lost.per_token { " per token" } else { "" }
+            lost.of_what()
         )?;
     }
     Ok(())

@@ -193,7 +193,9 @@ fn write_text(
         )?;
     }
     for output in &result.outputs {
-        let behind = beside(output.elements, output.filled, output.caution.as_deref());
+        let logarithms = output.log_sqnr_db;
+        let behind = logarithms.map_or(String::new(), |db| format!("; its logarithms {db:.2} dB"))
+            + &beside(output.elements, output.filled, output.caution.as_deref());
         out.named(&figures(output), &output.name, &behind, width)?;
     }
     for output in &result.agreements {

@@ -13,6 +13,7 @@
 
 use std::borrow::Cow;
 
+use super::{NodeId, View};
 use crate::onnx::node::attr_i;
 use crate::onnx::proto::{NodeProto, TensorProto};
 use crate::onnx::{DataType, tensor};
@@ -111,6 +112,12 @@ impl<'m> Blocked<'m> {
             _ => return None,
         };
         blocked.fits().then_some(blocked)
+    }
+
+    /// The same for a node of a graph.
+    pub fn in_view(view: &View<'m>, node: NodeId) -> Option<Blocked<'m>> {
+        let constants = |name: &str| view.tensor(view.value(name)?);
+        Self::of(view.node(node), &constants)
     }
 
     fn product(node: &NodeProto, constants: Constants<'_, 'm>) -> Option<Blocked<'m>> {
@@ -220,6 +227,21 @@ impl<'m> Blocked<'m> {
         self.q.name()
     }
 
+    /// The type that the floats have in the file: that of their scales.
+    pub fn dtype(&self) -> DataType {
+        dtype(self.scale).unwrap_or(DataType::Float)
+    }
+
+    /// The type of the stored integers.
+    pub fn integers(&self) -> Option<DataType> {
+        dtype(self.q)
+    }
+
+    /// The scales as they are stored.
+    pub fn scales(&self) -> &'m TensorProto {
+        self.scale
+    }
+
     /// What the floats are made of, as a text: equal for weights that are equal.
     pub fn identity(&self) -> String {
         let place = |tensor: &TensorProto| (std::ptr::from_ref(tensor) as usize).to_string();
@@ -230,6 +252,17 @@ impl<'m> Blocked<'m> {
             .collect();
         let (bits, block, axis) = (self.bits, self.block, self.outer);
         format!("{} {bits} {block} {axis} {:?}", parts.join(" "), self.shape)
+    }
+
+    /// Whether ONNX Runtime's MatMulNBits of this weight rounds its activations to 8 bits, per row and block, at an
+    /// `accuracy_level`: 4 asks for it, and there are kernels for 4 and 8 bits and, in blocks of 32 to 128, for 2; none for
+    /// float zero points and `g_idx`.
+    pub fn rounds_activations(&self, accuracy_level: i64) -> bool {
+        let kernel = match self.bits {
+            2 => matches!(self.block, 32 | 64 | 128),
+            _ => matches!(self.block, 16 | 32 | 64 | 128 | 256),
+        };
+        accuracy_level == 4 && kernel && !self.is_permuted() && !self.has_float_zero_points()
     }
 
     /// The same weight without its zero points.

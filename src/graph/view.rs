@@ -305,6 +305,18 @@ impl<'m> View<'m> {
         }
     }
 
+    /// The tensor that a value is as it is stored: an initializer, or what a Constant node holds.
+    pub fn tensor(&self, id: ValueId) -> Option<&'m TensorProto> {
+        let mut value = id;
+        while let Some(node) = self.producer_is(value, op::Identity) {
+            value = self.input(node, 0)?;
+        }
+        let held = || {
+            crate::onnx::node::attr_t(self.node(self.producer_is(value, op::Constant)?), "value")
+        };
+        self.initializer(value).or_else(held)
+    }
+
     /// The shape the file states for a value: `None` for an unknown rank, and per axis `None` for an unknown
     /// or symbolic length. Constants state theirs; everything else needs a value info.
     pub fn shape(&self, id: ValueId) -> Option<Vec<Option<usize>>> {

@@ -1,6 +1,6 @@
 //! Multiplications: how many each product of a graph takes at the shapes of one run.
 
-use crate::graph::infer::Facts;
+use crate::graph::infer::{Fact, Facts};
 use crate::onnx::node::attr_s;
 use crate::onnx::op;
 use crate::onnx::proto::NodeProto;
@@ -18,14 +18,29 @@ pub struct Product {
     pub weight: bool,
 }
 
-/// Every product among the nodes whose shapes are known; `is_constant` tells a weight.
+/// Every product among the nodes; `is_constant` tells a weight.
+///
+/// # Errors
+/// The names of what such nodes read and write whose shapes are not known: a part of the products says nothing of all.
 pub fn products<'n>(
     nodes: impl Iterator<Item = &'n NodeProto>,
     facts: &Facts,
     is_constant: impl Fn(&str) -> bool,
-) -> Vec<Product> {
-    let product = |node: &NodeProto| {
-        let multiplications = multiplications(node, facts)?;
+) -> Result<Vec<Product>, Vec<String>> {
+    let mut unknown = Vec::new();
+    let mut product = |node: &NodeProto| {
+        if !MULTIPLY.contains(&node.op_type()) {
+            return None;
+        }
+        let Some(multiplications) = multiplications(node, facts) else {
+            let values = node.input.iter().chain(node.output.first());
+            let shapeless = values.filter(|name| {
+                let shape = facts.get(name).and_then(Fact::shape);
+                !name.is_empty() && shape.is_none() && !is_constant(name)
+            });
+            unknown.extend(shapeless.cloned());
+            return None;
+        };
         let factors = node.input.iter().take(if node.op_type() == op::Einsum {
             node.input.len()
         } else {
@@ -38,8 +53,27 @@ pub fn products<'n>(
             weight: factors.into_iter().any(|name| is_constant(name)),
         })
     };
-    nodes.filter_map(product).collect()
+    let found = nodes.filter_map(&mut product).collect();
+    unknown.sort_unstable();
+    unknown.dedup();
+    match unknown.is_empty() {
+        true => Ok(found),
+        false => Err(unknown),
+    }
 }
+
+/// The operators that [`multiplications`] knows.
+const MULTIPLY: [&str; 9] = [
+    op::MatMul,
+    op::MatMulInteger,
+    op::Gemm,
+    op::Conv,
+    op::ConvTranspose,
+    op::Einsum,
+    op::LSTM,
+    op::GRU,
+    op::RNN,
+];
 
 /// Multiplications of one node; `None` if it is no product, or a shape is not known.
 fn multiplications(node: &NodeProto, facts: &Facts) -> Option<f64> {
@@ -87,7 +121,7 @@ fn multiplications(node: &NodeProto, facts: &Facts) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::infer::{Fact, Limits};
+    use crate::graph::infer::Limits;
     use crate::onnx::DataType;
     use crate::onnx::node::make_node;
 

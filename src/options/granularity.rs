@@ -37,6 +37,30 @@ impl Activations {
     }
 }
 
+/// How embedding tables are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Embeddings {
+    /// As they are.
+    #[default]
+    Float,
+    /// In 8 bits: a scale per row, or per 16 elements where that is needed and the target has it.
+    Int8,
+    /// In 4 bits, a scale per 32 elements.
+    Int4,
+}
+
+impl Embeddings {
+    /// The name on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Embeddings::Float => "float",
+            Embeddings::Int8 => "int8",
+            Embeddings::Int4 => "int4",
+        }
+    }
+}
+
 /// Whether groups of weights have zero points.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]

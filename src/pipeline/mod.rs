@@ -130,6 +130,9 @@ fn best_plan(
     let written = strategy::widen_if_below(written, judge)?;
     let units = strategy::units(&written.plan, sites, &reaches);
     let written = strategy::drop_what_hurts(written, &units, judge)?;
+    let (prepared, target) = (&source.calibrated.prepared, job.options.target);
+    let market = strategy::offers_for_dropped(&written.plan, prepared, target);
+    let written = strategy::rotate_dropped(written, market, job.options.slowdown(), judge)?;
     let wish = Wish {
         budget: job.options.keep_float,
         min_sqnr_db: job.options.min_sqnr_db,
@@ -157,7 +160,8 @@ fn first_plan(
     let (prepared, options) = (&source.calibrated.prepared, job.options);
     let plain = |plan: &Plan| (options.method != Method::None).then(|| plan.plain(&prepared.sites));
     let market = strategy::offers(&plan, prepared, job.options.target);
-    let rotated = strategy::rotate(&plan, plain(&plan), market, options.slowdown(), judge)?;
+    let percent = (options.slowdown(), Options::default().slowdown());
+    let rotated = strategy::rotate(&plan, plain(&plan), market, percent, judge)?;
     let (known, note) = match rotated {
         Rotated::Better(written) => return Ok(written),
         Rotated::No { measured, note } => (measured, note),

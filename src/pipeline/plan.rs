@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::sites::{SiteId, SiteTable};
 use crate::options::Format;
 use crate::recognise::LinearId;
+use crate::rewrite::EmbeddingForm;
 use crate::site::{ResponseKind, Site};
 use crate::solve::{Migration, Solution};
 
@@ -30,8 +31,8 @@ pub(crate) struct Plan {
     pub rounding: Rounding,
     /// Per attention, in graph order; empty until it has been decided: then all are in float.
     pub attention: Vec<AttentionPlan>,
-    /// Whether embedding tables are stored in 8 bits.
-    pub embeddings: bool,
+    /// The form of embedding tables of few bits; `None`: they stay in float.
+    pub embeddings: Option<EmbeddingForm>,
     /// What a reader should know of how the plan came about.
     pub notes: Vec<String>,
 }
@@ -316,7 +317,7 @@ mod tests {
             linears: index_vec![Precision::Integer; 2],
             rounding: Rounding::Refined,
             attention: Vec::new(),
-            embeddings: false,
+            embeddings: None,
             notes: Vec::new(),
         }
     }

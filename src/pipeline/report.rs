@@ -43,6 +43,11 @@ impl Account<'_> {
         let plan = &self.written.plan;
         let changes = &prepared.changes;
         let misses = prepared.found.near_misses.iter().cloned();
+        // A float model is the original on any row.
+        let held_out = match plan.format.quantizes() {
+            true => self.judged_on.all,
+            false => usize::MAX,
+        };
         Report {
             schema: REPORT_SCHEMA,
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -61,7 +66,7 @@ impl Account<'_> {
             float_check: self.float_check.clone(),
             work: self.work.clone(),
             below_plain: self.below_plain(),
-            outputs: output_reports(self.outputs, self.plain),
+            outputs: output_reports(self.outputs, self.plain, held_out),
             agreements: agreement_reports(self.outputs, self.plain),
             verified_on: self.judged_on.rows.clone(),
             decision: self.decision(),
@@ -177,6 +182,7 @@ impl Account<'_> {
         let entry = |loss: &Loss| BelowPlain {
             output: outputs[loss.output].name.clone(),
             per_token: loss.figure == Figure::PerToken,
+            logarithms: loss.logarithms,
             sqnr_db: loss.sqnr_db,
             // Exact by plain quantization.
             plain_sqnr_db: Some(loss.plain_sqnr_db).filter(|db| db.is_finite()),
@@ -199,7 +205,7 @@ impl Account<'_> {
                  it without taking more from another",
                 lost.output,
                 lost.sqnr_db,
-                if lost.per_token { " per token" } else { "" }
+                lost.of_what()
             ));
         }
         notes

@@ -63,7 +63,7 @@ impl Plan {
                 Method::SmoothQuant { .. } | Method::None => Rounding::Nearest,
             },
             attention: Vec::new(),
-            embeddings: false,
+            embeddings: None,
             notes: responses.as_ref().map_or_else(Vec::new, Responses::notes),
         };
         job.progress.end();

@@ -1,5 +1,7 @@
 //! How two models are compared by their outputs on held-out rows: numbers only.
 //!
+//! Probabilities are judged by their logarithms ([`OutputComparison::judged_rows`]).
+//!
 //! The promise ([`prefers_safe`]): no output that ends clearly below plain min-max quantization is written if there is
 //! a plan that avoids it without ruining another.
 
@@ -34,7 +36,10 @@ impl Figure {
         match self {
             Figure::Whole => Some(sqnr(output, without)),
             Figure::PerToken => {
-                let rows = output.rows.iter().filter(|r| Some(r.row) != without);
+                let rows = output
+                    .judged_rows()
+                    .iter()
+                    .filter(|r| Some(r.row) != without);
                 let add = |(n, sum): (u64, f64), r: &RowError| (n + r.tokens.0, sum + r.tokens.1);
                 let (tokens, sum) = rows.fold((0, 0.0), add);
                 (tokens > 0).then(|| sum / tokens as f64)
@@ -53,7 +58,10 @@ impl Figure {
 
 /// SQNR in dB, within ± [`LIMIT_DB`], of all rows but one.
 fn sqnr(output: &OutputComparison, without: Option<u64>) -> f64 {
-    let rows = output.rows.iter().filter(|r| Some(r.row) != without);
+    let rows = output
+        .judged_rows()
+        .iter()
+        .filter(|r| Some(r.row) != without);
     let (reference, error) = rows.fold((0.0, 0.0), |(reference, error), r| {
         (reference + r.reference, error + r.error)
     });
@@ -180,6 +188,8 @@ pub(super) struct Loss {
     pub output: usize,
     /// What it has lost in.
     pub figure: Figure,
+    /// Whether that is of its logarithms.
+    pub logarithms: bool,
     /// What it has, in dB.
     pub sqnr_db: f64,
     /// What plain min-max quantization gives it.
@@ -193,13 +203,14 @@ pub(super) fn losses(ours: &[OutputComparison], plain: &[OutputComparison]) -> V
         let below = Figure::ALL.into_iter();
         let below = below.filter(|&figure| is_output_below(figure, ours, plain));
         let loss = |figure| {
-            let db = |o: &OutputComparison| match figure {
-                Figure::Whole => o.sqnr_db,
-                Figure::PerToken => o.token_sqnr_db.unwrap_or(f64::NAN),
+            let db = |o: &OutputComparison| match (figure, o.judged_db()) {
+                (Figure::Whole, (db, _)) => db,
+                (Figure::PerToken, (_, db)) => db.unwrap_or(f64::NAN),
             };
             Loss {
                 output,
                 figure,
+                logarithms: ours.logarithms.is_some(),
                 sqnr_db: db(ours),
                 plain_sqnr_db: db(plain),
             }
@@ -275,6 +286,7 @@ mod tests {
             top1: (0, 0),
             token_sqnr_db: None,
             rows: db.iter().enumerate().map(row).collect(),
+            logarithms: None,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::sure::too_few;
+use super::sure::{few_rows, too_few};
 use super::{
     AgreementReport, CHANNEL_LINES, ChannelRange, CurveReport, LinearReport, NearMissReport,
     OutputReport, RotationReport, SiteReport,
@@ -12,12 +12,14 @@ use crate::recognise::{Linear, NearMiss, Recognised};
 use crate::site::{Place, ResponseKind, Sink, Site, Trace};
 use crate::solve::{Migration, Mixing, Rotation, Solution};
 
-/// One entry per output, with the figure of plain min-max quantization beside it if there is one.
+/// One entry per output, with the figure of plain min-max quantization beside it if there is one. `held_out` rows set no range.
 pub fn output_reports(
     ours: &[OutputComparison],
     plain: Option<&[OutputComparison]>,
+    held_out: usize,
 ) -> BTreeMap<String, OutputReport> {
     let finite = |db: f64| db.is_finite().then_some(db);
+    let logarithms = |o: &OutputComparison| finite(o.logarithms.as_ref()?.sqnr_db);
     ours.iter()
         .filter(|o| o.agreement.is_none())
         .map(|o| {
@@ -28,9 +30,11 @@ pub fn output_reports(
                 plain_sqnr_db: plain.and_then(|p| finite(p.sqnr_db)),
                 token_sqnr_db: o.token_sqnr_db,
                 plain_token_sqnr_db: plain.and_then(|p| p.token_sqnr_db),
+                log_sqnr_db: logarithms(o),
+                plain_log_sqnr_db: plain.and_then(logarithms),
                 elements: o.elements,
                 filled: o.filled,
-                caution: too_few(o),
+                caution: too_few(o).or_else(|| few_rows(held_out)),
             };
             (o.name.clone(), report)
         })

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::json::number;
-use crate::rewrite::EmbeddingTable;
+use crate::rewrite::{EmbeddingForm, EmbeddingTable};
 
 /// The rotation R = diag(d) P (H_Aᵀ ⊗ H_B) before the Linears of a site; see [`crate::solve::Rotation`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -52,6 +52,10 @@ pub struct RotationsReport {
 pub struct EmbeddingsReport {
     /// The tables.
     pub tables: Vec<TableReport>,
+    /// Bits of an element.
+    pub bits: u8,
+    /// Elements of a row that share a scale; `None`: all of a row.
+    pub block: Option<usize>,
     /// The mean SQNR of the outputs on the held-out rows with tables in float, in dB.
     #[serde(deserialize_with = "number")]
     pub sqnr_before_db: f64,
@@ -81,6 +85,7 @@ impl EmbeddingsReport {
     /// The tables by their names, and the mean SQNR of the outputs without and with 8 bits, in dB.
     pub(crate) fn new(
         tables: &[(String, EmbeddingTable)],
+        form: EmbeddingForm,
         [before, after]: [f64; 2],
     ) -> EmbeddingsReport {
         let table = |(name, table): &(String, EmbeddingTable)| TableReport {
@@ -88,10 +93,16 @@ impl EmbeddingsReport {
             rows: table.rows,
             columns: table.columns,
             bytes_before: table.bytes(),
-            bytes_after: table.quantized_bytes() + usize::from(table.shared) * table.bytes(),
+            bytes_after: table.quantized_bytes(form) + usize::from(table.shared) * table.bytes(),
         };
         EmbeddingsReport {
-            tables: tables.iter().map(table).collect(),
+            tables: tables
+                .iter()
+                .filter(|(_, t)| t.takes(form))
+                .map(table)
+                .collect(),
+            bits: form.bits(),
+            block: form.block(),
             sqnr_before_db: before,
             sqnr_after_db: after,
         }

@@ -6,10 +6,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::graph::{NodeId, ValueId, View};
+use crate::graph::{Blocked, NodeId, Symmetry, ValueId, View};
 use crate::onnx::node::attr_i;
 use crate::onnx::op;
 use crate::onnx::tensor;
+use crate::recognise::over_magnitude;
 
 /// One Linear with a stored integer weight.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,10 +25,39 @@ pub struct QuantizedLinear {
     pub weight: String,
     /// "per-tensor", "per-channel" or "per-block".
     pub granularity: String,
+    /// Bits of one stored integer.
+    pub bits: Option<u32>,
+    /// How many channels of the input share a scale of the weight, where that is not all of them.
+    pub group: Option<usize>,
+    /// Of a weight in blocks: whether every zero point is the middle of the range.
+    pub symmetric: Option<bool>,
+    /// Of a weight in blocks what makes it slow or odd: "float zero points", "g_idx", or both.
+    pub notes: Vec<String>,
     /// The type of the quantized input; `None` if the input is float.
     pub activation: Option<String>,
+    /// "per-tensor", "per-token" or "per-block" (per token, too); `None` if the input is float.
+    pub activation_granularity: Option<String>,
     /// Whether the input's scale is found at run time.
     pub dynamic: bool,
+}
+
+impl QuantizedLinear {
+    /// Says of a weight in blocks what its integers are.
+    fn in_blocks(self, blocked: &Blocked) -> QuantizedLinear {
+        let symmetry = blocked.symmetry();
+        let named = [
+            (symmetry == Symmetry::FloatZero, "float zero points"),
+            (blocked.is_permuted(), "g_idx"),
+        ];
+        let notes = named.into_iter().filter(|(is, _)| *is);
+        QuantizedLinear {
+            bits: Some(blocked.bits),
+            group: Some(blocked.block),
+            symmetric: Some(symmetry == Symmetry::Symmetric),
+            notes: notes.map(|(_, note)| note.to_owned()).collect(),
+            ..self
+        }
+    }
 }
 
 /// Every quantized Linear of the main graph and its node, in graph order.
@@ -73,18 +103,15 @@ fn linear(view: &View, node: NodeId) -> Option<QuantizedLinear> {
         op::QAttention => (0, 1, Some(4)),
         op::MatMulIntegerToFloat => (0, 1, Some(3)),
         op::DynamicQuantizeMatMul => (0, 1, Some(2)),
-        op::MatMulNBits => (0, 1, None),
+        op::MatMulNBits => return product_of_blocks(view, node),
         _ => return None,
     };
     let stored = view.input(node, weight)?;
     let weight_type = constant_type(view, stored)?;
     let x = view.input(node, x)?;
-    let blocks = proto.op_type() == op::MatMulNBits;
-    let float_input = matches!(proto.op_type(), op::MatMulNBits);
     let dynamic = proto.op_type() == op::DynamicQuantizeMatMul
         || producer(view, x).is_some_and(|op| op == op::DynamicQuantizeLinear);
     let granularity = match scale.and_then(|slot| view.input(node, slot)) {
-        _ if blocks => "per-block",
         Some(scale) => granularity(view, scale, false),
         // MatMulInteger: the scale is multiplied afterwards, only the zero point tells.
         None => {
@@ -97,21 +124,70 @@ fn linear(view: &View, node: NodeId) -> Option<QuantizedLinear> {
     };
     let activation = match proto.op_type() {
         op::DynamicQuantizeMatMul => Some("UINT8".to_owned()),
-        _ if float_input => None,
         _ => Some(integer_type(view, x).unwrap_or_else(|| "integer".to_owned())),
     };
     Some(QuantizedLinear {
         name: view.node_name(node).to_owned(),
         op: proto.op_type().to_owned(),
-        weight: match attr_i(proto, "bits").filter(|_| blocks) {
-            Some(bits) => format!("{bits} bits"),
-            None if blocks => "4 bits".to_owned(),
-            None => weight_type,
-        },
+        bits: bits(&weight_type),
+        weight: weight_type,
         granularity: granularity.to_owned(),
         activation,
+        activation_granularity: Some(activations(view, x).to_owned()),
         dynamic,
+        ..QuantizedLinear::default()
     })
+}
+
+/// A MatMulNBits; at accuracy_level 4 it rounds its input itself.
+fn product_of_blocks(view: &View, node: NodeId) -> Option<QuantizedLinear> {
+    let proto = view.node(node);
+    constant_type(view, view.input(node, 1)?)?;
+    let bits = attr_i(proto, "bits").unwrap_or(4);
+    let blocked = Blocked::in_view(view, node);
+    let level = attr_i(proto, "accuracy_level").unwrap_or(0);
+    let rounds = blocked
+        .as_ref()
+        .is_some_and(|b| b.rounds_activations(level));
+    let linear = QuantizedLinear {
+        name: view.node_name(node).to_owned(),
+        op: proto.op_type().to_owned(),
+        weight: format!("{bits} bits"),
+        granularity: "per-block".to_owned(),
+        activation: rounds.then(|| "INT8".to_owned()),
+        activation_granularity: rounds.then(|| "per-block".to_owned()),
+        dynamic: rounds,
+        ..QuantizedLinear::default()
+    };
+    Some(match &blocked {
+        Some(blocked) => linear.in_blocks(blocked),
+        None => linear,
+    })
+}
+
+/// Bits of an integer type by its name.
+fn bits(name: &str) -> Option<u32> {
+    name.trim_start_matches(|c: char| !c.is_ascii_digit())
+        .parse()
+        .ok()
+}
+
+/// What shares a scale among quantized activations.
+fn activations(view: &View, q: ValueId) -> &'static str {
+    let Some((quantize, _)) = view.producer(q) else {
+        return "per-tensor";
+    };
+    if view.op(quantize) != op::QuantizeLinear {
+        return "per-tensor";
+    }
+    if attr_i(view.node(quantize), "block_size").unwrap_or(0) > 0 {
+        return "per-block";
+    }
+    let x = view.input(quantize, 0);
+    match x.and_then(|x| over_magnitude(view, x)) {
+        Some(_) => "per-token",
+        None => "per-tensor",
+    }
 }
 
 /// A MatMul or Gemm of a weight behind a DequantizeLinear.
@@ -122,9 +198,11 @@ fn between_dequantizers(view: &View, node: NodeId) -> Option<QuantizedLinear> {
     let x = dequantizer(view, view.input(node, 0)?);
     let quantized = x.and_then(|x| view.input(x, 0));
     let producer = quantized.and_then(|q| producer(view, q));
-    Some(QuantizedLinear {
+    let shared = quantized.map(|q| activations(view, q));
+    let linear = QuantizedLinear {
         name: view.node_name(node).to_owned(),
         op: view.node(node).op_type().to_owned(),
+        bits: bits(&weight_type),
         weight: weight_type,
         granularity: granularity(view, view.input(weight, 1)?, blocks).to_owned(),
         activation: quantized.map(|q| {
@@ -132,7 +210,14 @@ fn between_dequantizers(view: &View, node: NodeId) -> Option<QuantizedLinear> {
             let stated = of_zero.or_else(|| integer_type(view, q));
             stated.unwrap_or_else(|| "UINT8".to_owned())
         }),
-        dynamic: producer == Some(op::DynamicQuantizeLinear),
+        activation_granularity: shared.map(str::to_owned),
+        dynamic: producer == Some(op::DynamicQuantizeLinear)
+            || shared.is_some_and(|shared| shared != "per-tensor"),
+        ..QuantizedLinear::default()
+    };
+    Some(match Blocked::in_view(view, weight) {
+        Some(blocked) => linear.in_blocks(&blocked),
+        None => linear,
     })
 }
 
@@ -178,7 +263,13 @@ fn integer_type(view: &View, value: ValueId) -> Option<String> {
     };
     let stated = view.input(node, zero_point);
     let stated = stated.and_then(|zero| constant_type(view, zero));
-    stated.or_else(|| (proto.op_type() == op::QuantizeLinear).then(|| "UINT8".to_owned()))
+    let named = || {
+        let code = i32::try_from(attr_i(proto, "output_dtype")?).ok()?;
+        let dtype = crate::onnx::DataType::try_from(code).ok()?;
+        (code != 0).then(|| dtype.as_str_name().to_owned())
+    };
+    let default = || (proto.op_type() == op::QuantizeLinear).then(|| "UINT8".to_owned());
+    stated.or_else(named).or_else(default)
 }
 
 /// The constant scale of a weight by which the product of a MatMulInteger is multiplied, if it is found.

@@ -327,6 +327,11 @@ pub struct OutputReport {
     pub token_sqnr_db: Option<f64>,
     /// `token_sqnr_db` of plain min-max quantization of the same Linears.
     pub plain_token_sqnr_db: Option<f64>,
+    /// SQNR in dB of `ln p − mean ln p`, p the probabilities of a token: of what stood before the Softmax. Probabilities are judged
+    /// by it. `None` of every other output, and without any difference.
+    pub log_sqnr_db: Option<f64>,
+    /// `log_sqnr_db` of plain min-max quantization of the same Linears.
+    pub plain_log_sqnr_db: Option<f64>,
     /// Elements that were compared; 0 if the model fills in all of them, so that `sqnr_db` says nothing.
     pub elements: u64,
     /// Elements that both models fill in with a constant (−∞, the smallest float, −10⁴ where a mask says so); they are in none of
@@ -360,11 +365,25 @@ pub struct BelowPlain {
     pub output: String,
     /// Whether it is the mean SQNR of its tokens that fell, [`OutputReport::token_sqnr_db`].
     pub per_token: bool,
+    /// Whether it is the logarithms of its probabilities that fell, [`OutputReport::log_sqnr_db`].
+    pub logarithms: bool,
     /// Its SQNR in the written model, in dB; see [`OutputReport::sqnr_db`].
     #[serde(deserialize_with = "number")]
     pub sqnr_db: f64,
     /// Its SQNR with plain min-max quantization of the same Linears, in dB; `None` if that makes no difference at all.
     pub plain_sqnr_db: Option<f64>,
+}
+
+impl BelowPlain {
+    /// What the figures are of, to be put behind a number in dB.
+    pub fn of_what(&self) -> &'static str {
+        match (self.per_token, self.logarithms) {
+            (false, false) => "",
+            (true, false) => " per token",
+            (false, true) => " in the logarithms of its probabilities",
+            (true, true) => " per token in the logarithms of its probabilities",
+        }
+    }
 }
 
 /// What leaving Linears in float bought.

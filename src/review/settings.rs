@@ -39,7 +39,7 @@ pub struct Settings {
     pub activation_symmetric: bool,
     /// The products of attention: "auto", "float" or "int8".
     pub attention: String,
-    /// Embedding tables: "float" or "int8".
+    /// Embedding tables: "float", "int8" or "int4".
     pub embeddings: String,
     /// The regular expression for the names of Linears that are quantized.
     pub include: Option<String>,
@@ -98,11 +98,7 @@ impl From<&Options> for Settings {
             activation_granularity: options.activations().name().to_owned(),
             activation_symmetric: options.activation().symmetric,
             attention: options.attention.name().to_owned(),
-            embeddings: match options.int8_embeddings {
-                true => "int8",
-                false => "float",
-            }
-            .to_owned(),
+            embeddings: options.embeddings.name().to_owned(),
             include: options.include.as_ref().map(|r| r.as_str().to_owned()),
             exclude: options.exclude.as_ref().map(|r| r.as_str().to_owned()),
             keep_float: options.keep_float.map(|keep| match keep {

@@ -24,7 +24,9 @@ pub use blocks::{BLOCKS_OPSET, BlockForm, BlockPlan, BlockWeight, quantize_in_bl
 pub use clean::clean;
 pub use correct::correct_biases;
 pub use dequantize::{Dequantized, dequantize};
-pub use embeddings::{EmbeddingTable, embedding_tables, quantize_embeddings, quantized_table};
+pub use embeddings::{
+    EmbeddingForm, EmbeddingTable, embedding_tables, quantize_embeddings, quantized_table,
+};
 pub use fold_sizes::fold_sizes;
 pub use linear::Precision;
 pub use migrate::{migrate, migrate_in};

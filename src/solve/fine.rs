@@ -185,7 +185,7 @@ impl Site<'_, '_> {
     /// Losses at the response of the block; `None` if it cannot be run.
     fn at_response(&self, response: &dyn Response, trials: &[Candidate]) -> Option<Vec<f64>> {
         let score = |candidate: &Candidate| {
-            let fitted = |fold: &Fold| {
+            let fitted = |_, fold: &Fold| {
                 let migration = self.migration(candidate, fold);
                 (migration, self.settings.activation.quantizer(-1.0, 1.0))
             };

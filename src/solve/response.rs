@@ -103,8 +103,8 @@ pub(super) fn search(
     Some(scored)
 }
 
-/// Migration and quantizer from one half of the calibration tokens.
-pub(super) type Fitted<'a> = dyn Fn(&Fold) -> (Migration, ActivationQuantizer) + Sync + 'a;
+/// Migration and quantizer from one half of the calibration tokens: its number, and what is known of it.
+pub(super) type Fitted<'a> = dyn Fn(usize, &Fold) -> (Migration, ActivationQuantizer) + Sync + 'a;
 
 /// The loss of one candidate, a function of the half that sets the ranges; `None` if the block cannot be run.
 pub(super) fn score(
@@ -160,7 +160,7 @@ impl<'a, 'p> Block<'a, 'p> {
             corrected,
             ..
         } = candidate;
-        let fitted = |fit: &Fold| {
+        let fitted = |_, fit: &Fold| {
             let migration = migrate(shift, threshold, fit.min, fit.max);
             let (low, high) = migration.range(fit.min, fit.max);
             let quantizer = self
@@ -195,7 +195,7 @@ impl<'a, 'p> Block<'a, 'p> {
     fn outputs(&self, fitted: &Fitted, corrected: bool, half: usize) -> Vec<Array2<f32>> {
         let (_, x) = &self.halves[half];
         let (_, fit_x) = &self.halves[1 - half];
-        let (migration, quantizer) = fitted(&self.problem.folds[1 - half]);
+        let (migration, quantizer) = fitted(1 - half, &self.problem.folds[1 - half]);
         let mut migrated = Array2::zeros(x.raw_dim());
         let mut quantized = Array2::zeros(x.raw_dim());
         // `select` gives standard layout.

@@ -349,12 +349,16 @@ impl<'a, 'p> Site<'a, 'p> {
         let directions = (0..self.loss.directions()).into_par_iter();
         let fitted = directions.map(|d| self.migration(candidate, &self.loss.fit(d)));
         let fitted: Vec<Migration> = fitted.collect();
+        // Nothing is validated with less than two halves.
+        if fitted.len() < 2 {
+            return None;
+        }
         let margin = self.margin(&fitted);
         let corrected = self.problem.correct_bias;
         let loss = match response {
             Some(response) => {
-                let fitted = |fold: &Fold| {
-                    let migration = self.migration(candidate, fold);
+                let fitted = |half: usize, fold: &Fold| {
+                    let migration = fitted[half].clone();
                     let (low, high) = migration.range_of(fold);
                     let activation = &self.settings.activation;
                     (migration, activation.quantizer(low * margin, high * margin))

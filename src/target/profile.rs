@@ -69,8 +69,10 @@ pub struct Profile {
     /// Whether the products of attention get Q/DQ by default.
     pub int8_attention: bool,
     /// Whether rows of int8 tables can be gathered without widening the table
-    /// ([`Options::int8_embeddings`](crate::Options::int8_embeddings)).
+    /// ([`Options::embeddings`](crate::Options::embeddings)).
     pub int8_gather: bool,
+    /// Whether it has com.microsoft.GatherBlockQuantized, for tables in blocks.
+    pub gathers_blocks: bool,
     /// Whether a guard `Where(IsNaN(P), 0, P)` behind the softmax keeps the runtime from fusing attention
     /// (TensorRT-RTX 1.7.1, OpenVINO 2026.4). It is left out then, if no calibration row needs it.
     pub nan_guard_stops_attention: bool,

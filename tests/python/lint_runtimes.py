@@ -137,5 +137,14 @@ def ov_product_types(model):
     return sorted({node.input(0).get_element_type().to_string() for node in products})
 
 
+def ov_weight_types(model):
+    """The types in which the weights of all FullyConnected nodes are stored in the executed graph."""
+    nodes = ov_compile(model).get_runtime_model().get_ordered_ops()
+    kind = lambda node: str(node.get_rt_info()["layerType"].astype(str)) if not isinstance(node.get_rt_info()["layerType"], str) else node.get_rt_info()["layerType"]  # noqa: E731
+    products = [node for node in nodes if kind(node) == "FullyConnected"]
+    assert products
+    return sorted({node.input(1).get_element_type().to_string() for node in products})
+
+
 def ov_run(model, feed):
     return ov_compile(model)(feed)[0].astype(np.float64)

@@ -153,7 +153,9 @@ def check_exact(given, model, bits, target, per_channel, effective):
         # Weights: integers and scale from their definition, on the effective weight of the Linear.
         w = effective(node)
         extreme = np.abs(w).max(axis=0) if per_channel else np.abs(w).max()
-        scale = np.where(extreme == 0, 1, extreme.astype(np.float64) / top).astype(np.float32)
+        # A column of zeros has the scale of the largest one: the bias beside it is in steps of it.
+        scale = np.where(extreme == 0, extreme.max(), extreme).astype(np.float64) / top
+        scale = np.where(scale == 0, 1, scale).astype(np.float32)
         expected = np.clip(np.rint(w / scale), -top, top)
         stored = weight.input[0]
         packed = stored not in consts

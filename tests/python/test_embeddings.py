@@ -59,7 +59,7 @@ def quantized(form, folder, *options):
     onnx.save(model, folder / "in.onnx")
     np.savez(folder / "calib.npz", **{name: value[:32] for name, value in data.items()})
     # With 8 bits this shallow model is so accurate that its tables would be most of the error.
-    options = ("--activation-bits", "6", *options)
+    options = options if "--preset" in options else ("--activation-bits", "6", *options)
     paths = folder / "in.onnx", folder / "out.onnx", "--calib", folder / "calib.npz", "--report", folder / "r.json"
     run = run_tool(*paths, "--force", *options)
     assert run.returncode == 0, run.stderr
@@ -108,13 +108,70 @@ def test_a_tied_table_is_counted_once_it_stays(tmp_path):
 
 @pytest.mark.parametrize(
     "form, options, why",
-    [("sensitive", (), "would lose"), ("float", ("--target", "tensorrt"), "widens"), ("float", ("--target", "portable"), "widens")],
+    [
+        ("sensitive", ("--target", "openvino"), "would lose"),
+        ("float", ("--target", "tensorrt"), "widens"),
+        ("float", ("--target", "portable"), "widens"),
+    ],
 )
 def test_tables_stay_in_float_and_it_is_said(form, options, why, tmp_path):
     _, _, report, _ = quantized(form, tmp_path, "--embeddings", "int8", *options)
     assert report["embeddings"] is None
     assert [note for note in report["notes"] if "embedding tables stay in float" in note and why in note]
     assert ("FLOAT", V) in tables(onnx.load(tmp_path / "out.onnx"))
+
+
+def blocks(model):
+    """Bits of every table in blocks."""
+    return [{a.name: a.i for a in n.attribute}["bits"] for n in model.graph.node if n.op_type == "GatherBlockQuantized"]
+
+
+def dequantized(table, scales, bits, block):
+    """The floats of bytes with the first element in the lowest bits, by definition."""
+    parts = [table >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)]
+    levels = np.stack(parts, -1).reshape(len(table), -1).astype(np.float32) - 2 ** (bits - 1)
+    return levels * np.repeat(scales, block, axis=1)[:, : levels.shape[1]]
+
+
+def test_rows_with_outliers_have_a_scale_for_16_elements(tmp_path):
+    model, held, report, summary = quantized("sensitive", tmp_path, "--embeddings", "int8")
+    told = report["embeddings"]
+    if told is None:
+        # What is in the block of the outlier is lost all the same, and the output reads it.
+        assert [note for note in report["notes"] if "would lose" in note]
+        return
+    assert (told["bits"], told["block"]) == (8, 16) and "by blocks of 16" in summary
+    assert blocks(onnx.load(tmp_path / "out.onnx")) == [8, 8]
+
+
+@pytest.mark.parametrize("form", ["float", "float16"])
+def test_tables_of_4_bits(form, tmp_path):
+    # Weights of 2 bits leave more than a table of 4 does.
+    options = ("--embeddings", "int4", "--preset", "llm", "--weight-bits", "2")
+    model, held, report, summary = quantized(form, tmp_path, *options)
+    assert report["embeddings"]["bits"] == 4, report["notes"]
+    assert "2 tables in 4 bits by blocks of 32" in summary
+    written = onnx.load(tmp_path / "out.onnx")
+    assert blocks(written) == [4, 4]
+    stored = {i.name: numpy_helper.to_array(i) for i in written.graph.initializer}
+    node = next(n for n in written.graph.node if n.op_type == "GatherBlockQuantized")
+    words = numpy_helper.to_array(next(i for i in model.graph.initializer if i.name == "words")).astype(np.float32)
+    back = dequantized(stored[node.input[0]], stored[node.input[2]], 4, 32)
+    assert measure.sqnr(words, back) > 20
+    # What ONNX Runtime gathers is what the bytes say.
+    probe = onnx.ModelProto()
+    probe.CopyFrom(written)
+    value = helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None)
+    probe.graph.output.append(value)
+    got = measure.outputs(probe, held)[node.output[0]]
+    assert np.allclose(got, back[held["ids"]], atol=1e-6)
+
+
+@pytest.mark.parametrize("target", ["openvino", "tensorrt", "portable"])
+def test_no_tables_of_4_bits_where_none_are_gathered(target, tmp_path):
+    _, _, report, _ = quantized("float", tmp_path, "--embeddings", "int4", "--target", target)
+    assert report["embeddings"] is None
+    assert [note for note in report["notes"] if "embedding tables stay in float" in note]
 
 
 def test_dequantize_gives_the_tables_back(tmp_path):

@@ -6,15 +6,21 @@ first is rejected, computed wrongly or in float, slow or inaccurate, and the sec
 
 import json
 import re
+import subprocess
+import sys
 import time
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Callable
 
+import block_forms
 import lint_forms as forms
 import lint_runtimes as rt
 import numpy as np
 import onnx
 import pytest
+from block_forms import nbits, per_token, run_time_blocks
 from conftest import ROOT, run_tool
 from onnx import TensorProto, helper, numpy_helper
 
@@ -84,6 +90,58 @@ def ort_slow(broken, mended, k=512):
 
 def ort_slow_1024(broken, mended):
     ort_slow(broken, mended, 1024)
+
+
+def ort_slow_for_one_token(broken, mended):
+    def seconds(model):
+        session = rt.ort_session(model)
+        given = {"x": np.ones((1, 1, 512), np.float32)}
+        times = []
+        for _ in range(30):
+            start = time.thread_time()
+            session.run(None, given)
+            times.append(time.thread_time() - start)
+        return min(times)
+
+    assert seconds(broken) > 3 * seconds(mended)
+
+
+def ort_reads_other_zero_points(broken, mended):
+    """The groups of the first follow each other, so that both mean the same."""
+    found, wanted = (rt.ort_run(model, feed_of(model)) for model in (broken, mended))
+    assert error(found, wanted) > 0.05
+
+
+def trt_builds_no_engine(broken, mended):
+    parsed, _ = rt.trt_parse(broken)
+    assert parsed
+    with pytest.raises(AssertionError):
+        rt.trt_engine(broken)
+    assert rt.trt_engine(mended)
+
+
+def ov_weights_in_float(broken, mended):
+    assert rt.ov_weight_types(broken) == ["f32"] and rt.ov_weight_types(mended) == ["u4"]
+
+
+def ov_multiplies_floats(broken, mended):
+    """Activations that are rounded to 8 bits show in the output."""
+
+    def change(model):
+        return error(rt.ov_run(model, feed_of(model)), rt.ort_run(model, feed_of(model), rt.NONE))
+
+    assert change(broken) < 1e-5 and 1e-3 < change(mended) < 0.02, (change(broken), change(mended))
+
+
+def ov_dies(broken, mended):
+    def status(model, folder):
+        path = Path(folder) / "model.onnx"
+        onnx.save(model, path)
+        code = "import sys, onnx, lint_forms, lint_runtimes as rt; rt.ov_run(onnx.load(sys.argv[1]), lint_forms.feed())"
+        return subprocess.run([sys.executable, "-c", code, path], cwd=Path(__file__).parent, capture_output=True).returncode
+
+    with tempfile.TemporaryDirectory() as folder:
+        assert status(broken, folder) != 0 and status(mended, folder) == 0
 
 
 def trt_rotates_in_float(broken, mended):
@@ -237,6 +295,20 @@ def integer_operator():
     return forms.model(nodes, dict(W_q=q, W_scale=scale))
 
 
+def in_form(form, k=forms.K, opset=21):
+    """One Linear in a fine-grained form."""
+
+    def make():
+        model = forms.model([forms.node("MatMul", ["x", "W"], ["y"])], {"W": forms.weights(k)}, x=("b", "s", k), opset=opset)
+        model.opset_import.append(helper.make_opsetid(block_forms.MS, 1))
+        made, _ = form(model)
+        if not any(node.domain for node in made.graph.node):
+            del made.opset_import[1:]
+        return made
+
+    return make
+
+
 def typed_output(attributes):
     return forms.linear(S8, opset=21, a_attributes=attributes)
 
@@ -277,6 +349,17 @@ ORT = [
     Case("R9-row-scale", "ort", "rejected", lambda: forms.qlinear(U8, S8, U8, rows=True), lambda: forms.qlinear(U8, S8, U8), ort_rejects),
     Case("R10-blocks", "ort", "slow", lambda: forms.blocks(8), lambda: forms.blocks(16), only_mended_fuses("MatMulNBits")),
     Case("R10-blocks", "ort", "slow", lambda: forms.blocks(32, axis=1), lambda: forms.blocks(32), only_mended_fuses("MatMulNBits"), name="axis"),
+    Case("R10-form", "ort", "rejected", in_form(nbits(4, 48)), in_form(nbits()), ort_rejects),
+    Case("R10-form", "ort", "rejected", in_form(nbits(8, 32, "float")), in_form(nbits(8, 32, "packed")), ort_rejects, name="zero"),
+    Case("R10-form", "ort", "rejected", in_form(nbits(8, groups=True)), in_form(nbits(8)), ort_rejects, name="g_idx"),
+    Case("R10-kernel", "ort", "slow", in_form(nbits(zero="float"), 512), in_form(nbits(zero="packed"), 512), ort_slow_for_one_token),
+    Case("R10-kernel", "ort", "slow", in_form(nbits(groups=True), 512), in_form(nbits(), 512), ort_slow_for_one_token, name="g_idx"),
+    Case("R10-kernel", "ort", "slow", in_form(nbits(8, level=0), 512), in_form(nbits(8), 512), ort_slow_for_one_token, name="level"),
+    Case("R10-kernel", "ort", "slow", in_form(nbits(2, 16), 512), in_form(nbits(2, 32), 512), ort_slow_for_one_token, name="2-bits"),
+    Case("R10-g-idx", "ort", "wrong", in_form(nbits(4, 32, "packed", True)), in_form(nbits(4, 32, "packed")), ort_reads_other_zero_points, also=("R10-kernel",)),
+    Case("R3-activation-block", "ort", "float", in_form(run_time_blocks()), in_form(per_token()), ort_in_float),
+    Case("R6-opset", "ort", "rejected", in_form(block_forms.blocks("int8"), opset=19), in_form(block_forms.blocks("int8")), ort_rejects, name="blocks"),
+    Case("R6-opset", "ort", "rejected", in_form(block_forms.blocks("int2")), in_form(block_forms.blocks("int2"), opset=25), ort_rejects, name="int2"),
     Case("R10-blocks", "ort", "slow", lambda: forms.blocks(48, k=288), lambda: forms.blocks(32, k=288), only_mended_fuses("MatMulNBits"), name="power"),
 ]  # fmt: skip
 
@@ -298,6 +381,8 @@ TENSORRT = [
     Case("T3-axis", "tensorrt", "float", lambda: forms.gemm(S8, bias="float", trans=True, w_axis=1), lambda: forms.gemm(S8, bias="float", trans=True), trt_in_float, name="gemm"),
     Case("T3-activation-scale", "tensorrt", "float", s8(a_shape=(forms.K,)), s8(), trt_in_float),
     Case("T3-run-time-scale", "tensorrt", "float", s8(scale_of_x=True), s8(), trt_in_float),
+    Case("T3-activation-block", "tensorrt", "rejected", in_form(run_time_blocks()), in_form(per_token(False)), trt_builds_no_engine),
+    Case("T1-type", "tensorrt", "rejected", in_form(block_forms.blocks("uint4")), in_form(block_forms.blocks("int4")), trt_rejects, also=("T1-zero-point",), name="uint4"),
     Case("T3-one-side", "tensorrt", "float", s8(quantize_w=False), s8(), trt_in_float, name="activation"),
     Case("T3-one-side", "tensorrt", "float", s8(quantize_x=False), s8(), trt_in_float, name="weight"),
     Case("T11-rotation", "tensorrt", "inaccurate", lambda: forms.rotated(S8, "quantized"), lambda: forms.rotated(S8), trt_rotates_in_float),
@@ -330,6 +415,12 @@ OPENVINO = [
     Case("O6-pool", "openvino", "wrong", lambda: forms.pooled("Mul", op="ReduceSum", between="Relu"), lambda: forms.pooled(None), ov_wrong, name="relu"),
     Case("O6-pool", "openvino", "wrong", lambda: forms.pooled(None, before="Mul"), lambda: forms.pooled(None, before="Mul", between="Tanh"), ov_wrong, name="before"),
     Case("O6-pool", "openvino", "wrong", lambda: forms.pooled(None, before="norm"), lambda: forms.pooled(None, before="shifted norm"), ov_wrong, name="norm"),
+    Case("O3-activation-block", "openvino", "rejected", in_form(run_time_blocks()), in_form(per_token()), ov_rejects),
+    Case("O3-ragged", "openvino", "rejected", in_form(block_forms.blocks("uint4", 48)), in_form(block_forms.blocks("uint4", 32)), ov_rejects),
+    Case("O3-ragged", "openvino", "float", in_form(nbits(4, 128), 192), in_form(nbits(4, 64), 192), ov_weights_in_float, name="nbits"),
+    Case("O3-int4", "openvino", "float", in_form(block_forms.blocks("int4")), in_form(block_forms.blocks("uint4")), ov_multiplies_floats),
+    Case("O1-g-idx", "openvino", "rejected", in_form(nbits(groups=True)), in_form(nbits()), ov_dies),
+    Case("O1-2-bits", "openvino", "rejected", in_form(block_forms.blocks("int2"), opset=25), in_form(nbits(2)), ov_rejects),
     Case("O4-scale", "openvino", "wrong", u8(a_scale=-0.02), u8(), ov_wrong),
 ]  # fmt: skip
 

@@ -178,6 +178,46 @@ def test_too_few_numbers_are_no_verdict(tmp_path):
     assert "24 numbers of 24 rows are too few for a verdict" in job.stdout
 
 
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_probabilities_are_judged_by_their_logarithms(tmp_path, decomposed):
+    result = Result(tmp_path, models.classes(decomposed=decomposed))
+    told = result.report["outputs"]["p"]
+    assert told["log_sqnr_db"] is not None and "logarithms, by which it is judged" in result.job.stdout
+
+    def centred(path):
+        p = np.maximum(run_ort(path, result.data)[0].astype(np.float64), 1e-30)
+        return np.log(p) - np.log(p).mean(-1, keepdims=True)
+
+    float_out = centred(result.path)
+    out, plain = (sqnr(float_out, centred(path), np.ones_like(float_out, bool)) for path in (result.out, result.plain))
+    assert abs(told["log_sqnr_db"] - out) < 2 and out > plain + 1, (told, out, plain)
+    assert abs(told["plain_log_sqnr_db"] - plain) < 2
+    checked = run_tool("verify", result.path, result.out, "--calib", result.folder / "calib.npz", "--json", tmp_path / "v.json")
+    assert checked.returncode == 0
+    [output] = json.loads((tmp_path / "v.json").read_text())["outputs"]
+    assert abs(output["log_sqnr_db"] - out) < 2
+
+
+def test_what_is_no_distribution_has_no_logarithms(tmp_path):
+    result = Result(tmp_path, models.classes(axis=1))
+    assert result.report["outputs"]["p"]["log_sqnr_db"] is None
+
+
+def test_few_held_out_rows_say_that_they_are_few(tmp_path):
+    model, _ = models.long_rows(64)
+    alike = model, lambda rows, seed: {"x": np.random.default_rng(seed).normal(size=(rows, 64, models.C)).astype(np.float32)}
+    few = Result(tmp_path, alike, rows=32)
+    assert "of 4 held-out rows" in few.report["outputs"]["y"]["caution"]
+    assert "of 4 held-out rows" in few.job.stdout
+    (tmp_path / "more").mkdir()
+    more = Result(tmp_path / "more", alike, rows=64)
+    assert more.report["outputs"]["y"]["caution"] is None
+    # A float model is the original on every row.
+    (tmp_path / "float").mkdir()
+    in_float = Result(tmp_path / "float", alike, rows=32, options=["--format", "float"])
+    assert in_float.report["outputs"]["y"]["caution"] is None
+
+
 def test_of_few_long_rows_one_is_held_out(tmp_path):
     result = Result(tmp_path, models.long_rows(), rows=5)
     assert result.report["settings"]["held_out_rows"] == 1
@@ -237,6 +277,18 @@ def multiplications(made, rows=1):
     shapes = {i.name: list(i.dims) for i in model.graph.initializer}
     weights = [shapes[n.input[1]] for n in model.graph.node if n.op_type == "MatMul" and n.input[1] in shapes]
     return sum(k * n for k, n in weights)
+
+
+def test_the_work_of_shapes_that_only_the_engine_knows(tmp_path):
+    result = Result(tmp_path, models.convolved())
+    work = result.report["work"]
+    [convolutions] = [f for f in work["float"] if f["what"] == "Conv"]
+    assert convolutions["nodes"] == 3
+    # 12 × 12, then 6 × 6 twice.
+    multiplied = 144 * 8 * 27 + 36 * 8 * 72 + 36 * 4 * 72
+    linear = 36 * 4 * 16
+    assert work["multiplications"] == multiplied + linear
+    assert convolutions["part"] == pytest.approx(multiplied / (multiplied + linear))
 
 
 def test_the_share_of_the_work_is_told(tmp_path):

@@ -231,6 +231,32 @@ def labels(logits_too=False, length=8):
     return g.model(), lambda rows, seed: {"x": tokens(rows, seed, (length, C))}
 
 
+def classes(count=40, sharp=6.0, length=8, axis=-1, decomposed=False):
+    """Probabilities of a model that is sure: nearly all are 0 or 1. As one operator, or as JAX writes it."""
+    g = Graph(21)
+    x = g.input("x", F32, ["b", length, C])
+    logits = g.op("Mul", g.linear(g.norm(x), C, count), g.const(np.float32(sharp)))
+    if decomposed:
+        power = g.op("Exp", g.op("Sub", logits, g.op("ReduceMax", logits, axes=[-1], keepdims=1)))
+        total = g.op("ReduceSum", power, g.const(np.array([-1], np.int64)), keepdims=1)
+        g.output(g.op("Div", power, total), F32, ["b", length, count], "p")
+    else:
+        g.output(g.op("Softmax", logits, axis=axis), F32, ["b", length, count], "p")
+    return g.model(), lambda rows, seed: {"x": tokens(rows, seed, (length, C))}
+
+
+def convolved(size=12):
+    """Convolutions whose pads the runtime works out, before a Linear: what they multiply follows from no attribute alone."""
+    g = Graph(22)
+    x = g.input("x", F32, ["b", 3, size, size])
+    for step, (given, made) in enumerate([(3, 8), (8, 8), (8, 4)]):
+        x = g.op("Conv", x, g.const((g.rng.normal(size=(made, given, 3, 3)) / 6).astype(np.float32)), auto_pad="SAME_UPPER", strides=[1 + step % 2] * 2)
+        x = g.op("MaxPool", x, auto_pad="SAME_UPPER", kernel_shape=[2, 2], strides=[1, 1])
+    rows = g.op("Transpose", g.op("Reshape", x, g.const(np.array([0, 4, -1], np.int64))), perm=[0, 2, 1])
+    g.output(g.linear(rows, 4, 16), F32, ["b", size * size // 4, 16], "y")
+    return g.model(), lambda rows, seed: {"x": np.random.default_rng(seed).normal(size=(rows, 3, size, size)).astype(np.float32)}
+
+
 def scalar():
     """One number per row."""
     g = Graph(6)

@@ -45,15 +45,19 @@ pub(in crate::calibrate) struct Copy<'m> {
 }
 
 impl Copy<'_> {
-    /// What its products multiply.
-    pub(super) fn products(&self) -> Vec<Product> {
+    /// What its products multiply, or the names of values whose shapes must be known for that.
+    pub(super) fn products(&self, more: &Known) -> Result<Vec<Product>, Vec<String>> {
+        let mut facts = self.facts.clone();
+        for (name, fact) in more {
+            facts.know(name, fact.clone());
+        }
         let stored =
             |graph: &GraphProto, name: &str| graph.initializer.iter().any(|t| t.name() == name);
         let products = self.proto.graph.as_ref().map(|graph| {
             let constant = |name: &str| self.has_constant(name) || stored(graph, name);
-            products(graph.node.iter(), &self.facts, constant)
+            products(graph.node.iter(), &facts, constant)
         });
-        products.unwrap_or_default()
+        products.unwrap_or(Ok(Vec::new()))
     }
 
     /// Whether a value is handed over as a constant.

@@ -103,7 +103,19 @@ impl Engine for Sharing {
     fn products(&self, model: &Model, like: &Batch) -> Result<Vec<Product>, EngineError> {
         let resolved = resolve(self, model, like)?;
         let copy = self.copy(resolved.model.as_ref().unwrap_or(model), like)?;
-        Ok(copy.products())
+        let unknown = match copy.products(&Known::new()) {
+            Ok(products) => return Ok(products),
+            Err(unknown) => unknown,
+        };
+        // What does not follow from the shapes of the inputs, the engine knows.
+        let shapes = self.shapes(model, like, &unknown)?.unwrap_or_default();
+        let shapes = shapes.into_iter();
+        let known = shapes.map(|(name, shape)| (name, Fact::of_shape(None, &shape)));
+        copy.products(&known.collect())
+            .map_err(|mut unknown| EngineError::Plan {
+                shapes: shapes_text(&like.shapes()),
+                reason: format!("the shape of `{}` is not known", unknown.remove(0)),
+            })
     }
 
     fn sharing(&self) -> Box<dyn Engine> {

@@ -2,10 +2,12 @@
 
 pub(super) mod capture;
 pub(super) mod compare;
+pub(super) mod distributions;
 pub(super) mod extremes;
 pub(super) mod largest;
 pub(super) mod parallel;
 pub(super) mod ranges;
+pub(super) mod row_error;
 pub(super) mod shapes;
 mod sizes;
 pub(super) mod statistics;

@@ -8,20 +8,9 @@ use ndarray::ArrayD;
 use crate::calibrate::data::input::Batch;
 use crate::calibrate::data::tokens::TokenContext;
 use crate::calibrate::engine::error::EngineError;
+use crate::calibrate::measure::distributions::{self, Logarithms, Logs};
+use crate::calibrate::measure::row_error::{RowError, token_db};
 use crate::graph::axes::Axes;
-
-/// What one row adds to the sums of an output.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct RowError {
-    /// The row's number in the data; of the batch's first row for what belongs to no single row.
-    pub row: u64,
-    /// Σ r²
-    pub reference: f64,
-    /// Σ (r − o)²
-    pub error: f64,
-    /// Tokens whose own SQNR is known, and its sum over them, in dB; see [`OutputComparison::token_sqnr_db`].
-    pub tokens: (u64, f64),
-}
 
 /// How one output of a model differs from that of the reference.
 #[derive(Debug, Clone, PartialEq)]
@@ -55,13 +44,26 @@ pub struct OutputComparison {
     pub token_sqnr_db: Option<f64>,
     /// The rows compared, ascending.
     pub rows: Vec<RowError>,
+    /// The same of its logarithms, if every vector along its last axis is a distribution in both models, as a Softmax gives it.
+    pub logarithms: Option<Logarithms>,
+}
+
+impl OutputComparison {
+    /// The rows that tell how good a model is: those of the logarithms, if the output has some.
+    pub fn judged_rows(&self) -> &[RowError] {
+        self.logarithms.as_ref().map_or(&self.rows, |l| &l.rows)
+    }
+
+    /// [`OutputComparison::sqnr_db`] and [`OutputComparison::token_sqnr_db`] of [`OutputComparison::judged_rows`].
+    pub fn judged_db(&self) -> (f64, Option<f64>) {
+        let own = (self.sqnr_db, self.token_sqnr_db);
+        let of = |l: &Logarithms| (l.sqnr_db, Some(l.token_sqnr_db));
+        self.logarithms.as_ref().map_or(own, of)
+    }
 }
 
 /// Fewer elements are no vector whose direction matters.
 const SMALLEST_TOKEN: usize = 8;
-
-/// What the SQNR of one token counts at most, in dB.
-const TOKEN_LIMIT_DB: f64 = 60.0;
 
 /// Sums per row.
 pub(super) type RowSums = BTreeMap<u64, Sums>;
@@ -78,6 +80,10 @@ pub(super) fn finish(rows: &RowSums, name: &str) -> OutputComparison {
     };
     OutputComparison {
         rows: rows.iter().map(row).collect(),
+        logarithms: distributions::finish(
+            rows.iter()
+                .map(|(row, s)| (*row, &s.logarithms, s.compared)),
+        ),
         ..total.finish(name)
     }
 }
@@ -102,6 +108,10 @@ pub(super) struct Sums {
     agreeing: u64,
     /// Tokens with an SQNR, and its sum in dB.
     tokens: (u64, f64),
+    /// Of the tokens that are distributions.
+    logarithms: Logs,
+    /// All tokens.
+    compared: u64,
 }
 
 impl Default for Sums {
@@ -121,6 +131,8 @@ impl Default for Sums {
             vectors: 0,
             agreeing: 0,
             tokens: (0, 0.0),
+            logarithms: Logs::default(),
+            compared: 0,
         }
     }
 }
@@ -141,6 +153,8 @@ impl Sums {
         self.vectors += more.vectors;
         self.agreeing += more.agreeing;
         self.tokens = (self.tokens.0 + more.tokens.0, self.tokens.1 + more.tokens.1);
+        self.logarithms.add(&more.logarithms);
+        self.compared += more.compared;
     }
 
     fn element(&mut self, r: f64, o: f64) {
@@ -164,8 +178,7 @@ impl Sums {
     /// Says that these are the sums of one token.
     fn is_token(&mut self) {
         if self.reference > 0.0 || self.error > 0.0 {
-            let db = 10.0 * (self.reference / self.error).log10();
-            self.tokens = (1, db.clamp(-TOKEN_LIMIT_DB, TOKEN_LIMIT_DB));
+            self.tokens = (1, token_db(self.reference, self.error));
         }
     }
 
@@ -203,6 +216,7 @@ impl Sums {
             top1: (self.vectors, self.agreeing),
             token_sqnr_db: (self.tokens.0 > 0).then(|| self.tokens.1 / self.tokens.0 as f64),
             rows: Vec::new(),
+            logarithms: None,
         }
     }
 }
@@ -306,6 +320,8 @@ pub(super) fn compare_batch(
             if reference_rank > 1 && channels >= SMALLEST_TOKEN {
                 own.is_token();
             }
+            own.compared = 1;
+            own.logarithms = Logs::of(r, o);
             sums.add(&own);
         }
         result.insert(name.clone(), rows);

@@ -450,6 +450,7 @@ fn comparison_measures_real_tokens_only() {
                     tokens: (0, 0.0),
                 },
             ],
+            logarithms: None,
         }]
     );
     // Σ r² = 92, Σ r = 20, 8 elements, error 0.5 each.

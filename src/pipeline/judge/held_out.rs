@@ -58,6 +58,8 @@ pub(super) struct Checked {
 pub(crate) struct JudgedOn {
     /// Held-out rows; 0 if there are too few to hold any out.
     pub held_out_rows: usize,
+    /// The same, with those that were not asked.
+    pub all: usize,
     /// In words.
     pub rows: String,
 }
@@ -86,10 +88,12 @@ impl<'a> HeldOut<'a> {
         match self.held_out {
             true => JudgedOn {
                 held_out_rows: judging,
+                all: judging + reserve,
                 rows: super::rows::verified_on(judging, reserve),
             },
             false => JudgedOn {
                 held_out_rows: 0,
+                all: 0,
                 rows: format!("all {judging} calibration rows, too few to hold any out"),
             },
         }

@@ -86,7 +86,7 @@ fn few(batches: &[Batch]) -> Vec<Batch> {
 
 /// Error energy over the energy of the output.
 fn relative_error(output: &OutputComparison) -> f64 {
-    let sum = |f: fn(&RowError) -> f64| output.rows.iter().map(f).sum::<f64>();
+    let sum = |f: fn(&RowError) -> f64| output.judged_rows().iter().map(f).sum::<f64>();
     let (reference, error) = (sum(|r| r.reference), sum(|r| r.error));
     if reference > 0.0 {
         error / reference

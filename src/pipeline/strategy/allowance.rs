@@ -33,7 +33,7 @@ impl Allowance<'_> {
     /// min(E · 10^(loss_db / 10), E of the floor))`, and no more than leaves what was asked for.
     pub(super) fn used(&self, with: &[OutputComparison], without: &[OutputComparison]) -> f64 {
         let energies = |o: &OutputComparison| {
-            let sum = |f: fn(&RowError) -> f64| o.rows.iter().map(f).sum::<f64>();
+            let sum = |f: fn(&RowError) -> f64| o.judged_rows().iter().map(f).sum::<f64>();
             (sum(|r| r.reference), sum(|r| r.error))
         };
         let used = |(i, (with, without)): (usize, (&OutputComparison, &OutputComparison))| {
@@ -143,6 +143,7 @@ mod tests {
                 error,
                 tokens: (0, 0.0),
             }],
+            logarithms: None,
         }
     }
 

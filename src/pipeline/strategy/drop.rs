@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use oxc_index::IndexVec;
 
-use super::super::judge::{Account, Judge, Measured, measure};
+use super::super::judge::{Account, Gain, Judge, Measured, measure};
 use super::super::plan::{Dropped, Plan};
 use super::super::sites::{SiteId, SiteTable};
 use super::super::verdict::{is_below, losses, mean_sqnr, prefers_safe, score, spread};
@@ -159,11 +159,20 @@ fn take(
         return Ok(ours);
     }
     let candidate = judge.build(plan)?;
+    // Some of the rotations may be left.
+    let left = candidate.plan.bought().next();
+    let rotations = ours.account.rotations.zip(left).map(|(gain, _)| Gain {
+        sqnr_after_db: without_it,
+        ..gain
+    });
     Ok(Measured {
         plan: candidate.plan,
         model: candidate.model,
         outputs: measured,
-        account: Account::default(),
+        account: Account {
+            rotations,
+            ..Account::default()
+        },
     })
 }
 

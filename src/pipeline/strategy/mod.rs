@@ -1,7 +1,7 @@
 //! Strategies: each takes what would be written, asks the judge about other plans, and returns the better one.
 //!
 //! ```text
-//! rotate, or exact ─▶ open ─▶ wider ─▶ drop ─▶ raise ─▶ keep_float ─▶ attention ─▶ embeddings ─▶ qoperator (a note) ─▶ written
+//! rotate, or exact ─▶ open ─▶ wider ─▶ drop ─▶ rotate what was dropped ─▶ raise ─▶ keep_float ─▶ attention ─▶ embeddings ─▶ qoperator (a note) ─▶ written
 //! ```
 //!
 //! Numbers decide; no strategy knows an engine, or how a model is made.
@@ -29,8 +29,8 @@ pub(crate) use embeddings::quantize_embeddings;
 pub(crate) use exact::make_exact;
 pub(crate) use keep_float::{Wish, keep_float};
 pub(crate) use open::{conclude, open};
-pub(crate) use price::offers;
+pub(crate) use price::{offers, offers_for_dropped};
 pub(crate) use qoperator::compare_with_qdq;
 pub(crate) use raise::{raise_bits, raises};
-pub(crate) use rotate::{Rotated, rotate};
+pub(crate) use rotate::{Rotated, rotate, rotate_dropped};
 pub(crate) use wider::widen_if_below;

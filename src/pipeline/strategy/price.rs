@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 use oxc_index::IndexVec;
 
-use super::super::plan::{Plan, SitePlan};
+use super::super::plan::{Dropped, Plan, SitePlan};
 use super::super::prepare::Prepared;
 use super::super::sites::{SiteId, SiteRow, SiteTable};
 use crate::graph::View;
@@ -125,7 +125,7 @@ pub(crate) fn offers(plan: &Plan, prepared: &Prepared, target: Target) -> Market
         };
         let known = choices.entry(sites.leader(id)).or_default();
         for (choice, rotated) in site.rotated.iter().enumerate() {
-            let left = rotated.loss_after / site.found.loss_after;
+            let left = rotated.loss_after / loss(site);
             if known.len() <= choice {
                 known.push(Offer {
                     sites: Vec::new(),
@@ -148,32 +148,42 @@ pub(crate) fn offers(plan: &Plan, prepared: &Prepared, target: Target) -> Market
     }
 }
 
-/// From rotations of the same sites, the cheapest first, to what each adds to the one before it. One that gives less for its
-/// price than the next adds for its own is left out.
-fn steps(choices: Vec<Offer>) -> Vec<Offer> {
-    let mut taken: Vec<Offer> = Vec::new();
-    for offer in choices {
-        loop {
-            let before = |of: fn(&Offer) -> f64| taken.iter().map(of).sum::<f64>();
-            let step = Offer {
-                instead_of: taken.last().map(|o| o.choice),
-                relief: offer.relief - before(|o| o.relief),
-                price: offer.price - before(|o| o.price),
-                ..offer.clone()
-            };
-            match taken.last() {
-                _ if step.relief <= 0.0 => break,
-                Some(last) if value(&step) >= value(last) => {
-                    taken.pop();
-                }
-                _ => {
-                    taken.push(step);
-                    break;
-                }
-            }
-        }
+/// The rotations of sites whose solution without one was dropped.
+pub(crate) fn offers_for_dropped(plan: &Plan, prepared: &Prepared, target: Target) -> Market {
+    let dropped = |site: &SitePlan| matches!(site.dropped, Some(Dropped::Validation(_)));
+    if !plan.sites.iter().flatten().any(dropped) {
+        return Market::default();
     }
-    taken
+    let mut market = offers(plan, prepared, target);
+    let dropped = |&id: &SiteId| plan.sites[id].as_ref().is_some_and(dropped);
+    let all = |offer: &Offer| offer.sites.iter().all(dropped);
+    market.offers.retain(all);
+    market
+}
+
+/// From rotations of the same sites, the cheapest first, to what each adds to the one before it. One that gives less for its
+/// price than the next adds for its own is left out: what is left takes off less and less for its price.
+fn steps(choices: Vec<Offer>) -> Vec<Offer> {
+    let step = |from: Option<&Offer>, to: &Offer| Offer {
+        instead_of: from.map(|o| o.choice),
+        relief: to.relief - from.map_or(0.0, |o| o.relief),
+        price: to.price - from.map_or(0.0, |o| o.price),
+        ..to.clone()
+    };
+    let mut kept: Vec<Offer> = Vec::new();
+    for offer in choices {
+        if offer.relief <= kept.last().map_or(0.0, |o| o.relief) {
+            continue;
+        }
+        while let Some((last, before)) = kept.split_last()
+            && value(&step(Some(last), &offer)) >= value(&step(before.last(), last))
+        {
+            kept.pop();
+        }
+        kept.push(offer);
+    }
+    let before = std::iter::once(None).chain(kept.iter().map(Some));
+    before.zip(&kept).map(|(from, to)| step(from, to)).collect()
 }
 
 /// What an offer takes off the noise for its price.
@@ -200,7 +210,15 @@ fn length(row: &SiteRow) -> f64 {
     sum as f64 / last.len().max(1) as f64
 }
 
-/// The noise of every site without a rotation.
+/// The loss of what is done at a site.
+fn loss(site: &SitePlan) -> f64 {
+    match site.dropped {
+        None => site.found.loss_after,
+        Some(_) => site.found.loss_before,
+    }
+}
+
+/// The noise of every site as it is.
 pub(super) fn noises(
     plan: &Plan,
     view: &View,
@@ -217,7 +235,7 @@ pub(super) fn noises(
         sites.find_map(|&id| share_of(id))
     };
     let noise = |(id, row): (SiteId, &SiteRow)| {
-        let known = |site: &SitePlan| site.found.loss_after / site.found.energy;
+        let known = |site: &SitePlan| loss(site) / site.found.energy;
         let noise = plan.sites[id].as_ref().map_or(0.0, known);
         let share = share_of(id).or_else(|| behind(row)).unwrap_or(1.0);
         // Where nothing could be validated there is no energy.
@@ -261,6 +279,7 @@ pub(super) fn enough(offers: &[Offer], noise: f64, most_db: f64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn offer(site: usize, relief: f64, price: f64) -> Offer {
         Offer {
@@ -333,6 +352,32 @@ mod tests {
             choice(2, 7.0, 9.0),
         ]);
         assert_eq!(steps, [choice(1, 8.0, 3.0)]);
+    }
+
+    proptest! {
+        /// Whatever the choices are: every step takes off less for its price than the one before, is one from there, and all of
+        /// them are the choice that takes off most.
+        #[test]
+        fn steps_get_worse_and_end_at_the_best(
+            choices in prop::collection::vec((-1.0f64..9.0, 0.1f64..5.0), 1..6),
+        ) {
+            let mut price = 0.0;
+            let offers = choices.iter().enumerate().map(|(i, &(relief, more))| {
+                price += more;
+                choice(i, relief, price)
+            });
+            let offers: Vec<Offer> = offers.collect();
+            let found = steps(offers.clone());
+            prop_assert!(found.windows(2).all(|w| value(&w[0]) > value(&w[1])));
+            prop_assert!(found.windows(2).all(|w| w[1].instead_of == Some(w[0].choice)));
+            prop_assert!(found.first().is_none_or(|o| o.instead_of.is_none()));
+            let relief: f64 = found.iter().map(|o| o.relief).sum();
+            let best = offers.iter().map(|o| o.relief).fold(0.0, f64::max);
+            prop_assert!((relief - best).abs() < 1e-9);
+            let paid: f64 = found.iter().map(|o| o.price).sum();
+            let last = found.last().map_or(0.0, |o| offers[o.choice].price);
+            prop_assert!((paid - last).abs() < 1e-9);
+        }
     }
 
     #[test]

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::block::Blocks;
+use super::blocks;
 use super::change::{Change, Constants, Kind, Part, Sign, name, range_parts, word};
-use super::constant::{Dequantize, same_elements};
+use super::constant::same_elements;
 use super::matching::Matching;
 use super::rest::{field_changes, value_infos, with_default};
 use super::scope::{Scope, family, label, op};
-use super::trace::{Trace, trace};
+use super::trace::{Trace, by_operator, trace};
 use crate::onnx::op;
 use crate::onnx::proto::{AttributeProto, GraphProto, NodeProto, TensorProto};
 
@@ -150,7 +151,8 @@ impl<'m> Comparer<'m, '_> {
             kind = Kind::Wiring;
         }
         details.extend(wiring);
-        let attributes = self.attributes(i, j);
+        let mut attributes = self.attributes(i, j);
+        self.without_explained(&mut attributes, a, b);
         if !attributes.is_empty() || op(a) != op(b) || a.overload != b.overload {
             kind = Kind::Node;
         }
@@ -168,6 +170,9 @@ impl<'m> Comparer<'m, '_> {
         }
         details.extend(rest.into_iter().map(|change| change.line));
         if details.is_empty() && renames.is_empty() && op(a) == op(b) {
+            return;
+        }
+        if details.is_empty() && self.told_by_weight(j, a, &renames) {
             return;
         }
         let shown = match op(a) == op(b) {
@@ -222,6 +227,8 @@ impl<'m> Comparer<'m, '_> {
                 let (old, new) = (from.source, to.source);
                 from.quantized = from.quantized.or_else(|| by_operator(&self.m.a, a, new));
                 to.quantized = to.quantized.or_else(|| by_operator(&self.m.b, b, old));
+                from.blocked = from.blocked.or_else(|| blocks::of(&self.m.a, a));
+                to.blocked = to.blocked.or_else(|| blocks::of(&self.m.b, b));
             }
             let constants = (self.m.a.constant(from.source), self.m.b.constant(to.source));
             if let (Some(before), Some(after)) = constants {
@@ -253,7 +260,8 @@ impl<'m> Comparer<'m, '_> {
         after: (&'m TensorProto, Trace<'m>),
     ) {
         let chains = before.1.nodes.len() + after.1.nodes.len();
-        let stored = chains > 0 || before.1.quantized.is_some() || after.1.quantized.is_some();
+        let known = |t: &Trace| t.quantized.is_some() || t.blocked.is_some();
+        let stored = chains > 0 || known(&before.1) || known(&after.1);
         self.explained
             .0
             .extend(before.1.constants.iter().copied().chain([before.1.source]));
@@ -413,31 +421,6 @@ pub(super) fn weight_slot(node: &NodeProto) -> usize {
 
 pub(super) fn is_product(node: &NodeProto) -> bool {
     [op::MatMul, op::Conv].contains(&family(node.op_type()))
-}
-
-/// Scale and zero point of a weight that the operator itself takes as integers. MatMulInteger leaves the scale to a Mul
-/// behind it, which its makers name after the weight.
-fn by_operator<'m>(scope: &Scope<'m>, node: &NodeProto, float: &str) -> Option<Dequantize<'m>> {
-    let input = |slot: usize| node.input.get(slot).and_then(|v| scope.constant(v));
-    let named = || {
-        let names = scope
-            .constants
-            .get_key_value(format!("{float}_scale").as_str());
-        names.map(|(_, t)| *t)
-    };
-    let (scale, zero_point, axis) = match node.op_type() {
-        op::QLinearMatMul | op::QGemm => (input(4), input(5), -1),
-        op::QLinearConv => (input(4), input(5), 0),
-        op::MatMulInteger => (named(), input(3), -1),
-        op::DynamicQuantizeMatMul => (input(2), input(3), -1),
-        op::MatMulIntegerToFloat => (input(3), input(5), -1),
-        _ => return None,
-    };
-    scale.map(|scale| Dequantize {
-        scale,
-        zero_point,
-        axis,
-    })
 }
 
 /// Something with a name.

@@ -3,6 +3,7 @@
 use super::change::{Change, Kind, Part, Sign, name, range_parts, word};
 use super::compare::{Comparer, constant_parts};
 use super::constant::range;
+use super::per_token;
 use super::rotation;
 use super::scope::{Scope, label, op};
 use super::trace::affine_input;
@@ -38,7 +39,10 @@ impl Comparer<'_, '_> {
                 _ => &mut self.folded.1,
             };
             let mut found: Vec<(usize, Change)> = Vec::new();
-            for i in (0..matched.len()).filter(|&i| matched[i].is_none()) {
+            // Pairs first: they account for nodes before them.
+            let lone = || (0..matched.len()).filter(|&i| matched[i].is_none());
+            let is_pair = |&i: &usize| own.node(i).op_type() == op::QuantizeLinear;
+            for i in lone().filter(is_pair).chain(lone().filter(|i| !is_pair(i))) {
                 if folded.contains(&i) {
                     continue;
                 }
@@ -101,7 +105,10 @@ impl Side<'_, '_> {
             // QuantizeLinear makes uint8 where nothing is said.
             _ => 2,
         };
-        let mut line = vec![word(format!("Q/DQ {} scale=", short_type(ty)))];
+        let token = per_token::around(self.own, q.input.first()?);
+        let token = token.filter(|t| t.nodes.iter().all(|&n| self.matched[n].is_none()));
+        let shared = if token.is_some() { " per token" } else { "" };
+        let mut line = vec![word(format!("Q/DQ {}{shared} scale=", short_type(ty)))];
         match constant(1) {
             Some(scale) => line.extend(numbers(scale)),
             None => line.push(word("computed")),
@@ -115,9 +122,13 @@ impl Side<'_, '_> {
             Some(zero) => numbers(zero),
             None => vec![Part::number(0.0)],
         });
-        line.extend([word(" on "), name(q.input.first()?.as_str())]);
+        let input = token
+            .as_ref()
+            .map_or(q.input.first()?.as_str(), |t| t.input);
+        line.extend([word(" on "), name(input)]);
         line.extend(self.readers(&targets));
         nodes.push(i);
+        nodes.extend(token.into_iter().flat_map(|t| t.nodes));
         Some((self.change(Kind::Qdq, i, nodes.len(), line), nodes))
     }
 

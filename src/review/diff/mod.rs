@@ -12,6 +12,7 @@
 
 mod attributes;
 mod block;
+mod blocks;
 mod change;
 mod compare;
 mod constant;
@@ -20,6 +21,8 @@ mod initializers;
 mod json;
 mod lone;
 mod matching;
+mod per_token;
+mod replaced;
 mod rest;
 mod rotation;
 mod scope;
@@ -38,8 +41,9 @@ pub use style::Style;
 
 use rayon::prelude::*;
 
-use crate::onnx::Model;
+use crate::graph::{Blocked, Symmetry};
 use crate::onnx::proto::{FunctionProto, GraphProto, ModelProto, TensorProto, ValueInfoProto};
+use crate::onnx::{DataType, Model, tensor};
 use block::Blocks;
 use change::{range_parts, word};
 use compare::{Compared, Entry, Job, keyed};
@@ -253,9 +257,7 @@ fn read_constants(compared: &mut Compared) {
         let [before, after] = constant::facts(tensors);
         let distance = match (&job.before, &job.after) {
             (Some((_, p)), Some((_, q))) if p.moved || q.moved => None,
-            (Some((a, p)), Some((b, q))) => {
-                constant::distance((a, p.quantized.as_ref()), (b, q.quantized.as_ref()))
-            }
+            (Some((a, p)), Some((b, q))) => distance((a, p), (b, q)),
             _ => None,
         };
         Constants {
@@ -307,6 +309,58 @@ fn read_constants(compared: &mut Compared) {
     }
 }
 
+/// How far two constants are apart, of which one at least is in blocks.
+fn distance(
+    a: (&TensorProto, &trace::Trace),
+    b: (&TensorProto, &trace::Trace),
+) -> Option<constant::Distance> {
+    let floats = |(t, trace): (&TensorProto, &trace::Trace)| {
+        let blocked = trace.blocked.as_ref()?;
+        let floats = blocked.floats()?;
+        Some(tensor::from_f32(
+            t.name(),
+            &blocked.shape,
+            &floats,
+            DataType::Float,
+        ))
+    };
+    let (x, y) = (floats(a), floats(b));
+    // What could not be read as floats is not compared as integers.
+    if x.is_none() && a.1.blocked.is_some() || y.is_none() && b.1.blocked.is_some() {
+        return None;
+    }
+    let left = x
+        .as_ref()
+        .map_or((a.0, a.1.quantized.as_ref()), |t| (t, None));
+    let right = y
+        .as_ref()
+        .map_or((b.0, b.1.quantized.as_ref()), |t| (t, None));
+    constant::distance(left, right)
+}
+
+/// What a weight is stored as.
+fn words(blocked: &Blocked) -> Vec<Part> {
+    let what = match blocked.integers() {
+        Some(DataType::Uint8) | None => format!("{} bits", blocked.bits),
+        Some(dtype) => dtype.as_str_name().to_lowercase(),
+    };
+    let symmetry = match blocked.symmetry() {
+        Symmetry::Symmetric => "symmetric",
+        Symmetry::Asymmetric => "asymmetric",
+        Symmetry::FloatZero => "with float zero points",
+    };
+    let permuted = if blocked.is_permuted() {
+        ", with g_idx"
+    } else {
+        ""
+    };
+    let group = blocked.block;
+    let text = format!("{what} in groups of {group}, {symmetry}{permuted}, scale ");
+    let mut parts = vec![word(text)];
+    parts.extend(range_parts(constant::range(blocked.scales())));
+    parts
+}
+
 /// `float[384, 1536] -0.5..0.7 → int8 per channel (axis 1), scale 0.0009..0.027, largest change 0.011 (1.6 %)`.
 fn constant_line(job: &Job, facts: &Constants) -> Vec<Part> {
     let whole = |f: &Facts| {
@@ -316,6 +370,9 @@ fn constant_line(job: &Job, facts: &Constants) -> Vec<Part> {
         parts
     };
     let quantized = |f: &Facts, trace: &trace::Trace, other: &Facts| {
+        if let Some(blocked) = &trace.blocked {
+            return words(blocked);
+        }
         let Some(q) = &trace.quantized else {
             let mut parts = vec![word(format!("{} ", f.ty))];
             parts.extend(range_parts(f.range));
@@ -348,7 +405,8 @@ fn constant_line(job: &Job, facts: &Constants) -> Vec<Part> {
     };
     let mut line = match (&facts.before, &facts.after, &job.before, &job.after) {
         (Some(x), Some(y), Some((_, p)), Some((_, q))) => {
-            let stored = p.quantized.is_some() || q.quantized.is_some();
+            let known = |t: &trace::Trace| t.quantized.is_some() || t.blocked.is_some();
+            let stored = known(p) || known(q);
             let mut line = match stored {
                 true => quantized(x, p, y),
                 false => {

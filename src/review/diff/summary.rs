@@ -68,6 +68,10 @@ impl Diff {
                         ty.split('[').next().unwrap_or("?").to_owned()
                     };
                     let line: String = change.line.iter().map(|p| p.text()).collect();
+                    let group = line
+                        .split(" → ")
+                        .find(|side| side.contains(" in groups of "));
+                    let group = group.and_then(|side| side.split(", scale").next());
                     let how = match (line.contains("per channel"), line.contains("per tensor")) {
                         (true, _) => " per channel",
                         (_, true) => " per tensor",
@@ -80,12 +84,19 @@ impl Diff {
                         (true, false) => "in float again",
                         _ => "stored otherwise",
                     };
-                    let what = format!("{verb} ({before} → {after}{how})");
+                    let stored = |ty: String| match group {
+                        Some(group) if small(&ty) => {
+                            group.rsplit("  ").next().unwrap_or(group).to_owned()
+                        }
+                        _ => ty,
+                    };
+                    let what = format!("{verb} ({} → {}{how})", stored(before), stored(after));
                     *weights.entry(what).or_default() += 1;
                 }
                 (Kind::Qdq, _) => {
                     let first = change.line.first().map(|p| p.text()).unwrap_or_default();
-                    let ty = first.split(' ').nth(1).unwrap_or_default().to_owned();
+                    let ty = first.trim_start_matches("Q/DQ ").split(" scale=").next();
+                    let ty = ty.unwrap_or_default().to_owned();
                     *pairs.entry((change.sign, ty)).or_default() += 1;
                 }
                 (Kind::Rotation, _) => *rotations.entry(change.sign).or_default() += 1,

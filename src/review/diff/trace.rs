@@ -1,10 +1,14 @@
 //! From an input of a node back through what only one of the models has, to a value that both know.
 
+use super::blocks;
 use super::constant::Dequantize;
+use super::per_token;
 use super::rotation;
 use super::scope::Scope;
+use crate::graph::Blocked;
 use crate::onnx::node;
 use crate::onnx::op;
+use crate::onnx::proto::NodeProto;
 
 /// Where a value comes from.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +21,8 @@ pub(super) struct Trace<'m> {
     pub constants: Vec<&'m str>,
     /// How the source is to be read, if it is dequantized (or multiplied) on the way.
     pub quantized: Option<Dequantize<'m>>,
+    /// The same of a source in blocks.
+    pub blocked: Option<Blocked<'m>>,
     /// Something else is done to the elements, so that they do not correspond to those of another constant.
     pub moved: bool,
     /// There is a rotation on the way, or it is a weight behind one: its rows are mixed, too.
@@ -53,6 +59,9 @@ pub(super) fn trace<'m>(scope: &Scope<'m>, matched: &[Option<usize>], value: &'m
             break;
         };
         let input = op.input[slot].as_str();
+        if found.blocked.is_none() && found.quantized.is_none() {
+            found.blocked = blocks::of(scope, op);
+        }
         let others = op.input.iter().enumerate().filter(|(s, _)| *s != slot);
         found
             .constants
@@ -64,6 +73,7 @@ pub(super) fn trace<'m>(scope: &Scope<'m>, matched: &[Option<usize>], value: &'m
             _ => None,
         };
         match (op.op_type(), scale) {
+            (op::DequantizeLinear, _) if found.blocked.is_some() => {}
             (_, Some(scale)) if found.quantized.is_none() => {
                 let linear = op.op_type() == op::DequantizeLinear;
                 found.quantized = Some(Dequantize {
@@ -93,6 +103,7 @@ pub(super) fn data_input(scope: &Scope, i: usize) -> Option<usize> {
         | op::Transpose
         | op::Reshape
         | op::Clip => (!op.input.is_empty()).then_some(0),
+        op::Div if per_token::quotient(scope, i).is_some() => Some(0),
         op::Mul | op::Add | op::Sub | op::Div => affine_input(scope, i),
         _ => None,
     }
@@ -111,4 +122,33 @@ pub(super) fn affine_input(scope: &Scope, i: usize) -> Option<usize> {
         (op::Mul | op::Add, true, false) => Some(1),
         _ => None,
     }
+}
+
+/// Scale and zero point of a weight that the operator itself takes as integers. MatMulInteger leaves the scale to a Mul
+/// behind it, which its makers name after the weight.
+pub(super) fn by_operator<'m>(
+    scope: &Scope<'m>,
+    node: &NodeProto,
+    float: &str,
+) -> Option<Dequantize<'m>> {
+    let input = |slot: usize| node.input.get(slot).and_then(|v| scope.constant(v));
+    let named = || {
+        let names = scope
+            .constants
+            .get_key_value(format!("{float}_scale").as_str());
+        names.map(|(_, t)| *t)
+    };
+    let (scale, zero_point, axis) = match node.op_type() {
+        op::QLinearMatMul | op::QGemm => (input(4), input(5), -1),
+        op::QLinearConv => (input(4), input(5), 0),
+        op::MatMulInteger => (named(), input(3), -1),
+        op::DynamicQuantizeMatMul => (input(2), input(3), -1),
+        op::MatMulIntegerToFloat => (input(3), input(5), -1),
+        _ => return None,
+    };
+    scale.map(|scale| Dequantize {
+        scale,
+        zero_point,
+        axis,
+    })
 }

@@ -4,6 +4,8 @@
 //! what was left alone, how can it be made again.
 
 mod number;
+mod outputs;
+mod parts;
 mod plot;
 mod sections;
 
@@ -45,7 +47,7 @@ pub fn html(report: &Report) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::review::{BelowPlain, Files, FloatCheck, OutputReport};
+    use crate::review::{BelowPlain, Files, FloatCheck, OutputReport, WorkReport};
 
     #[test]
     fn text_is_never_markup() {
@@ -65,6 +67,17 @@ mod tests {
     }
 
     #[test]
+    fn who_multiplies_is_said() {
+        let mut report = Report::default();
+        assert!(!html(&report).contains("multiplications in int8"));
+        let float = [("Conv".to_owned(), 3, 250.0)];
+        report.work = Some(WorkReport::new(1, 750.0, float));
+        let page = html(&report);
+        assert!(page.contains("75.0 % of the multiplications in int8, in float Conv 25.0 %"));
+        assert!(page.contains("at most 2.3 times as fast as float"));
+    }
+
+    #[test]
     fn what_was_not_run_and_what_was_lost_is_said() {
         let mut report = Report::default();
         assert!(html(&report).contains("<dd>not run<small>nothing was changed</small>"));
@@ -74,6 +87,7 @@ mod tests {
         report.below_plain = vec![BelowPlain {
             output: "y<1>".to_owned(),
             per_token: false,
+            logarithms: false,
             sqnr_db: 38.75,
             plain_sqnr_db: Some(42.64),
         }];

@@ -5,13 +5,16 @@ use std::fmt::Display;
 use maud::{Markup, html};
 
 use super::number::number;
+use super::outputs::{outputs, work};
+use super::parts::{decibels, table};
 use super::plot;
 use crate::review::{Decision, Energy, LayerError, OutputReport, Report, SiteReport};
 
 /// Every section, in the order of the page.
-pub(super) const ALL: [fn(&Report) -> Markup; 11] = [
+pub(super) const ALL: [fn(&Report) -> Markup; 12] = [
     summary,
     outputs,
+    work,
     layers,
     sites,
     attention,
@@ -25,13 +28,6 @@ pub(super) const ALL: [fn(&Report) -> Markup; 11] = [
 
 /// Sites whose plots are shown at once; the others open on a click.
 const OPEN: usize = 6;
-
-/// A table that scrolls by itself if the page is narrow: its head and its rows.
-fn table(head: &Markup, rows: &Markup) -> Markup {
-    html! {
-        div.scroll { table { tr { (head) } (rows) } }
-    }
-}
 
 fn card(name: &str, value: impl Display, small: impl Display) -> Markup {
     html! {
@@ -62,11 +58,15 @@ fn summary(report: &Report) -> Markup {
             @if let Some(all) = &report.embeddings {
                 @let bytes = all.tables.iter().map(|t| t.bytes_before - t.bytes_after.min(t.bytes_before)).sum::<usize>();
                 @let cost = format!("{:.1} MB less, {:.2} dB → {:.2} dB", mb(bytes as u64), all.sqnr_before_db, all.sqnr_after_db);
-                (card("embedding tables in 8 bits", all.tables.len(), cost))
+                (card(&format!("embedding tables in {} bits", all.bits), all.tables.len(), cost))
             }
             @if let Some(files) = &report.files {
                 @let before = format!("{:.1} MB before", mb(files.input_bytes));
                 (card("size", format_args!("{:.1} MB", mb(files.output_bytes)), before))
+            }
+            @if let Some(work) = &report.work {
+                @let share = format!("{:.1} %", 100.0 * work.int8);
+                (card("multiplications in int8", share, format_args!("at most {:.1} times as fast as float", work.speed_at_most)))
             }
             @match &report.float_check {
                 Some(check) => {
@@ -94,77 +94,6 @@ fn decision(decision: Decision) -> &'static str {
             "Plain min-max quantization was better than migration on held-out data, so that was written."
         }
         Decision::PlainAskedFor => "Migration without validation, or none, was asked for.",
-    }
-}
-
-fn decibels(db: Option<f64>, none: &str) -> String {
-    db.map_or(none.to_owned(), |db| format!("{db:.2} dB"))
-}
-
-/// How many elements of an integer output are the same.
-fn share(agreeing: u64, elements: u64) -> String {
-    format!(
-        "{:.2} % the same",
-        100.0 * agreeing as f64 / elements.max(1) as f64
-    )
-}
-
-fn outputs(report: &Report) -> Markup {
-    if report.outputs.is_empty() && report.agreements.is_empty() {
-        return Markup::default();
-    }
-    let head = html! {
-        th { "output" } th.number { "SQNR" } th.number { "plain min-max" } th.number { "cosine" }
-    };
-    let rows = html! {
-        @for (name, output) in &report.outputs {
-            tr {
-                td.name { (name) }
-                td.number { (decibels(output.sqnr_db, "exact")) }
-                td.number { (decibels(output.plain_sqnr_db, "–")) }
-                td.number { (format_args!("{:.6}", output.cosine)) }
-            }
-        }
-        @for (name, output) in &report.agreements {
-            tr {
-                td.name { (name) }
-                td.number { (share(output.agreeing, output.elements)) }
-                td.number { (output.plain_agreeing.map_or("–".to_owned(), |n| share(n, output.elements))) }
-                td.number { "–" }
-            }
-        }
-    };
-    let cautions = report
-        .outputs
-        .iter()
-        .map(|(name, o)| (name, o.filled, &o.caution));
-    let cautions = cautions.chain(
-        report
-            .agreements
-            .iter()
-            .map(|(name, o)| (name, 0, &o.caution)),
-    );
-    html! {
-        h2 { "Outputs" }
-        p.muted {
-            "Against the original, on " (report.verified_on) ". SQNR = 10 log₁₀(Σ r² / Σ (r − o)²)."
-        }
-        (table(&head, &rows))
-        @for (name, filled, caution) in cautions {
-            @if filled > 0 {
-                p.muted { code { (name) } ": " (filled) " elements that the model fills in are in no figure." }
-            }
-            @if let Some(caution) = caution {
-                p.gain.bad { code { (name) } ": " (caution) "." }
-            }
-        }
-        @for lost in &report.below_plain {
-            p.gain.bad {
-                code { (lost.output) }
-                " ends clearly below plain min-max quantization, although no better plan was found: "
-                (decibels(Some(lost.sqnr_db), "")) ", plain " (decibels(lost.plain_sqnr_db, "exact")) "."
-            }
-        }
     }
 }
 

@@ -83,7 +83,7 @@ fn pair(f: &View, q: &View, linear: &Linear) -> Pair {
     let of_node = || {
         let same = |(_, n): &(_, &crate::onnx::proto::NodeProto)| n.name() == linear.name;
         let (node, _) = q.nodes().find(same)?;
-        let multiplies = matches!(q.op(node), op::MatMul | op::Gemm);
+        let multiplies = matches!(q.op(node), op::MatMul | op::Gemm | op::MatMulNBits);
         let value = q.output(node, 0).filter(|_| multiplies)?;
         Some((product.to_owned(), q.name(value).to_owned()))
     };

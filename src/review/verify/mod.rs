@@ -107,6 +107,9 @@ pub struct OutputError {
     /// The mean over the tokens of their own SQNR in dB, each within ± 60: what becomes of most tokens, where `sqnr_db` is what
     /// becomes of the largest. `None` of an output that has no vectors of 8 elements or more on its last of several axes.
     pub token_sqnr_db: Option<f64>,
+    /// SQNR in dB of `ln p − mean ln p`, p the probabilities of a token: of what stood before the Softmax. `None` of every other
+    /// output, and without any difference.
+    pub log_sqnr_db: Option<f64>,
     /// Cosine of the angle between the outputs of both models as vectors.
     #[serde(deserialize_with = "number")]
     pub cosine: f64,
@@ -384,6 +387,11 @@ fn output(compared: &OutputComparison) -> OutputError {
         name: compared.name.clone(),
         sqnr_db: (compared.max_abs_error != 0.0).then_some(compared.sqnr_db),
         token_sqnr_db: compared.token_sqnr_db,
+        log_sqnr_db: compared
+            .logarithms
+            .as_ref()
+            .map(|l| l.sqnr_db)
+            .filter(|db| db.is_finite()),
         cosine: compared.cosine,
         max_abs_error: compared.max_abs_error,
         max_relative_error: compared.max_relative_error,

@@ -3,6 +3,7 @@
 use crate::graph::branches::FlatModel;
 use crate::graph::{self, Names, Patch, View, inline, opset};
 use crate::onnx::op;
+use crate::onnx::proto::NodeProto;
 use crate::onnx::{Model, tensor};
 use crate::rewrite;
 
@@ -47,8 +48,8 @@ pub(super) fn taken_apart(model: &Model) -> Model {
     model
 }
 
-/// The model with every QuantizeLinear → DequantizeLinear between computed values passed by: weights stay rounded,
-/// activations do not. `None` if there is no such pair.
+/// The model with every QuantizeLinear → DequantizeLinear between computed values passed by, and MatMulNBits at a level that
+/// computes in float: weights stay rounded, activations do not. `None` if there is neither.
 pub(super) fn without_activation_rounding(model: &Model) -> Option<Model> {
     let view = View::new(model);
     let mut renamed = std::collections::BTreeMap::new();
@@ -68,11 +69,21 @@ pub(super) fn without_activation_rounding(model: &Model) -> Option<Model> {
             renamed.insert(after, before);
         }
     }
-    if renamed.is_empty() {
+    let level = |proto: &NodeProto| {
+        let at = proto
+            .attribute
+            .iter()
+            .position(|a| a.name() == "accuracy_level")?;
+        (proto.op_type() == op::MatMulNBits && proto.attribute[at].i() != 0).then_some(at)
+    };
+    if renamed.is_empty() && !view.nodes().any(|(_, proto)| level(proto).is_some()) {
         return None;
     }
     let mut unrounded = model.clone();
     for node in &mut unrounded.graph_mut().node {
+        if let Some(at) = level(node) {
+            node.attribute[at].i = Some(0);
+        }
         for input in &mut node.input {
             // A pair may read the result of another pair.
             let mut steps = 0;

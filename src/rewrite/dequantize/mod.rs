@@ -5,10 +5,14 @@
 //! x ─ Q ─ DQ ─ MatMul(DQ(W))                                        x ─ MatMul((W − z) s)
 //! x ─ DynamicQuantizeLinear ─ MatMulInteger(W) ─ Cast ─ Mul(s_x s)  x ─ MatMul((W − z) s)
 //! x ─ Q ─ QLinearMatMul(W) ─ QLinearAdd ─ DQ                        x ─ MatMul((W − z) s) ─ Add
+//! x ─ MatMulNBits(W, bias)                                          x ─ MatMul((W − z) s) ─ Add
+//! ids ─ GatherBlockQuantized(W)                                     ids ─ Gather((W − z) s)
+//! x ─ Div(a) ─ Q ─ DQ ─ MatMul(DQ(W)) ─ Mul(a), a per token         x ─ MatMul((W − z) s)
 //! ```
 //!
 //! *Matches* QuantizeLinear, DynamicQuantizeLinear and DequantizeLinear; MatMulInteger, ConvInteger, QLinearMatMul, QLinearConv
-//! of ONNX; QGemm, MatMulIntegerToFloat, DynamicQuantizeMatMul, QAttention and the `QLinear…` operators of ONNX Runtime; between
+//! of ONNX; QGemm, MatMulIntegerToFloat, DynamicQuantizeMatMul, QAttention, MatMulNBits, GatherBlockQuantized and the `QLinear…`
+//! operators of ONNX Runtime; between
 //! them whatever only picks and rearranges integers.
 //!
 //! A range that ends at 0 cuts what is negative: ONNX Runtime's quantizer leaves out a Relu before it. It is put back behind
@@ -16,8 +20,10 @@
 //!
 //! *Left as it is*, and told: an operator on integers that is none of these, and what only it reads.
 
+mod blocks;
 mod integers;
 mod operators;
+mod per_token;
 mod values;
 mod writer;
 
@@ -26,10 +32,10 @@ use std::collections::BTreeMap;
 use super::{RewriteError, quantized_table};
 use crate::graph::branches::FlatModel;
 use crate::graph::{Names, NodeId, Patch, Use, View, apply};
-use crate::onnx::Model;
-use crate::onnx::node::make_node;
+use crate::onnx::node::{attr_i, make_node};
 use crate::onnx::op;
 use crate::onnx::proto::NodeProto;
+use crate::onnx::{DataType, Model};
 
 use writer::Writer;
 
@@ -78,6 +84,9 @@ fn in_list(model: &mut Model) -> Result<Dequantized, RewriteError> {
     }
     drop(view);
     apply(model, vec![patch])?;
+    if done.weights + done.operators > 0 {
+        per_token::without_magnitudes(model)?;
+    }
     done.left = left(&View::new(model));
     Ok(done)
 }
@@ -91,6 +100,7 @@ pub(super) fn on_integers(op: &str) -> bool {
         op::MatMulInteger,
         op::MatMulIntegerToFloat,
         op::ConvInteger,
+        op::GatherBlockQuantized,
         op::MatMulNBits,
         op::QAttention,
         op::QGemm,
@@ -144,8 +154,13 @@ impl Writer<'_, '_> {
         if view.is_constant(x) {
             return;
         }
-        let float = self.float_value(x);
-        let float = self.not_below_zero(node, Some(x), float, [Some(scale), view.input(node, 2)]);
+        let mut float = self.float_value(x);
+        // Without a zero point an attribute may say that the integers have a sign.
+        let stated = attr_i(view.node(node), "output_dtype").unwrap_or(0);
+        if view.input(node, 2).is_some() || stated == 0 || stated == DataType::Uint8 as i64 {
+            let grid = [Some(scale), view.input(node, 2)];
+            float = self.not_below_zero(node, Some(x), float, grid);
+        }
         self.real.insert(q, float);
         self.scales.insert(q, scale);
     }

@@ -45,6 +45,8 @@ impl Writer<'_, '_> {
             op::MatMulIntegerToFloat => self.integer_to_float(node),
             op::DynamicQuantizeMatMul => self.dynamic(node),
             op::QAttention => self.attention(node),
+            op::MatMulNBits => self.product_of_blocks(node),
+            op::GatherBlockQuantized => self.rows_of_blocks(node),
             _ => match (named(&OF_ONE), named(&OF_TWO)) {
                 (Some(float), _) => self.of_one(node, float),
                 (_, Some(float)) => self.of_two(node, float),
@@ -99,7 +101,7 @@ impl Writer<'_, '_> {
     }
 
     /// Puts the operator in the place of one that gives floats.
-    fn replaces(
+    pub(super) fn replaces(
         &mut self,
         node: NodeId,
         (domain, op): (Option<&str>, &str),
@@ -229,7 +231,13 @@ impl Writer<'_, '_> {
     }
 
     /// x W, with the bias in an Add.
-    fn product(&mut self, node: NodeId, x: String, w: String, bias: Option<ValueId>) -> Option<()> {
+    pub(super) fn product(
+        &mut self,
+        node: NodeId,
+        x: String,
+        w: String,
+        bias: Option<ValueId>,
+    ) -> Option<()> {
         let Some(bias) = bias else {
             return self.replaces(node, (None, op::MatMul), vec![x, w], vec![]);
         };

@@ -88,13 +88,21 @@ impl Writer<'_, '_> {
 
 /// A name without what quantizers put behind it.
 pub(super) fn plain(name: &str) -> &str {
-    const ADDED: [&str; 6] = [
+    const ADDED: [&str; 14] = [
         "_quantized",
         "_quant",
         "_QuantizeLinear",
         "_DequantizeLinear",
         "_QuantizeLinear_Output",
         "_DequantizeLinear_Output",
+        "_DQ_Q2",
+        "_DQ_Q4",
+        "_DQ_Q8",
+        "_matmul_Q4",
+        "_matmul_Q8",
+        "_Q2",
+        "_Q4",
+        "_Q8",
     ];
     let stripped = ADDED.iter().filter_map(|added| name.strip_suffix(added));
     stripped

@@ -1,6 +1,7 @@
 //! ONNX Runtime on CPUs. All of this was measured with 1.31.1 on an x86 CPU with AVX512-VNNI, in the optimized graph and
 //! by running the file with and without optimizations.
 
+mod blocks;
 mod products;
 
 use super::facts::elem_type;
@@ -140,11 +141,11 @@ pub(super) const RULES: &[Rule] = &[
     },
     Rule {
         id: "R6-opset",
-        title: "scales per channel need opset 13",
+        title: "scales per channel need opset 13, blocks and 4 bits 21, 2 bits 25",
         cost: Cost::Rejected,
         subject: Subject::Quantization,
         source: "ONNX Runtime 1.31.1, measured; onnx.ai/onnx/operators/onnx__DequantizeLinear.html",
-        mend: "raise the model to opset 13",
+        mend: "raise the model to that opset",
         find: opset,
     },
     Rule {
@@ -211,6 +212,43 @@ pub(super) const RULES: &[Rule] = &[
         find: weight_only,
     },
     Rule {
+        id: "R10-form",
+        title: "MatMulNBits has 2, 4 or 8 bits in blocks of 16 to 256",
+        cost: Cost::Rejected,
+        subject: Subject::Quantization,
+        source: MEASURED,
+        mend: "use blocks of 16, 32, 64, 128 or 256; at 8 bits no g_idx, and zero points in uint8",
+        find: blocks::form,
+    },
+    Rule {
+        id: "R10-kernel",
+        title: "there is a kernel for a MatMulNBits",
+        cost: Cost::Slow,
+        subject: Subject::Quantization,
+        source: "ONNX Runtime 1.31.1, measured: 30 to 50 times slower than float for one token of 1024 channels",
+        mend: "use uint8 zero points, no g_idx, and accuracy_level 4 at 8 and 2 bits; at 2 bits blocks of 32, 64 or 128",
+        find: blocks::kernel,
+    },
+    Rule {
+        id: "R10-g-idx",
+        title: "a MatMulNBits with g_idx has no integer zero points",
+        cost: Cost::Wrong,
+        subject: Subject::Quantization,
+        source: "ONNX Runtime 1.31.1, measured: 8 is read for every zero point",
+        mend: "store the weight in the order of its groups, without g_idx, or quantize it symmetrically",
+        find: blocks::permuted,
+    },
+    Rule {
+        id: "R3-activation-block",
+        title: "no blocks in an activation",
+        cost: Cost::Float,
+        subject: Subject::Quantization,
+        source: MEASURED,
+        mend: "use one scale per token: divide by the largest magnitude, quantize with the constant scale 1/127, multiply behind the \
+               product",
+        find: blocks::activation,
+    },
+    Rule {
         id: "R11-rotation",
         title: "rotations stay in float",
         cost: Cost::Inaccurate,
@@ -259,6 +297,16 @@ fn opset(scope: &Scope, hits: &mut Hits) {
                 quant.node,
                 format!("it has a scale per channel, and the model opset {found}"),
             );
+        }
+        let needed = match quant.dtype {
+            Some(DataType::Int2 | DataType::Uint2) => (25, "2 bits"),
+            Some(DataType::Int4 | DataType::Uint4) => (21, "4 bits"),
+            _ if quant.block_size > 0 => (21, "a scale per block"),
+            _ => continue,
+        };
+        if standard && found < needed.0 {
+            let message = format!("it has {}, and the model opset {found}", needed.1);
+            hits.at(quant.node, message);
         }
     }
 }

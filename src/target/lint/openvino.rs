@@ -6,6 +6,7 @@ use super::rotation;
 use super::scope::Scope;
 use super::tensorrt::trains;
 use super::{Cost, Hits, Rule, Subject};
+use crate::graph::Blocked;
 use crate::onnx::DataType;
 use crate::onnx::op;
 use crate::target::pool::Pools;
@@ -85,6 +86,52 @@ pub(super) const RULES: &[Rule] = &[
         source: MEASURED,
         mend: "quantize statically, as QuantizeLinear and DequantizeLinear with constant scales",
         find: dynamic,
+    },
+    Rule {
+        id: "O3-activation-block",
+        title: "no blocks in an activation",
+        cost: Cost::Rejected,
+        subject: Subject::Quantization,
+        source: "OpenVINO 2026.4.1 frontend, measured",
+        mend: "use one scale per token: divide by the largest magnitude, quantize with the constant scale 1/127, multiply behind the \
+               product",
+        find: activation_block,
+    },
+    Rule {
+        id: "O3-ragged",
+        title: "blocks divide the axis that they lie on",
+        cost: Cost::Rejected,
+        subject: Subject::Quantization,
+        source: "OpenVINO 2026.4.1 (CPU), measured: a DequantizeLinear is rejected, the weight of a MatMulNBits becomes float",
+        mend: "use the largest block that divides the number of input channels",
+        find: ragged,
+    },
+    Rule {
+        id: "O3-int4",
+        title: "weights of 4 bits in blocks are UINT4",
+        cost: Cost::Float,
+        subject: Subject::Quantization,
+        source: "OpenVINO 2026.4.1 (CPU), measured: behind UINT4 activations are rounded to 8 bits and multiplied as integers",
+        mend: "store the same integers as UINT4 with zero point 8",
+        find: signed_blocks,
+    },
+    Rule {
+        id: "O1-g-idx",
+        title: "no MatMulNBits has g_idx",
+        cost: Cost::Rejected,
+        subject: Subject::Quantization,
+        source: "OpenVINO 2026.4.1 (CPU), measured: the process ends with SIGFPE at the first run",
+        mend: "store the weight in the order of its groups, without g_idx",
+        find: permuted,
+    },
+    Rule {
+        id: "O1-2-bits",
+        title: "no DequantizeLinear has 2 bits",
+        cost: Cost::Rejected,
+        subject: Subject::Quantization,
+        source: "OpenVINO 2026.4.1 frontend, measured",
+        mend: "use MatMulNBits with 2 bits, or 4 bits",
+        find: two_bits,
     },
     Rule {
         id: "O4-scale",
@@ -178,9 +225,68 @@ fn activation_scale(scope: &Scope, hits: &mut Hits) {
         let Some((x, _)) = product.pair() else {
             continue;
         };
-        if x.is_activation() && !x.is_per_tensor() {
+        // Blocks have a rule of their own.
+        if x.is_activation() && !x.is_per_tensor() && x.block_size == 0 {
             let n = x.scale_count.unwrap_or_default();
             hits.at(product.node, format!("its activation has {n} scales"));
+        }
+    }
+}
+
+fn activation_block(scope: &Scope, hits: &mut Hits) {
+    for quant in scope.facts.quants.iter().filter(|q| q.quantizes) {
+        if quant.block_size > 0 && quant.constant.is_none() {
+            let block = quant.block_size;
+            hits.at(quant.node, format!("it has a scale per block of {block}"));
+        }
+    }
+}
+
+fn ragged(scope: &Scope, hits: &mut Hits) {
+    for (id, node) in scope.nodes() {
+        let cost = match node.op_type() {
+            op::MatMulNBits => Cost::Float,
+            op::DequantizeLinear => Cost::Rejected,
+            _ => continue,
+        };
+        let ragged = Blocked::in_view(&scope.view, id).filter(Blocked::is_ragged);
+        if let Some(weight) = ragged {
+            let block = weight.block;
+            hits.costs(
+                cost,
+                id,
+                format!("blocks of {block} leave a rest of its axis"),
+            );
+        }
+    }
+}
+
+fn signed_blocks(scope: &Scope, hits: &mut Hits) {
+    for product in &scope.facts.products {
+        let weight = product.factors[1].as_ref();
+        let signed = |w: &&Quant| w.block_size > 0 && w.dtype == Some(DataType::Int4);
+        if weight.is_some_and(|w| signed(&w) && w.constant.is_some()) {
+            hits.at(product.node, "its weight is INT4 in blocks");
+        }
+    }
+}
+
+fn permuted(scope: &Scope, hits: &mut Hits) {
+    for (id, node) in scope.nodes() {
+        let named = node.input.get(4).is_some_and(|name| !name.is_empty());
+        if node.op_type() == op::MatMulNBits && named {
+            hits.at(id, "it has g_idx");
+        }
+    }
+}
+
+fn two_bits(scope: &Scope, hits: &mut Hits) {
+    for quant in &scope.facts.quants {
+        if let Some(dtype) = quant
+            .dtype
+            .filter(|t| matches!(t, DataType::Int2 | DataType::Uint2))
+        {
+            hits.at(quant.node, format!("it is of {}", dtype.as_str_name()));
         }
     }
 }
@@ -218,7 +324,7 @@ fn activation(scope: &Scope, hits: &mut Hits) {
         if let Some(dtype) = odd {
             let dtype = dtype.as_str_name();
             hits.at(product.node, format!("its activation is {dtype}"));
-        } else if x.computed_scale {
+        } else if x.computed_scale && x.block_size == 0 {
             hits.at(
                 product.node,
                 "its activation has a scale that is computed at run time",

@@ -64,24 +64,25 @@ pub(super) fn dense<'a>(scope: &'a Scope) -> impl Iterator<Item = (NodeId, Strin
 /// The rotation whose first product is `inner`.
 fn factors(scope: &Scope, inner: NodeId) -> Option<Factors> {
     let view = &scope.view;
+    let (reader, slot) = behind_quantization(scope, view.output(inner, 0)?)?;
+    // What stands around it first: to read the weight of every Linear takes longer.
+    let outer = match (view.op(reader), slot) {
+        (op::MatMul, 1) => Some(view.input(reader, 0)?),
+        (op::Reshape, 0) => split_before(scope, inner).map(|_| None)?,
+        _ => return None,
+    };
     let right = view.input(inner, 1)?;
     let h_b = matrix(scope, right)?;
     let b = h_b.shape()[0];
-    let is_quantized = |v: ValueId| dequantizer(scope, v).is_some();
-    let (reader, slot) = behind_quantization(scope, view.output(inner, 0)?)?;
-    let (a, quantized) = match (view.op(reader), slot) {
-        (op::MatMul, 1) => {
-            let left = view.input(reader, 0)?;
-            let h_a = matrix(scope, left).filter(is_orthogonal)?;
-            (h_a.shape()[0], is_quantized(left) || is_quantized(right))
-        }
-        (op::Reshape, 0) => (blocks(scope, inner, reader, b)?, is_quantized(right)),
-        _ => return None,
+    let a = match outer {
+        Some(left) => matrix(scope, left).filter(is_orthogonal)?.shape()[0],
+        None => blocks(scope, inner, reader, b)?,
     };
+    let is_quantized = |v: ValueId| dequantizer(scope, v).is_some();
     is_orthogonal(&h_b).then_some(Factors {
         inner,
         size: (a, b),
-        quantized,
+        quantized: is_quantized(right) || outer.is_some_and(is_quantized),
     })
 }
 
@@ -100,13 +101,19 @@ fn behind_quantization(scope: &Scope, mut value: ValueId) -> Option<(NodeId, usi
 /// A, if the product `inner` is between Reshapes to [.., A, B] and to [.., A · B].
 fn blocks(scope: &Scope, inner: NodeId, joined: NodeId, b: usize) -> Option<usize> {
     let view = &scope.view;
+    let target = |node: NodeId| view.constant(view.input(node, 1)?)?.into_ints();
+    let split = split_before(scope, inner)?;
+    blocks_of(&target(split)?, &target(joined)?, b)
+}
+
+/// The Reshape before a product, whatever quantization is between them.
+fn split_before(scope: &Scope, inner: NodeId) -> Option<NodeId> {
+    let view = &scope.view;
     let mut split = view.producer(view.input(inner, 0)?)?.0;
     while scope.facts.quant(split).is_some() {
         split = view.producer(view.input(split, 0)?)?.0;
     }
-    let target = |node: NodeId| view.constant(view.input(node, 1)?)?.into_ints();
-    let split = Some(split).filter(|&n| view.op(n) == op::Reshape)?;
-    blocks_of(&target(split)?, &target(joined)?, b)
+    Some(split).filter(|&n| view.op(n) == op::Reshape)
 }
 
 /// The DequantizeLinear that makes a value.

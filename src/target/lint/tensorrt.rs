@@ -111,6 +111,16 @@ pub(super) const RULES: &[Rule] = &[
         find: run_time_scale,
     },
     Rule {
+        id: "T3-activation-block",
+        title: "no blocks in an activation",
+        cost: Cost::Rejected,
+        subject: Subject::Quantization,
+        source: "TensorRT-RTX 1.7.1, measured: the parser takes it, and no engine can be built",
+        mend: "use one scale per token: divide by the largest magnitude, quantize with the constant scale 1/127, multiply behind the \
+               product",
+        find: activation_block,
+    },
+    Rule {
         id: "T3-one-side",
         title: "both factors of a product are quantized",
         cost: Cost::Float,
@@ -327,9 +337,18 @@ fn activation_scale(scope: &Scope, hits: &mut Hits) {
         let Some((x, _)) = product.pair() else {
             continue;
         };
-        if x.is_activation() && !x.is_per_tensor() {
+        if x.is_activation() && !x.is_per_tensor() && x.block_size == 0 {
             let n = x.scale_count.unwrap_or_default();
             hits.at(product.node, format!("its activation has {n} scales"));
+        }
+    }
+}
+
+fn activation_block(scope: &Scope, hits: &mut Hits) {
+    for quant in scope.facts.quants.iter().filter(|q| q.quantizes) {
+        if quant.block_size > 0 && quant.constant.is_none() {
+            let block = quant.block_size;
+            hits.at(quant.node, format!("it has a scale per block of {block}"));
         }
     }
 }
@@ -338,6 +357,7 @@ fn run_time_scale(scope: &Scope, hits: &mut Hits) {
     for product in &scope.facts.products {
         if let Some((x, w)) = product.pair()
             && (x.computed_scale || w.computed_scale)
+            && x.block_size == 0
         {
             hits.at(
                 product.node,

@@ -5,11 +5,12 @@
 //!   at accuracy_level 4  y = MatMul(RoundBlocks(x), W) + bias
 //! GatherBlockQuantized   y = (unpack(Gather(q, ids)) − unpack(Gather(z, ids))) · Gather(s, ids)    rows alone become floats
 //! DequantizeLinear       y = W; or, of computed integers, (q − z) s with s and z picked for every place
+//!   before a MatMul      as a MatMulNBits at accuracy_level 4, which ONNX Runtime makes of them
 //! ```
 //!
 //! What a MatMulNBits does with its activations was found by running ONNX Runtime 1.31.1 (x86-64 with AVX-512):
 //!
-//! - accuracy_level 4 rounds them per row and block (`round_blocks.rs`) at 4 and 8 bits, and at 2 bits in blocks of 32, 64 and 128;
+//! - accuracy_level 4 rounds them per row and block (`round_blocks.rs`) where there is a kernel ([`rounds_activations`](crate::graph::Blocked::rounds_activations));
 //!   every other level computes in float;
 //! - with float zero points or `g_idx` it always computes in float;
 //! - with `g_idx` stored integer zero points are not read.
@@ -21,16 +22,13 @@ use std::cmp::Ordering;
 
 use super::build::{Build, Outcome};
 use super::contrib::named;
+use super::simple;
 use crate::calibrate::engine::error::EngineError;
-use crate::graph::Blocked;
 use crate::onnx::node::{attr_i, int_attr};
 use crate::onnx::proto::NodeProto;
 use crate::onnx::{DataType, op};
 
 use Outcome::{Kept, Replaced};
-
-/// The level at which activations are rounded to 8 bits.
-const INT8_LEVEL: i64 = 4;
 
 /// `y = x W + bias`, x rounded by blocks where ONNX Runtime does.
 pub(super) fn matmul_nbits(
@@ -49,7 +47,7 @@ pub(super) fn matmul_nbits(
         false => weight,
     };
     let mut x = x.to_owned();
-    if attr_i(node, "accuracy_level") == Some(INT8_LEVEL) && rounds(&weight) {
+    if weight.rounds_activations(attr_i(node, "accuracy_level").unwrap_or(0)) {
         x = b.round_blocks(&x, weight.block);
     }
     let w = b.store(weight)?;
@@ -61,15 +59,6 @@ pub(super) fn matmul_nbits(
         None => b.op_to(op::MatMul, &[&x, &w], y, vec![]),
     }
     Ok(Replaced)
-}
-
-/// Whether accuracy_level 4 finds a product of integers for this weight.
-fn rounds(weight: &Blocked<'_>) -> bool {
-    let kernel = match weight.bits {
-        2 => matches!(weight.block, 32 | 64 | 128),
-        _ => matches!(weight.block, 16 | 32 | 64 | 128 | 256),
-    };
-    kernel && !weight.is_permuted() && !weight.has_float_zero_points()
 }
 
 /// Rows of a table, dequantized when they are picked: a vocabulary in float would be eight times its size.
@@ -197,6 +186,12 @@ pub(super) fn dequantize(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outc
         return Ok(Kept);
     };
     if let Some(weight) = b.blocked(node) {
+        if attr_i(node, "axis") == Some(0)
+            && weight.shape.len() == 2
+            && weight.rounds_activations(4)
+        {
+            b.scope.know_blocks(y, weight.block);
+        }
         let w = b.store(weight)?;
         b.op_to(op::Identity, &[&w], y, vec![]);
         return Ok(Replaced);
@@ -212,6 +207,20 @@ pub(super) fn dequantize(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outc
     }
     let scale = spread(node, b, scale)?;
     b.op_to(op::Mul, &[&value, &scale], y, vec![]);
+    Ok(Replaced)
+}
+
+/// A MatMul whose weight alone is in blocks: ONNX Runtime rounds its activations, as OpenVINO does with integers that have no sign.
+pub(super) fn matmul(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outcome, EngineError> {
+    let block = named(&node.input, 1).and_then(|w| b.scope.blocks(w));
+    let (Some(block), Some(x)) = (block, named(&node.input, 0)) else {
+        return simple::matmul(node, b);
+    };
+    let mut rounded = node.clone();
+    rounded.input[0] = b.round_blocks(x, block);
+    if simple::matmul(&rounded, b)? == Kept {
+        b.push(rounded);
+    }
     Ok(Replaced)
 }
 

@@ -46,7 +46,7 @@ const TABLE: &[(&str, &str, Rule)] = &[
     ("", op::Einsum, einsum::without_dots),
     ("", op::GatherND, simple::nd_indices),
     ("", op::Identity, sequence::identity),
-    ("", op::MatMul, simple::matmul),
+    ("", op::MatMul, blocks::matmul),
     ("", op::MatMulInteger, dynamic::matmul_integer),
     ("", op::QLinearMatMul, quantized::qlinear_matmul),
     ("", op::QuantizeLinear, narrow::quantize),

@@ -23,6 +23,10 @@ pub(in crate::calibrate) struct Scope<'g> {
     /// The elements of sequences, as names of tensors.
     sequences: BTreeMap<String, Vec<String>>,
     used: BTreeSet<&'g str>,
+    /// How often nodes of the graph read a value.
+    readers: BTreeMap<&'g str, usize>,
+    /// Weights in blocks behind a DequantizeLinear, and the size of the blocks.
+    blocks: BTreeMap<String, usize>,
     /// Weights that the engine gets as floats, by what they are made of: in the main graph alone.
     stored: Option<BTreeMap<String, (String, Blocked<'g>)>>,
 }
@@ -36,6 +40,8 @@ impl<'g> Scope<'g> {
             facts: Facts::new(Limits::SIZES),
             sequences: BTreeMap::new(),
             used: BTreeSet::new(),
+            readers: BTreeMap::new(),
+            blocks: BTreeMap::new(),
             stored: Some(BTreeMap::new()),
         };
         scope.enter(graph);
@@ -66,6 +72,9 @@ impl<'g> Scope<'g> {
             self.know_constant(tensor.name(), tensor);
         }
         self.used.extend(used_values(graph));
+        for input in graph.node.iter().flat_map(|node| &node.input) {
+            *self.readers.entry(input).or_default() += 1;
+        }
     }
 
     /// Tells the shape of a graph input.
@@ -101,6 +110,18 @@ impl<'g> Scope<'g> {
     /// Tells a float value of the copy, made by an operator of ours.
     pub(super) fn know_floats(&mut self, name: &str, shape: &[usize]) {
         self.know(name, Fact::of_shape(Some(DataType::Float), shape));
+    }
+
+    /// Tells a weight in blocks that one product alone may read.
+    pub(super) fn know_blocks(&mut self, name: &str, block: usize) {
+        if self.readers.get(name) == Some(&1) {
+            self.blocks.insert(name.to_owned(), block);
+        }
+    }
+
+    /// The size of the blocks of a weight.
+    pub(super) fn blocks(&self, name: &str) -> Option<usize> {
+        self.blocks.get(name).copied()
     }
 
     /// Whether this is the main graph.

@@ -93,6 +93,7 @@ fn output(number: usize, db: f64, rows: u64) -> OutputComparison {
         top1: (0, 0),
         token_sqnr_db: None,
         rows: (0..rows).map(row).collect(),
+        logarithms: None,
     }
 }
 
@@ -268,7 +269,7 @@ fn searched(sites: &SiteTable, format: Format) -> Plan {
         linears: index_vec![Precision::Integer; sites.len()],
         rounding: Rounding::Refined,
         attention: Vec::new(),
-        embeddings: false,
+        embeddings: None,
         notes: Vec::new(),
     }
 }

@@ -31,7 +31,7 @@ pub(super) fn activation_scale(scope: &Scope, hits: &mut Hits) {
         let Some((x, _)) = product.pair() else {
             continue;
         };
-        if x.is_activation() && !x.is_per_tensor() {
+        if x.is_activation() && !x.is_per_tensor() && x.block_size == 0 {
             let n = x.scale_count.unwrap_or_default();
             match product.gemm {
                 false => hits.at(
@@ -66,7 +66,7 @@ pub(super) fn types(scope: &Scope, hits: &mut Hits) {
         let untyped =
             |q: &Quant| q.quantizes && !q.has_zero_point && q.output_dtype == Some(DataType::Int8);
         let source = x.source.and_then(|s| scope.facts.quant(s));
-        if source.is_some_and(untyped) {
+        if source.is_some_and(untyped) && x.block_size == 0 {
             hits.at(product.node, "its activation is int8 without a zero point");
         }
     }
