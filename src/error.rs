@@ -25,9 +25,21 @@ pub enum Error {
     /// The model is no valid graph.
     #[error("the model is not valid: {0}; onnx.checker.check_model finds more such errors")]
     Graph(#[from] crate::graph::GraphError),
-    /// The operator set cannot be raised to 13.
+    /// The operator set cannot be raised to 13, which per-axis scales need.
     #[error(transparent)]
     Opset(#[from] crate::graph::opset::OpsetError),
+    /// Weights in groups need an operator set that the model cannot be raised to.
+    #[error(
+        "weights in groups are written as DequantizeLinear with blocks, of operator set 21: {error}; or have weights per \
+         channel{}",
+        in_matmulnbits(*.has_matmulnbits)
+    )]
+    BlocksOpset {
+        /// What stands in the way.
+        error: crate::graph::opset::OpsetError,
+        /// Whether the target has com.microsoft.MatMulNBits, which needs no operator set.
+        has_matmulnbits: bool,
+    },
     /// The model cannot be rewritten.
     #[error(transparent)]
     Rewrite(#[from] crate::rewrite::RewriteError),
@@ -114,6 +126,11 @@ pub enum Error {
         /// What is allowed.
         limit: f64,
     },
+}
+
+/// The other form of weights in groups, if there is one.
+fn in_matmulnbits(has_it: bool) -> &'static str {
+    if has_it { ", or in MatMulNBits" } else { "" }
 }
 
 impl Error {

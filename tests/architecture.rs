@@ -300,7 +300,7 @@ fn imports_are_found_in_every_spelling() {
 const CIRCLES: &[(&str, &str, &str)] = &[
     ("cli/", "arguments, dequantize, diff, inspect, lint, report, summary, text, verify, .", "the root starts the commands and has what they share"),
     ("graph/axes/", "layout, pick, rules, .", "the rules are methods of what the root defines"),
-    ("graph/opset/", "convert, table, .", "the table names the conversions, which take the types of the root"),
+    ("graph/opset/", "convert, convert/later, table, .", "the table names the conversions, which take the types of the root"),
     ("recognise/", "contrib, linear", "a Linear may be inside an operator of ONNX Runtime's"),
     ("recognise/", "decomposed, moments, norm", "the forms of a norm take its types"),
     ("review/diff/", "change, compare, rest, .", "the parts take the types of the root"),

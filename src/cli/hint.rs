@@ -21,6 +21,16 @@ pub(super) fn hint(error: &Error) -> Option<String> {
         Error::MinSqnr { wanted, .. } => format!(
             "--keep-float allows more in float, --min-sqnr asked for {wanted} dB, --weight-bits and --activation-bits give more bits"
         ),
+        Error::BlocksOpset {
+            has_matmulnbits: true,
+            ..
+        } => {
+            "--format matmulnbits needs no newer operator set, --weight-granularity per-channel neither"
+                .to_owned()
+        }
+        Error::BlocksOpset { .. } => {
+            "--weight-granularity per-channel needs no newer operator set".to_owned()
+        }
         Error::NothingToQuantize(why) if why.contains("already quantized") => {
             "onnx-osplus dequantize IN FLOAT makes a float model of it, which can be quantized again"
                 .to_owned()
@@ -79,6 +89,7 @@ fn usage(error: &OptionsError) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use onnx_osplus::graph::opset::OpsetError;
     use onnx_osplus::target::Target;
     use onnx_osplus::{AttentionMode, Format, KeepFloat, Options};
 
@@ -99,6 +110,22 @@ mod tests {
         let told = hint(&Error::from(ambiguous)).unwrap();
         assert_eq!(told, "--calib NAME=ids.npy");
         assert_eq!(hint(&Error::from(CalibError::NoSource)), None);
+    }
+
+    #[test]
+    fn what_needs_no_newer_operator_set_is_told() {
+        for (has_matmulnbits, flag) in [
+            (true, "--format matmulnbits"),
+            (false, "--weight-granularity per-channel"),
+        ] {
+            let error = Error::BlocksOpset {
+                error: OpsetError::Target { minimum: 22 },
+                has_matmulnbits,
+            };
+            assert_eq!(error.to_string().contains("MatMulNBits"), has_matmulnbits);
+            assert!(!error.to_string().contains("--"), "{error}");
+            assert!(hint(&error).unwrap().starts_with(flag));
+        }
     }
 
     #[test]

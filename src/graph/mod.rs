@@ -29,6 +29,6 @@ pub use fixed::is_random;
 pub use infer::constant_expression;
 pub use inline::inline;
 pub use names::Names;
-pub use patch::{Patch, PatchError, apply};
+pub use patch::{Patch, PatchError, apply, raise_ir};
 pub use size_inputs::size_inputs;
 pub use view::{NodeId, Source, Use, ValueId, View};

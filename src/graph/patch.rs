@@ -462,6 +462,11 @@ pub(super) fn set_opset(model: &mut Model, version: i64, minimum_ir: i64) {
         .iter_mut()
         .filter(|o| standard(o))
         .for_each(|o| o.version = Some(version));
+    raise_ir(model, minimum_ir);
+}
+
+/// Raises the IR version where it is below `minimum_ir`: an exporter may have written an older one than its operator set needs.
+pub fn raise_ir(model: &mut Model, minimum_ir: i64) {
     let ir = model.proto.ir_version.unwrap_or(0);
     if ir < minimum_ir {
         if ir < 4 {

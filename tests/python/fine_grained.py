@@ -1,6 +1,6 @@
 """A small model with Linears in every form, for scales per token and weights in groups: what the forms are, in numpy.
 
-`model` has a norm with outlier channels, MatMul + Add, a Relu, MatMul, and over rank 2 Gemms with alpha, beta, transB, transA
+`model` has a norm with outlier channels (written out before opset 17, which has no operator for it), MatMul + Add, a Relu, MatMul, and over rank 2 Gemms with alpha, beta, transB, transA
 and a computed bias. `linear_by_definition` computes one Linear of a written file from its initializers, by the definitions
 of ONNX and of com.microsoft.MatMulNBits; `execute` runs the file node by node so.
 """
@@ -18,7 +18,27 @@ FLOATS = {
 }
 
 
-def model(opset=21, dtype="float32", k=K, hidden=HIDDEN, seed=5):
+def norm(opset, constants, array_type):
+    """n = LayerNormalization(x, gamma, beta); `constants` gets what it needs."""
+    if opset >= 17:
+        return [helper.make_node("LayerNormalization", ["x", "gamma", "beta"], ["n"], "norm")]
+    constants |= {"two": array_type(2), "epsilon": array_type(1e-5)}
+    mean = lambda x, y: helper.make_node("ReduceMean", [x], [y], f"norm_{y}", axes=[-1])  # noqa: E731
+    node = lambda op, inputs, y: helper.make_node(op, inputs, [y], f"norm_{y}")  # noqa: E731
+    return [
+        mean("x", "mean"),
+        node("Sub", ["x", "mean"], "centred"),
+        node("Pow", ["centred", "two"], "squares"),
+        mean("squares", "variance"),
+        node("Add", ["variance", "epsilon"], "positive"),
+        node("Sqrt", ["positive"], "deviation"),
+        node("Div", ["centred", "deviation"], "normal"),
+        node("Mul", ["normal", "gamma"], "scaled"),
+        node("Add", ["scaled", "beta"], "n"),
+    ]
+
+
+def model(opset=21, dtype="float32", k=K, hidden=HIDDEN, seed=5, ir=None):
     array_type, elem_type = FLOATS[dtype]
     random = np.random.default_rng(seed)
     gamma = random.uniform(0.5, 1.5, k)
@@ -37,7 +57,7 @@ def model(opset=21, dtype="float32", k=K, hidden=HIDDEN, seed=5):
     }
     made = {name: array.astype(array_type) for name, array in made.items()} | {"rows": np.array([-1, k], np.int64)}
     nodes = [
-        helper.make_node("LayerNormalization", ["x", "gamma", "beta"], ["n"], "norm"),
+        *norm(opset, made, array_type),
         helper.make_node("MatMul", ["n", "w1"], ["h0"], "up"),
         helper.make_node("Add", ["h0", "b1"], ["h1"], "up_bias"),
         helper.make_node("Relu", ["h1"], ["h2"], "act"),
@@ -56,10 +76,10 @@ def model(opset=21, dtype="float32", k=K, hidden=HIDDEN, seed=5):
         "fine_grained",
         [info("x", "b", "s", k)],
         [info("y1", "b", "s", N), *(info(y, "t", N) for y in ("y2", "y3", "y4", "y5"))],
-        [numpy_helper.from_array(array, name) for name, array in made.items()],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in made.items()],
     )
     imports = [helper.make_opsetid("", opset)]
-    made_model = helper.make_model(graph, opset_imports=imports, ir_version=10 if opset >= 21 else 8)
+    made_model = helper.make_model(graph, opset_imports=imports, ir_version=ir or (10 if opset >= 21 else 8))
     onnx.checker.check_model(made_model, full_check=True)
     return made_model
 

@@ -4,6 +4,7 @@ runtimes make of it, and what it is for: no token is clipped, no Linear is left 
 
 import json
 
+import architectures
 import conftest
 import fine_grained
 import numpy as np
@@ -134,6 +135,14 @@ GROUPS = [
     ("openvino", 21, ("--preset", "llm", "--format", "qdq")),
     ("tensorrt", 21, ("--preset", "llm")),
     ("portable", 21, ("--preset", "llm")),
+    # Raised to the operator set that has blocks.
+    ("ort", 17, ("--weight-only", "--weight-bits", "4", "--format", "qdq")),
+    ("openvino", 17, ("--preset", "llm", "--format", "qdq")),
+    ("tensorrt", 17, ("--preset", "llm")),
+    ("portable", 13, ("--preset", "llm")),
+    ("portable", 17, ("--preset", "llm")),
+    ("portable", 18, ("--preset", "llm")),
+    ("portable", 20, ("--preset", "llm")),
 ]
 
 
@@ -156,6 +165,10 @@ def test_weights_in_groups_by_definition(written, case, dtype):
     path, report = written(target, opset, dtype, *options)
     assert not [line["name"] for line in report["linears"] if line["status"] != "quantized"]
     assert report["settings"]["weight_granularity"].startswith("group:")
+    blocks = any(n.op_type == "DequantizeLinear" for n in onnx.load(path).graph.node)
+    raised = blocks and opset < 21
+    assert report["settings"]["opset"] == (21 if raised else opset)
+    assert report["settings"]["opset_raised_from"] == (opset if raised else None)
     x = FEED.astype(fine_grained.FLOATS[dtype][0])
     reference = fine_grained.execute(path, {"x": x})
     # Where the file says nothing of activations, ONNX Runtime quantizes them all the same.
@@ -202,6 +215,89 @@ def test_tensorrt_takes_weights_in_groups(written, target, group):
     shapes = {"x": (2, 6, 128)}
     engine, warnings = runtimes.tensorrt_layers(parsed, shapes, shapes)
     assert engine is not None, warnings
+
+
+@pytest.mark.parametrize("case", [c for c in GROUPS if c[0] in ("tensorrt", "portable") and c[1] < 21], ids=group_id)
+def test_tensorrt_takes_models_that_were_raised(written, case):
+    target, opset, options = case
+    path, _ = written(target, opset, "float32", *options)
+    parsed = runtimes.tensorrt_parse(path)
+    assert parsed.ok, parsed.errors
+    engine, warnings = runtimes.tensorrt_layers(parsed, SHAPES, SHAPES)
+    assert engine is not None, warnings
+
+
+def test_an_ir_version_that_is_older_than_the_operator_set_is_raised(written):
+    path, report = written("portable", 21, "float32", "--preset", "llm", ir=9)
+    assert onnx.load(path).ir_version == 10
+    assert report["settings"]["opset_raised_from"] is None
+    assert runtimes.tensorrt_parse(path).ok
+
+
+EXPORTS = [
+    conftest.TINY_DECOMPOSED.model,
+    conftest.MODELS / "architectures" / "bert-script17-eager-functions.onnx",
+    conftest.MODELS / "architectures" / "llama-dynamo18-eager-past.onnx",
+]
+
+
+@pytest.mark.parametrize("original", EXPORTS, ids=lambda p: p.parent.name + "-" + p.stem)
+def test_exports_are_raised_to_the_operator_set_that_has_blocks(tmp_path, original):
+    """Written for all runtimes, loaded by all, and compared with the original by the tool, which is of another opset."""
+    if original == conftest.TINY_DECOMPOSED.model:
+        calib, heldout = conftest.TINY_DECOMPOSED.calib, conftest.TINY_DECOMPOSED.heldout
+    else:
+        row = architectures.ROWS[original.stem]
+        calib, heldout = tmp_path / "calib.npz", tmp_path / "heldout.npz"
+        for file, rows in ((calib, architectures.CALIBRATION), (heldout, architectures.HELD_OUT)):
+            np.savez(file, **architectures.feeds_of(row, onnx.load(original), *rows))
+    before = onnx.load(original).opset_import[0].version
+    out, report = tmp_path / "out.onnx", tmp_path / "report.json"
+    options = ["--calib", calib, "--preset", "llm", "--target", "portable", "--report", report]
+    result = run_tool(original, out, *options)
+    assert result.returncode == 0, result.stderr
+    told = json.loads(report.read_text())
+    assert (told["settings"]["opset_raised_from"], told["settings"]["opset"]) == (before, 21)
+    assert f"raised from {before} to 21" in result.stdout + result.stderr
+    assert "quantized" in {line["status"] for line in told["linears"]}
+    assert told["float_check"] is None or told["float_check"]["max_relative_error"] <= 1e-4
+    onnx.checker.check_model(str(out), full_check=True)
+
+    runtimes.onnx_runtime_session(out)
+    runtimes.openvino_compile(out)
+    parsed = runtimes.tensorrt_parse(out)
+    assert parsed.ok, parsed.errors
+
+    result = run_tool("verify", original, out, "--calib", heldout, "--json", "-")
+    assert result.returncode == 0, result.stderr
+    compared = json.loads(result.stdout)
+    quantized = {line["name"] for line in told["linears"] if line["status"] == "quantized"}
+    assert quantized <= {layer["name"] for layer in compared["layers"]}
+    assert all(output["sqnr_db"] > 5 for output in compared["outputs"] if output["sqnr_db"] is not None)
+    assert run_tool("diff", original, out).returncode in (0, 1)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (("--preset", "llm", "--target", "tensorrt"), "--weight-granularity per-channel"),
+        (("--preset", "llm", "--target", "ort", "--format", "qdq"), "--format matmulnbits"),
+    ],
+)
+def test_what_cannot_be_raised_is_told_with_what_helps(tmp_path, options, words):
+    made = fine_grained.model(13)
+    statistics = [f"{name}_of_training" for name in ("mean", "variance")]
+    channel = [onnx.numpy_helper.from_array(np.ones(fine_grained.N, np.float32), name) for name in "gbmv"]
+    made.graph.initializer.extend(channel)
+    trained = onnx.helper.make_node("BatchNormalization", ["y4", *"gbmv"], ["y6", *statistics], "trains")
+    made.graph.node.append(trained)
+    made.graph.output.append(onnx.helper.make_tensor_value_info("y6", onnx.TensorProto.FLOAT, ["t", fine_grained.N]))
+    onnx.save(made, tmp_path / "in.onnx")
+    np.save(tmp_path / "x.npy", FEED)
+    result = run_tool(tmp_path / "in.onnx", tmp_path / "out.onnx", "--calib", tmp_path / "x.npy", *options)
+    assert result.returncode != 0 and "`trains`" in result.stderr, result.stderr
+    assert "with opset 21 or later" in result.stderr and words in result.stderr, result.stderr
+    assert not (tmp_path / "out.onnx").exists()
 
 
 def test_groups_that_do_not_divide_the_channels(written):

@@ -2,7 +2,10 @@
 //!
 //! A conversion gets a copy of the node in the form of the version before and leaves it in the form of the new one,
 //! with what it needs around it: constants, nodes before and after. It either keeps the meaning exactly or says why it
-//! cannot. The conversion that changes an operator's type writes the form of version 13 at once.
+//! cannot. The conversion that changes an operator's type writes the form of version 13 at once. Those of versions after
+//! 13 are in `later`.
+
+mod later;
 
 use std::collections::HashSet;
 
@@ -15,6 +18,7 @@ use crate::onnx::node::{
 use crate::onnx::op;
 use crate::onnx::proto::{AttributeProto, NodeProto, TensorProto};
 use crate::onnx::{DataType, tensor};
+pub(super) use later::*;
 
 /// Rewrites a node for one new version, or says why that cannot be done.
 pub(super) type Conversion = fn(&mut Rewrite) -> Result<(), String>;
@@ -224,8 +228,8 @@ pub(super) fn pad(r: &mut Rewrite) -> Result<(), String> {
     Ok(())
 }
 
-/// ReduceSum 13: `axes` is an input. No axes and an empty list both mean all.
-pub(super) fn reduce_sum(r: &mut Rewrite) -> Result<(), String> {
+/// ReduceSum 13 and the other reductions 18: `axes` is an input. No axes and an empty list both mean all.
+pub(super) fn reduce(r: &mut Rewrite) -> Result<(), String> {
     if let Some(axes) = r.read_ints("axes")?.filter(|a| !a.is_empty()) {
         r.set_ints(1, "axes", &axes);
     }

@@ -4,9 +4,11 @@
 //! each graph and function ─ table (what changed since) ─▶ convert (one function per change) ─▶ edits ─▶ model
 //! ```
 //!
-//! Per-axis DequantizeLinear exists from version 13 on, so older models are raised to it. [`table`] knows in which
-//! versions each operator changed, `convert` rewrites a node for one such change or refuses, `facts` finds the ranks
-//! and types that some conversions need. Nothing is guessed: a node that cannot be raised exactly stops it all.
+//! Per-axis DequantizeLinear exists from version 13 on, so older models are raised to it; DequantizeLinear with blocks
+//! and the types of 4 bits exist from version 21 on, so models whose weights are stored that way are raised to it.
+//! [`table`] knows in which versions each operator changed, `convert` rewrites a node for one such change or refuses,
+//! `facts` finds the ranks and types that some conversions need. Nothing is guessed: a node that cannot be raised exactly
+//! stops it all.
 
 mod convert;
 mod facts;
@@ -27,14 +29,26 @@ use crate::onnx::op;
 use crate::onnx::proto::{FunctionProto, GraphProto, NodeProto, OperatorSetIdProto, TensorProto};
 use convert::Rewrite;
 use facts::Facts;
-pub use table::TARGET;
-use table::{Rule, operator};
+use table::{Operator, Rule, operator};
 
 /// The oldest version that can be raised. Before it, broadcasting was an attribute of each operator.
 pub const OLDEST: i64 = 7;
 
-/// The first IR version that knows operator set [`TARGET`].
-const IR_VERSION: i64 = 7;
+/// What a model is raised to at least, if it is raised at all.
+pub const TARGET: i64 = 13;
+
+/// The newest version that can be reached.
+pub const NEWEST_TARGET: i64 = 21;
+
+/// The first IR version that knows an operator set.
+fn ir_version(opset: i64) -> i64 {
+    match opset {
+        ..15 => 7,
+        15..19 => 8,
+        19..21 => 9,
+        _ => 10,
+    }
+}
 
 /// Why a model was not raised; it is unchanged then.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -42,7 +56,7 @@ const IR_VERSION: i64 = 7;
 pub enum OpsetError {
     /// A version that this module knows nothing about was asked for.
     #[error(
-        "operator sets above {TARGET} cannot be reached by conversion, and {minimum} is needed: export the model again with opset {minimum}"
+        "operator sets above {NEWEST_TARGET} cannot be reached by conversion, and {minimum} is needed: export the model again with opset {minimum}"
     )]
     Target {
         /// What was asked for.
@@ -50,17 +64,19 @@ pub enum OpsetError {
     },
     /// The model or a function is older than [`OLDEST`].
     #[error(
-        "{place} uses opset {found}, and {OLDEST} is the oldest that can be raised: export the model again with opset {TARGET} or later"
+        "{place} uses opset {found}, and {OLDEST} is the oldest that can be raised: export the model again with opset {to} or later"
     )]
     TooOld {
         /// "the model" or the function.
         place: String,
         /// Its version; 0 if it names none and yet uses standard operators.
         found: i64,
+        /// The version that was to be reached.
+        to: i64,
     },
     /// A node whose operator does not exist in its version.
     #[error(
-        "node `{node}`{place}: ONNX has no operator `{op}` in opset {from}, so its meaning in opset {TARGET} is unknown: export the model again with opset {TARGET} or later"
+        "node `{node}`{place}: ONNX has no operator `{op}` in opset {from}, so its meaning in opset {to} is unknown: export the model again with opset {to} or later"
     )]
     UnknownOperator {
         /// Its name, or its first output's.
@@ -71,10 +87,12 @@ pub enum OpsetError {
         op: String,
         /// The model's or function's version.
         from: i64,
+        /// The version that was to be reached.
+        to: i64,
     },
     /// A node that has no exact counterpart.
     #[error(
-        "node `{node}`{place}: {op} cannot be raised from opset {from} to {TARGET}, because {op} changed in version {version}: {reason}; export the model again with opset {TARGET} or later"
+        "node `{node}`{place}: {op} cannot be raised from opset {from} to {to}, because {op} changed in version {version}: {reason}; export the model again with opset {to} or later"
     )]
     Refused {
         /// Its name, or its first output's.
@@ -85,6 +103,8 @@ pub enum OpsetError {
         op: String,
         /// The model's or function's version.
         from: i64,
+        /// The version that was to be reached.
+        to: i64,
         /// The version of the change that stands in the way.
         version: i64,
         /// What about it cannot be kept.
@@ -92,11 +112,13 @@ pub enum OpsetError {
     },
     /// Training graphs share the model's operator set, and would change their meaning with it.
     #[error(
-        "the model carries training graphs, which cannot be raised from opset {from}: export the model for inference, with opset {TARGET} or later"
+        "the model carries training graphs, which cannot be raised from opset {from}: export the model for inference, with opset {to} or later"
     )]
     Training {
         /// The model's version.
         from: i64,
+        /// The version that was to be reached.
+        to: i64,
     },
     /// A defect of a conversion.
     #[error(transparent)]
@@ -116,11 +138,12 @@ pub struct Raised {
     pub functions: Vec<String>,
 }
 
-/// Raises the standard operator set of `model`, and of each of its functions, to [`TARGET`] where it is below
-/// `minimum`.
+/// Raises the standard operator set of `model`, and of each of its functions, to `minimum` where it is below it, and then
+/// at least to [`TARGET`].
 ///
 /// Every node keeps its name, place, doc string and metadata; new nodes and constants have names that derive from the
-/// node's. The IR version becomes at least 7.
+/// node's. The IR version becomes at least the first
+/// that knows the operator set: 7 for version 13, 10 for version 21.
 ///
 /// # Errors
 /// [`OpsetError`] names the node that cannot be raised; the model is unchanged then.
@@ -135,14 +158,16 @@ pub fn raise(model: &mut Model, minimum: i64) -> Result<Raised, OpsetError> {
     if from >= minimum && !model.proto.functions.iter().any(is_old) {
         return Ok(report);
     }
-    if minimum > TARGET {
+    if minimum > NEWEST_TARGET {
         return Err(OpsetError::Target { minimum });
     }
+    let to = minimum.max(TARGET);
     if from < minimum && !model.proto.training_info.is_empty() {
-        return Err(OpsetError::Training { from });
+        return Err(OpsetError::Training { from, to });
     }
     let mut scope = Scope {
         from,
+        to,
         place: String::new(),
         overridable: model.proto.ir_version() >= 4,
         in_function: false,
@@ -154,7 +179,7 @@ pub fn raise(model: &mut Model, minimum: i64) -> Result<Raised, OpsetError> {
     let mut changed = model.clone();
     if from < minimum {
         scope.raise_main(&mut changed)?;
-        report.to = TARGET;
+        report.to = to;
     }
     for function in changed.proto.functions.iter_mut() {
         if is_old(function) {
@@ -199,6 +224,7 @@ struct Edit {
 /// The main graph or a function on its way.
 struct Scope {
     from: i64,
+    to: i64,
     /// Where in the model, as a clause for messages.
     place: String,
     /// Whether an initializer that is listed as an input is only a default.
@@ -225,9 +251,10 @@ impl Scope {
         let mut dropped = Vec::new();
         for edit in edits {
             let reason = format!(
-                "raise {} from opset {} to {TARGET}",
+                "raise {} from opset {} to {}",
                 edit.node.op_type(),
-                self.from
+                self.from,
+                self.to
             );
             let (id, mut patch) = (NodeId(edit.index), Patch::new(reason));
             edit.before
@@ -248,7 +275,7 @@ impl Scope {
             .graph_mut()
             .value_info
             .retain(|i| !dropped.iter().any(|d| d == i.name()));
-        set_opset(model, TARGET, IR_VERSION);
+        set_opset(model, self.to, ir_version(self.to));
         Ok(())
     }
 
@@ -274,12 +301,13 @@ impl Scope {
         function
             .value_info
             .retain(|i| !dropped.iter().any(|d| d == i.name()));
+        let to = self.to;
         let standard = |o: &&mut OperatorSetIdProto| matches!(o.domain(), "" | "ai.onnx");
         function
             .opset_import
             .iter_mut()
             .filter(standard)
-            .for_each(|o| o.version = Some(TARGET));
+            .for_each(|o| o.version = Some(to));
         Ok(())
     }
 
@@ -288,6 +316,7 @@ impl Scope {
             return Err(OpsetError::TooOld {
                 place: place.to_owned(),
                 found: self.from,
+                to: self.to,
             });
         }
         Ok(())
@@ -386,20 +415,42 @@ impl Scope {
             place: self.place.clone(),
             op: op.to_owned(),
             from: self.from,
+            to: self.to,
         };
         let operator = operator(op)
             .filter(|o| o.first <= self.from)
             .ok_or_else(unknown)?;
-        for (version, rule) in operator
-            .rules
-            .iter()
-            .filter(|(version, _)| *version > self.from)
+        edit = self.follow(operator, self.from, edit, node, facts)?;
+        if edit.node.op_type() != op
+            && let Some(renamed) = table::operator(edit.node.op_type())
         {
+            // A conversion to another operator writes that one's form of version 13.
+            edit = self.follow(renamed, TARGET.max(self.from), edit, node, facts)?;
+        }
+        if edit.node != *node {
+            self.rewritten.push(format!("{op} {}", label(node)));
+        }
+        Ok(edit)
+    }
+
+    /// Carries out the rules of one operator for the versions after `done`.
+    fn follow(
+        &mut self,
+        operator: &Operator,
+        done: i64,
+        mut edit: Edit,
+        original: &NodeProto,
+        facts: &Facts,
+    ) -> Result<Edit, OpsetError> {
+        let to = self.to;
+        let due = |version: i64| done < version && version <= to;
+        for (version, rule) in operator.rules.iter().filter(|(version, _)| due(*version)) {
             let refused = |reason: String| OpsetError::Refused {
-                node: label(node).to_owned(),
+                node: label(original).to_owned(),
                 place: self.place.clone(),
-                op: op.to_owned(),
+                op: original.op_type().to_owned(),
                 from: self.from,
+                to,
                 version: *version,
                 reason,
             };
@@ -415,9 +466,6 @@ impl Scope {
             };
             convert(&mut rewrite).map_err(refused)?;
             edit = rewrite.edit;
-        }
-        if edit.node != *node {
-            self.rewritten.push(format!("{op} {}", label(node)));
         }
         Ok(edit)
     }

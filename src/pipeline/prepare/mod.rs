@@ -15,6 +15,7 @@ use super::sites::{SiteId, SiteTable};
 use crate::calibrate::{Batch, Dataset, EngineError, shapes};
 use crate::error::Error;
 use crate::graph::branches::FlatModel;
+use crate::graph::opset::OpsetError;
 use crate::graph::{self, Names, NodeId, Use, ValueId, View, opset};
 use crate::onnx::Model;
 use crate::options::Format;
@@ -32,7 +33,7 @@ const COMPUTED_ONCE: &str =
 
 /// What a run works on.
 pub(crate) struct Prepared {
-    /// Raised to [`MIN_OPSET`], functions and operators that hold Linears opened, branches in the list.
+    /// Raised to [`MIN_OPSET`], or what blocks need, functions and operators that hold Linears opened, branches in the list.
     pub model: FlatModel,
     /// Norms, Linears and near misses of `model`.
     pub found: Recognised,
@@ -195,12 +196,28 @@ fn fold_sizes(job: &Job, mut model: Model, changes: &mut Changes) -> Result<Mode
     Ok(model)
 }
 
-/// The model at an operator set that has per-axis DequantizeLinear, with every Linear and norm in the main graph: not in
+/// The operator set, and the IR version, that what will be written needs: per-axis DequantizeLinear or one with blocks.
+fn needed(job: &Job) -> (i64, i64) {
+    let blocks = job.options.group().is_some() && job.options.format == Format::Qdq;
+    if blocks {
+        rewrite::BLOCKS_OPSET
+    } else {
+        (MIN_OPSET, 0)
+    }
+}
+
+/// The model at an operator set that has what will be written ([`needed`]), with every Linear and norm in the main graph: not in
 /// a function, nor (in the flat form of the graph) in the branch of an If.
 fn raise_opset(job: &Job, model: Model, changes: &mut Changes) -> Result<FlatModel, Error> {
     let mut model = FlatModel::of(model);
     let hidden = inline::inline(&mut model, changes)?;
-    let raised = model.edit(|m| opset::raise(m, MIN_OPSET))?;
+    let (opset, ir) = needed(job);
+    let raised = model.edit(|m| {
+        let raised = opset::raise(m, opset)?;
+        graph::raise_ir(m, ir);
+        Ok(raised)
+    });
+    let raised = raised.map_err(|error| cannot_be_raised(job, &model, error))?;
     if hidden && !raised.functions.is_empty() {
         // What stood in the way may have been the functions' older operator set.
         inline::inline(&mut model, changes)?;
@@ -216,6 +233,17 @@ fn raise_opset(job: &Job, model: Model, changes: &mut Changes) -> Result<FlatMod
         ));
     }
     Ok(model)
+}
+
+/// What is told of a model that cannot be raised, and whether another form of the weights would do.
+fn cannot_be_raised(job: &Job, model: &FlatModel, error: OpsetError) -> Error {
+    if opset::raise(&mut model.as_model().clone(), MIN_OPSET).is_err() {
+        return Error::Opset(error);
+    }
+    Error::BlocksOpset {
+        error,
+        has_matmulnbits: job.options.profile().no_matmulnbits.is_none(),
+    }
 }
 
 /// Frees the Linears that are inside of other operators, unless the user excludes these.
