@@ -11,22 +11,8 @@
 
 use super::quantize::fake_quantize_into;
 use super::rounding::saturate_round;
+use super::spec::{ActivationGranularity, ActivationSpec, QuantParams};
 use super::wide::wide;
-use super::{ActivationSpec, QuantParams};
-use serde::{Deserialize, Serialize};
-
-/// What the values are that share a scale.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ActivationGranularity {
-    /// All of a value, over all tokens: a constant scale, from calibration.
-    PerTensor,
-    /// Those of one token.
-    PerToken,
-    /// So many channels of one token, side by side.
-    PerGroup(usize),
-    /// None: activations stay in float.
-    Float,
-}
 
 /// The smallest magnitude that a token or group is divided by: what is below it is nothing beside any other token.
 pub const LEAST_MAGNITUDE: f32 = 1e-6;

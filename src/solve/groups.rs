@@ -10,8 +10,8 @@
 //! weight of ONNX Runtime's MatMulNBits and of DequantizeLinear with `block_size`; the last group may have fewer channels.
 
 use super::rounding::{safe_scale, saturate_round};
+use super::spec::{QuantizedWeight, WeightSpec};
 use super::wide::wide;
-use super::{QuantizedWeight, WeightSpec};
 use ndarray::{Array2, ArrayView2, Axis};
 
 /// Factors on the range of a group: a narrower one clips a few weights and rounds all others finer.
@@ -192,22 +192,6 @@ pub(super) fn side_by_side(parts: Vec<QuantizedWeight>) -> QuantizedWeight {
         },
         group: parts.first().and_then(|p| p.group),
     }
-}
-
-/// `(q − z) · s`, `[C, N]`.
-pub(super) fn dequantize(weight: &QuantizedWeight, group: usize) -> Array2<f32> {
-    let n = weight.q.ncols();
-    let mut w = weight.q.mapv(f32::from);
-    for (c, mut row) in w.rows_mut().into_iter().enumerate() {
-        let start = c / group * n;
-        if let Some(zero) = weight.zero_point.get(start..start + n) {
-            row.iter_mut()
-                .zip(zero)
-                .for_each(|(v, &z)| *v -= f32::from(z));
-        }
-        row *= &ndarray::aview1(&weight.scale[start..start + n]);
-    }
-    w
 }
 
 /// The float value of the quantized, row-scaled weight: `out = Q(diag(s) · w)`, `w, out: [C, N]`, `s: [C]`, row-major: what

@@ -37,21 +37,23 @@ pub mod rotation;
 mod rounding;
 pub mod search;
 pub mod smoothquant;
+mod spec;
 pub mod survey;
 mod wide;
 
-pub use activation::{ActivationGranularity, ActivationQuantizer};
+pub use activation::ActivationQuantizer;
 pub use damage::damage;
 pub use migration::{Migration, ShiftKind};
-pub use quantize::{
-    ActivationSpec, QuantParams, QuantizedWeight, WeightGranularity, WeightSpec, fake_quantize,
-    quantize_weight,
-};
+pub use quantize::{fake_quantize, quantize_weight};
 pub use recipe::Recipe;
 pub use response::Response;
 pub use rotate::Turn;
 pub use rotation::{Mixing, Rotation};
 pub use search::{solve_block, solve_both, solve_site, solve_site_with};
+pub use spec::{
+    ActivationGranularity, ActivationSpec, QuantParams, QuantizedWeight, WeightGranularity,
+    WeightSpec,
+};
 
 use ndarray::ArrayView2;
 use serde::{Deserialize, Serialize};

@@ -14,8 +14,9 @@
 use super::groups::fake_quantize_groups;
 use super::loss::{Direction, Trial, all_columns, directions, migrate, side_by_side};
 use super::mix::mix;
-use super::quantize::{QuantParams, column_scales, limits};
+use super::quantize::{column_scales, limits};
 use super::rounding::saturate_round;
+use super::spec::QuantParams;
 use super::wide::wide;
 use super::{
     ActivationQuantizer, ActivationSpec, Migration, SiteProblem, SolveSettings, WeightSpec,
