@@ -1,6 +1,6 @@
 //! Fake quantization with the semantics of ONNX `QuantizeLinear` → `DequantizeLinear`.
 //!
-//! Ranges come in, [`QuantParams`] come out ([`ActivationSpec::params`]), and [`fake_quantize`] applies them in place.
+//! Ranges come in, [`QuantParams`] come out ([`super::ActivationSpec::params`]), and [`fake_quantize`] applies them in place.
 //! Weights go through [`quantize_weight`], which gives the integers to store, or through
 //! `fake_quantize_weight_into`, which gives their float values for the search and allocates nothing.
 //!

@@ -81,8 +81,6 @@ def test_a_scale_per_token_by_definition(written, target, bits):
 @pytest.mark.parametrize("opset", [13, 17, 18, 21])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_every_linear_with_a_scale_per_token_is_multiplied_in_integers(written, opset, dtype, tmp_path):
-    if opset < 17:
-        pytest.skip("LayerNormalization is an operator from 17 on")
     path, _ = written("ort", opset, dtype, "--preset", "robust")
     integer, left = runtimes.products(runtimes.onnx_runtime_graph(path, tmp_path))
     assert (integer, left) == (len(LINEARS), [])
