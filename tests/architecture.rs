@@ -307,7 +307,6 @@ const CIRCLES: &[(&str, &str, &str)] = &[
     ("review/verify/", "layers, .", "the parts take the types of the root"),
     ("rewrite/quantize/", "weight, .", "the parts take the types of the root"),
     ("site/", "compound, contrib, rules, sizes, trace", "the rules take the types of the trace that has their table"),
-    ("solve/", "response, rotate, search", "the search is told by the response which takes its settings, and hands on to rotations"),
     ("target/", "profile, table, .", "the table is made of the types of the profile"),
     ("target/lint/", "onnxruntime, onnxruntime/blocks, onnxruntime/products, openvino, tensorrt, tensorrt/parser, .", "the rules take the types of the root"),
 ];

@@ -15,7 +15,7 @@ use super::joined::Joined;
 use super::loss::SiteLoss;
 use super::migration::{self, ShiftKind, extremes, shift};
 use super::response::{self, Response};
-use super::search::{CLEAR_GAIN, gain_db};
+use super::scored::{CLEAR_GAIN, gain_db};
 use super::survey::Survey;
 use super::{Fold, Migration, Recipe, SiteProblem, Solution, SolveSettings};
 

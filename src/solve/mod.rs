@@ -35,6 +35,7 @@ pub mod response;
 pub mod rotate;
 pub mod rotation;
 mod rounding;
+mod scored;
 pub mod search;
 pub mod smoothquant;
 mod spec;

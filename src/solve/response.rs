@@ -13,7 +13,7 @@
 use super::loss::{MeanError, migrate};
 use super::migration::Migration;
 use super::quantize::fake_quantize_weight_into;
-use super::search::Scored;
+use super::scored::Scored;
 use super::wide::row_times;
 use super::{ActivationQuantizer, Fold, SiteProblem, SolveSettings};
 use ndarray::{Array2, ArrayView2, Axis};

@@ -24,7 +24,7 @@ use super::balance::{Balance, Channels, row_rms};
 use super::joined::Joined;
 use super::loss::{SiteLoss, all_columns};
 use super::response::{self, Response};
-use super::search::gain_db;
+use super::scored::gain_db;
 use super::wide::squared_error;
 use super::{
     ActivationQuantizer, Fold, Migration, Rotation, ShiftKind, SiteProblem, Solution,

@@ -13,27 +13,15 @@ use super::loss::{SiteLoss, Trial, migrate};
 use super::migration::{Migration, ShiftKind, extremes, shift};
 use super::recipe::Recipe;
 use super::response::{self, Response};
+use super::scored::{CLEAR_GAIN, Scored, gain_db};
 use super::survey::Survey;
 use super::{
     CurvePoint, Method, SiteProblem, Solution, SolveSettings, Turn, fine, rotate, smoothquant,
 };
 use rayon::prelude::*;
 
-/// What a candidate's loss must be of that of doing nothing: 0.3 dB less.
-pub(super) const CLEAR_GAIN: f64 = 0.933;
-
 /// A kind of shift whose best is so much worse than that of another (1 dB) is not looked at more closely.
 const FAR: f64 = 1.26;
-
-/// A scored candidate.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Scored {
-    pub shift: ShiftKind,
-    pub threshold: Option<f32>,
-    pub margin: f32,
-    pub corrected: bool,
-    pub loss: f64,
-}
 
 /// Extremes of every channel over all tokens, `[C]` each.
 struct Extremes {
@@ -439,15 +427,6 @@ impl Solution {
             energy: 0.0,
             share: None,
         }
-    }
-}
-
-/// `10 · log10(before / after)`, within ±120 dB so that a loss of 0 gives a number.
-pub(super) fn gain_db(before: f64, after: f64) -> f64 {
-    if before == after {
-        0.0
-    } else {
-        (10.0 * (before / after).log10()).clamp(-120.0, 120.0)
     }
 }
 
