@@ -209,13 +209,18 @@ impl Options {
         ActivationSpec::per_tensor(self.activation_bits, self.profile().symmetric)
     }
 
+    /// As many of so many bits of a weight as are used ([`Options::reduce_range`]).
+    fn stored_bits(&self, bits: u8) -> u8 {
+        match self.reduce_range {
+            true => bits.min(7),
+            false => bits,
+        }
+    }
+
     /// How weights are quantized, before what a weight's own size makes of it ([`Options::weight_of`]).
     pub fn weight(&self) -> WeightSpec {
         WeightSpec {
-            bits: match self.reduce_range {
-                true => self.weight_bits.min(7),
-                false => self.weight_bits,
-            },
+            bits: self.stored_bits(self.weight_bits),
             granularity: self.weight_granularity,
             symmetric: self.zero_points() == Symmetry::Symmetric,
         }

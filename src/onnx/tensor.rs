@@ -477,7 +477,7 @@ pub fn from_i64(name: &str, shape: &[usize], data: &[i64]) -> TensorProto {
 
 mod four_bits;
 
-pub use four_bits::{from_i4, from_u4};
+pub use four_bits::{from_i4, from_u4, packed};
 
 #[cfg(test)]
 mod tests;

@@ -156,11 +156,10 @@ impl Options {
 
     /// The same for a weight that has 8 bits because it needs them.
     pub fn raised_weight_of(&self, k: usize) -> WeightSpec {
-        let all = Options {
-            weight_bits: 8,
-            ..self.clone()
-        };
-        all.weight_of(k)
+        WeightSpec {
+            bits: self.stored_bits(8),
+            ..self.weight_of(k)
+        }
     }
 
     /// Whether groups may have zero points, and whether they have them without being asked.

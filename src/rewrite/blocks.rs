@@ -18,7 +18,8 @@ use std::sync::Arc;
 use ndarray::Array2;
 
 use super::RewriteError;
-use super::linear::NewConstant;
+use super::linear::{NewConstant, times};
+use super::microsoft;
 use crate::graph::{Names, Patch, ValueId, View};
 use crate::onnx::node::{int_attr, ints_attr, make_node};
 use crate::onnx::op;
@@ -26,9 +27,6 @@ use crate::onnx::proto::{NodeProto, TensorProto};
 use crate::onnx::{DataType, tensor};
 use crate::recognise::{Linear, LinearForm, LinearId, Recognised};
 use crate::solve::QuantizedWeight;
-
-/// The domain of ONNX Runtime's own operators, and its version.
-const MICROSOFT: (&str, i64) = ("com.microsoft", 1);
 
 /// The operator set that has 4-bit types and blocks, and the IR version that knows them.
 pub const BLOCKS_OPSET: (i64, i64) = (21, 10);
@@ -114,9 +112,7 @@ impl Writer<'_, '_> {
         node.attribute.clear();
         match self.form {
             BlockForm::MatMulNBits { accuracy_level } => {
-                patch.import(MICROSOFT.0, MICROSOFT.1);
-                node.op_type = Some(op::MatMulNBits.to_owned());
-                node.domain = Some(MICROSOFT.0.to_owned());
+                microsoft(&mut node, op::MatMulNBits, &mut patch);
                 node.input = [vec![x], stored.inputs.clone()].concat();
                 let attributes = [
                     ("K", linear.k as i64),
@@ -183,7 +179,7 @@ impl Writer<'_, '_> {
                     patch.add_initializer(new.into_tensor(&name)?);
                     Some(name)
                 }
-                (None, Some(c)) => Some(self.times(linear, c, beta, patch)),
+                (None, Some(c)) => Some(times(linear, &c, beta, patch, self.names)),
                 (None, None) => None,
             },
         };
@@ -214,22 +210,6 @@ impl Writer<'_, '_> {
             patch.insert_after(linear.node, node);
         }
         Ok(())
-    }
-
-    /// `value · factor`; the value itself where that is 1.
-    fn times(&mut self, linear: &Linear, value: String, factor: f32, patch: &mut Patch) -> String {
-        if factor == 1.0 {
-            return value;
-        }
-        let (name, scaled) = (
-            self.names.derive(&linear.name, "beta"),
-            self.names.derive(&value, "scaled"),
-        );
-        patch.add_initializer(tensor::from_f32(&name, &[], &[factor], linear.dtype));
-        let mul = self.names.derive(&linear.name, op::Mul);
-        let mul = make_node(op::Mul, &mul, &[&value, &name], &[&scaled], vec![]);
-        patch.insert_before(linear.node, mul);
-        scaled
     }
 
     /// The DequantizeLinear of a weight.
@@ -296,7 +276,7 @@ fn packed(names: &[String; 3], weight: &BlockWeight, group: usize) -> Vec<Tensor
         [filled, vec![0; groups * group - k]].concat()
     };
     let data: Vec<u8> = (0..n)
-        .flat_map(|c| packed_bits(&column(c), *bits))
+        .flat_map(|c| tensor::packed(&column(c), *bits))
         .collect();
     let width = group * usize::from(*bits) / 8;
     let scales: Vec<f32> = by_column(&weight.scale, n).collect();
@@ -306,7 +286,7 @@ fn packed(names: &[String; 3], weight: &BlockWeight, group: usize) -> Vec<Tensor
     ];
     if let Some(zeros) = zero_points(weight) {
         let zeros: Vec<u8> = by_column(zeros, n).map(unsigned).collect();
-        let rows = zeros.chunks(groups).map(|row| packed_bits(row, *bits));
+        let rows = zeros.chunks(groups).map(|row| tensor::packed(row, *bits));
         let rows: Vec<Vec<u8>> = rows.collect();
         let width = rows.first().map_or(0, Vec::len);
         tensors.push(tensor::from_u8(&names[2], &[n, width], &rows.concat()));
@@ -317,16 +297,6 @@ fn packed(names: &[String; 3], weight: &BlockWeight, group: usize) -> Vec<Tensor
 /// `[G, N]` in the order of `[N, G]`.
 fn by_column<T: Copy>(rows: &[T], n: usize) -> impl Iterator<Item = T> {
     (0..n).flat_map(move |c| rows.iter().copied().skip(c).step_by(n))
-}
-
-/// Integers side by side in bytes, the first in the lowest bits.
-fn packed_bits(values: &[u8], bits: u8) -> Vec<u8> {
-    let bits = usize::from(bits);
-    let byte = |part: &[u8]| {
-        let shifted = part.iter().enumerate().map(|(i, v)| v << (i * bits));
-        shifted.fold(0, |byte, v| byte | v)
-    };
-    values.chunks(8 / bits).map(byte).collect()
 }
 
 /// The inputs of DequantizeLinear: W `[K, N]`, scales and zero points `[G, N]`.

@@ -21,7 +21,7 @@ use std::collections::BTreeSet;
 use ndarray::{Array2, Ix2};
 use serde::{Deserialize, Serialize};
 
-use super::RewriteError;
+use super::{RewriteError, microsoft};
 use crate::graph::{Names, NodeId, Patch, Use, ValueId, View};
 use crate::onnx::node::{attr_i, int_attr, make_node};
 use crate::onnx::{DataType, op, tensor};
@@ -32,9 +32,6 @@ const BLOCK_OF_4_BITS: usize = 32;
 
 /// Factors on the range of a block of 4 bits: a narrower one clips a few elements and rounds all others finer.
 const CLIPS: [f32; 6] = [1.0, 0.94, 0.88, 0.82, 0.76, 0.7];
-
-/// The domain of ONNX Runtime's own operators, and its version.
-const MICROSOFT: (&str, i64) = ("com.microsoft", 1);
 
 /// How tables are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -227,12 +224,10 @@ fn store_blocks(
     let blocks = [table.rows, table.columns.div_ceil(block)];
     patch.add_initializer(tensor::from_u8(&integers, &[table.rows, width], &data));
     patch.add_initializer(tensor::from_f32(&scales, &blocks, &steps, DataType::Float));
-    patch.import(MICROSOFT.0, MICROSOFT.1);
     for &gather in &table.gathers {
         let mut node = view.node(gather).clone();
         let (ids, output) = (node.input[1].clone(), node.output[0].clone());
-        node.op_type = Some(op::GatherBlockQuantized.to_owned());
-        node.domain = Some(MICROSOFT.0.to_owned());
+        microsoft(&mut node, op::GatherBlockQuantized, patch);
         node.input = vec![integers.clone(), ids, scales.clone()];
         let attributes = [
             ("bits", i64::from(bits)),
@@ -255,7 +250,6 @@ fn store_blocks(
 /// Bytes with the first element in the lowest bits, raised by `2^(bits − 1)`, and the scale of every block of a row.
 fn quantize_blocks(table: &Array2<f32>, bits: u8, block: usize) -> (Vec<u8>, Vec<f32>) {
     let middle = f32::from(1u16 << (bits - 1));
-    let per_byte = 8 / usize::from(bits);
     let (mut data, mut scales) = (Vec::new(), Vec::new());
     for row in table.rows() {
         let row: Vec<f32> = row.iter().copied().collect();
@@ -266,11 +260,7 @@ fn quantize_blocks(table: &Array2<f32>, bits: u8, block: usize) -> (Vec<u8>, Vec
             let level = |x: &f32| (round_to(*x, scale, middle) + middle) as u8;
             levels.extend(block.iter().map(level));
         }
-        let byte = |part: &[u8]| {
-            let shifted = part.iter().enumerate();
-            shifted.fold(0, |byte, (i, v)| byte | v << (i * usize::from(bits)))
-        };
-        data.extend(levels.chunks(per_byte).map(byte));
+        data.extend(tensor::packed(&levels, bits));
     }
     (data, scales)
 }

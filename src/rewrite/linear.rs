@@ -19,6 +19,28 @@ use super::Affine;
 /// alike stay shared: layers that are applied again and again, or in both branches of an If.
 pub(super) type Copies = BTreeMap<ValueId, Vec<TensorProto>>;
 
+/// `value · factor` before `linear`; the value itself where that is 1.
+pub(super) fn times(
+    linear: &Linear,
+    value: &str,
+    factor: f32,
+    patch: &mut Patch,
+    names: &mut Names,
+) -> String {
+    if factor == 1.0 {
+        return value.to_owned();
+    }
+    let (name, scaled) = (
+        names.derive(&linear.name, "beta"),
+        names.derive(value, "scaled"),
+    );
+    patch.add_initializer(tensor::from_f32(&name, &[], &[factor], linear.dtype));
+    let mul = names.derive(&linear.name, op::Mul);
+    let mul = make_node(op::Mul, &mul, &[value, &name], &[&scaled], vec![]);
+    patch.insert_before(linear.node, mul);
+    scaled
+}
+
 /// In what type migrated constants are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {

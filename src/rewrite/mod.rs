@@ -31,15 +31,16 @@ pub use fold_sizes::fold_sizes;
 pub use linear::Precision;
 pub use migrate::{migrate, migrate_in};
 pub use quantize::{
-    Activation, IntegerProduct, IntegerProducts, QuantizePlan, Rounded, WeightStorage, quantize,
-    quantize_as_operators,
+    Activation, IntegerProduct, IntegerProducts, QuantizePlan, Rounded, WeightStorage, nearest,
+    quantize, quantize_as_operators,
 };
 pub use take_apart::take_apart;
 pub use to_matmul::{Rewritten, to_matmul};
 
 use thiserror::Error;
 
-use crate::graph::PatchError;
+use crate::graph::{Patch, PatchError};
+use crate::onnx::proto::NodeProto;
 
 /// Why a model could not be rewritten.
 #[derive(Debug, Error)]
@@ -63,4 +64,12 @@ pub enum RewriteError {
         /// The type in the file.
         dtype: &'static str,
     },
+}
+
+/// Makes a node one of ONNX Runtime's own operators, whose domain the model then imports.
+fn microsoft(node: &mut NodeProto, operator: &str, patch: &mut Patch) {
+    const DOMAIN: &str = "com.microsoft";
+    patch.import(DOMAIN, 1);
+    node.op_type = Some(operator.to_owned());
+    node.domain = Some(DOMAIN.to_owned());
 }

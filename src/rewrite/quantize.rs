@@ -33,8 +33,8 @@ mod qoperator;
 pub use qoperator::{IntegerProduct, IntegerProducts, quantize_as_operators};
 mod weight;
 
-pub use weight::WeightStorage;
 use weight::{WeightKey, WeightNames};
+pub use weight::{WeightStorage, nearest};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -70,8 +70,8 @@ pub struct QuantizePlan {
     pub activations: IndexVec<LinearId, Option<Activation>>,
     /// Bits and granularity of the weights.
     pub weight: WeightSpec,
-    /// The nodes of the Linears whose weights have 8 bits although `weight` says fewer.
-    pub raised: BTreeSet<NodeId>,
+    /// The weights that have more bits than `weight` says, by the nodes of their Linears.
+    pub raised: BTreeMap<NodeId, WeightSpec>,
     /// What the file holds of them.
     pub storage: WeightStorage,
     /// Weights that have been quantized already, by the number of their Linear; the others are rounded to the nearest.

@@ -88,11 +88,6 @@ pub(super) fn solve(
     let (before, after) = (losses[0], losses[best]);
     let mut solution = site.solution(trials[best], before, after);
     solution.at_response = found_at_response;
-    solution.energy = match response.filter(|_| found_at_response) {
-        Some(response) => response.energy(),
-        None => loss.energy(),
-    };
-    solution.share = loss.share();
     let estimate = |c: &Candidate| ranked.iter().find(|(r, _)| r == c).map(|(_, e)| *e);
     let estimate = estimate(&trials[best]).unwrap_or(f64::INFINITY);
     (solution, estimate)
@@ -101,9 +96,14 @@ pub(super) fn solve(
 impl Site<'_, '_> {
     /// All candidates by what the noise model says of them, the best first; doing nothing is among them.
     fn ranked(&self, survey: &Survey, loss: &SiteLoss) -> Vec<(Candidate, f64)> {
+        let folds = (0..loss.directions()).map(|d| loss.fit(d));
+        let folds: Vec<(Fold, Channels)> = folds
+            .map(|fold| (fold, Channels::of(&fold, self.problem.ties)))
+            .collect();
         let score = |candidate: &Candidate| {
-            let fitted: Vec<Migration> = (0..loss.directions())
-                .map(|d| self.migration(candidate, &loss.fit(d)))
+            let fitted = folds.iter();
+            let fitted: Vec<Migration> = fitted
+                .map(|(fold, channels)| self.migration_by(candidate, channels, fold))
                 .collect();
             let losses = survey.evaluate_fitted(&fitted, &[1.0], self.problem.correct_bias);
             (*candidate, losses[0])
@@ -147,7 +147,11 @@ impl Site<'_, '_> {
 
     /// A candidate as the tokens of a fold set it.
     fn migration(&self, candidate: &Candidate, fold: &Fold) -> Migration {
-        let channels = Channels::of(fold, self.problem.ties);
+        self.migration_by(candidate, &Channels::of(fold, self.problem.ties), fold)
+    }
+
+    /// The same where the channels of the fold are known.
+    fn migration_by(&self, candidate: &Candidate, channels: &Channels, fold: &Fold) -> Migration {
         let shift = match candidate.shift {
             ShiftKind::Mean => Some(channels.mean.clone()),
             kind => migration::shift(kind, fold.min, fold.max),
@@ -155,7 +159,7 @@ impl Site<'_, '_> {
         let of = (fold, self.problem.ties);
         let scale = candidate
             .balance
-            .scale(&channels, &self.weights, shift.as_deref(), of);
+            .scale(channels, &self.weights, shift.as_deref(), of);
         Migration {
             shift,
             scale,

@@ -12,7 +12,7 @@
 use super::rounding::{safe_scale, saturate_round};
 use super::spec::{QuantizedWeight, WeightSpec};
 use super::wide::wide;
-use ndarray::{Array2, ArrayView2, Axis};
+use ndarray::{Array2, ArrayView2, Axis, Zip};
 
 /// Factors on the range of a group: a narrower one clips a few weights and rounds all others finer.
 const CLIPS: [f32; 9] = [1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.75, 0.7, 0.62];
@@ -36,31 +36,37 @@ fn levels(bits: u8) -> (f32, f32) {
     (-half, half - 1.0)
 }
 
+/// The smallest and the largest weight of every group of every column, and 0: `[G, N]` each.
+fn bounds(w: ArrayView2<f32>, group: usize) -> [Array2<f32>; 2] {
+    let shape = (w.nrows().div_ceil(group), w.ncols());
+    let [mut low, mut high] = [Array2::zeros(shape), Array2::zeros(shape)];
+    for (c, row) in w.rows().into_iter().enumerate() {
+        let g = c / group;
+        Zip::from(low.row_mut(g))
+            .and(high.row_mut(g))
+            .and(row)
+            .for_each(|low, high, &v| (*low, *high) = (v.min(*low), v.max(*high)));
+    }
+    [low, high]
+}
+
 impl GroupScales {
-    /// Those that cover every weight, or a part of it.
-    fn of(w: ArrayView2<f32>, spec: &WeightSpec, group: usize, clip: f32) -> GroupScales {
-        let groups = w.nrows().div_ceil(group);
-        let mut scales = GroupScales {
-            scale: Array2::ones((groups, w.ncols())),
-            zero: Array2::zeros((groups, w.ncols())),
+    /// Those of ranges, or of a part of each.
+    fn of(bounds: &[Array2<f32>; 2], spec: &WeightSpec, group: usize, clip: f32) -> GroupScales {
+        let [low, high] = bounds;
+        let mut scale = Array2::ones(low.raw_dim());
+        let mut zero = Array2::zeros(low.raw_dim());
+        Zip::from(&mut scale)
+            .and(&mut zero)
+            .and(low)
+            .and(high)
+            .for_each(|s, z, low, high| (*s, *z) = spec.scale_of_group(low * clip, high * clip));
+        GroupScales {
+            scale,
+            zero,
             group,
             levels: levels(spec.bits),
-        };
-        for (g, part) in w.axis_chunks_iter(Axis(0), group).enumerate() {
-            let (mut low, mut high) = (vec![0.0f32; w.ncols()], vec![0.0f32; w.ncols()]);
-            for row in part.rows() {
-                for ((low, high), &v) in low.iter_mut().zip(&mut high).zip(row) {
-                    *low = low.min(v);
-                    *high = high.max(v);
-                }
-            }
-            for (n, (low, high)) in low.iter().zip(&high).enumerate() {
-                let (scale, zero) = spec.scale_of_group(low * clip, high * clip);
-                scales.scale[[g, n]] = scale;
-                scales.zero[[g, n]] = zero;
-            }
         }
-        scales
     }
 
     /// For every group of every column the clip that leaves the least error, if channel c counts `energy[c]`.
@@ -70,10 +76,11 @@ impl GroupScales {
         group: usize,
         energy: &[f32],
     ) -> GroupScales {
-        let mut best = GroupScales::of(w, spec, group, CLIPS[0]);
+        let bounds = bounds(w, group);
+        let mut best = GroupScales::of(&bounds, spec, group, CLIPS[0]);
         let mut least = best.errors(w, energy);
         for clip in CLIPS.into_iter().skip(1) {
-            let tried = GroupScales::of(w, spec, group, clip);
+            let tried = GroupScales::of(&bounds, spec, group, clip);
             let errors = tried.errors(w, energy);
             let all = best.scale.iter_mut().zip(&mut best.zero).zip(&mut least);
             let tried = tried.scale.iter().zip(&tried.zero).zip(&errors);
@@ -152,18 +159,7 @@ impl WeightSpec {
 /// Quantizes a weight `w: [C, N]` in groups, to the nearest integer, with ranges that cover every weight.
 pub fn quantize_groups(w: ArrayView2<f32>, spec: &WeightSpec, group: usize) -> QuantizedWeight {
     let w = w.as_standard_layout();
-    GroupScales::of(w.view(), spec, group, 1.0).round(w.view(), spec)
-}
-
-/// [`quantize_groups`] with ranges that leave the least error, if channel c counts `energy[c]`.
-pub fn quantize_clipped(
-    w: ArrayView2<f32>,
-    spec: &WeightSpec,
-    group: usize,
-    energy: &[f32],
-) -> QuantizedWeight {
-    let w = w.as_standard_layout();
-    GroupScales::clipped(w.view(), spec, group, energy).round(w.view(), spec)
+    GroupScales::of(&bounds(w.view(), group), spec, group, 1.0).round(w.view(), spec)
 }
 
 /// Weights in groups that are columns of one, `[C, N₁]`, `[C, N₂]`, …; at least one.
@@ -342,7 +338,7 @@ mod tests {
         for (quiet, clipped) in [(0.001, true), (100.0, false)] {
             let mut energy = vec![1.0; 32];
             energy[5] = quiet;
-            let found = quantize_clipped(w.view(), &spec, 32, &energy);
+            let found = GroupScales::clipped(w.view(), &spec, 32, &energy).round(w.view(), &spec);
             assert_eq!(found.scale[0] < plain.scale[0], clipped);
             assert!(error(&found, &energy) <= error(&plain, &energy));
         }

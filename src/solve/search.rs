@@ -103,11 +103,6 @@ fn solve(
             let mut solution = apply(&loss, &all, scored[0].loss, winner(&scored));
             solution.curve = curve(&surveyed, solution.shift_kind);
             solution.at_response = at_response;
-            solution.energy = match response.filter(|_| at_response) {
-                Some(response) => response.energy(),
-                None => loss.energy(),
-            };
-            solution.share = loss.share();
             let estimate = lowest(&surveyed).loss / surveyed_tokens(problem, recipe);
             turned(
                 (problem, settings, &loss),
@@ -129,7 +124,7 @@ fn solve(
     }
 }
 
-/// A solution, with the rotation in it that costs nothing, and further ones with rotations that cost run time. `estimate` is what
+/// A solution with what its losses are the error of, the rotation in it that costs nothing, and further ones with rotations that cost run time. `estimate` is what
 /// the noise model says of it, per token.
 fn turned(
     (problem, settings, loss): (&SiteProblem, &SolveSettings, &SiteLoss),
@@ -138,10 +133,12 @@ fn turned(
     estimate: f64,
     response: Option<&dyn Response>,
 ) -> (Solution, Vec<Solution>) {
+    let block = response.filter(|_| solution.at_response);
+    solution.energy = block.map_or_else(|| loss.energy(), |block| block.energy());
+    solution.share = loss.share();
     let Some(turn) = turn else {
         return (solution, Vec::new());
     };
-    let block = response.filter(|_| solution.at_response);
     let site = rotate::Site::new(problem, settings, loss, turn);
     if let Some(folded) = site.folded(estimate, &solution, block) {
         solution = folded;

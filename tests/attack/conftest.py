@@ -1,7 +1,9 @@
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from cases import prepare
 
 
 def pytest_addoption(parser):
@@ -15,3 +17,15 @@ def preload(tmp_path_factory):
     source = Path(__file__).resolve().parent / "faults.c"
     subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
     return {"LD_PRELOAD": str(library)}
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory):
+    return prepare(tmp_path_factory.mktemp("ready"))
+
+
+@pytest.fixture
+def folder(ready, tmp_path):
+    """A folder with every file that commands read."""
+    shutil.copytree(ready, tmp_path, dirs_exist_ok=True)
+    return tmp_path

@@ -10,20 +10,9 @@ import subprocess
 import warnings
 
 import pytest
-from cases import COMMANDS, DATA, DEFAULT, MODEL, PATHS, READ, WRITES, content, names, prepare, run
+from cases import COMMANDS, DATA, DEFAULT, MODEL, PATHS, READ, WRITES, content, names, run
 
 FORCE = ["--force"]
-
-
-@pytest.fixture(scope="module")
-def ready(tmp_path_factory):
-    return prepare(tmp_path_factory.mktemp("ready"))
-
-
-@pytest.fixture
-def folder(ready, tmp_path):
-    shutil.copytree(ready, tmp_path, dirs_exist_ok=True)
-    return tmp_path
 
 
 # --- nothing that is read is written ---

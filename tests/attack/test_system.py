@@ -14,18 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import COMMANDS, DATA, DEFAULT, READ, content, names, prepare, run, tool
-
-
-@pytest.fixture(scope="module")
-def ready(tmp_path_factory):
-    return prepare(tmp_path_factory.mktemp("ready"))
-
-
-@pytest.fixture
-def folder(ready, tmp_path):
-    shutil.copytree(ready, tmp_path, dirs_exist_ok=True)
-    return tmp_path
+from cases import COMMANDS, DATA, DEFAULT, READ, content, names, run, tool
 
 
 class Stopped:

@@ -1,7 +1,6 @@
 //! Weights in groups at every Linear that a plan computes with integers.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use super::super::plan::Plan;
 use super::refine::Refinement;
@@ -10,9 +9,8 @@ use crate::error::Error;
 use crate::graph::Names;
 use crate::graph::branches::FlatModel;
 use crate::options::{Activations, Format};
-use crate::recognise::{LinearId, Recognised};
+use crate::recognise::Recognised;
 use crate::rewrite::{self, BlockForm, BlockPlan, BlockWeight, RewriteError};
-use crate::solve::quantize_weight;
 
 /// The migrated model with weights in groups; of a Linear without a rounded weight it is rounded to the nearest.
 ///
@@ -35,12 +33,7 @@ pub(super) fn quantize(
         let spec = source.weight(plan, l, linear.k);
         let rounded = match refinement.rounded.get(&l) {
             Some(rounded) => rounded.clone(),
-            None => {
-                let name = || view.name(linear.weight).to_owned();
-                let w = linear.load_weight(&view);
-                let w = w.ok_or_else(|| RewriteError::Constant(name()))?;
-                Arc::new(quantize_weight(w.view(), &spec))
-            }
+            None => rewrite::nearest(&view, linear, &spec)?,
         };
         let weight = BlockWeight {
             weight: rounded,
@@ -49,7 +42,7 @@ pub(super) fn quantize(
         weights.insert(l, weight);
     }
     let what = BlockPlan {
-        weights: own_groups(weights),
+        weights,
         form: form(source, plan),
     };
     let mut names = Names::new(model.as_model());
@@ -57,12 +50,6 @@ pub(super) fn quantize(
     drop(view);
     model.apply(patches).map_err(RewriteError::from)?;
     Ok(model)
-}
-
-/// Those whose weight is in groups.
-fn own_groups(weights: BTreeMap<LinearId, BlockWeight>) -> BTreeMap<LinearId, BlockWeight> {
-    let grouped = |(_, w): &(LinearId, BlockWeight)| w.weight.group.is_some();
-    weights.into_iter().filter(grouped).collect()
 }
 
 fn form(source: Source, plan: &Plan) -> BlockForm {

@@ -90,7 +90,7 @@ fn quantize_plan(
             .linears
             .iter_enumerated()
             .filter(|(l, _)| plan.linears[*l] == Precision::Raised)
-            .map(|(_, linear)| linear.node)
+            .map(|(l, linear)| (linear.node, source.weight(plan, l, linear.k)))
             .collect(),
         storage: options.weight_storage,
         rounded: refinement.rounded.clone(),

@@ -125,9 +125,6 @@ impl Refine<'_> {
         }
         // What is shared is rounded for the tokens of all.
         let stats = self.source.calibrated.prepared.sites.joint_statistics(id)?;
-        if linears.is_empty() {
-            return None;
-        }
         // Those that read one value have the same bits.
         let first = *linears.first()?;
         let spec = self
@@ -216,33 +213,44 @@ impl Confirmed<'_> {
     ) -> QuantizedWeight {
         let (mut best, mut spec) = (self.better(w, spec), *spec);
         if zero_points == Symmetry::Auto {
-            let error = output_error(self.other, w.view(), &best.0);
             let symmetric = WeightSpec {
                 symmetric: true,
                 ..spec
             };
             let other = self.better(w, &symmetric);
-            if output_error(self.other, w.view(), &other.0) <= error * WORTH_ZERO_POINTS {
+            if other.error <= best.error * WORTH_ZERO_POINTS {
                 (best, spec) = (other, symmetric);
             }
         }
-        match (self.all, best) {
-            (Some(all), (_, true)) => all.quantize(w.view(), &spec),
-            (_, (rounded, _)) => rounded,
+        match self.all.filter(|_| best.with_feedback) {
+            Some(all) => all.quantize(w.view(), &spec),
+            None => best.weight,
         }
     }
 
-    /// A weight rounded with error feedback if that is better on the other tokens than to the nearest; and whether it is.
-    fn better(&self, w: &Array2<f32>, spec: &WeightSpec) -> (QuantizedWeight, bool) {
-        let nearest = quantize_weight(w.view(), spec);
-        let better = self.feedback.quantize(w.view(), spec);
-        let error = |q| output_error(self.other, w.view(), q);
-        if error(&better) < error(&nearest) {
-            (better, true)
+    /// A weight rounded with error feedback if that is better on the other tokens than to the nearest.
+    fn better(&self, w: &Array2<f32>, spec: &WeightSpec) -> Better {
+        let of = |weight: QuantizedWeight, with_feedback| Better {
+            error: output_error(self.other, w.view(), &weight),
+            weight,
+            with_feedback,
+        };
+        let nearest = of(quantize_weight(w.view(), spec), false);
+        let better = of(self.feedback.quantize(w.view(), spec), true);
+        if better.error < nearest.error {
+            better
         } else {
-            (nearest, false)
+            nearest
         }
     }
+}
+
+/// The better of two roundings.
+struct Better {
+    weight: QuantizedWeight,
+    with_feedback: bool,
+    /// Of the outputs on the other tokens.
+    error: f64,
 }
 
 #[cfg(test)]

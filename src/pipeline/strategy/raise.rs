@@ -9,6 +9,7 @@ use super::super::plan::{Plan, Precision};
 use super::super::prepare::Prepared;
 use super::super::sites::SiteId;
 use super::super::verdict::{CLEAR_DB, breaks_promise, score};
+use super::budget::smallest;
 use super::keep_float::{Wish, lowest};
 use super::price::noises;
 use crate::error::Error;
@@ -90,7 +91,9 @@ pub(crate) fn raise_bits(
         false => better(written, &affordable, judge)?,
     };
     match wish.min_sqnr_db {
-        Some(db) if lowest(&written.outputs) < db => reach(written, raises, db, judge),
+        Some(db) if !raises.is_empty() && lowest(&written.outputs) < db => {
+            reach(written, raises, db, judge)
+        }
         _ => Ok(written),
     }
 }
@@ -121,37 +124,29 @@ fn better(written: Measured, raises: &[&Raise], judge: &mut dyn Judge) -> Result
     Ok(if worth { raised } else { written })
 }
 
-/// The first of the models with ever more raised weights that reaches an SQNR; all are raised before anything stays in float.
+/// The model with the fewest raised weights that reaches an SQNR, or the nearest; all are raised before anything stays in float.
 fn reach(
     written: Measured,
     raises: &[Raise],
     db: f64,
     judge: &mut dyn Judge,
 ) -> Result<Measured, Error> {
+    let base = written.plan.clone();
     let mut best = written;
-    let (mut low, mut high) = (0, raises.len());
     let all: Vec<&Raise> = raises.iter().collect();
-    // More bits make nothing worse: the smallest number is between one that is too few and one that is enough.
-    let mut count = raises.len();
-    while low < high {
-        let plan = raised(&best.plan, &all[..count]);
+    // More bits make nothing worse.
+    smallest(all.len(), all.len(), |count| -> Result<bool, Error> {
+        let plan = lowered(raised(&base, &all[..count]), &all[count..]);
         let tried = Measured {
             account: best.account.clone(),
-            ..measure(judge, lowered(plan, &all[count..]))?
+            ..measure(judge, plan)?
         };
         let enough = lowest(&tried.outputs) >= db;
-        match enough {
-            true => high = count,
-            false => low = count + 1,
-        }
-        if enough || lowest(&tried.outputs) > lowest(&best.outputs) && lowest(&best.outputs) < db {
+        if enough || lowest(&tried.outputs) > lowest(&best.outputs) {
             best = tried;
         }
-        count = (low + high) / 2;
-        if count == 0 {
-            break;
-        }
-    }
+        Ok(enough)
+    })?;
     Ok(best)
 }
 

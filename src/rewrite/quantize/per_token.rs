@@ -19,8 +19,9 @@ use crate::onnx::op;
 use crate::onnx::{DataType, tensor};
 use crate::recognise::{Linear, LinearForm};
 use crate::rewrite::RewriteError;
+use crate::rewrite::linear::times;
+use crate::solve::QuantizedWeight;
 use crate::solve::activation::LEAST_MAGNITUDE;
-use crate::solve::{QuantizedWeight, quantize_weight};
 
 /// The first operator set in which ReduceMax reads its axes from an input.
 const AXES_ARE_AN_INPUT: i64 = 18;
@@ -34,16 +35,7 @@ impl Writer<'_, '_> {
         rounded: Option<&Arc<QuantizedWeight>>,
         patch: &mut Patch,
     ) -> Result<(), RewriteError> {
-        let name = self.view.name(linear.weight);
-        let weight = match rounded {
-            Some(rounded) => rounded.clone(),
-            None => {
-                let w = linear
-                    .load_weight(self.view)
-                    .ok_or_else(|| RewriteError::Constant(name.to_owned()))?;
-                Arc::new(quantize_weight(w.view(), &self.spec(linear)))
-            }
-        };
+        let weight = self.rounded(linear, rounded)?;
         let plain = untransposed(linear);
         let Normalized { magnitude, value } = self.normalized(linear, patch);
         let x = self.quantize_value(linear, &value, false, &activation.params, patch);
@@ -60,7 +52,7 @@ impl Writer<'_, '_> {
             LinearForm::MatMul => None,
             LinearForm::Gemm { beta, .. } => match (linear.bias, computed) {
                 (Some(_), _) => Some(self.float_bias(linear, patch)?),
-                (None, Some(c)) => Some(self.times(linear, &c, beta, patch)),
+                (None, Some(c)) => Some(times(linear, &c, beta, patch, self.names)),
                 (None, None) => None,
             },
         };
@@ -132,22 +124,6 @@ impl Writer<'_, '_> {
         let known = Normalized { magnitude, value };
         self.normalized.insert(key, known.clone());
         known
-    }
-
-    /// `value · factor`; the value itself where that is 1.
-    fn times(&mut self, linear: &Linear, value: &str, factor: f32, patch: &mut Patch) -> String {
-        if factor == 1.0 {
-            return value.to_owned();
-        }
-        let (name, scaled) = (
-            self.names.derive(&linear.name, "beta"),
-            self.names.derive(value, "scaled"),
-        );
-        patch.add_initializer(tensor::from_f32(&name, &[], &[factor], linear.dtype));
-        let mul = self.names.derive(&linear.name, op::Mul);
-        let mul = make_node(op::Mul, &mul, &[value, &name], &[&scaled], vec![]);
-        patch.insert_before(linear.node, mul);
-        scaled
     }
 }
 

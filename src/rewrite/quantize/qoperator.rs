@@ -22,13 +22,10 @@ use crate::onnx::op;
 use crate::onnx::proto::NodeProto;
 use crate::onnx::{DataType, tensor};
 use crate::recognise::{Linear, LinearForm, LinearId, Recognised};
-use crate::rewrite::RewriteError;
 use crate::rewrite::linear::NewConstant;
+use crate::rewrite::{RewriteError, microsoft};
 use crate::solve::QuantizedWeight;
 use crate::solve::output::OutputGrid;
-
-/// The domain of ONNX Runtime's own operators, and its version.
-const MICROSOFT: (&str, i64) = ("com.microsoft", 1);
 
 /// The operator that takes the place of a Linear.
 #[derive(Clone, Debug, PartialEq)]
@@ -172,13 +169,11 @@ impl Writer<'_, '_> {
         x: &InputNames,
         patch: &mut Patch,
     ) -> Result<(), RewriteError> {
-        patch.import(MICROSOFT.0, MICROSOFT.1);
         let mut node = self.view.node(linear.node).clone();
         let of_gemm = matches!(linear.form, LinearForm::Gemm { .. });
         let computed = node.input.get(2).filter(|c| of_gemm && !c.is_empty());
         let computed = computed.filter(|_| linear.bias.is_none()).cloned();
-        node.op_type = Some(op::QGemm.to_owned());
-        node.domain = Some(MICROSOFT.0.to_owned());
+        microsoft(&mut node, op::QGemm, patch);
         // alpha is in the quantized weight, beta in the bias.
         let transposes = |name: Option<&str>| matches!(name, Some("transA" | "transB"));
         node.attribute.retain(|a| transposes(a.name.as_deref()));

@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use super::Writer;
-use crate::graph::{Patch, ValueId};
+use crate::graph::{Patch, ValueId, View};
 use crate::onnx::node::{int_attr, make_node};
 use crate::onnx::op;
 use crate::onnx::proto::{AttributeProto, NodeProto, TensorProto};
@@ -28,6 +28,20 @@ pub enum WeightStorage {
     /// q · s in float32, behind a QuantizeLinear and a DequantizeLinear, for toolchains that take weights in no other form.
     /// QuantizeLinear gives exactly q: rounding q · s to float32 moves q · s / s by less than 2⁻¹⁶.
     FloatQdq,
+}
+
+/// The weight of a Linear, rounded to the nearest integers.
+///
+/// # Errors
+/// It cannot be read.
+pub fn nearest(
+    view: &View,
+    linear: &Linear,
+    spec: &WeightSpec,
+) -> Result<Arc<QuantizedWeight>, RewriteError> {
+    let unreadable = || RewriteError::Constant(view.name(linear.weight).to_owned());
+    let w = linear.load_weight(view).ok_or_else(unreadable)?;
+    Ok(Arc::new(quantize_weight(w.view(), spec)))
 }
 
 /// The identity of a weight: what it is made of and how, Gemm's transB, the bits of its alpha, and whether its scales
@@ -95,15 +109,7 @@ impl Writer<'_, '_> {
             return Ok(weight.clone());
         }
         let name = self.view.name(linear.weight);
-        let quantized = match rounded {
-            Some(rounded) => rounded.clone(),
-            None => {
-                let w = linear
-                    .load_weight(self.view)
-                    .ok_or_else(|| RewriteError::Constant(name.to_owned()))?;
-                Arc::new(quantize_weight(w.view(), &self.spec(linear)))
-            }
-        };
+        let quantized = self.rounded(linear, rounded)?;
         let q = if transposed {
             quantized.q.t()
         } else {
@@ -155,15 +161,22 @@ impl Writer<'_, '_> {
         Ok(weight)
     }
 
+    /// The weight of `linear` that was `rounded` before, or else to the nearest integers.
+    pub(super) fn rounded(
+        &self,
+        linear: &Linear,
+        rounded: Option<&Arc<QuantizedWeight>>,
+    ) -> Result<Arc<QuantizedWeight>, RewriteError> {
+        match rounded {
+            Some(rounded) => Ok(rounded.clone()),
+            None => nearest(self.view, linear, &self.spec(linear)),
+        }
+    }
+
     /// How the weight of `linear` is quantized.
     pub(super) fn spec(&self, linear: &Linear) -> WeightSpec {
-        match self.plan.raised.contains(&linear.node) {
-            true => WeightSpec {
-                bits: 8,
-                ..self.plan.weight
-            },
-            false => self.plan.weight,
-        }
+        let raised = self.plan.raised.get(&linear.node);
+        *raised.unwrap_or(&self.plan.weight)
     }
 
     fn per_channel(&self) -> bool {
