@@ -95,6 +95,7 @@ pub(super) fn mixable(
             folds: Vec::new(),
             positive: false,
             elements: Some(Ends::default()),
+            depth: 0,
         };
         walk.visit(value, elements, Shift::Stays, readers).ok()?;
         walk.elements

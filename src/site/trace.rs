@@ -162,6 +162,7 @@ pub(super) fn trace(
             folds: Vec::new(),
             positive: false,
             elements: None,
+            depth: 0,
         };
         walk.visit(value, channels_last(shape), shift, readers)?;
         Ok::<_, String>(Trace {
@@ -206,7 +207,13 @@ pub(super) struct Walk<'a, 'm> {
     pub(super) positive: bool,
     /// Where a walk over elements ends ([`super::heads`]); `None` if this is one over channels.
     pub(super) elements: Option<Ends>,
+    /// How many values the walk has come through on its way to here.
+    pub(super) depth: usize,
 }
+
+/// How far a walk goes. What exporters write between a norm and its Linears are some dozen operators; a file with a
+/// chain of thousands must not use up the stack.
+const MAX_DEPTH: usize = 1000;
 
 /// A norm or Linear whose output is `value`.
 fn sink(view: &View, found: &Recognised, value: ValueId) -> Option<Place> {
@@ -257,7 +264,16 @@ impl Walk<'_, '_> {
         let Some((node, output)) = view.producer(value) else {
             return Err(format!("`{}` is no computed value", view.name(value)));
         };
-        self.rule(node, output, labels, shift)
+        if self.depth >= MAX_DEPTH {
+            return Err(format!(
+                "more than {MAX_DEPTH} operators lie between it and `{}`",
+                view.name(value)
+            ));
+        }
+        self.depth += 1;
+        let done = self.rule(node, output, labels, shift);
+        self.depth -= 1;
+        done
     }
 
     fn who(&self, reader: Use) -> String {

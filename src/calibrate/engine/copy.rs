@@ -151,6 +151,7 @@ pub(in crate::calibrate) fn calibration_copy<'m>(
             },
         }
     }
+    tell_apart(&mut nodes, &mut names);
     let mut inputs = Vec::new();
     for input in &graph.input {
         // Before IR version 4 initializers were listed as inputs too.
@@ -196,6 +197,16 @@ pub(in crate::calibrate) fn calibration_copy<'m>(
         index_limits,
         facts: scope.into_facts(),
     })
+}
+
+/// Gives nodes of one name a name each: ONNX lets them share it, the engine does not.
+fn tell_apart(nodes: &mut [NodeProto], names: &mut Names) {
+    let mut seen = BTreeSet::new();
+    for node in nodes.iter_mut().filter(|n| !n.name().is_empty()) {
+        if !seen.insert(node.name().to_owned()) {
+            node.name = Some(names.unique(node.name()));
+        }
+    }
 }
 
 /// Constants that are dequantized by more than one node, as weights that Linears share are: the engine computes one of them
