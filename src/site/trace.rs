@@ -212,8 +212,8 @@ pub(super) struct Walk<'a, 'm> {
 }
 
 /// How far a walk goes. What exporters write between a norm and its Linears are some dozen operators; a file with a
-/// chain of thousands must not use up the stack.
-const MAX_DEPTH: usize = 1000;
+/// chain of hundreds must not use up the stack.
+const MAX_DEPTH: usize = 200;
 
 /// A norm or Linear whose output is `value`.
 fn sink(view: &View, found: &Recognised, value: ValueId) -> Option<Place> {

@@ -235,7 +235,10 @@ fn count(view: &View, value: Option<ValueId>, known: Option<usize>) -> Option<us
         let value = value?;
         let shape = constant_shape(view, value).map(|s| s.into_iter().map(Some).collect());
         let shape: Vec<Option<usize>> = shape.or_else(|| view.shape(value))?;
-        shape.into_iter().product()
+        // Sizes that a file only claims may multiply to more than any number.
+        shape
+            .into_iter()
+            .try_fold(1, |count: usize, size| count.checked_mul(size?))
     };
     known.or_else(shape)
 }
