@@ -169,7 +169,7 @@ pub fn known(shape: &[usize]) -> Dims {
 }
 
 /// The product of sizes, if all are known and it is a number of elements at all.
-pub(super) fn product(dims: &[Dim]) -> Dim {
+pub fn product(dims: &[Dim]) -> Dim {
     dims.iter().try_fold(1usize, |all, &n| all.checked_mul(n?))
 }
 

@@ -36,7 +36,7 @@ mod table;
 mod tests;
 
 pub use call::Call;
-pub use fact::{Dim, Dims, Fact, Limits, Value, known};
+pub use fact::{Dim, Dims, Fact, Limits, Value, known, product};
 pub use facts::{Facts, stated};
 pub use node::{constant_expression, from_shapes, has_values, infer};
 pub use pick::slice_indices;

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::graph::infer;
 use crate::graph::{Constant, NodeId, ValueId, View};
 use crate::onnx::node::{attr, attr_f, attr_i, attr_t};
 use crate::onnx::op;
@@ -235,10 +236,7 @@ fn count(view: &View, value: Option<ValueId>, known: Option<usize>) -> Option<us
         let value = value?;
         let shape = constant_shape(view, value).map(|s| s.into_iter().map(Some).collect());
         let shape: Vec<Option<usize>> = shape.or_else(|| view.shape(value))?;
-        // Sizes that a file only claims may multiply to more than any number.
-        shape
-            .into_iter()
-            .try_fold(1, |count: usize, size| count.checked_mul(size?))
+        infer::product(&shape)
     };
     known.or_else(shape)
 }

@@ -8,6 +8,7 @@ use super::facts::elem_type;
 use super::rotation;
 use super::scope::Scope;
 use super::{Cost, Hits, Rule, Subject};
+use crate::graph::infer;
 use crate::graph::{NodeId, Use, ValueId, View};
 use crate::onnx::DataType;
 use crate::onnx::op;
@@ -433,7 +434,7 @@ fn qlinear_rows(scope: &Scope, hits: &mut Hits) {
     let view = &scope.view;
     for (id, _) in scope.nodes() {
         let shape = || view.shape(view.input(id, 1)?);
-        let count = || shape()?.into_iter().product::<Option<usize>>();
+        let count = || infer::product(&shape()?);
         if view.op(id) == op::QLinearMatMul
             && let Some(n) = count().filter(|&n| n > 1)
         {

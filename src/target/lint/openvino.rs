@@ -7,6 +7,7 @@ use super::scope::Scope;
 use super::tensorrt::trains;
 use super::{Cost, Hits, Rule, Subject};
 use crate::graph::Blocked;
+use crate::graph::infer;
 use crate::onnx::DataType;
 use crate::onnx::op;
 use crate::target::pool::Pools;
@@ -202,7 +203,7 @@ fn qlinear(scope: &Scope, hits: &mut Hits) {
     for (id, _) in scope.nodes() {
         for (slot, what) in [(1, "activation"), (4, "weight")] {
             let shape = || view.shape(view.input(id, slot)?);
-            let count = || shape()?.into_iter().product::<Option<usize>>();
+            let count = || infer::product(&shape()?);
             if view.op(id) == op::QLinearMatMul
                 && let Some(n) = count().filter(|&n| n > 1)
             {
