@@ -333,6 +333,28 @@ fn linears_without_a_norm_say_why() {
 }
 
 #[test]
+fn a_walk_ends_before_the_stack_does() {
+    const LENGTH: usize = 20_000;
+    let model = graph(3, |b| {
+        b.linear("x", "v0", 4, 4);
+        for i in 0..LENGTH {
+            b.node("Relu", &[&format!("v{i}")], &format!("v{}", i + 1));
+        }
+        b.linear(&format!("v{LENGTH}"), "y", 4, 2);
+    });
+    let shapes = (0..=LENGTH).map(|i| (format!("v{i}"), vec![2, 3, 4]));
+    let view = View::new(&model);
+    let sites = find_sites(&view, &recognise(&view), &shapes.collect(), false);
+    let Sink::None(reason) = &sites[1].sink else {
+        panic!("{:?}", sites[1].sink)
+    };
+    assert_eq!(
+        reason,
+        "more than 200 operators lie between it and `v19800`"
+    );
+}
+
+#[test]
 fn readers_are_split_into_linears_and_the_rest() {
     let split = |build: fn(&mut Builder)| {
         let (_, sites) = found(&graph(3, |b| {

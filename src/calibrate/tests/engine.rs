@@ -203,6 +203,24 @@ fn operators_of_another_domain_are_refused_by_name() {
 }
 
 #[test]
+fn nodes_may_share_a_name() {
+    let node = |op: &str, x: &str, y: &str| make_node(op, "n", &[x], &[y], vec![]);
+    let model = model(
+        17,
+        vec![info("x", DataType::Float, &["b", "2"])],
+        vec![
+            node(op::Neg, "x", "a"),
+            node(op::Relu, "a", "b"),
+            node(op::Neg, "b", "y"),
+        ],
+        vec![],
+        &["y"],
+    );
+    let y = run(&model, f32_batch("x", array![[-1f32, 2.]].into_dyn(), 0)).unwrap();
+    assert_eq!(y["y"], array![[-1f32, 0.]].into_dyn());
+}
+
+#[test]
 fn float16_models_run_in_float32() {
     let half = |name: &str, shape: &[usize], data: &[f32]| {
         tensor::from_f32(name, shape, data, DataType::Float16)
