@@ -14,6 +14,8 @@ use crate::onnx::proto::{NodeProto, TensorProto};
 /// A part's result, and the nodes of the whole model that the part had.
 pub(super) struct Outcome<'a> {
     pub nodes: &'a [usize],
+    /// Nodes of other parts that it has too.
+    pub borrowed: &'a [usize],
     pub model: Model,
 }
 
@@ -86,10 +88,10 @@ impl<'a> Assembly<'a> {
     fn add(&mut self, number: usize, result: Outcome) {
         let mut own: BTreeSet<String> = BTreeSet::new();
         let nodes = &self.whole.graph().node;
-        for &i in result.nodes {
+        for &i in result.nodes.iter().chain(result.borrowed) {
             own.extend(nodes[i].output.iter().chain(&nodes[i].input).cloned());
-            self.covered.insert(i);
         }
+        self.covered.extend(result.nodes);
         let proto = result.model.proto;
         self.ir_version = self.ir_version.max(proto.ir_version.unwrap_or(0));
         for import in proto.opset_import {
@@ -106,7 +108,13 @@ impl<'a> Assembly<'a> {
             .collect();
         let renames = self.constants(graph.initializer, &own);
         let renames = self.values(&graph.node, &own, renames);
+        let borrowed = result
+            .borrowed
+            .iter()
+            .map(|&i| key(&self.whole.graph().node[i]));
+        let borrowed: BTreeSet<String> = borrowed.map(str::to_owned).collect();
         let mut nodes = graph.node;
+        nodes.retain(|node| !borrowed.contains(key(node)));
         // The Casts that feed the part have no place in the whole model.
         nodes.retain(|node| {
             !node

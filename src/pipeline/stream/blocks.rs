@@ -16,10 +16,12 @@ use crate::onnx::{Model, op, tensor};
 use crate::recognise::{Recognised, recognise};
 
 /// A piece between two cuts.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Block {
     /// Names of the values that the next block reads; none behind the last.
     pub next: Vec<String>,
+    /// Names of the outputs of the norms that read those.
+    pub normed: Vec<String>,
     /// Names of the graph outputs that are computed here.
     pub outputs: Vec<String>,
     /// Bytes of its weights in float32.
@@ -79,6 +81,7 @@ fn grouped(pieces: Vec<Block>, most: u64) -> Vec<Block> {
         match blocks.last_mut() {
             Some(last) if last.bytes + piece.bytes <= most => {
                 last.next = piece.next;
+                last.normed = piece.normed;
                 last.outputs.extend(piece.outputs);
                 last.bytes += piece.bytes;
             }
@@ -135,9 +138,7 @@ impl<'v, 'm> Graph<'v, 'm> {
             let mut stack: Vec<ValueId> = norm.input.map_or_else(inside, |input| vec![input]);
             while let Some(value) = stack.pop() {
                 normed.insert(value);
-                let cast = self.view.producer_is(value, op::Cast);
-                let cast = cast.or_else(|| self.view.producer_is(value, op::Identity));
-                stack.extend(cast.and_then(|node| self.view.input(node, 0)));
+                normed.insert(self.uncast(value));
             }
         }
         normed
@@ -158,6 +159,19 @@ impl<'v, 'm> Graph<'v, 'm> {
         )
     }
 
+    /// What a Cast, or an Identity, reads.
+    fn uncast(&self, value: ValueId) -> ValueId {
+        let cast = self.view.producer_is(value, op::Cast);
+        let cast = cast.or_else(|| self.view.producer_is(value, op::Identity));
+        let before = cast.and_then(|node| self.view.input(node, 0));
+        before.map_or(value, |before| self.uncast(before))
+    }
+
+    fn is_graph_output(&self, value: ValueId) -> bool {
+        let uses = self.view.uses(value).iter();
+        uses.clone().any(|used| matches!(used, Use::GraphOutput(_)))
+    }
+
     fn is_float(&self, value: ValueId) -> bool {
         let stated = self
             .view
@@ -170,11 +184,7 @@ impl<'v, 'm> Graph<'v, 'm> {
     fn pieces(&self) -> Vec<Block> {
         let norm_outputs: BTreeSet<ValueId> = self.found.norms.iter().map(|n| n.output).collect();
         let mut live: Vec<(ValueId, usize, Option<usize>)> = Vec::new();
-        let mut pieces = vec![Block {
-            next: vec![],
-            outputs: vec![],
-            bytes: 0,
-        }];
+        let mut pieces = vec![Block::default()];
         let mut counted = BTreeSet::new();
         let mut before: Vec<ValueId> = Vec::new();
         for (id, node) in self.view.nodes().filter(|(id, _)| self.deep[id.0]) {
@@ -189,12 +199,7 @@ impl<'v, 'm> Graph<'v, 'm> {
                 }
             }
             for value in (0..node.output.len()).filter_map(|slot| self.view.output(id, slot)) {
-                if self
-                    .view
-                    .uses(value)
-                    .iter()
-                    .any(|u| matches!(u, Use::GraphOutput(_)))
-                {
+                if self.is_graph_output(value) {
                     piece.outputs.push(self.view.name(value).to_owned());
                 }
                 let (last, more) = self.last_uses(value);
@@ -217,12 +222,17 @@ impl<'v, 'm> Graph<'v, 'm> {
                 let fed = live.iter().map(|(value, ..)| *value);
                 let fed = fed.filter(|v| self.is_float(*v));
                 piece.next = fed.map(|v| self.view.name(v).to_owned()).collect();
-                before = values;
-                pieces.push(Block {
-                    next: vec![],
-                    outputs: vec![],
-                    bytes: 0,
+                let behind = self.found.norms.iter().filter(|norm| {
+                    let reads = norm
+                        .input
+                        .is_some_and(|input| values.contains(&self.uncast(input)));
+                    reads && !self.is_graph_output(norm.output)
                 });
+                piece.normed = behind
+                    .map(|norm| self.view.name(norm.output).to_owned())
+                    .collect();
+                before = values;
+                pieces.push(Block::default());
             }
         }
         // What is behind the last cut must have something to do.
@@ -230,6 +240,7 @@ impl<'v, 'm> Graph<'v, 'm> {
             && end.bytes == 0
         {
             last.next.clear();
+            last.normed.clear();
             last.outputs.append(&mut end.outputs);
             pieces.pop();
         }

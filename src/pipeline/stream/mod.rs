@@ -231,6 +231,7 @@ impl Run<'_> {
             at,
             next,
             nodes: part.nodes,
+            borrowed: part.borrowed,
             has_plain: kept.plain.is_some(),
             report: ran.as_ref().map(|ran| ran.report.clone()),
             boundary,
@@ -340,6 +341,7 @@ impl Run<'_> {
             let model = self.work.result(done, plain).transpose()?;
             Some(model.map(|model| Outcome {
                 nodes: &done.nodes,
+                borrowed: &done.borrowed,
                 model,
             }))
         };

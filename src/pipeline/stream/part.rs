@@ -21,6 +21,9 @@ pub(super) struct Part {
     pub next: Vec<String>,
     /// The nodes of the whole model that it has, as positions.
     pub nodes: Vec<usize>,
+    /// Of the part behind it, the norms that read its values: a token's error counts by what they divide it by, so the search and
+    /// the comparison see what they make of it. They are no part of the result.
+    pub borrowed: Vec<usize>,
 }
 
 /// The types of the values of a model, as far as they are stated or follow from others.
@@ -88,17 +91,22 @@ impl Part {
                 outputs.push(name.clone());
             }
         }
-        let ids: Vec<ValueId> = outputs.iter().filter_map(|name| view.value(name)).collect();
-        let cut = cut(
-            &view,
-            &ids,
-            |value| fed.contains_key(view.name(value)),
-            |_| Ok(()),
-        )?;
+        let id = |name: &String| view.value(name);
+        let ids: Vec<ValueId> = outputs.iter().filter_map(id).collect();
+        let stops = |value: ValueId| fed.contains_key(view.name(value));
+        let own = cut(&view, &ids, stops, |_| Ok(()))?;
+        let normed = last.map(|block| &block.normed[..]).unwrap_or_default();
+        let with_norms = ids.iter().copied().chain(normed.iter().filter_map(id));
+        let all = cut(&view, &with_norms.collect::<Vec<_>>(), stops, |_| Ok(()))?;
+        let nodes: Vec<usize> = own.nodes.iter().map(|node| node.0).collect();
+        let borrowed = all.nodes.iter().map(|node| node.0);
         Ok(Part {
-            model: model(&view, types, &cut, fed),
+            model: model(&view, types, &all, fed),
             next,
-            nodes: cut.nodes.iter().map(|node| node.0).collect(),
+            borrowed: borrowed
+                .filter(|node| nodes.binary_search(node).is_err())
+                .collect(),
+            nodes,
         })
     }
 }

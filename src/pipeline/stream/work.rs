@@ -182,6 +182,8 @@ pub(super) struct Done {
     pub next: usize,
     /// The nodes of the whole model that it has.
     pub nodes: Vec<usize>,
+    /// Those of the part behind it that it was judged with.
+    pub borrowed: Vec<usize>,
     /// `None` if nothing of it could be quantized.
     pub report: Option<Report>,
     pub has_plain: bool,
@@ -197,6 +199,7 @@ struct Saved {
     at: usize,
     next: usize,
     nodes: Vec<usize>,
+    borrowed: Vec<usize>,
     report: Option<Report>,
     has_plain: bool,
     boundary: Boundary,
@@ -210,6 +213,7 @@ impl From<&Done> for Saved {
             at: done.at,
             next: done.next,
             nodes: done.nodes.clone(),
+            borrowed: done.borrowed.clone(),
             report: done.report.clone(),
             has_plain: done.has_plain,
             boundary: done.boundary.clone(),
@@ -227,6 +231,7 @@ impl From<Saved> for Done {
             at: saved.at,
             next: saved.next,
             nodes: saved.nodes,
+            borrowed: saved.borrowed,
             report: saved.report,
             has_plain: saved.has_plain,
             boundary: saved.boundary,
