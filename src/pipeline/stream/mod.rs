@@ -191,28 +191,7 @@ impl Run<'_> {
         let folder = self.work.begin(at)?;
         let (part, next) = self.cut(blocks, at, before)?;
         let float = self.part_data(&part.model, &before.float)?;
-        let options = Options {
-            min_sqnr_db: None,
-            clean: false,
-            fold_sizes: false,
-            threads: 0,
-            ..self.options.clone()
-        };
-        let engine = self.engine.sharing();
-        let clock = Clock::start();
-        let job = Job {
-            original: &part.model,
-            engine: engine.as_ref(),
-            options: &options,
-            progress: &NoProgress,
-            clock: &clock,
-        };
-        let ran = match run_job(&job, &float) {
-            Ok(ran) => Some(ran),
-            // Left as it is: another part may have something.
-            Err(Error::NothingToQuantize(_)) => None,
-            Err(error) => return Err(error),
-        };
+        let ran = self.work_on(&part, &float)?;
         let (ours, plain) = match &ran {
             Some(Ran { model, plain, .. }) => (model, plain.as_ref().unwrap_or(model)),
             None => (&part.model, &part.model),
@@ -234,6 +213,31 @@ impl Run<'_> {
             outputs,
         };
         self.work.finish(done, kept, before)
+    }
+
+    /// Does with a part what is done with any model; `None` if nothing of it can be quantized: another part may have something.
+    fn work_on(&self, part: &Part, float: &Dataset) -> Result<Option<Ran>, Error> {
+        let options = Options {
+            min_sqnr_db: None,
+            clean: false,
+            fold_sizes: false,
+            threads: 0,
+            ..self.options.clone()
+        };
+        // What plans share is in memory as long as the engine is.
+        let engine = self.engine.sharing();
+        let job = Job {
+            original: &part.model,
+            engine: engine.as_ref(),
+            options: &options,
+            progress: &NoProgress,
+            clock: &Clock::start(),
+        };
+        match run_job(&job, float) {
+            Ok(ran) => Ok(Some(ran)),
+            Err(Error::NothingToQuantize(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// The part as a model. A cut whose values have no row per row of the data, as `[rows · tokens, C]`, is passed over.
