@@ -6,12 +6,14 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use onnx_osplus::calibrate::{CalibSource, MAX_THREADS};
+use onnx_osplus::prepare::Settings;
 use onnx_osplus::rewrite::WeightStorage;
 use onnx_osplus::solve::Method;
 use onnx_osplus::target::Target;
 use onnx_osplus::{AttentionMode, Embeddings, KeepFloat, Options};
 use regex::Regex;
 
+use super::data::DataArguments;
 use super::granularity::Granularities;
 
 /// Quantizes an ONNX transformer to int8 after moving its outlier channels into constants (Outlier Suppression+).
@@ -62,10 +64,15 @@ pub(crate) struct Arguments {
     pub output: PathBuf,
 
     /// Calibration data: a .npy file for the one input that is not filled in by itself (or NAME=FILE.npy), a .npz
-    /// file whose array names are input names, a folder of such files, or a folder of ONNX test data (input_0.pb).
-    /// May be given several times [example: --calib data.npz] [example: --calib input_ids=ids.npy]
+    /// file whose array names are input names, a folder of such files, or a folder of ONNX test data (input_0.pb); or text,
+    /// a line or a row of a table each: .txt, .jsonl, .csv, .tsv, .json, .parquet.
+    /// May be given several times [example: --calib sentences.txt] [example: --calib data.npz] [example: --calib
+    /// input_ids=ids.npy]
     #[arg(long, value_name = "[NAME=]PATH", required = true)]
     pub calib: Vec<OsString>,
+
+    #[command(flatten)]
+    pub data: DataArguments,
 
     /// The runtime that will load OUT: ONNX Runtime (uint8 activations), TensorRT or OpenVINO (int8 activations, symmetric),
     /// or a form that all of them run [example: --target portable]
@@ -262,6 +269,11 @@ impl Arguments {
     /// The calibration data, each with the input it is for, if named.
     pub(crate) fn sources(&self) -> Vec<CalibSource> {
         self.calib.iter().map(|text| source(text)).collect()
+    }
+
+    /// How text among the data becomes inputs.
+    pub(crate) fn settings(&self) -> Settings {
+        self.data.settings(&self.input)
     }
 
     /// Of the bytes of IN, as many as the result will have at the very least.

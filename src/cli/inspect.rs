@@ -15,6 +15,7 @@ use onnx_osplus::review::{Anatomy, PROVENANCE, SiteFacts};
 use onnx_osplus::target::Target;
 
 use super::arguments::{parse_batch, parse_threads, source, targets};
+use super::data::DataArguments;
 use super::figures::{counted, token_row};
 use super::files::Files;
 use super::form::{long_form, short_form};
@@ -43,6 +44,9 @@ pub(crate) struct Arguments {
     /// outliers [example: --calib data.npz] [example: --calib input_ids=ids.npy]
     #[arg(long, value_name = "[NAME=]PATH")]
     calib: Vec<OsString>,
+
+    #[command(flatten)]
+    data: DataArguments,
 
     /// The runtime whose way of quantizing the damage is computed for [example: --target portable]
     #[arg(long, value_name = "TARGET", default_value = Target::Ort.profile().name, value_parser = targets())]
@@ -84,12 +88,18 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let sources: Vec<_> = arguments.calib.iter().map(|text| source(text)).collect();
     let mut files = Files::default();
     files.reads_model("MODEL", &arguments.model);
-    files.reads_data(&sources);
+    let settings = arguments.data.settings(&arguments.model);
+    files.reads_data(&sources, &settings);
     super::begin(&mut files, arguments.json.as_deref(), arguments.force)?;
     let (model, source) = onnx::load_with_source(&arguments.model)?;
     let data = match sources.is_empty() {
         true => None,
-        false => Some(Dataset::open(&model, &sources, arguments.batch)?),
+        false => Some(Dataset::open_with(
+            &model,
+            &sources,
+            arguments.batch,
+            &settings,
+        )?),
     };
     let digest = data.as_ref().map(Dataset::digest);
     let options = Options {

@@ -1,6 +1,7 @@
 //! What only a command line needs: arguments, progress, the closing summary, exit status.
 
 mod arguments;
+mod data;
 mod dequantize;
 mod diff;
 mod figures;
@@ -141,7 +142,12 @@ fn quantize(arguments: &Arguments) -> Result<()> {
     let (original, source) = onnx::load_with_source(&arguments.input)?;
     let loaded = start.elapsed().as_secs_f64();
     onnx_osplus::check_quantizable(&original)?;
-    let data = Dataset::open(&original, &arguments.sources(), arguments.batch)?;
+    let data = Dataset::open_with(
+        &original,
+        &arguments.sources(),
+        arguments.batch,
+        &arguments.settings(),
+    )?;
     let calibration = data.digest();
     let opened = start.elapsed().as_secs_f64();
     let (mut model, mut report) =
@@ -188,7 +194,7 @@ fn quantize(arguments: &Arguments) -> Result<()> {
 fn check_files(arguments: &Arguments) -> Result<Files> {
     let mut files = Files::default();
     files.reads_model("IN", &arguments.input);
-    files.reads_data(&arguments.sources());
+    files.reads_data(&arguments.sources(), &arguments.settings());
     files.writes("OUT", &arguments.output, arguments.force)?;
     if arguments.external_data {
         files.writes_data_of(&arguments.output, arguments.force)?;

@@ -16,6 +16,7 @@ use onnx_osplus::review::{
 };
 
 use super::arguments::{parse_batch, parse_threads, source};
+use super::data::DataArguments;
 use super::files::Files;
 use super::progress::Terminal;
 use super::shown::Lines;
@@ -48,6 +49,9 @@ pub(crate) struct Arguments {
     /// [example: --calib heldout.npz] [example: --calib input_ids=ids.npy]
     #[arg(long, value_name = "[NAME=]PATH", required = true)]
     calib: Vec<OsString>,
+
+    #[command(flatten)]
+    data: DataArguments,
 
     /// Exit with status 1 if an output has a lower SQNR than this [example: --min-sqnr 20]
     #[arg(long, value_name = "DB", allow_negative_numbers = true, value_parser = parse_db)]
@@ -98,11 +102,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut files = Files::default();
     files.reads_model("FLOAT", &arguments.float);
     files.reads_model("QUANT", &arguments.quantized);
-    files.reads_data(&sources);
+    let settings = arguments.data.settings(&arguments.float);
+    files.reads_data(&sources, &settings);
     super::begin(&mut files, arguments.json.as_deref(), arguments.force)?;
     let (float, float_source) = onnx::load_with_source(&arguments.float)?;
     let (quantized, quantized_source) = onnx::load_with_source(&arguments.quantized)?;
-    let mut data = Dataset::open(&float, &sources, arguments.batch)?;
+    let mut data = Dataset::open_with(&float, &sources, arguments.batch, &settings)?;
     let digest = data.digest();
     let options = VerifyOptions {
         threads: arguments.threads,
