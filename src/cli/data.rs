@@ -22,7 +22,7 @@ pub(crate) struct DataArguments {
     #[arg(long, value_name = "TOKENS", value_parser = parse_count)]
     max_length: Option<usize>,
 
-    /// Rows of text to use of each file, evenly spread over it [default: 256] [example: --samples 100]
+    /// Rows of text to use of each file, evenly spread over it [default: 128] [example: --samples 100]
     #[arg(long, value_name = "N", value_parser = parse_count)]
     samples: Option<usize>,
 }

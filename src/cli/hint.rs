@@ -47,7 +47,7 @@ pub(super) fn hint(error: &Error) -> Option<String> {
 }
 
 /// How a file is given to an input.
-fn data(error: &CalibError) -> Option<String> {
+pub(super) fn data(error: &CalibError) -> Option<String> {
     match error {
         CalibError::Ambiguous { file, .. } => Some(format!("--calib NAME={}", file.display())),
         CalibError::Missing { missing, .. } => Some(format!("--calib {missing}=FILE.npy")),

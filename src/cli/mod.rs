@@ -59,7 +59,8 @@ pub(crate) fn exit_status(error: &anyhow::Error) -> ExitCode {
 pub(crate) fn message(error: &anyhow::Error) -> String {
     let hint = error
         .downcast_ref::<onnx_osplus::Error>()
-        .and_then(hint::hint);
+        .and_then(hint::hint)
+        .or_else(|| hint::data(error.downcast_ref::<CalibError>()?));
     let mut text = format!("error: {}", error_text(error));
     if let Some(hint) = hint {
         text += &format!("\nhint: {}", onnx::shown(&hint));

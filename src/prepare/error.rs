@@ -45,6 +45,23 @@ pub enum PrepareError {
     },
 }
 
+/// Runs `work` on what `file` holds. Crates that read damaged files panic on some of them, which is an error like any other.
+pub(super) fn guarded<T>(
+    file: &Path,
+    work: impl FnOnce() -> Result<T, PrepareError>,
+) -> Result<T, PrepareError> {
+    // Nothing that `work` changes is seen again after a panic.
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|what| {
+        let text = what.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| what.downcast_ref::<&str>().copied());
+        let text = text.unwrap_or("for a reason that is not told");
+        Err(PrepareError::file(
+            file,
+            format!("is damaged, and cannot be read: {text}"),
+        ))
+    })
+}
+
 impl PrepareError {
     pub(super) fn file(file: &Path, problem: impl Into<String>) -> PrepareError {
         PrepareError::File {

@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::config::bytes;
-use super::error::PrepareError;
+use super::error::{PrepareError, guarded};
 use super::extension;
 use columns::{Column, choose};
 
@@ -47,9 +47,9 @@ pub(super) fn read(path: &Path, wanted: &[String], pairs: bool) -> Result<Rows, 
         return lines(path, wanted);
     }
     if format == "parquet" {
-        let columns = parquet::columns(path)?;
+        let columns = guarded(path, || parquet::columns(path))?;
         let chosen = choose(path, &columns, wanted, pairs)?;
-        let rows = parquet::rows(path, &columns, &chosen)?;
+        let rows = guarded(path, || parquet::rows(path, &columns, &chosen))?;
         let all: Vec<usize> = (0..chosen.len()).collect();
         return Ok(rows_of(&columns, &chosen, rows, &all, wanted));
     }

@@ -81,3 +81,102 @@ pub(super) fn rows(
     }
     Ok(rows)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::prepare::rows::{Row, read};
+    use parquet::basic::Compression;
+    use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
+    use parquet::file::properties::WriterProperties;
+    use parquet::file::writer::SerializedFileWriter;
+    use parquet::schema::parser::parse_message_type;
+
+    /// A table of a number and two texts, of which the last text of every third row is missing.
+    fn write(path: &Path, compression: Compression, rows: usize) {
+        let schema = "message table { REQUIRED INT64 label; OPTIONAL BYTE_ARRAY query (UTF8); \
+                      OPTIONAL BYTE_ARRAY passage (STRING); }";
+        let schema = Arc::new(parse_message_type(schema).unwrap());
+        let properties = WriterProperties::builder().set_compression(compression);
+        let file = std::fs::File::create(path).unwrap();
+        let properties = Arc::new(properties.build());
+        let mut writer = SerializedFileWriter::new(file, schema, properties).unwrap();
+        let text =
+            |of: &str, row: usize| ByteArray::from(format!("{of} {row} ü").as_bytes().to_vec());
+        for group in 0..2 {
+            let numbers: Vec<usize> = (group * rows / 2..(group + 1) * rows / 2).collect();
+            let mut columns = writer.next_row_group().unwrap();
+            let mut column = columns.next_column().unwrap().unwrap();
+            let labels: Vec<i64> = numbers.iter().map(|n| *n as i64).collect();
+            column
+                .typed::<Int64Type>()
+                .write_batch(&labels, None, None)
+                .unwrap();
+            column.close().unwrap();
+            for of in ["query", "passage"] {
+                let there = |n: &usize| of == "query" || n % 3 != 0;
+                let texts: Vec<_> = numbers
+                    .iter()
+                    .filter(|n| there(n))
+                    .map(|n| text(of, *n))
+                    .collect();
+                let levels: Vec<i16> = numbers.iter().map(|n| i16::from(there(n))).collect();
+                let mut column = columns.next_column().unwrap().unwrap();
+                column
+                    .typed::<ByteArrayType>()
+                    .write_batch(&texts, Some(&levels), None)
+                    .unwrap();
+                column.close().unwrap();
+            }
+            columns.close().unwrap();
+        }
+        writer.close().unwrap();
+    }
+
+    #[test]
+    fn every_packing_that_hubs_use_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.parquet");
+        for compression in [
+            Compression::UNCOMPRESSED,
+            Compression::SNAPPY,
+            Compression::GZIP(Default::default()),
+            Compression::ZSTD(Default::default()),
+        ] {
+            write(&path, compression, 12);
+            let table = read(&path, &["passage".to_owned(), "query".to_owned()], false).unwrap();
+            assert_eq!(table.rows.len(), 8);
+            let first = Row {
+                first: "passage 1 ü".to_owned(),
+                second: Some("query 1 ü".to_owned()),
+            };
+            assert_eq!(table.rows[0], first);
+            assert!(
+                table.notes[0].starts_with("4 rows have no text"),
+                "{:?}",
+                table.notes
+            );
+            let pairs = read(&path, &[], true).unwrap();
+            assert_eq!(pairs.rows[7].first, "query 11 ü");
+            let single = read(&path, &[], false).unwrap();
+            assert_eq!((single.rows.len(), &single.rows[3].second), (12, &None));
+        }
+    }
+
+    #[test]
+    fn a_damaged_file_is_refused_wherever_it_is_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.parquet");
+        write(&path, Compression::SNAPPY, 12);
+        let whole = std::fs::read(&path).unwrap();
+        for at in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 0xff;
+            std::fs::write(&path, &damaged).unwrap();
+            // An error or other text, but no panic.
+            let _ = read(&path, &["query".to_owned()], false);
+            std::fs::write(&path, &whole[..at]).unwrap();
+            assert!(read(&path, &["query".to_owned()], false).is_err());
+        }
+    }
+}

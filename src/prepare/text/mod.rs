@@ -5,13 +5,13 @@ mod tokenizer;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::error::PrepareError;
+use super::error::{PrepareError, guarded};
 use super::rows::{self, Row};
 use super::{Array, Arrays, Elements, Prepared, Settings, Wanted, sampled, spread};
 use tokenizer::{Encoded, TextTokenizer};
 
 /// Rows of a file that are used where nobody says how many: more of them change ranges little, and cost time.
-const SAMPLES: usize = 256;
+const SAMPLES: usize = 128;
 
 /// What an input of a text model is fed with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,7 +94,11 @@ pub(super) fn prepare(
     settings: &Settings,
 ) -> Result<Prepared, PrepareError> {
     let roles = Roles::of(path, inputs)?;
-    let tokenizer = TextTokenizer::load(path, settings, roles.fixed(1))?;
+    let named = settings.tokenizer()?;
+    let named = named.as_deref().unwrap_or(path);
+    let tokenizer = guarded(named, || {
+        TextTokenizer::load(path, settings, roles.fixed(1))
+    })?;
     let mut notes = tokenizer.notes.clone();
     let rows = rows::read(path, &settings.columns, tokenizer.pairs)?;
     notes.extend(rows.notes);
@@ -107,7 +111,7 @@ pub(super) fn prepare(
         notes.push(sampled(path, count, all, "rows"));
     }
     let chosen: Vec<&Row> = spread(all, count).map(|at| &rows.rows[at]).collect();
-    let (encoded, cut) = tokenizer.encode(path, &chosen)?;
+    let (encoded, cut) = guarded(named, || tokenizer.encode(path, &chosen))?;
     if cut > 0 {
         notes.push(tokenizer.cut_note(path, cut, encoded.len()));
     }
