@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::config::bytes;
 use super::error::{PrepareError, guarded};
-use super::extension;
+use super::sampling::extension;
 use columns::{Column, choose};
 
 /// One text, or a pair of them.

@@ -114,7 +114,7 @@ mod tests {
                 .unwrap();
             column.close().unwrap();
             for of in ["query", "passage"] {
-                let there = |n: &usize| of == "query" || n % 3 != 0;
+                let there = |n: &usize| of == "query" || !n.is_multiple_of(3);
                 let texts: Vec<_> = numbers
                     .iter()
                     .filter(|n| there(n))

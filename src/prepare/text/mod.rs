@@ -1,37 +1,21 @@
 //! Text to token ids, masks, token types and positions, as far as a model has such inputs.
 
+mod role;
 mod tokenizer;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::arrays::{Array, Arrays, Elements, Prepared, Wanted};
 use super::error::{PrepareError, guarded};
 use super::rows::{self, Row};
-use super::{Array, Arrays, Elements, Prepared, Settings, Wanted, sampled, spread};
+use super::sampling::{sampled, spread};
+use super::settings::Settings;
+use role::{Role, role};
 use tokenizer::{Encoded, TextTokenizer};
 
 /// Rows of a file that are used where nobody says how many: more of them change ranges little, and cost time.
 const SAMPLES: usize = 128;
-
-/// What an input of a text model is fed with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Role {
-    Ids,
-    Mask,
-    Types,
-    Positions,
-}
-
-/// The names that exporters give such inputs.
-fn role(name: &str) -> Option<Role> {
-    Some(match name {
-        "input_ids" | "input_word_ids" | "token_ids" | "tokens" | "ids" => Role::Ids,
-        "attention_mask" | "input_mask" | "mask" => Role::Mask,
-        "token_type_ids" | "segment_ids" | "input_type_ids" | "type_ids" => Role::Types,
-        "position_ids" => Role::Positions,
-        _ => return None,
-    })
-}
 
 /// The inputs of a model that text feeds.
 struct Roles<'a> {

@@ -8,7 +8,7 @@ use tokenizers::{
     TruncationParams, TruncationStrategy,
 };
 
-use super::Role;
+use super::role::Role;
 use crate::prepare::config::{Config, bytes};
 use crate::prepare::error::{PrepareError, Setting};
 use crate::prepare::rows::Row;
