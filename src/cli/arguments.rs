@@ -23,6 +23,7 @@ use super::granularity::Granularities;
 /// result against the original on data that was held out, and writes OUT.
 #[derive(Debug, Parser)]
 #[command(
+    name = "onnx-osplus",
     version,
     max_term_width = 100,
     args_conflicts_with_subcommands = true,
@@ -245,23 +246,24 @@ fn parse_keep_float(text: &str) -> Result<KeepFloat, String> {
     }
 }
 
-/// Reads the arguments; prints help, version or a usage error and exits where that is all there is to do.
-pub(crate) fn parse() -> Command {
-    let matches = CommandLine::command().get_matches();
+/// Reads the words of a command line, of which the first is the name of the program.
+///
+/// # Errors
+/// Wrong usage; also where help or the version is asked for.
+pub(crate) fn parse(words: Vec<OsString>) -> Result<Command, clap::Error> {
+    let matches = CommandLine::command().try_get_matches_from(words)?;
     let parsed = CommandLine::from_arg_matches(&matches);
     if let Ok(Some(command)) = parsed.map(|parsed| parsed.command) {
-        return command;
+        return Ok(command);
     }
     // Not by way of `CommandLine::quantize`: an optional group that holds another is never seen as given.
     match Arguments::from_arg_matches(&matches) {
-        Ok(arguments) if matches.contains_id("input") => Command::Quantize(Box::new(arguments)),
+        Ok(arguments) if matches.contains_id("input") => Ok(Command::Quantize(Box::new(arguments))),
         // clap asks for IN, OUT and --calib where there is no command.
-        _ => CommandLine::command()
-            .error(
-                clap::error::ErrorKind::MissingRequiredArgument,
-                "IN, OUT and --calib are needed",
-            )
-            .exit(),
+        _ => Err(CommandLine::command().error(
+            clap::error::ErrorKind::MissingRequiredArgument,
+            "IN, OUT and --calib are needed",
+        )),
     }
 }
 

@@ -11,6 +11,7 @@ use clap::{Args, value_parser};
 use onnx_osplus::Options;
 use onnx_osplus::calibrate::{Dataset, TractEngine};
 use onnx_osplus::onnx;
+use onnx_osplus::progress::Progress;
 use onnx_osplus::review::{Anatomy, PROVENANCE, SiteFacts};
 use onnx_osplus::target::Target;
 
@@ -84,7 +85,21 @@ pub(crate) struct Arguments {
 
 /// Looks at the model and prints what there is.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let terminal = Terminal::new(false);
+    let anatomy = look(arguments, &Terminal::new(false))?;
+    if !super::write_json(arguments.json.as_deref(), arguments.force, &anatomy)? {
+        let text = text(
+            &anatomy,
+            &arguments.model,
+            arguments.verbose,
+            table::width(),
+        );
+        super::print(&text);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What is seen in the model.
+pub(crate) fn look(arguments: &Arguments, progress: &dyn Progress) -> Result<Anatomy> {
     let sources: Vec<_> = arguments.calib.iter().map(|text| source(text)).collect();
     let mut files = Files::default();
     files.reads_model("MODEL", &arguments.model);
@@ -109,21 +124,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
         threads: arguments.threads,
         ..Options::default()
     };
-    let anatomy = onnx_osplus::anatomy(&model, data.as_ref(), &TractEngine, &options, &terminal)?;
+    let anatomy = onnx_osplus::anatomy(&model, data.as_ref(), &TractEngine, &options, progress)?;
     if let (Some(data), Some(digest)) = (&data, &digest) {
         super::check_data(data, digest, &sources)?;
     }
     source.check_unchanged()?;
-    if !super::write_json(arguments.json.as_deref(), arguments.force, &anatomy)? {
-        let text = text(
-            &anatomy,
-            &arguments.model,
-            arguments.verbose,
-            table::width(),
-        );
-        super::print(&text);
-    }
-    Ok(ExitCode::SUCCESS)
+    Ok(anatomy)
 }
 
 fn text(anatomy: &Anatomy, path: &Path, verbose: bool, width: Option<usize>) -> String {
