@@ -6,12 +6,14 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use onnx_osplus::calibrate::{CalibSource, MAX_THREADS};
+use onnx_osplus::prepare::Settings;
 use onnx_osplus::rewrite::WeightStorage;
 use onnx_osplus::solve::Method;
 use onnx_osplus::target::Target;
 use onnx_osplus::{AttentionMode, Embeddings, KeepFloat, Options};
 use regex::Regex;
 
+use super::data::DataArguments;
 use super::granularity::Granularities;
 use super::streaming::StreamingName;
 
@@ -22,6 +24,7 @@ use super::streaming::StreamingName;
 /// result against the original on data that was held out, and writes OUT.
 #[derive(Debug, Parser)]
 #[command(
+    name = "onnx-osplus",
     version,
     max_term_width = 100,
     args_conflicts_with_subcommands = true,
@@ -63,10 +66,15 @@ pub(crate) struct Arguments {
     pub output: PathBuf,
 
     /// Calibration data: a .npy file for the one input that is not filled in by itself (or NAME=FILE.npy), a .npz
-    /// file whose array names are input names, a folder of such files, or a folder of ONNX test data (input_0.pb).
-    /// May be given several times [example: --calib data.npz] [example: --calib input_ids=ids.npy]
+    /// file whose array names are input names, a folder of such files, or a folder of ONNX test data (input_0.pb); or text,
+    /// a line or a row of a table each: .txt, .jsonl, .csv, .tsv, .json, .parquet.
+    /// May be given several times [example: --calib sentences.txt] [example: --calib data.npz] [example: --calib
+    /// input_ids=ids.npy]
     #[arg(long, value_name = "[NAME=]PATH", required = true)]
     pub calib: Vec<OsString>,
+
+    #[command(flatten)]
+    pub data: DataArguments,
 
     /// The runtime that will load OUT: ONNX Runtime (uint8 activations), TensorRT or OpenVINO (int8 activations, symmetric),
     /// or a form that all of them run [example: --target portable]
@@ -252,23 +260,24 @@ fn parse_keep_float(text: &str) -> Result<KeepFloat, String> {
     }
 }
 
-/// Reads the arguments; prints help, version or a usage error and exits where that is all there is to do.
-pub(crate) fn parse() -> Command {
-    let matches = CommandLine::command().get_matches();
+/// Reads the words of a command line, of which the first is the name of the program.
+///
+/// # Errors
+/// Wrong usage; also where help or the version is asked for.
+pub(crate) fn parse(words: Vec<OsString>) -> Result<Command, clap::Error> {
+    let matches = CommandLine::command().try_get_matches_from(words)?;
     let parsed = CommandLine::from_arg_matches(&matches);
     if let Ok(Some(command)) = parsed.map(|parsed| parsed.command) {
-        return command;
+        return Ok(command);
     }
     // Not by way of `CommandLine::quantize`: an optional group that holds another is never seen as given.
     match Arguments::from_arg_matches(&matches) {
-        Ok(arguments) if matches.contains_id("input") => Command::Quantize(Box::new(arguments)),
+        Ok(arguments) if matches.contains_id("input") => Ok(Command::Quantize(Box::new(arguments))),
         // clap asks for IN, OUT and --calib where there is no command.
-        _ => CommandLine::command()
-            .error(
-                clap::error::ErrorKind::MissingRequiredArgument,
-                "IN, OUT and --calib are needed",
-            )
-            .exit(),
+        _ => Err(CommandLine::command().error(
+            clap::error::ErrorKind::MissingRequiredArgument,
+            "IN, OUT and --calib are needed",
+        )),
     }
 }
 
@@ -276,6 +285,11 @@ impl Arguments {
     /// The calibration data, each with the input it is for, if named.
     pub(crate) fn sources(&self) -> Vec<CalibSource> {
         self.calib.iter().map(|text| source(text)).collect()
+    }
+
+    /// How text among the data becomes inputs.
+    pub(crate) fn settings(&self) -> Settings {
+        self.data.settings(&self.input)
     }
 
     /// Of the bytes of IN, as many as the result will have at the very least.

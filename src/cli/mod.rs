@@ -1,6 +1,7 @@
 //! What only a command line needs: arguments, progress, the closing summary, exit status.
 
 mod arguments;
+mod data;
 mod dequantize;
 mod diff;
 mod figures;
@@ -8,7 +9,7 @@ mod files;
 mod form;
 mod granularity;
 mod hint;
-mod inspect;
+pub(crate) mod inspect;
 mod lint;
 mod progress;
 mod report;
@@ -18,8 +19,9 @@ mod summary;
 mod system;
 mod table;
 mod text;
-mod verify;
+pub(crate) mod verify;
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
@@ -35,10 +37,32 @@ use onnx_osplus::review::Provenance;
 use arguments::Arguments;
 pub(crate) use arguments::{Command, parse};
 use files::Files;
+use onnx_osplus::progress::Progress;
+use onnx_osplus::review::Report;
 use progress::Terminal;
 use shown::print;
-pub(crate) use shown::say;
-pub(crate) use system::{Alloc, end_if_signalled, install};
+use shown::say;
+pub(crate) use system::Alloc;
+
+/// The whole program. `words` are those of the command line; the first is the name of the program.
+pub(crate) fn main(words: Vec<OsString>) -> ExitCode {
+    system::return_freed_memory();
+    system::install();
+    let command = match parse(words.clone()) {
+        Ok(command) => command,
+        // Prints help, version or what is wrong, and ends the program with the status that goes with it.
+        Err(error) => error.exit(),
+    };
+    let done = catch_panics(|| run(&command, &words));
+    system::end_if_signalled();
+    match done {
+        Ok(status) => status,
+        Err(error) => {
+            say(&message(&error));
+            exit_status(&error)
+        }
+    }
+}
 
 /// Nothing could be quantized: not a failure of the tool, but nothing to deploy either.
 const NOTHING_TO_QUANTIZE: u8 = 3;
@@ -47,7 +71,7 @@ const NOTHING_TO_QUANTIZE: u8 = 3;
 const WRONG_USAGE: u8 = 2;
 
 /// The exit status that goes with an error.
-pub(crate) fn exit_status(error: &anyhow::Error) -> ExitCode {
+fn exit_status(error: &anyhow::Error) -> ExitCode {
     match error.downcast_ref::<onnx_osplus::Error>() {
         Some(onnx_osplus::Error::NothingToQuantize(_)) => ExitCode::from(NOTHING_TO_QUANTIZE),
         Some(onnx_osplus::Error::Options(_)) => ExitCode::from(WRONG_USAGE),
@@ -55,17 +79,24 @@ pub(crate) fn exit_status(error: &anyhow::Error) -> ExitCode {
     }
 }
 
-/// The text of an error, with the flags that help on a line of their own. It holds its causes already.
-pub(crate) fn message(error: &anyhow::Error) -> String {
-    let hint = error
-        .downcast_ref::<onnx_osplus::Error>()
-        .and_then(hint::hint);
-    let mut text = format!("error: {}", error_text(error));
-    if let Some(hint) = hint {
-        text += &format!("\nhint: {}", onnx::shown(&hint));
-    }
+/// The text of an error as the command line says it.
+fn message(error: &anyhow::Error) -> String {
+    let mut text = format!("error: {}", explain(error));
     if system::is_written() {
         text += &format!("\n{}", system::OUT_IS_WRITTEN.trim_end());
+    }
+    text
+}
+
+/// The text of an error, with the flags that help on a line of their own. It holds its causes already.
+pub(crate) fn explain(error: &anyhow::Error) -> String {
+    let hint = error
+        .downcast_ref::<onnx_osplus::Error>()
+        .and_then(hint::hint)
+        .or_else(|| hint::data(error.downcast_ref::<CalibError>()?));
+    let mut text = error_text(error);
+    if let Some(hint) = hint {
+        text += &format!("\nhint: {}", onnx::shown(&hint));
     }
     text
 }
@@ -91,7 +122,7 @@ fn error_text(error: &anyhow::Error) -> String {
 ///
 /// The engine panics on some models, which the library catches and explains. The usual text of a panic would be
 /// printed all the same, before that explanation, so it is kept back here and shown only if nothing else caught it.
-pub(crate) fn catch_panics(work: impl FnOnce() -> Result<ExitCode>) -> Result<ExitCode> {
+pub(crate) fn catch_panics<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     static LAST: Mutex<String> = Mutex::new(String::new());
     std::panic::set_hook(Box::new(|info| {
         *LAST.lock().unwrap_or_else(PoisonError::into_inner) = info.to_string();
@@ -110,9 +141,9 @@ pub(crate) fn catch_panics(work: impl FnOnce() -> Result<ExitCode>) -> Result<Ex
 }
 
 /// Does what the user wants; the exit status says how it went.
-pub(crate) fn run(command: &Command) -> Result<ExitCode> {
+fn run(command: &Command, words: &[OsString]) -> Result<ExitCode> {
     match command {
-        Command::Quantize(arguments) => quantize(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Quantize(arguments) => quantize(arguments, words).map(|()| ExitCode::SUCCESS),
         Command::Dequantize(arguments) => dequantize::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Diff(arguments) => diff::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
@@ -130,19 +161,53 @@ fn begin(files: &mut Files, json: Option<&Path>, force: bool) -> Result<()> {
     Ok(())
 }
 
-/// The main job: read IN, migrate and quantize it, write OUT, say what was done.
-fn quantize(arguments: &Arguments) -> Result<()> {
+/// What the main job did.
+pub(crate) struct Done {
+    pub(crate) report: Report,
+    pub(crate) saved: SaveSummary,
+    /// Bytes of IN and OUT.
+    sizes: (u64, u64),
+}
+
+impl Done {
+    /// What is said of it.
+    pub(crate) fn text(&self, verbose: bool) -> String {
+        summary::summary(&self.report, self.sizes, verbose)
+    }
+}
+
+/// The main job on the command line.
+fn quantize(arguments: &Arguments, words: &[OsString]) -> Result<()> {
+    let terminal = Terminal::new(arguments.quiet);
+    let done = quantize_with(arguments, words, &terminal)?;
+    if !arguments.quiet {
+        let text = done.text(arguments.verbose);
+        print_summary(&text, &arguments.output, &done.saved);
+    }
+    Ok(())
+}
+
+/// The main job: read IN, migrate and quantize it, write OUT and the reports. `words` are what asked for it.
+pub(crate) fn quantize_with(
+    arguments: &Arguments,
+    words: &[OsString],
+    progress: &dyn Progress,
+) -> Result<Done> {
     let start = Instant::now();
     let options = arguments.options();
     // What is wrong usage must not depend on what files there are.
     options.validate().map_err(onnx_osplus::Error::from)?;
     let files = check_files(arguments)?;
-    let terminal = Terminal::new(arguments.quiet);
 
     let (original, source) = onnx::load_with_source(&arguments.input)?;
     let loaded = start.elapsed().as_secs_f64();
     onnx_osplus::check_quantizable(&original)?;
-    let data = Dataset::open(&original, &arguments.sources(), arguments.batch)?;
+    let data = Dataset::open_with(
+        &original,
+        &arguments.sources(),
+        arguments.batch,
+        &arguments.settings(),
+    )?;
     let calibration = data.digest();
     let opened = start.elapsed().as_secs_f64();
     let streaming::Outcome {
@@ -154,7 +219,7 @@ fn quantize(arguments: &Arguments) -> Result<()> {
         (&original, &source),
         (&data, &calibration),
         &options,
-        &terminal,
+        progress,
     )?;
 
     let saving = Instant::now();
@@ -183,30 +248,30 @@ fn quantize(arguments: &Arguments) -> Result<()> {
     let sizes = (source.len(), saved.bytes + saved.external_bytes);
     report.notes.extend(left_over(&saved));
     if !arguments.report.is_empty() {
-        report.command = Some(report::command());
+        report.command = Some(report::command(words));
         report.files = Some(report::files(arguments, sizes));
         report.digests = report::digests(provenance, &arguments.output)?;
         if streamed {
             report.notes.push("the error of every Linear was not measured: that takes the memory of the whole model".to_owned());
         } else if !arguments.no_layers {
-            report::layers(&mut report, (&original, &model), &data, &options, &terminal);
+            report::layers(&mut report, (&original, &model), &data, &options, progress);
         }
         for path in &arguments.report {
             report::write(path, arguments.force, &report)?;
         }
     }
-    if !arguments.quiet {
-        let text = summary::summary(&report, sizes, arguments.verbose);
-        print_summary(&text, &arguments.output, &saved);
-    }
-    Ok(())
+    Ok(Done {
+        report,
+        saved,
+        sizes,
+    })
 }
 
 /// Refuses what would be lost work or lost files.
 fn check_files(arguments: &Arguments) -> Result<Files> {
     let mut files = Files::default();
     files.reads_model("IN", &arguments.input);
-    files.reads_data(&arguments.sources());
+    files.reads_data(&arguments.sources(), &arguments.settings());
     files.writes("OUT", &arguments.output, arguments.force)?;
     if arguments.external_data {
         files.writes_data_of(&arguments.output, arguments.force)?;
