@@ -137,7 +137,7 @@ pub(crate) fn run(command: &Command) -> Result<ExitCode> {
         Command::Diff(arguments) => diff::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
         Command::Lint(arguments) => lint::run(arguments),
-        Command::Text(arguments) => text::run(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Text(arguments) => text::run(arguments),
         Command::Verify(arguments) => verify::run(arguments),
     }
 }

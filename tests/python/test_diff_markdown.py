@@ -106,7 +106,7 @@ def test_names_are_shown_and_obeyed_by_nobody(tmp_path):
         if options == ["--full"]:
             lines = "".join(fences)
             # A slash in a name begins a block, whose name stands in the title of the fold, escaped.
-            assert "script>alert(1)<" in lines and "&lt;/code&gt;" in text and "````\\n</details>" in lines
+            assert "script>alert(1)" in lines and "<summary><code>&lt;</code>: " in text and "````\\n</details>" in lines
 
 
 def test_what_does_not_fit_is_counted(tmp_path):
