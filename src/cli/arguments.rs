@@ -13,6 +13,7 @@ use onnx_osplus::{AttentionMode, Embeddings, KeepFloat, Options};
 use regex::Regex;
 
 use super::granularity::Granularities;
+use super::streaming::StreamingName;
 
 /// Quantizes an ONNX transformer to int8 after moving its outlier channels into constants (Outlier Suppression+).
 ///
@@ -145,6 +146,19 @@ pub(crate) struct Arguments {
     /// Batches to run in parallel; 0 means one per core [example: --threads 1]
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = parse_threads)]
     threads: usize,
+
+    /// Work on the model block by block, in the memory of a few blocks, with what is done in the folder OUT.work until the
+    /// end; auto does so if the whole model needs more memory than there is, or than --memory says [example: --streaming on]
+    #[arg(long, value_enum, default_value_t = StreamingName::Auto)]
+    pub(super) streaming: StreamingName,
+
+    /// Memory to stay below, about; blocks are worked on in smaller parts for it [example: --memory 16GB]
+    #[arg(long, value_name = "SIZE", value_parser = super::streaming::parse_bytes)]
+    pub(super) memory: Option<u64>,
+
+    /// Go on with a run block by block that was interrupted, from the folder OUT.work that it has left [example: --resume]
+    #[arg(long)]
+    pub(super) resume: bool,
 
     /// Seed of the choice of calibration tokens for the search [example: --seed 7]
     #[arg(long, value_name = "N", default_value_t = 0)]

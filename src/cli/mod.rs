@@ -13,6 +13,7 @@ mod lint;
 mod progress;
 mod report;
 mod shown;
+mod streaming;
 mod summary;
 mod system;
 mod table;
@@ -27,7 +28,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
-use onnx_osplus::calibrate::{CalibError, CalibSource, Dataset, TractEngine};
+use onnx_osplus::calibrate::{CalibError, CalibSource, Dataset};
 use onnx_osplus::onnx::{self, Model, SaveOptions, SaveSummary, SourceFiles, output};
 use onnx_osplus::review::Provenance;
 
@@ -165,8 +166,17 @@ fn quantize(arguments: &Arguments) -> Result<()> {
     let data = Dataset::open(&original, &arguments.sources(), arguments.batch)?;
     let calibration = data.digest();
     let opened = start.elapsed().as_secs_f64();
-    let (mut model, mut report) =
-        onnx_osplus::run(&original, &data, &TractEngine, &options, &terminal)?;
+    let streaming::Outcome {
+        mut model,
+        mut report,
+        work,
+    } = streaming::run(
+        arguments,
+        (&original, &source),
+        (&data, &calibration),
+        &options,
+        &terminal,
+    )?;
 
     let saving = Instant::now();
     check_data(&data, &calibration, &arguments.sources())?;
@@ -179,6 +189,12 @@ fn quantize(arguments: &Arguments) -> Result<()> {
         overwrite: arguments.force,
     };
     let saved = save(&arguments.output, save_options, &model, &source, files)?;
+    let streamed = work.is_some();
+    if let Some(problem) = work.and_then(|work| work.remove().err()) {
+        report
+            .notes
+            .push(format!("the work folder could not be removed: {problem}"));
+    }
     let mut book = |step: &str, seconds: f64| report.seconds.insert(step.to_owned(), seconds);
     book("load", loaded);
     book("open data", opened - loaded);
@@ -191,7 +207,9 @@ fn quantize(arguments: &Arguments) -> Result<()> {
         report.command = Some(report::command());
         report.files = Some(report::files(arguments, sizes));
         report.digests = report::digests(provenance, &arguments.output)?;
-        if !arguments.no_layers {
+        if streamed {
+            report.notes.push("the error of every Linear was not measured: that takes the memory of the whole model".to_owned());
+        } else if !arguments.no_layers {
             report::layers(&mut report, (&original, &model), &data, &options, &terminal);
         }
         for path in &arguments.report {

@@ -18,7 +18,7 @@ use crate::graph::branches::FlatModel;
 use crate::graph::opset::OpsetError;
 use crate::graph::{self, Names, NodeId, Use, ValueId, View, opset};
 use crate::onnx::Model;
-use crate::options::Format;
+use crate::options::{Format, Options};
 use crate::recognise::{Linear, LinearId, Recognised, recognise};
 use crate::rewrite;
 use crate::site::{Sink, find_sites, wanted_shapes};
@@ -197,8 +197,8 @@ fn fold_sizes(job: &Job, mut model: Model, changes: &mut Changes) -> Result<Mode
 }
 
 /// The operator set, and the IR version, that what will be written needs: per-axis DequantizeLinear or one with blocks.
-fn needed(job: &Job) -> (i64, i64) {
-    let blocks = job.options.group().is_some() && job.options.format == Format::Qdq;
+pub(super) fn needed(options: &Options) -> (i64, i64) {
+    let blocks = options.group().is_some() && options.format == Format::Qdq;
     if blocks {
         rewrite::BLOCKS_OPSET
     } else {
@@ -211,7 +211,7 @@ fn needed(job: &Job) -> (i64, i64) {
 fn raise_opset(job: &Job, model: Model, changes: &mut Changes) -> Result<FlatModel, Error> {
     let mut model = FlatModel::of(model);
     let hidden = inline::inline(&mut model, changes)?;
-    let (opset, ir) = needed(job);
+    let (opset, ir) = needed(job.options);
     let raised = model.edit(|m| {
         let raised = opset::raise(m, opset)?;
         graph::raise_ir(m, ir);
