@@ -1,6 +1,7 @@
 //! What only a command line needs: arguments, progress, the closing summary, exit status.
 
 mod arguments;
+mod config;
 mod dequantize;
 mod diff;
 mod figures;
@@ -10,6 +11,7 @@ mod granularity;
 mod hint;
 mod inspect;
 mod lint;
+mod pages;
 mod progress;
 mod report;
 mod shown;
@@ -134,6 +136,16 @@ pub(crate) fn catch_panics(work: impl FnOnce() -> Result<ExitCode>) -> Result<Ex
 pub(crate) fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Quantize(arguments) => quantize(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Several(all) => several(all),
+        Command::PrintConfig(text) => {
+            print(text);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Completions(arguments) => {
+            pages::completions(arguments);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Man(arguments) => pages::manual(arguments).map(|()| ExitCode::SUCCESS),
         Command::Dequantize(arguments) => dequantize::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Diff(arguments) => diff::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
@@ -141,6 +153,32 @@ pub(crate) fn run(command: &Command) -> Result<ExitCode> {
         Command::Text(arguments) => text::run(arguments),
         Command::Verify(arguments) => verify::run(arguments),
     }
+}
+
+/// Every model of a file of settings, one after the other. One that fails does not keep the others; its exit status, or
+/// that of the first, is the program's.
+fn several(all: &[Arguments]) -> Result<ExitCode> {
+    let mut files = Files::default();
+    for (index, arguments) in all.iter().enumerate() {
+        let number = index + 1;
+        files.writes(&format!("OUT of model {number}"), &arguments.output, true)?;
+        for path in &arguments.report {
+            files.writes(&format!("--report of model {number}"), path, true)?;
+        }
+    }
+    let mut status = None;
+    for (index, arguments) in all.iter().enumerate() {
+        system::begin_another();
+        let of = format!("model {} of {}", index + 1, all.len());
+        if !arguments.quiet {
+            print(&format!("== {of}: {}\n", shown::path(&arguments.input)));
+        }
+        if let Err(error) = quantize(arguments) {
+            say(&format!("{of}: {}", message(&error)));
+            status.get_or_insert(exit_status(&error));
+        }
+    }
+    Ok(status.unwrap_or(ExitCode::SUCCESS))
 }
 
 /// Checks that a `--json` can be written.
@@ -205,6 +243,11 @@ fn quantize(arguments: &Arguments) -> Result<()> {
     report.notes.extend(left_over(&saved));
     if !arguments.report.is_empty() {
         report.command = Some(report::command());
+        report.config = arguments
+            .config
+            .as_ref()
+            .map(|path| path.display().to_string());
+        report.arguments = arguments.effective.clone();
         report.files = Some(report::files(arguments, sizes));
         report.digests = report::digests(provenance, &arguments.output)?;
         if streamed {

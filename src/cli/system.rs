@@ -206,6 +206,11 @@ pub(super) fn wrote_out() {
     WRITTEN.store(true, Ordering::Relaxed);
 }
 
+/// Forgets it: another OUT is to be made.
+pub(super) fn begin_another() {
+    WRITTEN.store(false, Ordering::Relaxed);
+}
+
 /// Takes over what the system would do by itself. To be called before there is a second thread.
 #[cfg(unix)]
 pub(crate) fn install() {
