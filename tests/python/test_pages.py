@@ -24,7 +24,7 @@ def test_bash_completes(tmp_path):
     def complete(*words):
         script = f"""source {tmp_path}/completions
             COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}
-            _onnx-osplus onnx-osplus "{words[-1]}" "{words[-2]}"; printf '%s\\n' "${{COMPREPLY[@]}}" """
+            _onnx__osplus onnx-osplus "{words[-1]}" "{words[-2]}"; printf '%s\\n' "${{COMPREPLY[@]}}" """
         done = subprocess.run(["bash", "--norc", "-c", script], capture_output=True, text=True, timeout=30)
         assert done.returncode == 0, done.stderr
         return done.stdout.split()
