@@ -1,6 +1,7 @@
 //! What only a command line needs: arguments, progress, the closing summary, exit status.
 
 mod arguments;
+mod config;
 mod data;
 mod dequantize;
 mod diff;
@@ -11,6 +12,7 @@ mod granularity;
 mod hint;
 pub(crate) mod inspect;
 mod lint;
+mod pages;
 mod progress;
 mod report;
 mod shown;
@@ -48,7 +50,7 @@ pub(crate) use system::Alloc;
 pub(crate) fn main(words: Vec<OsString>) -> ExitCode {
     system::return_freed_memory();
     system::install();
-    let command = match parse(words.clone()) {
+    let command = match parse(&words) {
         Ok(command) => command,
         // Prints help, version or what is wrong, and ends the program with the status that goes with it.
         Err(error) => error.exit(),
@@ -70,8 +72,29 @@ const NOTHING_TO_QUANTIZE: u8 = 3;
 /// Options that contradict each other, as for what the parser of the command line refuses.
 const WRONG_USAGE: u8 = 2;
 
+/// Options that say nothing together, found after the parser of the command line.
+#[derive(Debug)]
+struct Usage(String);
+
+impl Usage {
+    fn new(text: impl Into<String>) -> anyhow::Error {
+        anyhow::Error::new(Usage(text.into()))
+    }
+}
+
+impl std::error::Error for Usage {}
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// The exit status that goes with an error.
 fn exit_status(error: &anyhow::Error) -> ExitCode {
+    if error.is::<Usage>() {
+        return ExitCode::from(WRONG_USAGE);
+    }
     match error.downcast_ref::<onnx_osplus::Error>() {
         Some(onnx_osplus::Error::NothingToQuantize(_)) => ExitCode::from(NOTHING_TO_QUANTIZE),
         Some(onnx_osplus::Error::Options(_)) => ExitCode::from(WRONG_USAGE),
@@ -144,13 +167,49 @@ pub(crate) fn catch_panics<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
 fn run(command: &Command, words: &[OsString]) -> Result<ExitCode> {
     match command {
         Command::Quantize(arguments) => quantize(arguments, words).map(|()| ExitCode::SUCCESS),
+        Command::Several(all) => several(all, words),
+        Command::PrintConfig(text) => {
+            print(text);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Completions(arguments) => {
+            pages::completions(arguments);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Man(arguments) => pages::manual(arguments).map(|()| ExitCode::SUCCESS),
         Command::Dequantize(arguments) => dequantize::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Diff(arguments) => diff::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
         Command::Lint(arguments) => lint::run(arguments),
-        Command::Text(arguments) => text::run(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Text(arguments) => text::run(arguments),
         Command::Verify(arguments) => verify::run(arguments),
     }
+}
+
+/// Every model of a file of settings, one after the other. One that fails does not keep the others; its exit status, or
+/// that of the first, is the program's.
+fn several(all: &[Arguments], words: &[OsString]) -> Result<ExitCode> {
+    let mut files = Files::default();
+    for (index, arguments) in all.iter().enumerate() {
+        let number = index + 1;
+        files.writes(&format!("OUT of model {number}"), &arguments.output, true)?;
+        for path in &arguments.report {
+            files.writes(&format!("--report of model {number}"), path, true)?;
+        }
+    }
+    let mut status = None;
+    for (index, arguments) in all.iter().enumerate() {
+        system::begin_another();
+        let of = format!("model {} of {}", index + 1, all.len());
+        if !arguments.quiet {
+            print(&format!("== {of}: {}\n", shown::path(&arguments.input)));
+        }
+        if let Err(error) = quantize(arguments, words) {
+            say(&format!("{of}: {}", message(&error)));
+            status.get_or_insert(exit_status(&error));
+        }
+    }
+    Ok(status.unwrap_or(ExitCode::SUCCESS))
 }
 
 /// Checks that a `--json` can be written.
@@ -249,6 +308,11 @@ pub(crate) fn quantize_with(
     report.notes.extend(left_over(&saved));
     if !arguments.report.is_empty() {
         report.command = Some(report::command(words));
+        report.config = arguments
+            .config
+            .as_ref()
+            .map(|path| path.display().to_string());
+        report.arguments = arguments.effective.clone();
         report.files = Some(report::files(arguments, sizes));
         report.digests = report::digests(provenance, &arguments.output)?;
         if streamed {

@@ -223,6 +223,11 @@ pub(super) fn return_freed_memory() {
     }
 }
 
+/// Forgets it: another OUT is to be made.
+pub(super) fn begin_another() {
+    WRITTEN.store(false, Ordering::Relaxed);
+}
+
 /// Takes over what the system would do by itself. To be called before there is a second thread.
 #[cfg(unix)]
 pub(super) fn install() {
