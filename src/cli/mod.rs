@@ -16,6 +16,7 @@ mod pages;
 mod progress;
 mod report;
 mod shown;
+mod stats;
 mod streaming;
 mod summary;
 mod system;
@@ -181,6 +182,9 @@ fn run(command: &Command, words: &[OsString]) -> Result<ExitCode> {
         Command::Diff(arguments) => diff::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
         Command::Lint(arguments) => lint::run(arguments),
+        Command::Stats(arguments) => {
+            stats::run(arguments, &Terminal::new(arguments.quiet)).map(|()| ExitCode::SUCCESS)
+        }
         Command::Text(arguments) => text::run(arguments),
         Command::Verify(arguments) => verify::run(arguments),
     }
@@ -340,6 +344,10 @@ fn check_files(arguments: &Arguments) -> Result<Files> {
     if arguments.external_data {
         files.writes_data_of(&arguments.output, arguments.force)?;
     }
+    arguments
+        .stats
+        .iter()
+        .for_each(|path| files.reads_statistics(path));
     for path in &arguments.report {
         files.writes("--report", path, arguments.force)?;
     }
