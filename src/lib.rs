@@ -10,7 +10,7 @@
 //!
 //! [`run`] is the whole job; the modules it goes through are the chapters of the program, in the order of the data:
 //! [`onnx`] reads the file, [`graph`] indexes it, [`recognise`] finds norms and Linears in any export form, [`site`]
-//! pairs them up, [`calibrate`] runs the model on real data, [`solve`] finds shift and scale, [`rewrite`] folds them
+//! pairs them up, [`prepare`] makes inputs of text, [`calibrate`] runs the model on real data, [`solve`] finds shift and scale, [`rewrite`] folds them
 //! into the constants and quantizes by the rules of a [`target`], [`review`] checks the result and says what was done.
 //!
 //! [`Quantizer`] is the shortest way to use it; `examples/quantize.rs` shows the whole job of a program.
@@ -23,6 +23,7 @@ pub mod graph;
 pub mod onnx;
 mod options;
 mod pipeline;
+pub mod prepare;
 pub mod progress;
 mod quantizer;
 pub mod recognise;

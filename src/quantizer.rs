@@ -6,6 +6,7 @@ use regex::Regex;
 
 use crate::calibrate::{CalibSource, Dataset, Engine, TractEngine};
 use crate::onnx::{self, Model, SaveOptions, SaveSummary, SourceFiles};
+use crate::prepare::Settings;
 use crate::progress::{NoProgress, Progress};
 use crate::review::{Provenance, Report};
 use crate::solve::Method;
@@ -44,6 +45,7 @@ pub struct Quantizer<'a> {
     engine: &'a dyn Engine,
     progress: &'a dyn Progress,
     source: Option<&'a SourceFiles>,
+    prepare: Settings,
 }
 
 impl<'a> Quantizer<'a> {
@@ -55,6 +57,7 @@ impl<'a> Quantizer<'a> {
             engine: &TractEngine,
             progress: &NoProgress,
             source: None,
+            prepare: Settings::default(),
         }
     }
 
@@ -144,8 +147,14 @@ impl<'a> Quantizer<'a> {
         self
     }
 
+    /// How text becomes inputs: tokenizer, columns, length, number of rows.
+    pub fn prepare(mut self, settings: Settings) -> Self {
+        self.prepare = settings;
+        self
+    }
+
     /// Opens calibration data: a `.npz` file whose arrays have the names of the model's inputs, a `.npy` file for a model
-    /// with one input, a folder of such files, or a folder of ONNX test data.
+    /// with one input, a folder of such files, or a folder of ONNX test data; or text ([`Quantizer::prepare`]).
     ///
     /// # Errors
     /// Settings that contradict each other; data that does not suit the model.
@@ -160,7 +169,7 @@ impl<'a> Quantizer<'a> {
     /// Those of [`Quantizer::calibrate`].
     pub fn calibrate_from(self, sources: &[CalibSource]) -> Result<CalibratedQuantizer<'a>, Error> {
         self.options.validate()?;
-        let data = Dataset::open(self.model, sources, BATCH)?;
+        let data = Dataset::open_with(self.model, sources, BATCH, &self.prepare)?;
         Ok(CalibratedQuantizer {
             job: self,
             data: Data::Owned(data),
@@ -207,6 +216,7 @@ impl CalibratedQuantizer<'_> {
             engine,
             progress,
             source,
+            ..
         } = &self.job;
         let data = self.data();
         let (mut result, report) = run(model, data, *engine, options, *progress)?;

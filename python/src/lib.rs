@@ -1,15 +1,175 @@
-//! The Python package: a thin layer over the library.
+//! The Python package: the command line and its jobs as functions. `onnx_osplus/*.py` make files of what Python has, and objects of
+//! what comes back.
 
+// The same source as the program's, so that a wheel holds one copy of everything.
+#[path = "../../src/cli/mod.rs"]
+mod cli;
+mod job;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use onnx_osplus::calibrate::{Dim, model_inputs, type_name};
+use onnx_osplus::review::diff::{Style, diff as compare};
+use onnx_osplus::target::Target;
+use onnx_osplus::target::lint::lint as findings;
+use onnx_osplus::{graph, onnx, review};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-/// The version of the package.
+use cli::Command;
+use job::{Error, run};
+
+#[global_allocator]
+static ALLOC: cli::Alloc = cli::Alloc;
+
+/// The program. The words are those of the command line; what comes back is the exit status.
 #[pyfunction]
-fn version() -> &'static str {
-    env!("CARGO_PKG_VERSION")
+fn main(py: Python<'_>, words: Vec<OsString>) -> u8 {
+    let status = py.detach(|| cli::main(words));
+    // A status does not tell its number, but it can be compared.
+    (0..=u8::MAX)
+        .find(|&n| ExitCode::from(n) == status)
+        .unwrap_or(1)
+}
+
+/// The main job. Gives the report as JSON and as a page, and as text what the command line prints.
+#[pyfunction]
+fn quantize(
+    py: Python<'_>,
+    words: Vec<OsString>,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<(String, String, String)> {
+    run(py, progress, move |progress| {
+        let Command::Quantize(arguments) = parse(&words)? else {
+            return Err(Error::usage("IN, OUT and calibration data are needed"));
+        };
+        let done = cli::quantize_with(&arguments, &words, progress)?;
+        let json = serde_json::to_string(&done.report).map_err(anyhow::Error::from)?;
+        Ok((json, review::html(&done.report), done.text(false)))
+    })
+}
+
+/// How far one model is from another, as JSON.
+#[pyfunction]
+fn verify(py: Python<'_>, words: Vec<OsString>, progress: Option<Py<PyAny>>) -> PyResult<String> {
+    run(py, progress, move |progress| {
+        let Command::Verify(arguments) = parse(&words)? else {
+            return Err(Error::usage("two models and data are needed"));
+        };
+        let result = cli::verify::compare(&arguments, progress)?;
+        Ok(serde_json::to_string(&result).map_err(anyhow::Error::from)?)
+    })
+}
+
+/// What is seen in a model, as JSON.
+#[pyfunction]
+fn inspect(py: Python<'_>, words: Vec<OsString>, progress: Option<Py<PyAny>>) -> PyResult<String> {
+    run(py, progress, move |progress| {
+        let Command::Inspect(arguments) = parse(&words)? else {
+            return Err(Error::usage("a model is needed"));
+        };
+        let anatomy = cli::inspect::look(&arguments, progress)?;
+        Ok(serde_json::to_string(&anatomy).map_err(anyhow::Error::from)?)
+    })
+}
+
+/// What a runtime would make of a file, as JSON.
+#[pyfunction]
+fn lint(py: Python<'_>, model: PathBuf, target: &str) -> PyResult<String> {
+    let names = Target::ALL.map(|target| target.profile().name);
+    let target = Target::named(target).ok_or_else(|| {
+        PyValueError::new_err(format!(
+            "no target `{target}`; there are {}",
+            names.join(", ")
+        ))
+    })?;
+    run(py, None, move |_| {
+        let model = onnx::load(&model).map_err(anyhow::Error::from)?;
+        graph::check(&model).map_err(|e| anyhow::Error::from(onnx_osplus::Error::from(e)))?;
+        Ok(serde_json::to_string(&findings(&model, target)).map_err(anyhow::Error::from)?)
+    })
+}
+
+/// What differs between two models: as JSON, as text, and counted.
+#[pyfunction]
+fn diff(
+    py: Python<'_>,
+    before: PathBuf,
+    after: PathBuf,
+) -> PyResult<(bool, String, String, String)> {
+    run(py, None, move |_| {
+        let before = onnx::load(&before).map_err(anyhow::Error::from)?;
+        let after = onnx::load(&after).map_err(anyhow::Error::from)?;
+        let found = compare(&before, &after);
+        let style = Style {
+            full: false,
+            color: false,
+            ask_for_all: None,
+            width: None,
+        };
+        Ok((
+            found.is_empty(),
+            found.json().to_string(),
+            found.text(style),
+            found.stat(style),
+        ))
+    })
+}
+
+/// Name, type and shape of an input; a size is a number, a name, or nothing.
+type Input = (String, String, Option<Vec<Option<Size>>>);
+
+#[derive(IntoPyObject)]
+enum Size {
+    Fixed(usize),
+    Named(String),
+}
+
+/// The inputs of a model.
+#[pyfunction]
+fn inputs(py: Python<'_>, model: PathBuf) -> PyResult<Vec<Input>> {
+    run(py, None, move |_| {
+        let model = onnx::load(&model).map_err(anyhow::Error::from)?;
+        let inputs = model_inputs(&model).map_err(anyhow::Error::from)?;
+        let size = |dim: Dim| match dim {
+            Dim::Fixed(size) => Some(Size::Fixed(size)),
+            Dim::Named(name) => Some(Size::Named(name)),
+            Dim::Any => None,
+        };
+        let input = inputs.into_iter().map(|input| {
+            let shape = input.shape.map(|dims| dims.into_iter().map(size).collect());
+            (input.name, type_name(input.dtype), shape)
+        });
+        Ok(input.collect())
+    })
+}
+
+fn parse(words: &[OsString]) -> Result<Command, Error> {
+    cli::parse(words.to_vec()).map_err(|error| {
+        let text = error.to_string();
+        let text = text.strip_prefix("error: ").unwrap_or(&text);
+        // What follows is how the command line is used.
+        Error::usage(text.split("\n\nUsage:").next().unwrap_or(text).trim_end())
+    })
 }
 
 /// What the Python files of the package import.
 #[pymodule]
 fn _onnx_osplus(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_function(wrap_pyfunction!(version, module)?)
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add("OsplusError", module.py().get_type::<job::OsplusError>())?;
+    module.add("UsageError", module.py().get_type::<job::UsageError>())?;
+    module.add(
+        "NothingToQuantize",
+        module.py().get_type::<job::NothingToQuantize>(),
+    )?;
+    module.add_function(wrap_pyfunction!(main, module)?)?;
+    module.add_function(wrap_pyfunction!(quantize, module)?)?;
+    module.add_function(wrap_pyfunction!(verify, module)?)?;
+    module.add_function(wrap_pyfunction!(inspect, module)?)?;
+    module.add_function(wrap_pyfunction!(lint, module)?)?;
+    module.add_function(wrap_pyfunction!(diff, module)?)?;
+    module.add_function(wrap_pyfunction!(inputs, module)?)
 }

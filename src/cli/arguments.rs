@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use onnx_osplus::calibrate::{CalibSource, MAX_THREADS};
+use onnx_osplus::prepare::Settings;
 use onnx_osplus::rewrite::WeightStorage;
 use onnx_osplus::solve::Method;
 use onnx_osplus::target::Target;
@@ -13,6 +14,7 @@ use onnx_osplus::{AttentionMode, Embeddings, KeepFloat, Options};
 use regex::Regex;
 
 use super::config;
+use super::data::DataArguments;
 use super::granularity::Granularities;
 use super::streaming::StreamingName;
 
@@ -23,6 +25,7 @@ use super::streaming::StreamingName;
 /// result against the original on data that was held out, and writes OUT.
 #[derive(Debug, Parser)]
 #[command(
+    name = "onnx-osplus",
     version,
     max_term_width = 100,
     args_conflicts_with_subcommands = true,
@@ -72,10 +75,15 @@ pub(crate) struct Arguments {
     pub output: PathBuf,
 
     /// Calibration data: a .npy file for the one input that is not filled in by itself (or NAME=FILE.npy), a .npz
-    /// file whose array names are input names, a folder of such files, or a folder of ONNX test data (input_0.pb).
-    /// May be given several times [example: --calib data.npz] [example: --calib input_ids=ids.npy]
+    /// file whose array names are input names, a folder of such files, or a folder of ONNX test data (input_0.pb); or text,
+    /// a line or a row of a table each: .txt, .jsonl, .csv, .tsv, .json, .parquet.
+    /// May be given several times [example: --calib sentences.txt] [example: --calib data.npz] [example: --calib
+    /// input_ids=ids.npy]
     #[arg(long, value_name = "[NAME=]PATH", required = true)]
     pub calib: Vec<OsString>,
+
+    #[command(flatten)]
+    pub data: DataArguments,
 
     /// The runtime that will load OUT: ONNX Runtime (uint8 activations), TensorRT or OpenVINO (int8 activations, symmetric),
     /// or a form that all of them run [example: --target portable]
@@ -279,24 +287,18 @@ pub(super) fn command() -> clap::Command {
     CommandLine::command()
 }
 
-/// Reads the arguments; prints help, version or a usage error and exits where that is all there is to do.
-pub(crate) fn parse() -> Command {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this is the program, and these are its arguments"
-    )]
-    let words: Vec<OsString> = std::env::args_os().collect();
-    parse_words(&words).unwrap_or_else(|error| error.exit())
-}
-
-fn parse_words(words: &[OsString]) -> Result<Command, clap::Error> {
+/// Reads the words of a command line, of which the first is the name of the program.
+///
+/// # Errors
+/// Wrong usage; also where help or the version is asked for.
+pub(crate) fn parse(words: Vec<OsString>) -> Result<Command, clap::Error> {
     // With a file of settings, the command line need not have what it has to have otherwise.
     let mut lenient = command().mut_args(|arg| arg.required(false));
-    let given = lenient.try_get_matches_from_mut(words);
+    let given = lenient.try_get_matches_from_mut(&words);
     let file = given.ok().filter(|m| m.subcommand().is_none());
     match file.and_then(|m| Some((m.get_one::<PathBuf>("config")?.clone(), m))) {
-        Some((file, given)) => from_file(words, &lenient, &given, &file),
-        None => without_file(words),
+        Some((file, given)) => from_file(&words, &lenient, &given, &file),
+        None => without_file(&words),
     }
 }
 
@@ -380,6 +382,11 @@ impl Arguments {
     /// The calibration data, each with the input it is for, if named.
     pub(crate) fn sources(&self) -> Vec<CalibSource> {
         self.calib.iter().map(|text| source(text)).collect()
+    }
+
+    /// How text among the data becomes inputs.
+    pub(crate) fn settings(&self) -> Settings {
+        self.data.settings(&self.input)
     }
 
     /// Of the bytes of IN, as many as the result will have at the very least.

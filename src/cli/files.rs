@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use onnx_osplus::calibrate::CalibSource;
 use onnx_osplus::onnx::{self, output, save};
+use onnx_osplus::prepare::Settings;
 
 use super::shown;
 
@@ -53,9 +54,13 @@ impl Files {
     }
 
     /// Calibration data: files, and what is in folders and the folders inside of them.
-    pub(super) fn reads_data(&mut self, sources: &[CalibSource]) {
+    pub(super) fn reads_data(&mut self, sources: &[CalibSource], settings: &Settings) {
         for source in sources {
             self.reads_below(&source.path, 2);
+        }
+        // Whether they are needed is known when the data are read; that they are not overwritten, is right anyway.
+        for file in settings.files() {
+            self.reads("the configuration of the model", &file);
         }
     }
 
@@ -214,7 +219,7 @@ mod tests {
         let mut files = Files::default();
         files.reads_model("IN", &at("in.onnx"));
         let path = at("data");
-        files.reads_data(&[CalibSource { name: None, path }]);
+        files.reads_data(&[CalibSource { name: None, path }], &Settings::default());
         fs::hard_link(at("in.onnx"), at("hard.onnx")).unwrap();
         let mut names = vec![
             "in.onnx",

@@ -1,6 +1,7 @@
 //! What to do about an error on the command line. The library's errors speak of its settings; here they get their flags.
 
 use onnx_osplus::calibrate::{CalibError, EngineError};
+use onnx_osplus::prepare::{PrepareError, Setting};
 use onnx_osplus::rewrite::RewriteError;
 use onnx_osplus::{Error, OptionsError};
 
@@ -50,10 +51,18 @@ pub(super) fn hint(error: &Error) -> Option<String> {
 }
 
 /// How a file is given to an input.
-fn data(error: &CalibError) -> Option<String> {
+pub(super) fn data(error: &CalibError) -> Option<String> {
     match error {
         CalibError::Ambiguous { file, .. } => Some(format!("--calib NAME={}", file.display())),
         CalibError::Missing { missing, .. } => Some(format!("--calib {missing}=FILE.npy")),
+        CalibError::Prepare(PrepareError::Needs { setting, .. }) => Some(
+            match setting {
+                Setting::Tokenizer => "--tokenizer DIR, or --tokenizer FILE.json",
+                Setting::Columns => "--column NAME; for pairs --column NAME --column NAME",
+                Setting::MaxLength => "--max-length TOKENS",
+            }
+            .to_owned(),
+        ),
         _ => None,
     }
 }

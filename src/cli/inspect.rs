@@ -11,10 +11,12 @@ use clap::{Args, value_parser};
 use onnx_osplus::Options;
 use onnx_osplus::calibrate::{Dataset, TractEngine};
 use onnx_osplus::onnx;
+use onnx_osplus::progress::Progress;
 use onnx_osplus::review::{Anatomy, PROVENANCE, SiteFacts};
 use onnx_osplus::target::Target;
 
 use super::arguments::{parse_batch, parse_threads, source, targets};
+use super::data::DataArguments;
 use super::figures::{counted, token_row};
 use super::files::Files;
 use super::form::{long_form, short_form};
@@ -43,6 +45,9 @@ pub(crate) struct Arguments {
     /// outliers [example: --calib data.npz] [example: --calib input_ids=ids.npy]
     #[arg(long, value_name = "[NAME=]PATH")]
     calib: Vec<OsString>,
+
+    #[command(flatten)]
+    data: DataArguments,
 
     /// The runtime whose way of quantizing the damage is computed for [example: --target portable]
     #[arg(long, value_name = "TARGET", default_value = Target::Ort.profile().name, value_parser = targets())]
@@ -80,30 +85,7 @@ pub(crate) struct Arguments {
 
 /// Looks at the model and prints what there is.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let terminal = Terminal::new(false);
-    let sources: Vec<_> = arguments.calib.iter().map(|text| source(text)).collect();
-    let mut files = Files::default();
-    files.reads_model("MODEL", &arguments.model);
-    files.reads_data(&sources);
-    super::begin(&mut files, arguments.json.as_deref(), arguments.force)?;
-    let (model, source) = onnx::load_with_source(&arguments.model)?;
-    let data = match sources.is_empty() {
-        true => None,
-        false => Some(Dataset::open(&model, &sources, arguments.batch)?),
-    };
-    let digest = data.as_ref().map(Dataset::digest);
-    let options = Options {
-        target: arguments.target,
-        weight_bits: arguments.weight_bits,
-        activation_bits: arguments.activation_bits,
-        threads: arguments.threads,
-        ..Options::default()
-    };
-    let anatomy = onnx_osplus::anatomy(&model, data.as_ref(), &TractEngine, &options, &terminal)?;
-    if let (Some(data), Some(digest)) = (&data, &digest) {
-        super::check_data(data, digest, &sources)?;
-    }
-    source.check_unchanged()?;
+    let anatomy = look(arguments, &Terminal::new(false))?;
     if !super::write_json(arguments.json.as_deref(), arguments.force, &anatomy)? {
         let text = text(
             &anatomy,
@@ -114,6 +96,40 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
         super::print(&text);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is seen in the model.
+pub(crate) fn look(arguments: &Arguments, progress: &dyn Progress) -> Result<Anatomy> {
+    let sources: Vec<_> = arguments.calib.iter().map(|text| source(text)).collect();
+    let mut files = Files::default();
+    files.reads_model("MODEL", &arguments.model);
+    let settings = arguments.data.settings(&arguments.model);
+    files.reads_data(&sources, &settings);
+    super::begin(&mut files, arguments.json.as_deref(), arguments.force)?;
+    let (model, source) = onnx::load_with_source(&arguments.model)?;
+    let data = match sources.is_empty() {
+        true => None,
+        false => Some(Dataset::open_with(
+            &model,
+            &sources,
+            arguments.batch,
+            &settings,
+        )?),
+    };
+    let digest = data.as_ref().map(Dataset::digest);
+    let options = Options {
+        target: arguments.target,
+        weight_bits: arguments.weight_bits,
+        activation_bits: arguments.activation_bits,
+        threads: arguments.threads,
+        ..Options::default()
+    };
+    let anatomy = onnx_osplus::anatomy(&model, data.as_ref(), &TractEngine, &options, progress)?;
+    if let (Some(data), Some(digest)) = (&data, &digest) {
+        super::check_data(data, digest, &sources)?;
+    }
+    source.check_unchanged()?;
+    Ok(anatomy)
 }
 
 fn text(anatomy: &Anatomy, path: &Path, verbose: bool, width: Option<usize>) -> String {

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod config;
+mod data;
 mod dequantize;
 mod diff;
 mod figures;
@@ -9,7 +10,7 @@ mod files;
 mod form;
 mod granularity;
 mod hint;
-mod inspect;
+pub(crate) mod inspect;
 mod lint;
 mod pages;
 mod progress;
@@ -20,8 +21,9 @@ mod summary;
 mod system;
 mod table;
 mod text;
-mod verify;
+pub(crate) mod verify;
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
@@ -37,10 +39,32 @@ use onnx_osplus::review::Provenance;
 use arguments::Arguments;
 pub(crate) use arguments::{Command, parse};
 use files::Files;
+use onnx_osplus::progress::Progress;
+use onnx_osplus::review::Report;
 use progress::Terminal;
 use shown::print;
-pub(crate) use shown::say;
-pub(crate) use system::{Alloc, end_if_signalled, install};
+use shown::say;
+pub(crate) use system::Alloc;
+
+/// The whole program. `words` are those of the command line; the first is the name of the program.
+pub(crate) fn main(words: Vec<OsString>) -> ExitCode {
+    system::return_freed_memory();
+    system::install();
+    let command = match parse(words.clone()) {
+        Ok(command) => command,
+        // Prints help, version or what is wrong, and ends the program with the status that goes with it.
+        Err(error) => error.exit(),
+    };
+    let done = catch_panics(|| run(&command, &words));
+    system::end_if_signalled();
+    match done {
+        Ok(status) => status,
+        Err(error) => {
+            say(&message(&error));
+            exit_status(&error)
+        }
+    }
+}
 
 /// Nothing could be quantized: not a failure of the tool, but nothing to deploy either.
 const NOTHING_TO_QUANTIZE: u8 = 3;
@@ -67,7 +91,7 @@ impl std::fmt::Display for Usage {
 }
 
 /// The exit status that goes with an error.
-pub(crate) fn exit_status(error: &anyhow::Error) -> ExitCode {
+fn exit_status(error: &anyhow::Error) -> ExitCode {
     if error.is::<Usage>() {
         return ExitCode::from(WRONG_USAGE);
     }
@@ -78,17 +102,24 @@ pub(crate) fn exit_status(error: &anyhow::Error) -> ExitCode {
     }
 }
 
-/// The text of an error, with the flags that help on a line of their own. It holds its causes already.
-pub(crate) fn message(error: &anyhow::Error) -> String {
-    let hint = error
-        .downcast_ref::<onnx_osplus::Error>()
-        .and_then(hint::hint);
-    let mut text = format!("error: {}", error_text(error));
-    if let Some(hint) = hint {
-        text += &format!("\nhint: {}", onnx::shown(&hint));
-    }
+/// The text of an error as the command line says it.
+fn message(error: &anyhow::Error) -> String {
+    let mut text = format!("error: {}", explain(error));
     if system::is_written() {
         text += &format!("\n{}", system::OUT_IS_WRITTEN.trim_end());
+    }
+    text
+}
+
+/// The text of an error, with the flags that help on a line of their own. It holds its causes already.
+pub(crate) fn explain(error: &anyhow::Error) -> String {
+    let hint = error
+        .downcast_ref::<onnx_osplus::Error>()
+        .and_then(hint::hint)
+        .or_else(|| hint::data(error.downcast_ref::<CalibError>()?));
+    let mut text = error_text(error);
+    if let Some(hint) = hint {
+        text += &format!("\nhint: {}", onnx::shown(&hint));
     }
     text
 }
@@ -114,7 +145,7 @@ fn error_text(error: &anyhow::Error) -> String {
 ///
 /// The engine panics on some models, which the library catches and explains. The usual text of a panic would be
 /// printed all the same, before that explanation, so it is kept back here and shown only if nothing else caught it.
-pub(crate) fn catch_panics(work: impl FnOnce() -> Result<ExitCode>) -> Result<ExitCode> {
+pub(crate) fn catch_panics<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     static LAST: Mutex<String> = Mutex::new(String::new());
     std::panic::set_hook(Box::new(|info| {
         *LAST.lock().unwrap_or_else(PoisonError::into_inner) = info.to_string();
@@ -133,10 +164,10 @@ pub(crate) fn catch_panics(work: impl FnOnce() -> Result<ExitCode>) -> Result<Ex
 }
 
 /// Does what the user wants; the exit status says how it went.
-pub(crate) fn run(command: &Command) -> Result<ExitCode> {
+fn run(command: &Command, words: &[OsString]) -> Result<ExitCode> {
     match command {
-        Command::Quantize(arguments) => quantize(arguments).map(|()| ExitCode::SUCCESS),
-        Command::Several(all) => several(all),
+        Command::Quantize(arguments) => quantize(arguments, words).map(|()| ExitCode::SUCCESS),
+        Command::Several(all) => several(all, words),
         Command::PrintConfig(text) => {
             print(text);
             Ok(ExitCode::SUCCESS)
@@ -157,7 +188,7 @@ pub(crate) fn run(command: &Command) -> Result<ExitCode> {
 
 /// Every model of a file of settings, one after the other. One that fails does not keep the others; its exit status, or
 /// that of the first, is the program's.
-fn several(all: &[Arguments]) -> Result<ExitCode> {
+fn several(all: &[Arguments], words: &[OsString]) -> Result<ExitCode> {
     let mut files = Files::default();
     for (index, arguments) in all.iter().enumerate() {
         let number = index + 1;
@@ -173,7 +204,7 @@ fn several(all: &[Arguments]) -> Result<ExitCode> {
         if !arguments.quiet {
             print(&format!("== {of}: {}\n", shown::path(&arguments.input)));
         }
-        if let Err(error) = quantize(arguments) {
+        if let Err(error) = quantize(arguments, words) {
             say(&format!("{of}: {}", message(&error)));
             status.get_or_insert(exit_status(&error));
         }
@@ -189,19 +220,53 @@ fn begin(files: &mut Files, json: Option<&Path>, force: bool) -> Result<()> {
     Ok(())
 }
 
-/// The main job: read IN, migrate and quantize it, write OUT, say what was done.
-fn quantize(arguments: &Arguments) -> Result<()> {
+/// What the main job did.
+pub(crate) struct Done {
+    pub(crate) report: Report,
+    pub(crate) saved: SaveSummary,
+    /// Bytes of IN and OUT.
+    sizes: (u64, u64),
+}
+
+impl Done {
+    /// What is said of it.
+    pub(crate) fn text(&self, verbose: bool) -> String {
+        summary::summary(&self.report, self.sizes, verbose)
+    }
+}
+
+/// The main job on the command line.
+fn quantize(arguments: &Arguments, words: &[OsString]) -> Result<()> {
+    let terminal = Terminal::new(arguments.quiet);
+    let done = quantize_with(arguments, words, &terminal)?;
+    if !arguments.quiet {
+        let text = done.text(arguments.verbose);
+        print_summary(&text, &arguments.output, &done.saved);
+    }
+    Ok(())
+}
+
+/// The main job: read IN, migrate and quantize it, write OUT and the reports. `words` are what asked for it.
+pub(crate) fn quantize_with(
+    arguments: &Arguments,
+    words: &[OsString],
+    progress: &dyn Progress,
+) -> Result<Done> {
     let start = Instant::now();
     let options = arguments.options();
     // What is wrong usage must not depend on what files there are.
     options.validate().map_err(onnx_osplus::Error::from)?;
     let files = check_files(arguments)?;
-    let terminal = Terminal::new(arguments.quiet);
 
     let (original, source) = onnx::load_with_source(&arguments.input)?;
     let loaded = start.elapsed().as_secs_f64();
     onnx_osplus::check_quantizable(&original)?;
-    let data = Dataset::open(&original, &arguments.sources(), arguments.batch)?;
+    let data = Dataset::open_with(
+        &original,
+        &arguments.sources(),
+        arguments.batch,
+        &arguments.settings(),
+    )?;
     let calibration = data.digest();
     let opened = start.elapsed().as_secs_f64();
     let streaming::Outcome {
@@ -213,7 +278,7 @@ fn quantize(arguments: &Arguments) -> Result<()> {
         (&original, &source),
         (&data, &calibration),
         &options,
-        &terminal,
+        progress,
     )?;
 
     let saving = Instant::now();
@@ -242,35 +307,33 @@ fn quantize(arguments: &Arguments) -> Result<()> {
     let sizes = (source.len(), saved.bytes + saved.external_bytes);
     report.notes.extend(left_over(&saved));
     if !arguments.report.is_empty() {
-        report.command = Some(report::command());
-        report.config = arguments
-            .config
-            .as_ref()
-            .map(|path| path.display().to_string());
+        report.command = Some(report::command(words));
+        let path = arguments.config.as_ref();
+        report.config = path.map(|path| path.display().to_string());
         report.arguments = arguments.effective.clone();
         report.files = Some(report::files(arguments, sizes));
         report.digests = report::digests(provenance, &arguments.output)?;
         if streamed {
             report.notes.push("the error of every Linear was not measured: that takes the memory of the whole model".to_owned());
         } else if !arguments.no_layers {
-            report::layers(&mut report, (&original, &model), &data, &options, &terminal);
+            report::layers(&mut report, (&original, &model), &data, &options, progress);
         }
         for path in &arguments.report {
             report::write(path, arguments.force, &report)?;
         }
     }
-    if !arguments.quiet {
-        let text = summary::summary(&report, sizes, arguments.verbose);
-        print_summary(&text, &arguments.output, &saved);
-    }
-    Ok(())
+    Ok(Done {
+        report,
+        saved,
+        sizes,
+    })
 }
 
 /// Refuses what would be lost work or lost files.
 fn check_files(arguments: &Arguments) -> Result<Files> {
     let mut files = Files::default();
     files.reads_model("IN", &arguments.input);
-    files.reads_data(&arguments.sources());
+    files.reads_data(&arguments.sources(), &arguments.settings());
     files.writes("OUT", &arguments.output, arguments.force)?;
     if arguments.external_data {
         files.writes_data_of(&arguments.output, arguments.force)?;

@@ -1,6 +1,7 @@
 //! `--report`: what only the command line knows is added to the account of a run, and it is written.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::Path;
 
@@ -16,12 +17,8 @@ use onnx_osplus::review::{
 use super::Arguments;
 
 /// The command that this program was started with, as a shell would read it.
-pub(super) fn command() -> String {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this is the program, and the report says how it was started"
-    )]
-    let words = std::env::args_os().map(|word| quoted(&word.to_string_lossy()));
+pub(super) fn command(words: &[OsString]) -> String {
+    let words = words.iter().map(|word| quoted(&word.to_string_lossy()));
     words.collect::<Vec<_>>().join(" ")
 }
 

@@ -58,7 +58,7 @@ pub(super) fn path(path: &Path) -> String {
 }
 
 /// Writes a line to the standard error. A reader who has gone away, or a full disk, is no reason to stop.
-pub(crate) fn say(line: &str) {
+pub(super) fn say(line: &str) {
     let mut err = std::io::stderr().lock();
     let _ = writeln!(err, "{line}").and_then(|()| err.flush());
 }

@@ -211,9 +211,26 @@ pub(super) fn begin_another() {
     WRITTEN.store(false, Ordering::Relaxed);
 }
 
+/// Tells glibc to give large blocks back when they are freed.
+///
+/// Left alone, it takes the size of the first large block that is freed as a sign that such blocks are common, and
+/// keeps them from then on, in an arena per thread. Here they are weights and activations of one plan after the other,
+/// and what was kept of one was seldom of use to the next: with these settings a model with a wide output took 190 MB
+/// instead of 300 MB, MiniLM-L6 345 MB instead of 390 MB, in the same time.
+pub(super) fn return_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: glibc's own function with its own constants, called before there is a second thread. What it refuses, it
+    // leaves as it was.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 4 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 32 << 20);
+    }
+}
+
 /// Takes over what the system would do by itself. To be called before there is a second thread.
 #[cfg(unix)]
-pub(crate) fn install() {
+pub(super) fn install() {
     await_signals();
     let_one_thread_speak();
     #[cfg(target_os = "linux")]
@@ -221,7 +238,7 @@ pub(crate) fn install() {
 }
 
 #[cfg(not(unix))]
-pub(crate) fn install() {}
+pub(super) fn install() {}
 
 /// The thread that waits for signals, if there is one, and its answers.
 #[cfg(unix)]
@@ -238,7 +255,7 @@ const ASK: libc::c_int = libc::SIGUSR2;
 /// Returns if no signal came that is to end the program: then what follows is done. Else the program ends here, and not
 /// behind work that happened to be faster than the thread that was woken by the signal.
 #[cfg(unix)]
-pub(crate) fn end_if_signalled() {
+pub(super) fn end_if_signalled() {
     if let Some((thread, answers)) = LISTENER.get() {
         let answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the thread never ends before the process does.
@@ -251,7 +268,7 @@ pub(crate) fn end_if_signalled() {
 
 /// There is nothing to be asked.
 #[cfg(not(unix))]
-pub(crate) fn end_if_signalled() {}
+pub(super) fn end_if_signalled() {}
 
 /// SIGINT, SIGTERM and SIGHUP go to a thread of their own, which removes temporary files and ends the program. They stay
 /// ignored where whoever started this program had them ignored (nohup).

@@ -10,12 +10,14 @@ use anyhow::Result;
 use clap::Args;
 use onnx_osplus::calibrate::{Dataset, TractEngine};
 use onnx_osplus::onnx;
+use onnx_osplus::progress::Progress;
 use onnx_osplus::review::{
     Energy, LAYER_TOKENS, LayerError, OutputError, Verification, VerifyError, VerifyOptions,
     VerifyRows, verify,
 };
 
 use super::arguments::{parse_batch, parse_threads, source};
+use super::data::DataArguments;
 use super::files::Files;
 use super::progress::Terminal;
 use super::shown::Lines;
@@ -48,6 +50,9 @@ pub(crate) struct Arguments {
     /// [example: --calib heldout.npz] [example: --calib input_ids=ids.npy]
     #[arg(long, value_name = "[NAME=]PATH", required = true)]
     calib: Vec<OsString>,
+
+    #[command(flatten)]
+    data: DataArguments,
 
     /// Exit with status 1 if an output has a lower SQNR than this [example: --min-sqnr 20]
     #[arg(long, value_name = "DB", allow_negative_numbers = true, value_parser = parse_db)]
@@ -93,16 +98,26 @@ fn parse_db(text: &str) -> Result<f64, String> {
 
 /// Compares the models; status 1 if an output is below `--min-sqnr`.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let terminal = Terminal::new(arguments.quiet);
+    let result = compare(arguments, &Terminal::new(arguments.quiet))?;
+    let to_stdout = super::write_json(arguments.json.as_deref(), arguments.force, &result)?;
+    if !arguments.quiet && !to_stdout {
+        super::print(&text(&result, arguments.verbose, table::width()));
+    }
+    Ok(status(arguments, &result))
+}
+
+/// How far QUANT is from FLOAT.
+pub(crate) fn compare(arguments: &Arguments, progress: &dyn Progress) -> Result<Verification> {
     let sources: Vec<_> = arguments.calib.iter().map(|text| source(text)).collect();
     let mut files = Files::default();
     files.reads_model("FLOAT", &arguments.float);
     files.reads_model("QUANT", &arguments.quantized);
-    files.reads_data(&sources);
+    let settings = arguments.data.settings(&arguments.float);
+    files.reads_data(&sources, &settings);
     super::begin(&mut files, arguments.json.as_deref(), arguments.force)?;
     let (float, float_source) = onnx::load_with_source(&arguments.float)?;
     let (quantized, quantized_source) = onnx::load_with_source(&arguments.quantized)?;
-    let mut data = Dataset::open(&float, &sources, arguments.batch)?;
+    let mut data = Dataset::open_with(&float, &sources, arguments.batch, &settings)?;
     let digest = data.digest();
     let options = VerifyOptions {
         threads: arguments.threads,
@@ -115,7 +130,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
             all: &all,
             few: few.as_ref(),
         };
-        verify(&float, &quantized, &rows, &TractEngine, &options, &terminal)
+        verify(&float, &quantized, &rows, &TractEngine, &options, progress)
     };
     let mut result = match compared(&data) {
         Err(error @ VerifyError::Engine(_)) => {
@@ -135,19 +150,19 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     result
         .notes
         .splice(0..0, filled.chain(data.notes().iter().cloned()));
+    Ok(result)
+}
 
-    let to_stdout = super::write_json(arguments.json.as_deref(), arguments.force, &result)?;
-    if !arguments.quiet && !to_stdout {
-        super::print(&text(&result, arguments.verbose, table::width()));
-    }
+/// Whether every output is good enough; those that are not are said.
+fn status(arguments: &Arguments, result: &Verification) -> ExitCode {
     if arguments.min_sqnr.is_some() && result.outputs.is_empty() {
         super::say(
             "error: no output is float, so none has an SQNR that could be compared with --min-sqnr",
         );
-        return Ok(ExitCode::FAILURE);
+        return ExitCode::FAILURE;
     }
     let below = arguments.min_sqnr.map(|limit| (limit, result.below(limit)));
-    Ok(match below {
+    match below {
         Some((limit, below)) if !below.is_empty() => {
             for output in below {
                 if output.elements == 0 {
@@ -166,7 +181,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
             ExitCode::FAILURE
         }
         _ => ExitCode::SUCCESS,
-    })
+    }
 }
 
 fn text(result: &Verification, verbose: bool, width: Option<usize>) -> String {

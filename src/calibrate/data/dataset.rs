@@ -15,11 +15,12 @@ use crate::calibrate::data::fill::{FillRule, Filled, MASKS, Sizes, rule};
 use crate::calibrate::data::input::{Batch, InputTensor, NamedArray, PaddingMask, check_shape};
 use crate::calibrate::data::masks::{self, Reading};
 use crate::calibrate::data::signature::{Dim, ModelInput, list, model_inputs};
-use crate::calibrate::data::sources::{CalibSource, read_tables};
+use crate::calibrate::data::sources::{CalibSource, Read, read_tables};
 use crate::calibrate::data::table::Table;
 use crate::graph::branches::FlatModel;
 use crate::graph::size_inputs;
 use crate::onnx::{Digest, Model};
+use crate::prepare::Settings;
 
 /// Of every `HOLD_OUT` rows the last is held out for verification.
 const HOLD_OUT: usize = 8;
@@ -70,6 +71,19 @@ impl Dataset {
         sources: &[CalibSource],
         batch: usize,
     ) -> Result<Dataset, CalibError> {
+        Dataset::open_with(model, sources, batch, &Settings::default())
+    }
+
+    /// [`Dataset::open`], with what is said of how text becomes inputs.
+    ///
+    /// # Errors
+    /// Those of [`Dataset::open`]; text that cannot be made into inputs.
+    pub fn open_with(
+        model: &Model,
+        sources: &[CalibSource],
+        batch: usize,
+        settings: &Settings,
+    ) -> Result<Dataset, CalibError> {
         let inputs = model_inputs(model)?;
         let mut dataset = Dataset {
             fixed_batch: None,
@@ -83,7 +97,8 @@ impl Dataset {
             whole: vec![],
         };
         let mut first_row = 0;
-        let tables = read_tables(&dataset.inputs, sources)?;
+        let Read { tables, notes, .. } = read_tables(&dataset.inputs, sources, settings)?;
+        dataset.notes = notes;
         let axes = dataset.batch_axes(&tables);
         for arrays in tables {
             let table = dataset.table(arrays, &axes, first_row)?;

@@ -135,6 +135,9 @@ pub enum CalibError {
         /// The batch size that the model fixes.
         batch: usize,
     },
+    /// Text cannot be made into inputs.
+    #[error(transparent)]
+    Prepare(#[from] crate::prepare::PrepareError),
     /// The model has an input that no array can feed: a sequence, text, a complex number. Export it without.
     #[error("model input {name} is not a tensor of numbers ({found}); calibration cannot feed it")]
     InputType {

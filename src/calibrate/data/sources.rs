@@ -4,36 +4,51 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::calibrate::data::array::FileArray;
+use crate::calibrate::data::array::{Element, FileArray};
 use crate::calibrate::data::error::CalibError;
 use crate::calibrate::data::files::{read_npy, read_npz, read_pb, refuse_special};
 use crate::calibrate::data::fill::rule;
 use crate::calibrate::data::input::NamedArray;
-use crate::calibrate::data::signature::{ModelInput, list};
+use crate::calibrate::data::signature::{Dim, ModelInput, list};
+use crate::onnx::tensor::is_float;
+use crate::prepare::{self, Kind, Settings};
 
 /// A path with calibration data, possibly for one named input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CalibSource {
     /// The model input that the file feeds; `None` where the arrays are named, or the model has one such input.
     pub name: Option<String>,
-    /// A `.npy` or `.npz` file, a folder of such files, or a folder of ONNX test data.
+    /// A `.npy` or `.npz` file, a folder of such files, or a folder of ONNX test data; text in a `.txt`, `.jsonl`, `.csv`,
+    /// `.tsv`, `.json` or `.parquet`, or a folder of such files.
     pub path: PathBuf,
 }
 
 type Arrays = BTreeMap<String, Arc<NamedArray>>;
 
+/// What the sources hold.
+#[derive(Default)]
+pub(super) struct Read {
+    /// Arrays that belong together.
+    pub(super) tables: Vec<Arrays>,
+    /// What was found and decided on the way.
+    pub(super) notes: Vec<String>,
+    /// Whether any of it was text.
+    prepared: bool,
+}
+
 /// Reads all sources, in order. Named sources combine into one table until a name repeats, which starts the next.
 pub(super) fn read_tables(
     inputs: &[ModelInput],
     sources: &[CalibSource],
-) -> Result<Vec<Arrays>, CalibError> {
-    let mut tables: Vec<Arrays> = Vec::new();
+    settings: &Settings,
+) -> Result<Read, CalibError> {
+    let mut read = Read::default();
     // Index of the table that named sources are being added to.
     let mut open: Option<usize> = None;
     for source in sources {
         refuse_special(&source.path)?;
         let Some(name) = &source.name else {
-            read_unnamed(inputs, &source.path, &mut tables)?;
+            read.unnamed(inputs, &source.path, settings)?;
             continue;
         };
         if !inputs.iter().any(|input| input.name == *name) {
@@ -46,6 +61,7 @@ pub(super) fn read_tables(
             });
         }
         let array = named(name, &source.path, None, read_npy(&source.path)?);
+        let tables = &mut read.tables;
         let table = match open.filter(|i| !tables[*i].contains_key(name)) {
             Some(i) => i,
             None => {
@@ -56,7 +72,15 @@ pub(super) fn read_tables(
         open = Some(table);
         tables[table].insert(name.clone(), array);
     }
-    Ok(tables)
+    match sources.first() {
+        Some(source) if !read.prepared && settings.asks_for_text() => Err(CalibError::Source {
+            file: source.path.clone(),
+            problem: "holds arrays, which are taken as they are; a tokenizer, columns, a length and a number of samples \
+                      are for text"
+                .into(),
+        }),
+        _ => Ok(read),
+    }
 }
 
 fn named(input: &str, file: &Path, array: Option<&str>, data: FileArray) -> Arc<NamedArray> {
@@ -76,36 +100,103 @@ fn unknown(inputs: &[ModelInput], file: &Path, name: &str) -> CalibError {
     }
 }
 
-fn read_unnamed(
-    inputs: &[ModelInput],
-    path: &Path,
-    tables: &mut Vec<Arrays>,
-) -> Result<(), CalibError> {
-    if !path.is_dir() {
-        tables.push(read_file(inputs, path)?);
-        return Ok(());
-    }
-    let before = tables.len();
-    if is_test_data(path)? {
-        tables.push(read_test_data(inputs, path)?);
-        return Ok(());
-    }
-    for entry in entries(path)? {
-        if entry.is_dir() {
-            if is_test_data(&entry)? {
-                tables.push(read_test_data(inputs, &entry)?);
+impl Read {
+    fn unnamed(
+        &mut self,
+        inputs: &[ModelInput],
+        path: &Path,
+        settings: &Settings,
+    ) -> Result<(), CalibError> {
+        if !path.is_dir() {
+            match prepare::kind(path).filter(|_| path.exists()) {
+                Some(kind) => self.prepare(inputs, path, kind, settings)?,
+                None => self.tables.push(read_file(inputs, path)?),
             }
-        } else if matches!(extension(&entry).as_str(), "npy" | "npz") {
-            tables.push(read_file(inputs, &entry)?);
+            return Ok(());
         }
+        let before = self.tables.len();
+        if is_test_data(path)? {
+            self.tables.push(read_test_data(inputs, path)?);
+            return Ok(());
+        }
+        let entries = entries(path)?;
+        for entry in &entries {
+            if entry.is_dir() {
+                if is_test_data(entry)? {
+                    self.tables.push(read_test_data(inputs, entry)?);
+                }
+            } else if matches!(extension(entry).as_str(), "npy" | "npz") {
+                self.tables.push(read_file(inputs, entry)?);
+            }
+        }
+        if self.tables.len() > before {
+            return Ok(());
+        }
+        // What lies beside arrays is no data; without them it is.
+        for entry in entries.iter().filter(|entry| entry.is_file()) {
+            if let Some(kind) = prepare::kind(entry) {
+                self.prepare(inputs, entry, kind, settings)?;
+            }
+        }
+        if self.tables.len() == before {
+            return Err(CalibError::Source {
+                file: path.to_owned(),
+                problem: "holds no .npy or .npz file, no ONNX test data (input_0.pb) and no text (.txt, .jsonl, .csv, \
+                          .tsv, .json, .parquet)"
+                    .into(),
+            });
+        }
+        Ok(())
     }
-    if tables.len() == before {
-        return Err(CalibError::Source {
-            file: path.to_owned(),
-            problem: "holds no .npy or .npz file and no ONNX test data (input_0.pb)".into(),
-        });
+
+    /// Makes arrays of what is none.
+    fn prepare(
+        &mut self,
+        inputs: &[ModelInput],
+        path: &Path,
+        kind: Kind,
+        settings: &Settings,
+    ) -> Result<(), CalibError> {
+        let wanted: Vec<prepare::Wanted> = inputs.iter().map(wanted).collect();
+        let prepared = prepare::prepare(path, kind, &wanted, settings)?;
+        self.prepared = true;
+        for note in prepared.notes {
+            if !self.notes.contains(&note) {
+                self.notes.push(note);
+            }
+        }
+        for arrays in prepared.tables {
+            let array = |(name, array): (String, prepare::Array)| {
+                let (element, bytes): (_, Vec<u8>) = match &array.elements {
+                    prepare::Elements::Ints(v) => (
+                        Element::Int(8),
+                        v.iter().flat_map(|v| v.to_le_bytes()).collect(),
+                    ),
+                };
+                let data = FileArray::new(element, array.shape, bytes.into())?;
+                Some((name.clone(), named(&name, path, None, data)))
+            };
+            self.tables
+                .push(arrays.into_iter().filter_map(array).collect());
+        }
+        Ok(())
     }
-    Ok(())
+}
+
+/// What has to be known of an input to prepare data for it.
+fn wanted(input: &ModelInput) -> prepare::Wanted {
+    let size = |dim: &Dim| match dim {
+        Dim::Fixed(size) => Some(*size),
+        _ => None,
+    };
+    prepare::Wanted {
+        name: input.name.clone(),
+        shape: input
+            .shape
+            .as_ref()
+            .map(|dims| dims.iter().map(size).collect()),
+        is_float: is_float(input.dtype),
+    }
 }
 
 /// The entries of a folder, sorted by name.
@@ -157,7 +248,9 @@ fn read_file(inputs: &[ModelInput], path: &Path) -> Result<Arrays, CalibError> {
         _ => Err(CalibError::Source {
             file: path.to_owned(),
             problem: if path.exists() {
-                "calibration data is a .npy or .npz file, or a folder of them".into()
+                "calibration data is a .npy or .npz file, a folder of them, or text (.txt, .jsonl, .csv, .tsv, .json, \
+                 .parquet)"
+                    .into()
             } else {
                 "there is no such file or folder".into()
             },

@@ -461,9 +461,11 @@ fn errors_name_file_array_and_what_was_expected() {
     insta::assert_snapshot!(error(&x, &[source(file("no.npy"))]), @"cannot read no.npy: No such file or directory (os error 2)");
     insta::assert_snapshot!(error(&x, &[source(file("no"))]), @"no: there is no such file or folder");
     std::fs::write(file("x.csv"), "1,2").unwrap();
-    insta::assert_snapshot!(error(&x, &[source(file("x.csv"))]), @"x.csv: calibration data is a .npy or .npz file, or a folder of them");
+    insta::assert_snapshot!(error(&x, &[source(file("x.csv"))]), @"x.csv: holds text, and the model has no input of token ids such as input_ids; its inputs are x");
+    std::fs::write(file("x.dat"), "1,2").unwrap();
+    insta::assert_snapshot!(error(&x, &[source(file("x.dat"))]), @"x.dat: calibration data is a .npy or .npz file, a folder of them, or text (.txt, .jsonl, .csv, .tsv, .json, .parquet)");
     std::fs::create_dir(file("empty")).unwrap();
-    insta::assert_snapshot!(error(&x, &[source(file("empty"))]), @"empty: holds no .npy or .npz file and no ONNX test data (input_0.pb)");
+    insta::assert_snapshot!(error(&x, &[source(file("empty"))]), @"empty: holds no .npy or .npz file, no ONNX test data (input_0.pb) and no text (.txt, .jsonl, .csv, .tsv, .json, .parquet)");
     std::fs::write(file("bad.npy"), "text").unwrap();
     insta::assert_snapshot!(error(&x, &[source(file("bad.npy"))]), @"bad.npy is not a .npy array: I/O error: failed to fill whole buffer");
     std::fs::write(file("bad.npz"), "text").unwrap();

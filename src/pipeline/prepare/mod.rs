@@ -24,7 +24,7 @@ use crate::rewrite;
 use crate::site::{Sink, find_sites, wanted_shapes};
 use crate::target::MIN_OPSET;
 use crate::target::pool::Pools;
-use changes::Changes;
+pub(super) use changes::Changes;
 pub(super) use products::{any_candidate, restore};
 
 /// Why a Linear is left in float that no input of the model reaches, as one over an embedding of relative positions.
@@ -170,7 +170,7 @@ fn reachable(view: &View, nodes: impl Iterator<Item = NodeId>) -> BTreeSet<usize
 }
 
 /// Removes what exporters leave behind and a runtime rejects, if that was asked for.
-fn clean(job: &Job, changes: &mut Changes) -> Result<Model, Error> {
+pub(super) fn clean(job: &Job, changes: &mut Changes) -> Result<Model, Error> {
     let mut model = job.original.clone();
     if !job.options.clean {
         return Ok(model);
@@ -184,7 +184,11 @@ fn clean(job: &Job, changes: &mut Changes) -> Result<Model, Error> {
 }
 
 /// Stores the sizes that let runtimes compute something once, unless that was refused.
-fn fold_sizes(job: &Job, mut model: Model, changes: &mut Changes) -> Result<Model, Error> {
+pub(super) fn fold_sizes(
+    job: &Job,
+    mut model: Model,
+    changes: &mut Changes,
+) -> Result<Model, Error> {
     if !job.options.fold_sizes {
         return Ok(model);
     }
@@ -197,7 +201,7 @@ fn fold_sizes(job: &Job, mut model: Model, changes: &mut Changes) -> Result<Mode
 }
 
 /// The operator set, and the IR version, that what will be written needs: per-axis DequantizeLinear or one with blocks.
-pub(super) fn needed(options: &Options) -> (i64, i64) {
+fn needed(options: &Options) -> (i64, i64) {
     let blocks = options.group().is_some() && options.format == Format::Qdq;
     if blocks {
         rewrite::BLOCKS_OPSET
@@ -208,7 +212,11 @@ pub(super) fn needed(options: &Options) -> (i64, i64) {
 
 /// The model at an operator set that has what will be written ([`needed`]), with every Linear and norm in the main graph: not in
 /// a function, nor (in the flat form of the graph) in the branch of an If.
-fn raise_opset(job: &Job, model: Model, changes: &mut Changes) -> Result<FlatModel, Error> {
+pub(super) fn raise_opset(
+    job: &Job,
+    model: Model,
+    changes: &mut Changes,
+) -> Result<FlatModel, Error> {
     let mut model = FlatModel::of(model);
     let hidden = inline::inline(&mut model, changes)?;
     let (opset, ir) = needed(job.options);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::work::Done;
-use super::{Clock, Job, Run};
+use super::{Changes, Clock, Job, Run};
 use crate::calibrate::{OutputComparison, judged};
 use crate::error::Error;
 use crate::onnx::Model;
@@ -70,6 +70,8 @@ impl Verdict {
 pub(super) struct Account<'a> {
     pub run: &'a Run<'a>,
     pub original: &'a Model,
+    /// What was done to the whole model before it was cut.
+    pub changes: &'a Changes,
     pub done: &'a [Done],
     pub verdict: &'a Verdict,
 }
@@ -124,6 +126,10 @@ impl Account<'_> {
                 .collect(),
             notes: self.notes(),
             lint,
+            inlined: self.changes.inlined.clone(),
+            near_misses: self.changes.closed.clone(),
+            cleaned: self.changes.cleaned.clone(),
+            stored_sizes: self.changes.stored_sizes.clone(),
             seconds: clock.seconds(),
             ..Report::default()
         };
@@ -261,6 +267,7 @@ impl Account<'_> {
 
     fn notes(&self) -> Vec<String> {
         let mut notes: Vec<String> = self.run.data.notes().to_vec();
+        notes.extend(self.changes.notes.iter().cloned());
         notes.push(format!(
             "worked on block by block, in {} parts: every part was judged at its own outputs, the whole at the end; that a budget for \
              float is kept holds for each part",

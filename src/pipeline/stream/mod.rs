@@ -28,18 +28,18 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::job::Clock;
+use super::prepare::Changes;
 use super::{Job, Ran, run_job, verdict};
 use crate::calibrate::{
     Batch, Dataset, Engine, OutputComparison, RowStore, StoredValues, Stream, judged, run_streams,
     shapes, with_threads,
 };
 use crate::error::Error;
-use crate::graph::{self, View, opset};
+use crate::graph;
 use crate::onnx::Model;
 use crate::options::{Format, Options};
 use crate::progress::{NoProgress, Progress};
 use crate::review::Report;
-use crate::rewrite;
 use crate::solve::Method;
 
 use account::{Account, Verdict};
@@ -91,7 +91,15 @@ pub fn run_streaming(
     options.validate()?;
     graph::check(original)?;
     with_threads(options.threads, || {
-        let whole = prepared(original, options)?;
+        let clock = Clock::start();
+        let (whole, changes) = prepared(&Job {
+            original,
+            engine,
+            options,
+            progress,
+            clock: &clock,
+        })?;
+        clock.finish("recognise");
         let most = streaming.memory.map_or(PART_BYTES, |bytes| bytes / TIMES);
         let blocks = blocks::find(&whole, most).map_err(|reason| Error::Streaming { reason })?;
         let run = Run {
@@ -103,7 +111,6 @@ pub fn run_streaming(
             progress,
             work: streaming.work,
         };
-        let clock = Clock::start();
         let done = run.all(&blocks, &clock)?;
         if done.iter().all(|done| done.report.is_none()) {
             return Err(Error::NothingToQuantize(
@@ -117,6 +124,7 @@ pub fn run_streaming(
         let account = Account {
             run: &run,
             original,
+            changes: &changes,
             done: &done,
             verdict: &verdict,
         };
@@ -125,26 +133,14 @@ pub fn run_streaming(
     })?
 }
 
-/// What the whole model is told before it is cut: what was asked for by `clean` and `fold_sizes`, and the operator set that the
-/// result needs.
-fn prepared(original: &Model, options: &Options) -> Result<Model, Error> {
-    let mut model = original.clone();
-    let apply = |model: &mut Model, patches| {
-        graph::apply(model, patches).map_err(rewrite::RewriteError::from)
-    };
-    if options.clean {
-        let patches = rewrite::clean(&View::new(original), &mut graph::Names::new(original));
-        apply(&mut model, patches)?;
-    }
-    if options.fold_sizes {
-        let before = model.clone();
-        let patches = rewrite::fold_sizes(&View::new(&before), &mut graph::Names::new(&before));
-        apply(&mut model, patches)?;
-    }
-    let (opset, ir) = super::prepare::needed(options);
-    opset::raise(&mut model, opset)?;
-    graph::raise_ir(&mut model, ir);
-    Ok(model)
+/// The whole model as it is before it is cut: what was asked for by `clean` and `fold_sizes` done, functions that hold Linears
+/// opened, at the operator set that the result needs.
+fn prepared(job: &Job) -> Result<(Model, Changes), Error> {
+    let mut changes = Changes::default();
+    let model = super::prepare::clean(job, &mut changes)?;
+    let model = super::prepare::fold_sizes(job, model, &mut changes)?;
+    let model = super::prepare::raise_opset(job, model, &mut changes)?;
+    Ok((model.unflatten(), changes))
 }
 
 /// What all steps are given.
@@ -195,28 +191,7 @@ impl Run<'_> {
         let folder = self.work.begin(at)?;
         let (part, next) = self.cut(blocks, at, before)?;
         let float = self.part_data(&part.model, &before.float)?;
-        let options = Options {
-            min_sqnr_db: None,
-            clean: false,
-            fold_sizes: false,
-            threads: 0,
-            ..self.options.clone()
-        };
-        let engine = self.engine.sharing();
-        let clock = Clock::start();
-        let job = Job {
-            original: &part.model,
-            engine: engine.as_ref(),
-            options: &options,
-            progress: &NoProgress,
-            clock: &clock,
-        };
-        let ran = match run_job(&job, &float) {
-            Ok(ran) => Some(ran),
-            // Left as it is: another part may have something.
-            Err(Error::NothingToQuantize(_)) => None,
-            Err(error) => return Err(error),
-        };
+        let ran = self.work_on(&part, &float)?;
         let (ours, plain) = match &ran {
             Some(Ran { model, plain, .. }) => (model, plain.as_ref().unwrap_or(model)),
             None => (&part.model, &part.model),
@@ -238,6 +213,31 @@ impl Run<'_> {
             outputs,
         };
         self.work.finish(done, kept, before)
+    }
+
+    /// Does with a part what is done with any model; `None` if nothing of it can be quantized: another part may have something.
+    fn work_on(&self, part: &Part, float: &Dataset) -> Result<Option<Ran>, Error> {
+        let options = Options {
+            min_sqnr_db: None,
+            clean: false,
+            fold_sizes: false,
+            threads: 0,
+            ..self.options.clone()
+        };
+        // What plans share is in memory as long as the engine is.
+        let engine = self.engine.sharing();
+        let job = Job {
+            original: &part.model,
+            engine: engine.as_ref(),
+            options: &options,
+            progress: &NoProgress,
+            clock: &Clock::start(),
+        };
+        match run_job(&job, float) {
+            Ok(ran) => Ok(Some(ran)),
+            Err(Error::NothingToQuantize(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// The part as a model. A cut whose values have no row per row of the data, as `[rows · tokens, C]`, is passed over.

@@ -1,0 +1,210 @@
+"""Outlier Suppression+ for ONNX transformers: migrate, quantize, verify.
+
+    import onnx_osplus
+    result = onnx_osplus.quantize("model.onnx", "sentences.txt", "int8.onnx")
+    print(result.sqnr_db)
+
+Options are those of the command line, with underscores: `weight_bits=4` is `--weight-bits 4`, `no_extra_nodes=True` is
+`--no-extra-nodes`.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from . import _data, _model, _onnx_osplus
+from ._onnx_osplus import NothingToQuantize, OsplusError, UsageError, __version__
+from ._result import Candidate, Diff, Result
+
+__all__ = [
+    "Candidate",
+    "Diff",
+    "MetricError",
+    "NothingToQuantize",
+    "OsplusError",
+    "Result",
+    "UsageError",
+    "diff",
+    "inspect",
+    "lint",
+    "quantize",
+    "verify",
+    "__version__",
+]
+
+
+class MetricError(OsplusError):
+    """The quantized model is below `min_metric`. `float` and `quantized` are what the metric says of the two."""
+
+    def __init__(self, before, after, least):
+        super().__init__(
+            f"the metric falls from {before:.6g} (float) to {after:.6g} (quantized), below min_metric {least:.6g}; nothing was "
+            "written; keep_float leaves Linears in float"
+        )
+        self.float, self.quantized, self.least = before, after, least
+
+
+def quantize(model, calibration, out=None, *, progress=None, metric=None, min_metric=None, **options):
+    """Quantizes a model.
+
+    model: a path, bytes, or an onnx.ModelProto; it is never changed.
+    calibration: a path as for `--calib` (or a list of them, or a dict of paths by input), texts, a dict of arrays, an iterable of
+        dicts or tensors (a torch DataLoader, a datasets.Dataset), or a CalibrationDataReader.
+    out: the file to write; without it the model is in memory: `Result.model`.
+    progress: True for a line on the standard error, or a function of (what, done, total).
+    metric: a function of the model (a `Candidate`: bytes with a `session`) that gives a number, more is better; it judges the
+        float and the quantized model.
+    min_metric: what the quantized model must reach; else MetricError is raised, and nothing is written.
+    options: those of the command line. `force=True` overwrites `out`.
+    """
+    if min_metric is not None and metric is None:
+        raise UsageError("min_metric needs a metric")
+    with _temporary() as folder:
+        source = _model.as_path(model, folder)
+        made = folder / "quantized.onnx"
+        # With a metric the file gets its name only when it is good enough.
+        target = made if out is None or metric is not None else Path(out)
+        if target is not made or out is None:
+            options_out = options
+        else:
+            _refuse(out, options.get("force", False))
+            options_out = {**options, "force": True}
+        words = _words(calibration, source, folder, dict(options_out))
+        words += ["--", os.fspath(source), os.fspath(target)]
+        report, page, text = _onnx_osplus.quantize(words, _listener(progress))
+        judged = _judge(metric, min_metric, source, target)
+        if out is not None and target is made:
+            _move(made, Path(out))
+        data = made.read_bytes() if out is None else None
+        return Result(report, page, text, None if out is None else Path(out), data, judged)
+
+
+def verify(float_model, quantized, calibration, *, progress=None, **options):
+    """How far `quantized`, of any tool, is from `float_model`: the JSON of `onnx-osplus verify` as a dict."""
+    with _temporary() as folder:
+        before = _model.as_path(float_model, folder, "float.onnx")
+        after = _model.as_path(quantized, folder, "quantized.onnx")
+        words = _words(calibration, before, folder, options, "verify")
+        return _json(_onnx_osplus.verify([*words, "--", os.fspath(before), os.fspath(after)], _listener(progress)))
+
+
+def inspect(model, calibration=None, *, progress=None, **options):
+    """What is seen in a model: the JSON of `onnx-osplus inspect` as a dict."""
+    with _temporary() as folder:
+        path = _model.as_path(model, folder)
+        words = _words(calibration, path, folder, options, "inspect")
+        return _json(_onnx_osplus.inspect([*words, "--", os.fspath(path)], _listener(progress)))
+
+
+def lint(model, target="portable"):
+    """What a runtime would make of a file: a list of findings, empty if there are none."""
+    with _temporary() as folder:
+        return _json(_onnx_osplus.lint(_model.as_path(model, folder), target))
+
+
+def diff(before, after):
+    """What differs between two models; false if nothing does."""
+    with _temporary() as folder:
+        before = _model.as_path(before, folder, "before.onnx")
+        after = _model.as_path(after, folder, "after.onnx")
+        return Diff(*_onnx_osplus.diff(before, after))
+
+
+class _temporary(tempfile.TemporaryDirectory):
+    """A folder for what is only in memory, which goes at the end."""
+
+    def __init__(self):
+        super().__init__(prefix="onnx-osplus-", ignore_cleanup_errors=True)
+
+    def __enter__(self):
+        return Path(super().__enter__())
+
+
+def _json(text):
+    import json
+
+    return json.loads(text)
+
+
+def _words(calibration, model, folder, options, command=None):
+    """The words of the command line."""
+    words = ["onnx-osplus"] + ([command] if command else [])
+    if calibration is not None:
+        inputs = []
+        if not _data.is_path(calibration):
+            inputs = _onnx_osplus.inputs(model)
+        data, sampled = _data.sources(calibration, inputs, folder, options.get("samples"))
+        if sampled:
+            options.pop("samples", None)
+        for word in data:
+            words += ["--calib", word]
+    if "columns" in options:
+        options["column"] = options.pop("columns")
+    for name, value in options.items():
+        flag = "--" + name.replace("_", "-")
+        if value is None or value is False:
+            continue
+        if value is True:
+            words.append(flag)
+            continue
+        if name == "keep_float" and isinstance(value, float):
+            value = f"{100 * value:g}%"
+        for one in value if isinstance(value, (list, tuple)) else [value]:
+            words.append(f"{flag}={os.fspath(one) if isinstance(one, os.PathLike) else one}")
+    return words
+
+
+def _listener(progress):
+    """Who is told of the progress."""
+    return _Line() if progress is True else progress or None
+
+
+class _Line:
+    """Progress as one line on the standard error, which notebooks show too."""
+
+    def __init__(self):
+        self.last = 0.0
+
+    def __call__(self, what, done, total):
+        now = time.monotonic()
+        if done in (0, total) or now - self.last > 0.2:
+            self.last = now
+            end = "\n" if total and done == total else ""
+            print(f"\r{what}: {done} of {total}   ", end=end, file=sys.stderr, flush=True)
+
+
+def _judge(metric, least, source, target):
+    """What the metric says of the float and of the quantized model."""
+    if metric is None:
+        return None
+    before = float(metric(Candidate(Path(source).read_bytes())))
+    after = float(metric(Candidate(Path(target).read_bytes())))
+    # A number that is none is below everything.
+    if least is not None and not after >= least:
+        raise MetricError(before, after, least)
+    return {"float": before, "quantized": after}
+
+
+def _refuse(out, force):
+    """What the command line refuses before any work."""
+    out = Path(out)
+    if out.exists() and not force:
+        raise OsplusError(f"{out} exists; force=True overwrites it")
+    if not out.parent.is_dir():
+        raise OsplusError(f"the folder {out.parent} of {out} does not exist")
+
+
+def _move(made, out):
+    """Gives a judged file its name, whole or not at all."""
+    import shutil
+
+    if Path(f"{made}.data").exists():
+        raise OsplusError("a metric judges models whose weights are in the same file; leave external_data out")
+    beside = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        shutil.copyfile(made, beside)
+        os.replace(beside, out)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,95 @@
+from collections.abc import Callable, Iterable, Mapping
+from os import PathLike
+from typing import Any, Literal, Protocol, TypeAlias, TypedDict
+
+from typing_extensions import Unpack
+
+from ._result import Candidate as Candidate
+from ._result import Diff as Diff
+from ._result import Result as Result
+
+__version__: str
+
+class OsplusError(Exception): ...
+class UsageError(OsplusError): ...
+class NothingToQuantize(OsplusError): ...
+
+class MetricError(OsplusError):
+    float: float
+    quantized: float
+    least: float
+
+class _Message(Protocol):
+    def SerializeToString(self) -> bytes: ...
+
+class _Reader(Protocol):
+    def get_next(self) -> Mapping[str, Any] | None: ...
+
+Path: TypeAlias = str | PathLike[str]
+Model: TypeAlias = Path | bytes | _Message
+Calibration: TypeAlias = Path | Mapping[str, Any] | Iterable[Any] | _Reader
+Progress: TypeAlias = bool | Callable[[str, int, int], object] | None
+Target: TypeAlias = Literal["ort", "tensorrt", "openvino", "portable"]
+
+class _Data(TypedDict, total=False):
+    tokenizer: Path
+    column: str | list[str]
+    max_length: int
+    samples: int
+    batch: int
+    threads: int
+
+class _Inspect(_Data, total=False):
+    target: Target
+    weight_bits: int
+    activation_bits: int
+
+class _Verify(_Data, total=False):
+    no_layers: bool
+
+class _Quantize(_Inspect, total=False):
+    preset: str
+    format: Literal["qdq", "qoperator", "matmulnbits", "float"]
+    method: Literal["osplus", "smoothquant", "none"]
+    weight_granularity: str
+    weight_symmetry: Literal["auto", "symmetric", "asymmetric"]
+    weight_only: bool
+    max_raised: float
+    activation_granularity: Literal["per-tensor", "per-token", "per-group", "float"]
+    reduce_range: bool
+    weights_as_float_qdq: bool
+    attention: Literal["auto", "float", "int8"]
+    embeddings: Literal["float", "int8", "int4"]
+    include: str
+    exclude: str
+    keep_float: int | float | str
+    min_sqnr: float
+    no_extra_nodes: bool
+    max_slowdown: float
+    clean: bool
+    no_fold_sizes: bool
+    seed: int
+    report: Path | list[Path]
+    no_layers: bool
+    external_data: bool
+    no_metadata: bool
+    force: bool
+
+def quantize(
+    model: Model,
+    calibration: Calibration,
+    out: Path | None = None,
+    *,
+    progress: Progress = None,
+    metric: Callable[[Candidate], float] | None = None,
+    min_metric: float | None = None,
+    **options: Unpack[_Quantize],
+) -> Result: ...
+def verify(
+    float_model: Model, quantized: Model, calibration: Calibration, *, progress: Progress = None, **options: Unpack[_Verify]
+) -> dict[str, Any]: ...
+def inspect(
+    model: Model, calibration: Calibration | None = None, *, progress: Progress = None, **options: Unpack[_Inspect]
+) -> dict[str, Any]: ...
+def lint(model: Model, target: Target = "portable") -> list[dict[str, Any]]: ...
+def diff(before: Model, after: Model) -> Diff: ...

@@ -1,0 +1,132 @@
+//! What can be said of how data become inputs.
+
+use std::path::{Path, PathBuf};
+
+use super::error::PrepareError;
+
+/// How sentences become inputs of a model. Everything has a default: what the files beside the model say.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Settings {
+    /// The tokenizer of text: a `tokenizer.json`, or the folder that holds one with the model's other configuration.
+    pub tokenizer: Option<PathBuf>,
+    /// The columns of a table that hold the text: one, or two for a model of pairs.
+    pub columns: Vec<String>,
+    /// Tokens of a row at most, in place of what the configuration says.
+    pub max_length: Option<usize>,
+    /// Rows of a file at most, evenly spread over it.
+    pub samples: Option<usize>,
+    /// The file that the model came from: a tokenizer and configuration are looked for in its folder and the one above.
+    pub model: Option<PathBuf>,
+}
+
+/// The files that say how text becomes tokens.
+pub(super) const TOKENIZER: &str = "tokenizer.json";
+pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+pub(super) const SENTENCE_BERT: &str = "sentence_bert_config.json";
+pub(super) const CONFIG: &str = "config.json";
+
+impl Settings {
+    /// The folder of the model's file and the one above, in this order.
+    pub(super) fn folders(&self) -> Vec<PathBuf> {
+        let Some(model) = &self.model else {
+            return Vec::new();
+        };
+        let folder = folder_of(model);
+        // Not `folder/..`: a name is easier to read, and links are followed by the system all the same.
+        let above = match folder.parent() {
+            Some(above) if !above.as_os_str().is_empty() => above.to_owned(),
+            Some(_) if folder != Path::new(".") => PathBuf::from("."),
+            _ if folder.is_absolute() => return vec![folder.to_owned()],
+            _ => folder.join(".."),
+        };
+        vec![folder.to_owned(), above]
+    }
+
+    /// The tokenizer that was named, or the one beside the model; `None` if there is neither.
+    ///
+    /// # Errors
+    /// A folder was named that holds no `tokenizer.json`.
+    pub(super) fn tokenizer(&self) -> Result<Option<PathBuf>, PrepareError> {
+        let Some(named) = &self.tokenizer else {
+            let files = self
+                .folders()
+                .into_iter()
+                .map(|folder| folder.join(TOKENIZER));
+            return Ok(files.into_iter().find(|file| file.is_file()));
+        };
+        if !named.is_dir() {
+            return Ok(Some(named.clone()));
+        }
+        let file = named.join(TOKENIZER);
+        match file.is_file() {
+            true => Ok(Some(file)),
+            false => Err(PrepareError::file(
+                named,
+                "holds no tokenizer.json; AutoTokenizer.from_pretrained(…).save_pretrained(…) of transformers writes one",
+            )),
+        }
+    }
+
+    /// The folders with configuration: that of the tokenizer, then those of the model.
+    pub(super) fn all_folders(&self, tokenizer: &Path) -> Vec<PathBuf> {
+        let first = folder_of(tokenizer).to_owned();
+        let others = self.folders().into_iter().filter(|folder| *folder != first);
+        std::iter::once(first.clone()).chain(others).collect()
+    }
+
+    /// The files of configuration that text is prepared by, as far as they exist.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let Ok(Some(tokenizer)) = self.tokenizer() else {
+            return Vec::new();
+        };
+        let folders = self.all_folders(&tokenizer);
+        let beside = folders.iter().flat_map(|folder| {
+            [TOKENIZER_CONFIG, SENTENCE_BERT, CONFIG].map(|name| folder.join(name))
+        });
+        let beside: Vec<PathBuf> = beside.filter(|file| file.is_file()).collect();
+        std::iter::once(tokenizer).chain(beside).collect()
+    }
+
+    /// Whether anything is asked for that only text has.
+    pub(crate) fn asks_for_text(&self) -> bool {
+        self.tokenizer.is_some()
+            || !self.columns.is_empty()
+            || self.max_length.is_some()
+            || self.samples.is_some()
+    }
+}
+
+/// The folder that a file is in.
+fn folder_of(file: &Path) -> &Path {
+    match file.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_folder_of_the_model_comes_before_the_one_above() {
+        let of = |model: &str| {
+            let model = Some(PathBuf::from(model));
+            let folders = Settings {
+                model,
+                ..Settings::default()
+            }
+            .folders();
+            folders
+                .into_iter()
+                .map(|f| f.display().to_string())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(of("hub/onnx/model.onnx"), ["hub/onnx", "hub"]);
+        assert_eq!(of("onnx/model.onnx"), ["onnx", "."]);
+        assert_eq!(of("model.onnx"), [".", "./.."]);
+        assert_eq!(of("/model.onnx"), ["/"]);
+        assert!(Settings::default().folders().is_empty());
+    }
+}
