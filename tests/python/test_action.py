@@ -15,6 +15,11 @@ from conftest import ROOT, TINY, run_tool, tool_path
 from onnx import numpy_helper
 from test_diff_markdown import LIMIT
 
+def vendored(name):
+    """A schema that check-jsonschema brings along."""
+    return json.loads((resources.files("check_jsonschema") / f"builtin_schemas/vendor/{name}.json").read_text())
+
+
 SCRIPT = ROOT / "scripts" / "review"
 
 
@@ -127,7 +132,7 @@ def test_a_folder_of_data_and_a_named_input(repository, quantized):
 
 def test_removed_renamed_and_hostile_names(repository):
     (repository.folder / "sub dir").mkdir()
-    hostile = "-@everyone <b>`x`</b>\n[a](b).onnx"
+    hostile = "-@everyone <b>`x`<i>\n[a](b).onnx"
     shutil.copy(repository.folder / "model.onnx", repository.folder / "sub dir" / hostile)
     shutil.copy(TINY.model.parents[1] / "tiny-llama" / "model.onnx", repository.folder / "gone.onnx")
     repository.commit()
@@ -140,8 +145,7 @@ def test_removed_renamed_and_hostile_names(repository):
     assert "<code>gone.onnx</code> was removed" in text
     assert "./base/model.onnx</code> → <code>./head/moved.onnx</code>" in text and "The models are the same." in text
     assert "@everyone &lt;b&gt;&#96;x&#96;" in text and "<b>" not in text
-    tokens, _ = re.subn(r"<!-- onnx-osplus review -->\n<h2>ONNX models</h2>", "", text)
-    assert "\n[a](b)" not in tokens
+    assert "\n[a](b)" not in text
 
 
 def test_external_data_counts(repository):
@@ -181,7 +185,7 @@ def test_many_models_fit(repository, quantized):
 
 def test_the_action_is_valid_and_runs(repository):
     action = yaml.safe_load((ROOT / "action.yml").read_text())
-    schema = json.loads((resources.files("check_jsonschema") / "builtin_schemas/vendor/github-actions.json").read_text())
+    schema = vendored("github-actions")
     jsonschema.validate(action, schema, cls=jsonschema.validators.validator_for(schema))
     steps = {step["name"]: step for step in action["runs"]["steps"]}
     for step in steps.values():
