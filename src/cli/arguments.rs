@@ -291,14 +291,14 @@ pub(super) fn command() -> clap::Command {
 ///
 /// # Errors
 /// Wrong usage; also where help or the version is asked for.
-pub(crate) fn parse(words: Vec<OsString>) -> Result<Command, clap::Error> {
+pub(crate) fn parse(words: &[OsString]) -> Result<Command, clap::Error> {
     // With a file of settings, the command line need not have what it has to have otherwise.
     let mut lenient = command().mut_args(|arg| arg.required(false));
-    let given = lenient.try_get_matches_from_mut(&words);
+    let given = lenient.try_get_matches_from_mut(words);
     let file = given.ok().filter(|m| m.subcommand().is_none());
     match file.and_then(|m| Some((m.get_one::<PathBuf>("config")?.clone(), m))) {
-        Some((file, given)) => from_file(&words, &lenient, &given, &file),
-        None => without_file(&words),
+        Some((file, given)) => from_file(words, &lenient, &given, &file),
+        None => without_file(words),
     }
 }
 

@@ -50,7 +50,7 @@ pub(crate) use system::Alloc;
 pub(crate) fn main(words: Vec<OsString>) -> ExitCode {
     system::return_freed_memory();
     system::install();
-    let command = match parse(words.clone()) {
+    let command = match parse(&words) {
         Ok(command) => command,
         // Prints help, version or what is wrong, and ends the program with the status that goes with it.
         Err(error) => error.exit(),
@@ -308,8 +308,10 @@ pub(crate) fn quantize_with(
     report.notes.extend(left_over(&saved));
     if !arguments.report.is_empty() {
         report.command = Some(report::command(words));
-        let path = arguments.config.as_ref();
-        report.config = path.map(|path| path.display().to_string());
+        report.config = arguments
+            .config
+            .as_ref()
+            .map(|path| path.display().to_string());
         report.arguments = arguments.effective.clone();
         report.files = Some(report::files(arguments, sizes));
         report.digests = report::digests(provenance, &arguments.output)?;

@@ -206,11 +206,6 @@ pub(super) fn wrote_out() {
     WRITTEN.store(true, Ordering::Relaxed);
 }
 
-/// Forgets it: another OUT is to be made.
-pub(super) fn begin_another() {
-    WRITTEN.store(false, Ordering::Relaxed);
-}
-
 /// Tells glibc to give large blocks back when they are freed.
 ///
 /// Left alone, it takes the size of the first large block that is freed as a sign that such blocks are common, and
@@ -226,6 +221,11 @@ pub(super) fn return_freed_memory() {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 4 << 20);
         libc::mallopt(libc::M_TRIM_THRESHOLD, 32 << 20);
     }
+}
+
+/// Forgets it: another OUT is to be made.
+pub(super) fn begin_another() {
+    WRITTEN.store(false, Ordering::Relaxed);
 }
 
 /// Takes over what the system would do by itself. To be called before there is a second thread.
