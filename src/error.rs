@@ -19,6 +19,20 @@ pub enum Error {
     /// The calibration data does not fit the model.
     #[error(transparent)]
     Calibration(#[from] crate::calibrate::CalibError),
+    /// The model cannot be worked on block by block.
+    #[error("the model cannot be worked on block by block: {reason}; run it as a whole")]
+    Streaming {
+        /// Why, as a sentence.
+        reason: String,
+    },
+    /// The folder with the finished parts of a run cannot be used.
+    #[error("the work folder {} {problem}", path.display())]
+    Work {
+        /// The folder, or a file in it.
+        path: std::path::PathBuf,
+        /// What is wrong with it, as the rest of the sentence.
+        problem: String,
+    },
     /// The model cannot be run.
     #[error(transparent)]
     Engine(#[from] crate::calibrate::EngineError),

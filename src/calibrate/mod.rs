@@ -20,6 +20,7 @@ pub use data::dataset::{Dataset, Split};
 pub use data::error::CalibError;
 pub use data::fill::{FillRule, Filled};
 pub use data::input::{Batch, InputTensor, PaddingMask, Shapes, Switches};
+pub use data::part::{RowStore, Stored, StoredValues};
 pub use data::signature::{Dim, ModelInput, model_inputs};
 pub use data::sources::CalibSource;
 pub use engine::error::EngineError;
@@ -37,4 +38,5 @@ pub use measure::statistics::{
     ChannelStats, FoldStats, StatOptions, Statistics, statistics, statistics_and,
     statistics_and_tokens,
 };
+pub use measure::streams::{Keep as KeepOutputs, Stream, run_streams};
 pub use measure::sums::{OutputComparison, judged};

@@ -1,10 +1,10 @@
 //! The command line's arguments.
 
 use std::ffi::{OsStr, OsString};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use onnx_osplus::calibrate::{CalibSource, MAX_THREADS};
 use onnx_osplus::prepare::Settings;
 use onnx_osplus::rewrite::WeightStorage;
@@ -13,8 +13,10 @@ use onnx_osplus::target::Target;
 use onnx_osplus::{AttentionMode, Embeddings, KeepFloat, Options};
 use regex::Regex;
 
+use super::config;
 use super::data::DataArguments;
 use super::granularity::Granularities;
+use super::streaming::StreamingName;
 
 /// Quantizes an ONNX transformer to int8 after moving its outlier channels into constants (Outlier Suppression+).
 ///
@@ -45,12 +47,20 @@ pub(crate) enum Command {
     /// The main job, which is asked for without the name of a command.
     #[command(skip)]
     Quantize(Box<Arguments>),
+    /// The main job for every model of a file of settings.
+    #[command(skip)]
+    Several(Vec<Arguments>),
+    /// The settings in full, as such a file.
+    #[command(skip)]
+    PrintConfig(String),
     Inspect(super::inspect::Arguments),
     Text(super::text::Arguments),
     Verify(super::verify::Arguments),
     Lint(super::lint::Arguments),
     Diff(super::diff::Arguments),
     Dequantize(super::dequantize::Arguments),
+    Completions(super::pages::Completions),
+    Man(super::pages::Manual),
 }
 
 /// The arguments of the main job.
@@ -154,6 +164,19 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = parse_threads)]
     threads: usize,
 
+    /// Work on the model block by block, in the memory of a few blocks, with what is done in the folder OUT.work until the
+    /// end; auto does so if the whole model needs more memory than there is, or than --memory says [example: --streaming on]
+    #[arg(long, value_enum, default_value_t = StreamingName::Auto)]
+    pub(super) streaming: StreamingName,
+
+    /// Memory to stay below, about; blocks are worked on in smaller parts for it [example: --memory 16GB]
+    #[arg(long, value_name = "SIZE", value_parser = super::streaming::parse_bytes)]
+    pub(super) memory: Option<u64>,
+
+    /// Go on with a run block by block that was interrupted, from the folder OUT.work that it has left [example: --resume]
+    #[arg(long)]
+    pub(super) resume: bool,
+
     /// Seed of the choice of calibration tokens for the search [example: --seed 7]
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -181,6 +204,19 @@ pub(crate) struct Arguments {
     /// [example: --no-metadata]
     #[arg(long)]
     pub no_metadata: bool,
+
+    /// Read options from a TOML file, under the same names, IN and OUT as input and output, a [[model]] table for each of
+    /// several models; what the command line says wins [example: --config osplus.toml]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Print all options with their values as such a file, and do nothing else [example: --print-config]
+    #[arg(long)]
+    print_config: bool,
+
+    /// Every option with its values, from the command line, the file or by default.
+    #[arg(skip)]
+    pub effective: std::collections::BTreeMap<String, Vec<String>>,
 
     /// Overwrite OUT and the reports if they exist [example: --force]
     #[arg(long)]
@@ -251,23 +287,98 @@ fn parse_keep_float(text: &str) -> Result<KeepFloat, String> {
     }
 }
 
+/// The parser of the command line, which knows all its options.
+pub(super) fn command() -> clap::Command {
+    CommandLine::command()
+}
+
 /// Reads the words of a command line, of which the first is the name of the program.
 ///
 /// # Errors
 /// Wrong usage; also where help or the version is asked for.
-pub(crate) fn parse(words: Vec<OsString>) -> Result<Command, clap::Error> {
-    let matches = CommandLine::command().try_get_matches_from(words)?;
+pub(crate) fn parse(words: &[OsString]) -> Result<Command, clap::Error> {
+    // With a file of settings, the command line need not have what it has to have otherwise.
+    let mut lenient = command().mut_args(|arg| arg.required(false));
+    let given = lenient.try_get_matches_from_mut(words);
+    let file = given.ok().filter(|m| m.subcommand().is_none());
+    match file.and_then(|m| Some((m.get_one::<PathBuf>("config")?.clone(), m))) {
+        Some((file, given)) => from_file(words, &lenient, &given, &file),
+        None => without_file(words),
+    }
+}
+
+fn without_file(words: &[OsString]) -> Result<Command, clap::Error> {
+    let matches = command().try_get_matches_from(words)?;
     let parsed = CommandLine::from_arg_matches(&matches);
     if let Ok(Some(command)) = parsed.map(|parsed| parsed.command) {
         return Ok(command);
     }
+    let arguments = of_matches(&matches)?;
+    match arguments.print_config {
+        true => Ok(Command::PrintConfig(config::printed(
+            &command(),
+            &[arguments.effective],
+        ))),
+        false => Ok(Command::Quantize(Box::new(arguments))),
+    }
+}
+
+fn from_file(
+    words: &[OsString],
+    lenient: &clap::Command,
+    given: &ArgMatches,
+    file: &Path,
+) -> Result<Command, clap::Error> {
+    let rows = config::rows(lenient, given, words, file).map_err(wrong)?;
+    let mut all = Vec::new();
+    for row in rows {
+        let read = |words| of_matches(&command().try_get_matches_from(words)?);
+        all.push(read(row.words).map_err(|error| match error.kind() {
+            clap::error::ErrorKind::DisplayHelp | clap::error::ErrorKind::DisplayVersion => error,
+            kind => {
+                let text = error.to_string();
+                let text = text.trim_start_matches("error: ").trim_end();
+                clap::Error::raw(kind, format!("{}: {text}\n", row.place))
+            }
+        })?);
+    }
+    if all.iter().any(|arguments| arguments.print_config) {
+        let all: Vec<_> = all
+            .into_iter()
+            .map(|arguments| arguments.effective)
+            .collect();
+        return Ok(Command::PrintConfig(config::printed(&command(), &all)));
+    }
+    Ok(match all.len() {
+        1 => Command::Quantize(Box::new(all.remove(0))),
+        _ => Command::Several(all),
+    })
+}
+
+fn wrong(text: String) -> clap::Error {
+    clap::Error::raw(clap::error::ErrorKind::ValueValidation, text + "\n")
+}
+
+/// The main job's arguments.
+fn of_matches(matches: &ArgMatches) -> Result<Arguments, clap::Error> {
     // Not by way of `CommandLine::quantize`: an optional group that holds another is never seen as given.
-    match Arguments::from_arg_matches(&matches) {
-        Ok(arguments) if matches.contains_id("input") => Ok(Command::Quantize(Box::new(arguments))),
+    match Arguments::from_arg_matches(matches) {
+        Ok(mut arguments) if matches.contains_id("input") => {
+            // Without names in UTF-8 there is no such list; it is needed to print it alone.
+            match config::effective(&command(), matches) {
+                Ok(effective) => arguments.effective = effective,
+                Err(error) if arguments.print_config => return Err(wrong(error)),
+                Err(_) => {}
+            }
+            Ok(arguments)
+        }
         // clap asks for IN, OUT and --calib where there is no command.
-        _ => Err(CommandLine::command().error(
+        _ => Err(command().error(
             clap::error::ErrorKind::MissingRequiredArgument,
-            "IN, OUT and --calib are needed",
+            match config::beside() {
+                Some(_) => "IN, OUT and --calib are needed; or --config osplus.toml, which is in this folder",
+                None => "IN, OUT and --calib are needed",
+            },
         )),
     }
 }

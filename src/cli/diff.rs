@@ -7,10 +7,10 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use onnx_osplus::onnx;
-use onnx_osplus::review::diff::{Style, diff};
+use onnx_osplus::review::diff::{Diff, MARKDOWN_BYTES, Page, Style, diff};
 
 use super::files::Files;
-use super::table;
+use super::{Usage, table};
 
 /// Show what differs between two models: nodes, constants, quantization, block by block
 ///
@@ -38,9 +38,18 @@ pub(crate) struct Arguments {
     #[arg(long, conflicts_with = "json")]
     full: bool,
 
-    /// Print JSON for other programs; its `schema` is 1 [example: --json]
-    #[arg(long)]
+    /// What to print: text; Markdown for a comment on a pull request, with a fold for each block; JSON for other programs,
+    /// whose `schema` is 1 [example: --format markdown]
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+
+    /// The same as --format json [example: --json]
+    #[arg(long, conflicts_with = "format")]
     json: bool,
+
+    /// Longest Markdown, in bytes; what does not fit is counted in its last sentence [example: --max-bytes 30000]
+    #[arg(long, value_name = "BYTES", default_value_t = MARKDOWN_BYTES, value_parser = parse_bytes)]
+    max_bytes: usize,
 
     /// Colours: on a terminal unless NO_COLOR is set, always, or never [example: --color always]
     #[arg(long, value_enum, default_value_t = Color::Auto, value_name = "WHEN")]
@@ -49,6 +58,21 @@ pub(crate) struct Arguments {
     /// Exit with 1 if the models differ, as `git diff --exit-code` does; failures then exit with 2 [example: --exit-code]
     #[arg(long)]
     exit_code: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Text,
+    Markdown,
+    Json,
+}
+
+fn parse_bytes(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(bytes) if bytes < 8_000 => Err("at least 8000 bytes".to_owned()),
+        Ok(bytes) => Ok(bytes),
+        Err(error) => Err(format!("{error}")),
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -71,6 +95,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 fn compare(arguments: &Arguments) -> Result<ExitCode> {
+    if arguments.format() == Format::Json && (arguments.stat || arguments.full) {
+        return Err(Usage::new(
+            "JSON is always whole: --stat and --full are for text and Markdown",
+        ));
+    }
     let mut files = Files::default();
     files.reads_model("A", &arguments.before);
     files.reads_model("B", &arguments.after);
@@ -94,12 +123,13 @@ fn compare(arguments: &Arguments) -> Result<ExitCode> {
         ask_for_all: Some("--full"),
         width: table::width(),
     };
-    // Like other diffs, this one has nothing to say of things that are the same.
-    let text = match (arguments.json, found.is_empty()) {
-        (true, _) => format!("{:#}\n", found.json()),
-        (false, true) => String::new(),
-        (false, false) if arguments.stat => found.stat(style),
-        (false, false) => found.text(style),
+    let text = match arguments.format() {
+        Format::Json => format!("{:#}\n", found.json()),
+        Format::Markdown => markdown(arguments, &found),
+        // Like other diffs, this one has nothing to say of things that are the same.
+        Format::Text if found.is_empty() => String::new(),
+        Format::Text if arguments.stat => found.stat(style),
+        Format::Text => found.text(style),
     };
     before_source.check_unchanged()?;
     after_source.check_unchanged()?;
@@ -107,4 +137,26 @@ fn compare(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::from(
         arguments.exit_code && !found.is_empty(),
     )))
+}
+
+/// The comment, in which A and B are called what the user called them.
+fn markdown(arguments: &Arguments, found: &Diff) -> String {
+    let [a, b] = [&arguments.before, &arguments.after].map(|path| path.display().to_string());
+    let ask = format!("onnx-osplus diff {a} {b} --full");
+    found.markdown(&Page {
+        names: [&a, &b],
+        most: arguments.max_bytes,
+        stat: arguments.stat,
+        full: arguments.full,
+        ask_for_all: Some(&ask),
+    })
+}
+
+impl Arguments {
+    fn format(&self) -> Format {
+        match self.json {
+            true => Format::Json,
+            false => self.format,
+        }
+    }
 }

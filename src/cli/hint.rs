@@ -19,6 +19,10 @@ pub(super) fn hint(error: &Error) -> Option<String> {
         Error::Rounding { .. } | Error::FloatCheck { .. } => {
             format!("--method none migrates nothing; {EXCLUDE}")
         }
+        Error::Streaming { .. } => "--streaming off".to_owned(),
+        Error::Work { problem, .. } if problem.contains("interrupted") => {
+            "--resume goes on with it, --force starts anew".to_owned()
+        }
         Error::MinSqnr { wanted, .. } => format!(
             "--keep-float allows more in float, --min-sqnr asked for {wanted} dB, --weight-bits and --activation-bits give more bits"
         ),

@@ -1,44 +1,57 @@
 //! `onnx-osplus lint`: what a runtime would make of a file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use onnx_osplus::graph;
 use onnx_osplus::onnx;
 use onnx_osplus::target::Target;
-use onnx_osplus::target::lint::{Cost, Finding, lint};
+use onnx_osplus::target::lint::{self, Cost, Finding, lint, sarif};
 use serde::Serialize;
 
 use super::arguments::targets;
 use super::files::Files;
-use super::{shown::Lines, table};
+use super::shown::{self, Lines};
+use super::table;
 
 /// Findings of one rule that are shown without -v.
 pub(super) const SHOWN: usize = 3;
 
-/// Check an ONNX file, ours or not, against what a runtime accepts, understands and runs in integers
+/// Check ONNX files, ours or not, against what a runtime accepts, understands and runs in integers
 ///
 /// Prints a line per finding: what it costs, the rule, the node, what is wrong and how to mend it. Exit status 1 if
-/// something would be rejected or computed wrongly.
+/// something would be rejected or computed wrongly, or a file cannot be read.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// The model to check
-    #[arg(value_name = "FILE")]
-    model: PathBuf,
+    /// The models to check
+    #[arg(value_name = "FILE", required = true)]
+    models: Vec<PathBuf>,
 
     /// The runtime; `portable` asks for all three [example: --target tensorrt]
     #[arg(long, value_name = "TARGET", value_parser = targets())]
     target: Target,
 
-    /// Print the findings as JSON [example: --json]
-    #[arg(long)]
+    /// What to print: text; JSON for other programs (of several files, an array); SARIF 2.1.0 for code scanning
+    /// [example: --format sarif]
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+
+    /// The same as --format json [example: --json]
+    #[arg(long, conflicts_with = "format")]
     json: bool,
 
     /// Print every finding, not only the first three of each rule [example: -v]
     #[arg(short, long)]
     verbose: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+    Sarif,
 }
 
 /// The JSON of `lint`: stable, fields are only added.
@@ -51,37 +64,118 @@ struct Output<'a> {
     /// Whether the file can be used as it is: nothing rejected, nothing wrong.
     ok: bool,
     findings: &'a [Finding],
+    /// Why the file could not be checked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
 }
+
+/// A file, and its findings or why there are none.
+type Checked = (PathBuf, Result<Vec<Finding>, String>);
 
 /// Prints the findings; the exit status says whether one is fatal.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let target = arguments.target;
     let mut files = Files::default();
-    files.reads_model("FILE", &arguments.model);
+    for model in &arguments.models {
+        files.reads_model("FILE", model);
+    }
     super::begin(&mut files, None, false)?;
-    let (model, source) = onnx::load_with_source(&arguments.model)?;
+    let mut checked: Vec<Checked> = Vec::new();
+    for model in &arguments.models {
+        let findings = match check(model, arguments.target) {
+            Ok(findings) => Ok(findings),
+            // A single file that cannot be read is the error of the command.
+            Err(error) if arguments.models.len() == 1 && arguments.format() != Format::Sarif => {
+                return Err(error);
+            }
+            Err(error) => {
+                super::say(&super::message(&error));
+                Err(error.to_string())
+            }
+        };
+        checked.push((model.clone(), findings));
+    }
+    let fatal = |(_, findings): &Checked| match findings {
+        Ok(findings) => findings.iter().any(|f| f.cost.is_fatal()),
+        Err(_) => true,
+    };
+    super::print(&match arguments.format() {
+        Format::Text => texts(&checked, arguments),
+        Format::Json => json(&checked, arguments.target)?,
+        Format::Sarif => as_sarif(&checked, arguments.target)?,
+    });
+    Ok(match checked.iter().any(fatal) {
+        true => ExitCode::FAILURE,
+        false => ExitCode::SUCCESS,
+    })
+}
+
+fn check(path: &Path, target: Target) -> Result<Vec<Finding>> {
+    let (model, source) = onnx::load_with_source(path)?;
     graph::check(&model).map_err(onnx_osplus::Error::from)?;
     let findings = lint(&model, target);
     source.check_unchanged()?;
-    let ok = !findings.iter().any(|f| f.cost.is_fatal());
-    let text = match arguments.json {
-        true => {
-            let output = Output {
+    Ok(findings)
+}
+
+/// The listing of every file that was read; of several, behind its name.
+fn texts(checked: &[Checked], arguments: &Arguments) -> String {
+    let target = arguments.target.profile().name;
+    let listed = checked.iter().filter_map(|(path, findings)| {
+        let text = listing(findings.as_ref().ok()?, target, arguments.verbose);
+        Some(match checked.len() {
+            1 => text,
+            _ => format!("{}\n{text}", shown::path(path)),
+        })
+    });
+    listed.collect()
+}
+
+/// An object, or of several files an array of them.
+fn json(checked: &[Checked], target: Target) -> Result<String> {
+    let outputs: Vec<Output> = checked
+        .iter()
+        .map(|(path, findings)| {
+            let list = findings.as_deref().unwrap_or_default();
+            Output {
                 format: 1,
-                file: arguments.model.display().to_string(),
+                file: path.display().to_string(),
                 target: target.profile().name,
-                ok,
-                findings: &findings,
-            };
-            serde_json::to_string_pretty(&output)? + "\n"
-        }
-        false => listing(&findings, target.profile().name, arguments.verbose),
+                ok: findings.is_ok() && !list.iter().any(|f| f.cost.is_fatal()),
+                findings: list,
+                error: findings.as_ref().err().map(String::as_str),
+            }
+        })
+        .collect();
+    let text = match &outputs[..] {
+        [one] => serde_json::to_string_pretty(one)?,
+        all => serde_json::to_string_pretty(all)?,
     };
-    super::print(&text);
-    Ok(match ok {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
-    })
+    Ok(text + "\n")
+}
+
+fn as_sarif(checked: &[Checked], target: Target) -> Result<String> {
+    let names: Vec<String> = checked
+        .iter()
+        .map(|(p, _)| p.display().to_string())
+        .collect();
+    let files: Vec<_> = names
+        .iter()
+        .zip(checked)
+        .map(|(path, (_, findings))| lint::Checked {
+            path,
+            findings: findings.as_deref().map_err(String::as_str),
+        })
+        .collect();
+    Ok(serde_json::to_string_pretty(&sarif(&files, target))? + "\n")
+}
+
+impl Arguments {
+    fn format(&self) -> Format {
+        match self.json {
+            true => Format::Json,
+            false => self.format,
+        }
+    }
 }
 
 /// A line per finding, and one that sums up.

@@ -1,6 +1,7 @@
 //! What only a command line needs: arguments, progress, the closing summary, exit status.
 
 mod arguments;
+mod config;
 mod data;
 mod dequantize;
 mod diff;
@@ -12,9 +13,11 @@ mod granularity;
 mod hint;
 pub(crate) mod inspect;
 mod lint;
+mod pages;
 mod progress;
 mod report;
 mod shown;
+mod streaming;
 mod summary;
 mod system;
 mod table;
@@ -30,7 +33,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
-use onnx_osplus::calibrate::{CalibError, CalibSource, Dataset, TractEngine};
+use onnx_osplus::calibrate::{CalibError, CalibSource, Dataset};
 use onnx_osplus::onnx::{self, Model, SaveOptions, SaveSummary, SourceFiles, output};
 use onnx_osplus::review::Provenance;
 
@@ -48,7 +51,7 @@ pub(crate) use system::Alloc;
 pub(crate) fn main(words: Vec<OsString>) -> ExitCode {
     system::return_freed_memory();
     system::install();
-    let command = match parse(words.clone()) {
+    let command = match parse(&words) {
         Ok(command) => command,
         // Prints help, version or what is wrong, and ends the program with the status that goes with it.
         Err(error) => error.exit(),
@@ -70,8 +73,29 @@ const NOTHING_TO_QUANTIZE: u8 = 3;
 /// Options that contradict each other, as for what the parser of the command line refuses.
 const WRONG_USAGE: u8 = 2;
 
+/// Options that say nothing together, found after the parser of the command line.
+#[derive(Debug)]
+struct Usage(String);
+
+impl Usage {
+    fn new(text: impl Into<String>) -> anyhow::Error {
+        anyhow::Error::new(Usage(text.into()))
+    }
+}
+
+impl std::error::Error for Usage {}
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// The exit status that goes with an error.
 fn exit_status(error: &anyhow::Error) -> ExitCode {
+    if error.is::<Usage>() {
+        return ExitCode::from(WRONG_USAGE);
+    }
     match error.downcast_ref::<onnx_osplus::Error>() {
         Some(onnx_osplus::Error::NothingToQuantize(_)) => ExitCode::from(NOTHING_TO_QUANTIZE),
         Some(onnx_osplus::Error::Options(_)) => ExitCode::from(WRONG_USAGE),
@@ -144,13 +168,49 @@ pub(crate) fn catch_panics<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
 fn run(command: &Command, words: &[OsString]) -> Result<ExitCode> {
     match command {
         Command::Quantize(arguments) => quantize(arguments, words).map(|()| ExitCode::SUCCESS),
+        Command::Several(all) => several(all, words),
+        Command::PrintConfig(text) => {
+            print(text);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Completions(arguments) => {
+            pages::completions(arguments);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Man(arguments) => pages::manual(arguments).map(|()| ExitCode::SUCCESS),
         Command::Dequantize(arguments) => dequantize::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Diff(arguments) => diff::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
         Command::Lint(arguments) => lint::run(arguments),
-        Command::Text(arguments) => text::run(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Text(arguments) => text::run(arguments),
         Command::Verify(arguments) => verify::run(arguments),
     }
+}
+
+/// Every model of a file of settings, one after the other. One that fails does not keep the others; its exit status, or
+/// that of the first, is the program's.
+fn several(all: &[Arguments], words: &[OsString]) -> Result<ExitCode> {
+    let mut files = Files::default();
+    for (index, arguments) in all.iter().enumerate() {
+        let number = index + 1;
+        files.writes(&format!("OUT of model {number}"), &arguments.output, true)?;
+        for path in &arguments.report {
+            files.writes(&format!("--report of model {number}"), path, true)?;
+        }
+    }
+    let mut status = None;
+    for (index, arguments) in all.iter().enumerate() {
+        system::begin_another();
+        let of = format!("model {} of {}", index + 1, all.len());
+        if !arguments.quiet {
+            print(&format!("== {of}: {}\n", shown::path(&arguments.input)));
+        }
+        if let Err(error) = quantize(arguments, words) {
+            say(&format!("{of}: {}", message(&error)));
+            status.get_or_insert(exit_status(&error));
+        }
+    }
+    Ok(status.unwrap_or(ExitCode::SUCCESS))
 }
 
 /// Checks that a `--json` can be written.
@@ -219,8 +279,17 @@ pub(crate) fn quantize_with(
     )?;
     let calibration = data.digest();
     let opened = start.elapsed().as_secs_f64();
-    let (mut model, mut report) =
-        onnx_osplus::run(&original, &data, &TractEngine, &options, progress)?;
+    let streaming::Outcome {
+        mut model,
+        mut report,
+        work,
+    } = streaming::run(
+        arguments,
+        (&original, &source),
+        (&data, &calibration),
+        &options,
+        progress,
+    )?;
 
     let saving = Instant::now();
     check_data(&data, &calibration, &arguments.sources())?;
@@ -233,6 +302,12 @@ pub(crate) fn quantize_with(
         overwrite: arguments.force,
     };
     let saved = save(&arguments.output, save_options, &model, &source, files)?;
+    let streamed = work.is_some();
+    if let Some(problem) = work.and_then(|work| work.remove().err()) {
+        report
+            .notes
+            .push(format!("the work folder could not be removed: {problem}"));
+    }
     let mut book = |step: &str, seconds: f64| report.seconds.insert(step.to_owned(), seconds);
     book("load", loaded);
     book("open data", opened - loaded);
@@ -243,9 +318,16 @@ pub(crate) fn quantize_with(
     report.notes.extend(left_over(&saved));
     if !arguments.report.is_empty() {
         report.command = Some(report::command(words));
+        report.config = arguments
+            .config
+            .as_ref()
+            .map(|path| path.display().to_string());
+        report.arguments = arguments.effective.clone();
         report.files = Some(report::files(arguments, sizes));
         report.digests = report::digests(provenance, &arguments.output)?;
-        if !arguments.no_layers {
+        if streamed {
+            report.notes.push("the error of every Linear was not measured: that takes the memory of the whole model".to_owned());
+        } else if !arguments.no_layers {
             report::layers(&mut report, (&original, &model), &data, &options, progress);
         }
         for path in &arguments.report {

@@ -141,6 +141,18 @@ pub(super) fn free_bytes(_: &Path) -> Option<u64> {
     None
 }
 
+/// Bytes of memory that programs may still take, and that a container lets them. `None` where the system does not say.
+pub(super) fn available_bytes() -> Option<u64> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = meminfo
+        .lines()
+        .find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    let limit = limit.and_then(|text| text.trim().parse::<u64>().ok());
+    Some((kib * 1024).min(limit.unwrap_or(u64::MAX)))
+}
+
 /// The files that are read, as they were when the command began. Places, and no list: a signal handler reads them, which
 /// must not find a list that is just growing.
 static INPUTS: [OnceLock<Input>; 1024] = [const { OnceLock::new() }; 1024];
@@ -209,6 +221,11 @@ pub(super) fn return_freed_memory() {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 4 << 20);
         libc::mallopt(libc::M_TRIM_THRESHOLD, 32 << 20);
     }
+}
+
+/// Forgets it: another OUT is to be made.
+pub(super) fn begin_another() {
+    WRITTEN.store(false, Ordering::Relaxed);
 }
 
 /// Takes over what the system would do by itself. To be called before there is a second thread.

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeSet;
 
-use super::view::{NodeId, Source, ValueId, View};
+use super::view::{NodeId, Source, ValueId, View, names_read};
 use crate::onnx::Model;
 use crate::onnx::node::float_value;
 use crate::onnx::proto::{GraphProto, ModelProto, ValueInfoProto};
@@ -59,7 +59,7 @@ pub fn cut(
             Source::Unknown => return Err("it reads a value that no one defines".to_owned()),
             Source::Node { node, .. } if nodes.insert(node) => {
                 take(node)?;
-                let names = view.node(node).input.iter();
+                let names = names_read(view.node(node));
                 stack.extend(names.filter_map(|name| view.value(name)));
             }
             Source::Node { .. } => {}

@@ -31,4 +31,4 @@ pub use inline::inline;
 pub use names::Names;
 pub use patch::{Patch, PatchError, apply, raise_ir};
 pub use size_inputs::size_inputs;
-pub use view::{NodeId, Source, Use, ValueId, View};
+pub use view::{NodeId, Source, Use, ValueId, View, names_read};

@@ -369,6 +369,14 @@ fn op_type(node: &NodeProto) -> &str {
     node.op_type.as_deref().unwrap_or("")
 }
 
+/// The names that `node` reads, those that its subgraphs read from outside among them.
+pub fn names_read(node: &NodeProto) -> impl Iterator<Item = &str> {
+    let inputs = node.input.iter().map(String::as_str);
+    inputs
+        .filter(|name| !name.is_empty())
+        .chain(captured_names(node))
+}
+
 /// The names that the subgraphs of `node` read from outside, each once, in order of first mention.
 pub(in crate::graph) fn captured_names(node: &NodeProto) -> Vec<&str> {
     let mut captured = Vec::new();

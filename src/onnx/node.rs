@@ -181,6 +181,13 @@ pub fn subgraphs(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
         .flat_map(|attr| attr.g.iter().chain(&attr.graphs))
 }
 
+/// The graphs in the attributes of a node, to be changed.
+pub fn subgraphs_mut(node: &mut NodeProto) -> impl Iterator<Item = &mut GraphProto> {
+    node.attribute
+        .iter_mut()
+        .flat_map(|attr| attr.g.iter_mut().chain(&mut attr.graphs))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -22,6 +22,7 @@ mod responses;
 mod search;
 mod sites;
 mod strategy;
+mod stream;
 mod token_ids;
 mod verdict;
 mod work;
@@ -37,6 +38,7 @@ use crate::solve::Method;
 pub use anatomy::anatomy;
 pub use inspect::{Inspection, check_quantizable, inspect};
 pub use plan::plan_round_trip;
+pub use stream::{Streaming, WorkFolder, cannot_stream, run_streaming, whole_model_bytes};
 
 use build::{KnownWeights, Source};
 use calibrate::Calibrated;
@@ -71,46 +73,70 @@ pub fn run(
             progress,
             clock: &clock,
         };
-        let (prepared, rows, data) = Prepared::with_rows(&job, data)?;
-        let (calibrated, sequences) = Calibrated::new(&job, prepared, &rows)?;
-        let plan = Plan::search(&job, &calibrated, sequences);
-        let known = KnownWeights::default();
-        let source = Source {
-            options,
-            calibrated: &calibrated,
-            known: &known,
-        };
-        let mut judge = HeldOut::new(&job, source, &rows);
-        let mut written = best_plan(&job, source, plan, &mut judge)?;
-        judge.make_sure(&mut written)?;
-        let float_check = strategy::conclude(&mut written, &mut judge)?;
-        prepare::restore(&mut written.model, &calibrated.prepared.changes.rewritten)?;
-        let result = written.model.unflatten();
-        let findings = lint::lint(&job, &result)?;
-        let all = judge.all_outputs(&written)?;
-        let batch = rows.calibration.first();
-        let work = batch.and_then(|batch| {
-            let prepared = &calibrated.prepared;
-            work::work_of(engine.as_ref(), prepared, &written.plan, batch, &result)
-        });
-        let account = report::Account {
-            work,
-            job: &job,
-            data: &data,
-            rows: &rows,
-            calibrated: &calibrated,
-            written: &written,
-            judged_on: judge.judged_on(),
-            outputs: all.as_ref().map_or(&written.outputs, |[ours, _]| ours),
-            plain: match &all {
-                Some([_, plain]) => judge.plain().map(|_| &plain[..]),
-                None => judge.plain().map(|plain| &plain.outputs[..]),
-            },
-            float_check,
-            findings,
-        };
-        Ok((result, account.report()))
+        run_job(&job, data).map(|ran| (ran.model, ran.report))
     })?
+}
+
+/// What a run has made.
+struct Ran {
+    model: Model,
+    report: Report,
+    /// Plain min-max quantization of the same Linears; `None` where nothing was compared with it.
+    plain: Option<Model>,
+}
+
+/// [`run`], in the threads of the caller.
+fn run_job(job: &Job, data: &Dataset) -> Result<Ran, Error> {
+    let (prepared, rows, data) = Prepared::with_rows(job, data)?;
+    let (calibrated, sequences) = Calibrated::new(job, prepared, &rows)?;
+    let plan = Plan::search(job, &calibrated, sequences);
+    let known = KnownWeights::default();
+    let source = Source {
+        options: job.options,
+        calibrated: &calibrated,
+        known: &known,
+    };
+    let mut judge = HeldOut::new(job, source, &rows);
+    let mut written = best_plan(job, source, plan, &mut judge)?;
+    judge.make_sure(&mut written)?;
+    let float_check = strategy::conclude(&mut written, &mut judge)?;
+    let rewritten = &calibrated.prepared.changes.rewritten;
+    prepare::restore(&mut written.model, rewritten)?;
+    let result = written.model.unflatten();
+    let findings = lint::lint(job, &result)?;
+    let all = judge.all_outputs(&written)?;
+    let batch = rows.calibration.first();
+    let work = batch.and_then(|batch| {
+        let prepared = &calibrated.prepared;
+        work::work_of(job.engine, prepared, &written.plan, batch, &result)
+    });
+    let account = report::Account {
+        work,
+        job: job,
+        data: &data,
+        rows: &rows,
+        calibrated: &calibrated,
+        written: &written,
+        judged_on: judge.judged_on(),
+        outputs: all.as_ref().map_or(&written.outputs, |[ours, _]| ours),
+        plain: match &all {
+            Some([_, plain]) => judge.plain().map(|_| &plain[..]),
+            None => judge.plain().map(|plain| &plain.outputs[..]),
+        },
+        float_check,
+        findings,
+    };
+    let report = account.report();
+    let plain = judge.plain().map(|plain| {
+        let mut model = plain.model.clone();
+        prepare::restore(&mut model, rewritten)?;
+        Ok::<Model, Error>(model.unflatten())
+    });
+    Ok(Ran {
+        model: result,
+        report,
+        plain: plain.transpose()?,
+    })
 }
 
 /// What is to be written: the plan that the search has found, or a better one that a strategy knows.

@@ -176,18 +176,10 @@ impl Account<'_> {
         let Measured {
             outputs, account, ..
         } = self.written;
-        let mut lost = losses(outputs, self.plain.unwrap_or_default());
+        let mut lost = below_plain(outputs, self.plain.unwrap_or_default());
         // Of these a note of its own says what keeps them.
-        lost.retain(|l| !account.below_by_attention.contains(&outputs[l.output].name));
-        let entry = |loss: &Loss| BelowPlain {
-            output: outputs[loss.output].name.clone(),
-            per_token: loss.figure == Figure::PerToken,
-            logarithms: loss.logarithms,
-            sqnr_db: loss.sqnr_db,
-            // Exact by plain quantization.
-            plain_sqnr_db: Some(loss.plain_sqnr_db).filter(|db| db.is_finite()),
-        };
-        lost.iter().map(entry).collect()
+        lost.retain(|l| !account.below_by_attention.contains(&l.output));
+        lost
     }
 
     fn notes(&self) -> Vec<String> {
@@ -210,6 +202,22 @@ impl Account<'_> {
         }
         notes
     }
+}
+
+/// The outputs that are clearly worse than those of plain min-max quantization.
+pub(super) fn below_plain(
+    outputs: &[OutputComparison],
+    plain: &[OutputComparison],
+) -> Vec<BelowPlain> {
+    let entry = |loss: &Loss| BelowPlain {
+        output: outputs[loss.output].name.clone(),
+        per_token: loss.figure == Figure::PerToken,
+        logarithms: loss.logarithms,
+        sqnr_db: loss.sqnr_db,
+        // Exact by plain quantization.
+        plain_sqnr_db: Some(loss.plain_sqnr_db).filter(|db| db.is_finite()),
+    };
+    losses(outputs, plain).iter().map(entry).collect()
 }
 
 /// Whether plain min-max was written after validation, although the search had decided otherwise.

@@ -67,6 +67,11 @@ pub struct Report {
     pub layers: Vec<LayerError>,
     /// The command that was given, if there was one.
     pub command: Option<String>,
+    /// The file of settings that was read, if there was one.
+    pub config: Option<String>,
+    /// Every option of the command line with its values: given, from the file of settings, or by default. Empty if the run
+    /// was asked for otherwise.
+    pub arguments: BTreeMap<String, Vec<String>>,
     /// The files that were read and written, if there were any.
     pub files: Option<Files>,
     /// SHA-256 of what went in and what came out, by what it is: as in the metadata of the written model.

@@ -11,7 +11,7 @@ from conftest import MODELS, TINY, TINY_LLAMA, run_tool
 
 DOCUMENT = MODELS.parent / "docs" / "report.md"
 # Keys below these are names of the model, of steps, of files.
-NAMED = ("agreements", "outputs", "filled_inputs", "digests", "seconds")
+NAMED = ("agreements", "arguments", "outputs", "filled_inputs", "digests", "seconds")
 # What no run here has: no output of these ends below plain. `tests/library.rs` holds them to the document.
 ELSEWHERE = {f"below_plain[].{key}" for key in ("output", "per_token", "logarithms", "sqnr_db", "plain_sqnr_db")}
 # Notes are of weights that other tools wrote (test_block_forms.py).

@@ -32,16 +32,18 @@ pub(crate) const TOKENS: usize = 512;
 /// Checked calibration data.
 #[derive(Debug, Clone)]
 pub struct Dataset {
-    inputs: Vec<ModelInput>,
+    pub(super) inputs: Vec<ModelInput>,
+    /// Where this is the data of a part of a model, the inputs of the whole one: their sizes tell those of what is filled in.
+    pub(super) whole: Vec<ModelInput>,
     pub(super) tables: Vec<Table>,
-    batch: usize,
+    pub(super) batch: usize,
     pub(super) fixed_batch: Option<usize>,
-    filled: Vec<Filled>,
+    pub(super) filled: Vec<Filled>,
     pub(super) notes: Vec<String>,
     /// The inputs from whose values sizes inside the model are computed.
-    sizes: BTreeSet<String>,
+    pub(super) sizes: BTreeSet<String>,
     /// How masks are read, by input.
-    masks: BTreeMap<String, Reading>,
+    pub(super) masks: BTreeMap<String, Reading>,
 }
 
 /// Batches for computing statistics and batches for judging the result.
@@ -92,6 +94,7 @@ impl Dataset {
             sizes: size_inputs(&FlatModel::of(model.clone()).view()),
             masks: BTreeMap::new(),
             inputs,
+            whole: vec![],
         };
         let mut first_row = 0;
         let Read { tables, notes, .. } = read_tables(&dataset.inputs, sources, settings)?;
@@ -171,6 +174,7 @@ impl Dataset {
             sizes: size_inputs(&FlatModel::of(model.clone()).view()),
             masks: BTreeMap::new(),
             inputs,
+            whole: vec![],
         };
         let axes = dataset.batch_axes(std::slice::from_ref(&arrays));
         let table = dataset.table(arrays, &axes, 0)?;
@@ -294,7 +298,7 @@ impl Dataset {
         }
     }
 
-    fn batch(&self, table: &Table, rows: &[usize]) -> Batch {
+    pub(super) fn batch(&self, table: &Table, rows: &[usize]) -> Batch {
         let sizes = self.sizes(table, rows.len());
         let mut inputs = BTreeMap::new();
         for input in &self.inputs {
@@ -315,8 +319,16 @@ impl Dataset {
             let tells = self.sizes.contains(&input.name);
             inputs.insert(input.name.clone(), tensor.telling_sizes(tells));
         }
+        // A part of a model need not read the mask that says which of its tokens are padding.
+        let of_whole = |name: &String| {
+            let input = self.whole.iter().find(|input| input.name == *name)?;
+            let (array, axis) = table.arrays.get(name)?;
+            let rows = axis.map(|axis| (axis, rows.to_vec()));
+            Some(InputTensor::from_file(array.clone(), rows, input.dtype))
+        };
         let mask = |(name, reading): (&String, &Reading)| {
-            let real = inputs.get(name)?.as_mask(&reading.padding)?;
+            let tensor = inputs.get(name).cloned().or_else(|| of_whole(name))?;
+            let real = tensor.as_mask(&reading.padding)?;
             (real.nrows() == rows.len()).then(|| PaddingMask {
                 numbers: reading.numbers.clone(),
                 ..PaddingMask::new(name, real)
@@ -341,7 +353,7 @@ impl Dataset {
                 (name.clone(), shape)
             })
             .collect();
-        Sizes::new(&self.inputs, given, rows)
+        Sizes::new(self.inputs.iter().chain(&self.whole), given, rows)
     }
 
     /// The batch axes of the inputs that the tables give; none where every table is a run of its own, which a note says.

@@ -93,8 +93,8 @@ pub(super) struct Sizes {
 
 impl Sizes {
     /// Binds the axis names of `inputs` to the sizes in `given`.
-    pub(super) fn new(
-        inputs: &[ModelInput],
+    pub(super) fn new<'i>(
+        inputs: impl Iterator<Item = &'i ModelInput>,
         given: BTreeMap<String, Vec<usize>>,
         batch: usize,
     ) -> Sizes {

@@ -11,6 +11,7 @@ pub(super) mod input;
 mod masks;
 pub(super) mod numbers;
 mod one_by_one;
+pub(super) mod part;
 pub(super) mod signature;
 pub(super) mod sources;
 mod table;

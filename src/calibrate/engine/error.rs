@@ -6,6 +6,15 @@ use crate::calibrate::data::error::CalibError;
 /// its first output.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
+    /// A value that a later part of the model needs cannot be written to the disk.
+    #[error(
+        "cannot keep what later parts of the model need: {source}; free space where OUT is written"
+    )]
+    Store {
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
     /// Operators that the engine does not have and that are not written with others. Export them decomposed, or take them
     /// out of the model.
     #[error(

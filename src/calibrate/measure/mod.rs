@@ -11,5 +11,6 @@ pub(super) mod row_error;
 pub(super) mod shapes;
 mod sizes;
 pub(super) mod statistics;
+pub(super) mod streams;
 pub(super) mod sums;
 mod weights;

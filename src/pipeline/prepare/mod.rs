@@ -18,13 +18,13 @@ use crate::graph::branches::FlatModel;
 use crate::graph::opset::OpsetError;
 use crate::graph::{self, Names, NodeId, Use, ValueId, View, opset};
 use crate::onnx::Model;
-use crate::options::Format;
+use crate::options::{Format, Options};
 use crate::recognise::{Linear, LinearId, Recognised, recognise};
 use crate::rewrite;
 use crate::site::{Sink, find_sites, wanted_shapes};
 use crate::target::MIN_OPSET;
 use crate::target::pool::Pools;
-use changes::Changes;
+pub(super) use changes::Changes;
 pub(super) use products::{any_candidate, restore};
 
 /// Why a Linear is left in float that no input of the model reaches, as one over an embedding of relative positions.
@@ -170,7 +170,7 @@ fn reachable(view: &View, nodes: impl Iterator<Item = NodeId>) -> BTreeSet<usize
 }
 
 /// Removes what exporters leave behind and a runtime rejects, if that was asked for.
-fn clean(job: &Job, changes: &mut Changes) -> Result<Model, Error> {
+pub(super) fn clean(job: &Job, changes: &mut Changes) -> Result<Model, Error> {
     let mut model = job.original.clone();
     if !job.options.clean {
         return Ok(model);
@@ -184,7 +184,11 @@ fn clean(job: &Job, changes: &mut Changes) -> Result<Model, Error> {
 }
 
 /// Stores the sizes that let runtimes compute something once, unless that was refused.
-fn fold_sizes(job: &Job, mut model: Model, changes: &mut Changes) -> Result<Model, Error> {
+pub(super) fn fold_sizes(
+    job: &Job,
+    mut model: Model,
+    changes: &mut Changes,
+) -> Result<Model, Error> {
     if !job.options.fold_sizes {
         return Ok(model);
     }
@@ -197,8 +201,8 @@ fn fold_sizes(job: &Job, mut model: Model, changes: &mut Changes) -> Result<Mode
 }
 
 /// The operator set, and the IR version, that what will be written needs: per-axis DequantizeLinear or one with blocks.
-fn needed(job: &Job) -> (i64, i64) {
-    let blocks = job.options.group().is_some() && job.options.format == Format::Qdq;
+fn needed(options: &Options) -> (i64, i64) {
+    let blocks = options.group().is_some() && options.format == Format::Qdq;
     if blocks {
         rewrite::BLOCKS_OPSET
     } else {
@@ -208,10 +212,14 @@ fn needed(job: &Job) -> (i64, i64) {
 
 /// The model at an operator set that has what will be written ([`needed`]), with every Linear and norm in the main graph: not in
 /// a function, nor (in the flat form of the graph) in the branch of an If.
-fn raise_opset(job: &Job, model: Model, changes: &mut Changes) -> Result<FlatModel, Error> {
+pub(super) fn raise_opset(
+    job: &Job,
+    model: Model,
+    changes: &mut Changes,
+) -> Result<FlatModel, Error> {
     let mut model = FlatModel::of(model);
     let hidden = inline::inline(&mut model, changes)?;
-    let (opset, ir) = needed(job);
+    let (opset, ir) = needed(job.options);
     let raised = model.edit(|m| {
         let raised = opset::raise(m, opset)?;
         graph::raise_ir(m, ir);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! two models ─ matching ─▶ pairs of nodes ─ compare ─▶ entries (changes and unchanged nodes in order)
-//!            ─ facts of changed constants, in parallel ─▶ Diff ─▶ text | counts | JSON
+//!            ─ facts of changed constants, in parallel ─▶ Diff ─▶ text | counts | Markdown | JSON
 //! ```
 //!
 //! Nodes are matched (`matching`) by name, then by what they compute. Every field of the schema is compared, known or not
@@ -20,6 +20,7 @@ mod group;
 mod initializers;
 mod json;
 mod lone;
+mod markdown;
 mod matching;
 mod per_token;
 mod replaced;
@@ -37,6 +38,7 @@ pub use constant::{Distance, Facts};
 pub use json::{
     ByteCounts, ChangeReport, ConstantChange, ConstantFacts, DiffReport, NodeCounts, SCHEMA_VERSION,
 };
+pub use markdown::{MARKDOWN_BYTES, Page};
 pub use style::Style;
 
 use rayon::prelude::*;

@@ -1,11 +1,12 @@
 //! A diff as lines of text.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use crate::onnx::shown;
 
 use super::Diff;
-use super::change::{Part, Sign};
+use super::change::{Kind, Part, Sign};
 use super::group::{Row, Section, ranges, sections};
 use super::style::{Look, Style, shorten};
 use super::summary::plural;
@@ -43,19 +44,7 @@ impl Diff {
         if left > 0 {
             notes.push(plural(left, "more change"));
         }
-        notes.extend(hidden.iter().map(|(kind, n)| {
-            let word = match kind.word() {
-                "value_info" => "stated type",
-                "order" => "change of order",
-                "name" => "renaming",
-                word => word,
-            };
-            match (*n, word) {
-                (1, word) => format!("1 {word}"),
-                (n, "change of order") => format!("{n} changes of order"),
-                (n, word) => format!("{n} {word}s"),
-            }
-        }));
+        notes.extend(counted(&hidden));
         if !notes.is_empty() {
             let ask = style
                 .ask_for_all
@@ -65,6 +54,24 @@ impl Diff {
         }
         out
     }
+}
+
+/// "4 renamings" for each kind of change that is not shown.
+pub(super) fn counted(hidden: &BTreeMap<Kind, usize>) -> Vec<String> {
+    let count = |(kind, n): (&Kind, &usize)| {
+        let word = match kind.word() {
+            "value_info" => "stated type",
+            "order" => "change of order",
+            "name" => "renaming",
+            word => word,
+        };
+        match (*n, word) {
+            (1, word) => format!("1 {word}"),
+            (n, "change of order") => format!("{n} changes of order"),
+            (n, word) => format!("{n} {word}s"),
+        }
+    };
+    hidden.iter().map(count).collect()
 }
 
 fn show(section: &Section, style: Style) -> String {
@@ -162,7 +169,7 @@ fn fit(parts: &[Part], block: &str, style: Style, indent: usize) -> String {
 }
 
 /// The parts as text; digests are cut to eight digits, and left out where blocks differ.
-fn joined(parts: &[Part], block: &str, style: Style, most: usize) -> Vec<String> {
+pub(super) fn joined(parts: &[Part], block: &str, style: Style, most: usize) -> Vec<String> {
     let gone = parts.iter().any(|part| matches!(part, Part::Digest(None)));
     let mut out = Vec::new();
     for part in parts {
@@ -178,7 +185,7 @@ fn joined(parts: &[Part], block: &str, style: Style, most: usize) -> Vec<String>
 }
 
 /// A name without the path of its block, or without as much of it as weights are named by.
-fn inside<'n>(name: &'n str, block: &str) -> &'n str {
+pub(super) fn inside<'n>(name: &'n str, block: &str) -> &'n str {
     let block = block.rsplit(" › ").next().unwrap_or(block);
     let bare = name.trim_start_matches('/');
     let steps = block.match_indices('.').map(|(i, _)| i + 1);

@@ -14,6 +14,7 @@ mod onnxruntime;
 mod openvino;
 mod operators;
 mod rotation;
+mod sarif;
 mod scope;
 mod tensorrt;
 
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Target;
 use crate::onnx::Model;
+pub use sarif::{Checked, sarif};
 use scope::{Scope, scopes};
 
 /// What a broken rule costs.
