@@ -76,7 +76,8 @@ pub(crate) struct Arguments {
 
     /// Calibration data: a .npy file for the one input that is not filled in by itself (or NAME=FILE.npy), a .npz
     /// file whose array names are input names, a folder of such files, or a folder of ONNX test data (input_0.pb); or text,
-    /// a line or a row of a table each: .txt, .jsonl, .csv, .tsv, .json, .parquet.
+    /// a line or a row of a table each: .txt, .jsonl, .csv, .tsv, .json, .parquet; or images (.png, .jpg, .webp, .bmp) or recordings
+    /// (.wav), one by one or in a folder.
     /// May be given several times [example: --calib sentences.txt] [example: --calib data.npz] [example: --calib
     /// input_ids=ids.npy]
     #[arg(long, value_name = "[NAME=]PATH", required = true)]

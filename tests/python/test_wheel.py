@@ -20,23 +20,6 @@ TINY = MODELS / "tiny"
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory):
-    """The wheel, built with the profile and into the folder that the tests have built the program with and into."""
-    folder = tmp_path_factory.mktemp("wheel")
-    done = subprocess.run(
-        [sys.executable, "-m", "maturin", "build", "--profile", "dev", "-m", ROOT / "python" / "Cargo.toml", "--offline"]
-        + ["--compatibility", "linux" if sys.platform == "linux" else "off", "-o", folder, "-i", sys.executable],
-        env={**os.environ, "CARGO_TARGET_DIR": str(ROOT / "target")},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Compiling tract" not in done.stderr, "its features differ from those of the program"
-    (path,) = folder.glob("*.whl")
-    return path
-
-
-@pytest.fixture(scope="session")
 def fresh(wheel, tmp_path_factory):
     """The Python of an environment with this wheel and nothing else."""
     folder = tmp_path_factory.mktemp("fresh") / "env"
