@@ -67,17 +67,18 @@ pub(crate) enum Command {
 /// The arguments of the main job.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// The float model to read
+    /// The float model to read; or a folder as a hub has it, with model.onnx or onnx/model.onnx, tokenizer and configuration
     #[arg(value_name = "IN")]
     pub input: PathBuf,
 
-    /// The model to write
+    /// The model to write; for a folder the folder, which gets onnx/model_quantized.onnx and copies of the small files
     #[arg(value_name = "OUT")]
     pub output: PathBuf,
 
     /// Calibration data: a .npy file for the one input that is not filled in by itself (or NAME=FILE.npy), a .npz
     /// file whose array names are input names, a folder of such files, or a folder of ONNX test data (input_0.pb); or text,
-    /// a line or a row of a table each: .txt, .jsonl, .csv, .tsv, .json, .parquet.
+    /// a line or a row of a table each: .txt, .jsonl, .csv, .tsv, .json, .parquet; or images (.png, .jpg, .webp, .bmp) or recordings
+    /// (.wav), one by one or in a folder.
     /// May be given several times [example: --calib sentences.txt] [example: --calib data.npz] [example: --calib
     /// input_ids=ids.npy]
     #[arg(long, value_name = "[NAME=]PATH", required = true)]
@@ -196,6 +197,11 @@ pub(crate) struct Arguments {
     /// [example: --no-layers]
     #[arg(long)]
     pub no_layers: bool,
+
+    /// How the models of a folder are named: what follows the name they had, or a whole name that ends in .onnx
+    /// [default: quantized] [example: --name int8] [example: --name model_int8.onnx]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
 
     /// Write the weights to OUT.data beside OUT, as is done by itself from 2 GB on [example: --external-data]
     #[arg(long)]

@@ -7,6 +7,7 @@ mod dequantize;
 mod diff;
 mod figures;
 mod files;
+mod folder;
 mod form;
 mod granularity;
 mod hint;
@@ -242,6 +243,15 @@ impl Done {
 /// The main job on the command line.
 fn quantize(arguments: &Arguments, words: &[OsString]) -> Result<()> {
     let terminal = Terminal::new(arguments.quiet);
+    if arguments.input.is_dir() {
+        return folder::run(arguments, words, &terminal);
+    }
+    if arguments.name.is_some() {
+        bail!(
+            "--name names the models of a folder, and {} is none",
+            shown::path(&arguments.input)
+        );
+    }
     let done = quantize_with(arguments, words, &terminal)?;
     if !arguments.quiet {
         let text = done.text(arguments.verbose);
