@@ -24,6 +24,8 @@ pub use data::part::{RowStore, Stored, StoredValues};
 pub use data::signature::{Dim, ModelInput, model_inputs};
 pub use data::sources::CalibSource;
 pub use engine::error::EngineError;
+#[cfg(feature = "onnxruntime")]
+pub use engine::onnxruntime::{OnnxRuntimeEngine, Provider};
 pub use engine::plan::{Engine, Plan, TapSink, Wanted};
 pub use engine::tract_engine::TractEngine;
 pub use measure::capture::{Captured, Keep, Kept};

@@ -15,6 +15,7 @@ use regex::Regex;
 
 use super::config;
 use super::data::DataArguments;
+use super::engine::EngineArguments;
 use super::granularity::Granularities;
 use super::streaming::StreamingName;
 
@@ -165,6 +166,9 @@ pub(crate) struct Arguments {
     /// Batches to run in parallel; 0 means one per core [example: --threads 1]
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = parse_threads)]
     threads: usize,
+
+    #[command(flatten)]
+    pub(super) engine: EngineArguments,
 
     /// Statistics of the calibration rows that `onnx-osplus stats` has taken of the same model and data: the files of all shards.
     /// They need not be measured again; --calib has the rows that judge [example: --stats part1.stats part2.stats]

@@ -5,6 +5,7 @@ mod config;
 mod data;
 mod dequantize;
 mod diff;
+mod engine;
 mod figures;
 mod files;
 mod folder;
@@ -272,6 +273,7 @@ pub(crate) fn quantize_with(
     options.validate().map_err(onnx_osplus::Error::from)?;
     let files = check_files(arguments)?;
 
+    let engine = arguments.engine.engine()?;
     let (original, source) = onnx::load_with_source(&arguments.input)?;
     let loaded = start.elapsed().as_secs_f64();
     onnx_osplus::check_quantizable(&original)?;
@@ -291,7 +293,7 @@ pub(crate) fn quantize_with(
         arguments,
         (&original, &source),
         (&data, &calibration),
-        &options,
+        (&options, engine.as_ref()),
         progress,
     )?;
 
@@ -332,7 +334,13 @@ pub(crate) fn quantize_with(
         if streamed {
             report.notes.push("the error of every Linear was not measured: that takes the memory of the whole model".to_owned());
         } else if !arguments.no_layers {
-            report::layers(&mut report, (&original, &model), &data, &options, progress);
+            report::layers(
+                &mut report,
+                (&original, &model),
+                (&data, engine.as_ref()),
+                &options,
+                progress,
+            );
         }
         for path in &arguments.report {
             report::write(path, arguments.force, &report)?;

@@ -9,8 +9,8 @@ use anyhow::{Result, anyhow, bail};
 use clap::Args;
 use onnx_osplus::Options;
 use onnx_osplus::calibrate::{
-    Dataset, GatheredStatistics, Statistics, TractEngine, finish_statistics, merge_statistics,
-    read_statistics, write_statistics,
+    Dataset, GatheredStatistics, Statistics, finish_statistics, merge_statistics, read_statistics,
+    write_statistics,
 };
 use onnx_osplus::onnx::{self, SourceFiles, output};
 use onnx_osplus::progress::Progress;
@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::arguments::{parse_batch, parse_threads, source, targets};
 use super::data::DataArguments;
+use super::engine::EngineArguments;
 use super::files::Files;
 use super::granularity::Granularities;
 use super::shown::{self, print};
@@ -69,6 +70,9 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 
+    #[command(flatten)]
+    engine: EngineArguments,
+
     /// Overwrite FILE if it exists [example: --force]
     #[arg(long)]
     force: bool,
@@ -99,6 +103,7 @@ struct Head {
     calibration: String,
     batch: usize,
     seed: u64,
+    engine: String,
     /// The number of the shard, from 1 on, and of how many.
     shard: (usize, usize),
 }
@@ -123,9 +128,10 @@ pub(super) fn run(arguments: &Arguments, progress: &dyn Progress) -> Result<()> 
     let (model, model_files) = onnx::load_with_source(&arguments.input)?;
     onnx_osplus::check_quantizable(&model)?;
     let data = Dataset::open_with(&model, &sources, arguments.batch, &settings)?;
+    let engine = arguments.engine.engine()?;
     let (number, of) = arguments.shard;
     let shard = (number - 1, of);
-    let found = onnx_osplus::stats(&model, &data, shard, &TractEngine, &options, progress)?;
+    let found = onnx_osplus::stats(&model, &data, shard, engine.as_ref(), &options, progress)?;
     model_files.check_unchanged()?;
     let (digest, external_data) = model_files.digests();
     let head = Head {
@@ -135,6 +141,7 @@ pub(super) fn run(arguments: &Arguments, progress: &dyn Progress) -> Result<()> 
         calibration: data.digest(),
         batch: arguments.batch,
         seed: arguments.seed,
+        engine: arguments.engine.name().to_owned(),
         shard: arguments.shard,
     };
     let text = serde_json::to_vec(&head)?;
@@ -189,7 +196,7 @@ pub(super) fn load(
     paths: &[PathBuf],
     files: &SourceFiles,
     calibration: &str,
-    (batch, seed): (usize, u64),
+    (batch, seed, engine): (usize, u64, &str),
 ) -> Result<Option<Statistics>> {
     if paths.is_empty() {
         return Ok(None);
@@ -209,8 +216,10 @@ pub(super) fn load(
         if head.calibration != calibration {
             return Err(differs("other calibration data"));
         }
-        if head.version != env!("CARGO_PKG_VERSION") || (head.batch, head.seed) != (batch, seed) {
-            return Err(differs("another version, --batch or --seed"));
+        if head.version != env!("CARGO_PKG_VERSION")
+            || (head.batch, head.seed, &head.engine[..]) != (batch, seed, engine)
+        {
+            return Err(differs("another version, --batch, --seed or --engine"));
         }
         let (number, of) = head.shard;
         if seen.is_empty() {
