@@ -45,9 +45,13 @@ pub(super) fn hint(error: &Error) -> Option<String> {
         Error::Engine(
             EngineError::UnsupportedOps { .. }
             | EngineError::Refused { .. }
-            | EngineError::UnknownShape { .. }
-            | EngineError::Plan { .. },
-        ) => "--engine onnxruntime runs the model with the library of ONNX Runtime".to_owned(),
+            | EngineError::UnknownShape { .. },
+        ) => "--engine onnxruntime runs the model with the library of ONNX Runtime, if you have it".to_owned(),
+        Error::Engine(EngineError::Plan { reason, .. } | EngineError::Run { reason, .. })
+            if !reason.starts_with("ONNX Runtime") =>
+        {
+            "--engine onnxruntime runs the model with the library of ONNX Runtime, if you have it".to_owned()
+        }
         Error::Engine(EngineError::Threads { .. }) => {
             "--threads N asks for N threads, 0 for one per core".to_owned()
         }

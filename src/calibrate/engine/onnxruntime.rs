@@ -52,9 +52,12 @@ pub enum Provider {
 fn failed(shapes: &Shapes, reason: impl std::fmt::Display) -> EngineError {
     EngineError::Plan {
         shapes: shapes_text(shapes),
-        reason: reason.to_string().replace('\n', " "),
+        reason: format!("{RUNTIME}: {}", reason.to_string().replace('\n', " ")),
     }
 }
+
+/// Who says it.
+const RUNTIME: &str = "ONNX Runtime";
 
 impl OnnxRuntimeEngine {
     /// Loads the library, `libonnxruntime.so` or whatever the platform calls it, of version 1.17 or newer. A process loads one.
@@ -76,6 +79,10 @@ impl OnnxRuntimeEngine {
         let builder = Session::builder().map_err(|e| fail(&e))?;
         let builder = builder.with_optimization_level(GraphOptimizationLevel::Level1);
         let builder = builder.map_err(|e| fail(&e))?;
+        // What fails is told once, by the error that is handed on.
+        let builder = builder
+            .with_log_level(ort::logging::LogLevel::Fatal)
+            .map_err(|e| fail(&e))?;
         let threads = rayon::current_num_threads();
         let mut builder = builder.with_intra_threads(threads).map_err(|e| fail(&e))?;
         if self.provider == Provider::Cuda {
@@ -354,7 +361,7 @@ impl Plan for OrtPlan {
         let fail = |reason: &dyn std::fmt::Display| EngineError::Run {
             first: batch.rows.first().copied().unwrap_or(0),
             last: batch.rows.last().copied().unwrap_or(0),
-            reason: reason.to_string().replace('\n', " "),
+            reason: format!("{RUNTIME}: {}", reason.to_string().replace('\n', " ")),
         };
         let mut inputs = Vec::new();
         for (name, fed, expected) in &self.inputs {
