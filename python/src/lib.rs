@@ -236,7 +236,7 @@ fn inputs(py: Python<'_>, model: PathBuf) -> PyResult<Vec<Input>> {
 }
 
 fn parse(words: &[OsString]) -> Result<Command, Error> {
-    cli::parse(words.to_vec()).map_err(|error| {
+    cli::parse(words).map_err(|error| {
         let text = error.to_string();
         let text = text.strip_prefix("error: ").unwrap_or(&text);
         // What follows is how the command line is used.

@@ -66,7 +66,7 @@ pub(crate) enum Command {
 }
 
 /// The arguments of the main job.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct Arguments {
     /// The float model to read; or a folder as a hub has it, with model.onnx or onnx/model.onnx, tokenizer and configuration
     #[arg(value_name = "IN")]

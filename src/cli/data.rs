@@ -6,7 +6,7 @@ use clap::Args;
 use onnx_osplus::prepare::Settings;
 
 /// The flags for data that are no arrays.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct DataArguments {
     /// The tokenizer of text: tokenizer.json, or the folder with it and the rest of the model's configuration [default: the
     /// one beside the model, or in the folder above] [example: --tokenizer all-MiniLM-L6-v2]

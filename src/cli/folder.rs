@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use onnx_osplus::onnx::{self, output};
 use onnx_osplus::progress::Progress;
 
-use super::arguments::{Arguments, Command, parse};
+use super::arguments::Arguments;
 use super::{explain, print, print_summary, quantize_with, say, shown};
 
 /// What is behind the name of a file that is another form of the model beside it.
@@ -91,7 +91,7 @@ pub(super) fn run(
     make_folder(&out.join("onnx"))?;
     let mut failed = Vec::new();
     for (model, target) in models.iter().zip(&targets) {
-        let mut one = again(words)?;
+        let mut one = arguments.clone();
         one.input.clone_from(model);
         one.output.clone_from(target);
         if models.len() > 1 {
@@ -152,14 +152,6 @@ pub(super) fn run(
         ));
     }
     Ok(())
-}
-
-/// The arguments once more: those of each model differ in their paths.
-fn again(words: &[OsString]) -> Result<Box<Arguments>> {
-    match parse(words) {
-        Ok(Command::Quantize(arguments)) => Ok(arguments),
-        _ => bail!("internal error: the arguments were read once and cannot be read again"),
-    }
 }
 
 /// The float models of a folder: of `onnx/` in it, or its own.

@@ -10,7 +10,7 @@ use onnx_osplus::{Activations, Format, Options, Symmetry};
 const RAISED_BY_LLM: f64 = 10.0;
 
 /// Bits, granularities and format.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(super) struct Granularities {
     /// A usual choice of bits and granularities, of which options beside it change what they name. encoder: int8 with constant
     /// scales. robust: int8, with a scale for every token that no unseen token can exceed. llm: weights of 4 bits in groups of

@@ -161,8 +161,14 @@ fn along_columns(image: &Pixels, taps: &[Taps]) -> Pixels {
 fn nearest(image: &Pixels, height: usize, width: usize) -> Pixels {
     let along = |from: usize, to: usize| {
         let step = from as f64 / to as f64;
-        let at = move |i: usize| ((step * 0.5 + step * i as f64) as usize).min(from - 1);
-        (0..to).map(at).collect::<Vec<usize>>()
+        // Summed up, as Pillow does, and not multiplied: what falls between two pixels is rounded alike.
+        let mut at = step * 0.5;
+        let next = |_| {
+            let here = (at as usize).min(from - 1);
+            at += step;
+            here
+        };
+        (0..to).map(next).collect::<Vec<usize>>()
     };
     let (rows, columns) = (along(image.height, height), along(image.width, width));
     let mut data = Vec::with_capacity(height * width * 3);
