@@ -163,7 +163,7 @@ fn markdown(arguments: &Arguments, found: &Diff) -> String {
 
 impl Arguments {
     /// How text is written, to the terminal that there is.
-    fn style(&self) -> Style<'static> {
+    fn style(&self) -> Style {
         let terminal = std::io::stdout().is_terminal();
         #[expect(
             clippy::disallowed_methods,
