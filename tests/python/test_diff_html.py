@@ -75,7 +75,8 @@ def test_the_changed_part_is_drawn_before_and_after(quantized, tmp_path):
     before, after = made.drawings[::2], made.drawings[1::2]
     assert len(before) == len(after) >= 2
     assert sum(d["alone"] for d in before) == 0 and sum(d["alone"] for d in after) > 5
-    assert sum(d["changed"] for d in before) == sum(d["changed"] for d in after) > 5
+    # Neighbours of other blocks may be changed too; they are drawn twice.
+    assert min(sum(d["changed"] for d in side) for side in (before, after)) > 20
     assert sum(d["edges"] for d in after) > sum(d["edges"] for d in before) > 5
     assert "QuantizeLinear" in made.text and "encoder.layer.*.attention" in made.text and "12 weights quantized" in made.text
     # And what changed in words.

@@ -15,13 +15,14 @@ use super::matching::Matching;
 use super::scope::Scope;
 use super::style::{Style, shorten};
 use super::summary::size;
+use super::text::{counted, inside};
 use graph::{Drawing, Shape, Side, State, drawing, states};
 
 /// Width and height of a node, and of the gaps.
 const NODE: (f64, f64) = (176.0, 38.0);
 const GAP: (f64, f64) = (16.0, 26.0);
 /// Characters of a name that fit into a node.
-const FITS: usize = 27;
+const FITS: usize = 24;
 /// Longest name in a line.
 const NAME: usize = 120;
 
@@ -91,7 +92,7 @@ impl Diff {
                                 small { " × " (section.layers.len()) " (drawn: " (shown(&section.block)) ")" }
                             }
                         }
-                        (pair(&drawing(before, &section.block), &drawing(after, &section.block)))
+                        (pair(&drawing(before, &section.block), &drawing(after, &section.block), &section.block))
                         details {
                             summary { (section.changes().count()) " changes in words" }
                             pre {
@@ -104,7 +105,7 @@ impl Diff {
                         }
                     }
                     @if !hidden.is_empty() {
-                        p.muted { "Not shown: " (super::text::counted(&hidden).join(", ")) "." }
+                        p.muted { "Not shown: " (counted(&hidden).join(", ")) "." }
                     }
                 }
             }
@@ -114,12 +115,12 @@ impl Diff {
 }
 
 /// Before and after beside each other; nothing where no node differs.
-fn pair(before: &Drawing, after: &Drawing) -> Markup {
+fn pair(before: &Drawing, after: &Drawing, block: &str) -> Markup {
     html! {
         @if !before.shapes.is_empty() || !after.shapes.is_empty() {
             div.pair {
-                figure { figcaption { "before" (more(before)) } (svg(before)) }
-                figure { figcaption { "after" (more(after)) } (svg(after)) }
+                figure { figcaption { "before" (more(before)) } (svg(before, block)) }
+                figure { figcaption { "after" (more(after)) } (svg(after, block)) }
             }
         }
     }
@@ -132,7 +133,7 @@ fn more(drawing: &Drawing) -> String {
     }
 }
 
-fn svg(drawing: &Drawing) -> Markup {
+fn svg(drawing: &Drawing, block: &str) -> Markup {
     let places = || drawing.shapes.iter().map(|s| s.place);
     let first = places().fold(f64::INFINITY, f64::min);
     let last = places().fold(f64::NEG_INFINITY, f64::max);
@@ -159,14 +160,14 @@ fn svg(drawing: &Drawing) -> Markup {
                     @for (from, to, value) in &drawing.edges {
                         path.edge d=(edge(corner(&drawing.shapes[*from]), corner(&drawing.shapes[*to]))) { title { (value) } }
                     }
-                    @for shape in &drawing.shapes { (node(shape, corner(shape))) }
+                    @for shape in &drawing.shapes { (node(shape, block, corner(shape))) }
                 }
             }
         }
     }
 }
 
-fn node(shape: &Shape, (x, y): (f64, f64)) -> Markup {
+fn node(shape: &Shape, block: &str, (x, y): (f64, f64)) -> Markup {
     let class = match shape.state {
         State::Same => "same",
         State::Changed => "changed",
@@ -177,7 +178,7 @@ fn node(shape: &Shape, (x, y): (f64, f64)) -> Markup {
             title { (shape.op) " " (shape.name) }
             rect x=(number(x)) y=(number(y)) width=(number(NODE.0)) height=(number(NODE.1)) rx="5" {}
             text.op x=(number(x + 8.0)) y=(number(y + 15.0)) { (shorten(&shape.op, FITS)) }
-            text x=(number(x + 8.0)) y=(number(y + 30.0)) { (shorten(&shape.name, FITS)) }
+            text x=(number(x + 8.0)) y=(number(y + 30.0)) { (shorten(inside(&shape.name, block), FITS)) }
         }
     }
 }
