@@ -26,6 +26,7 @@ __all__ = [
     "OsplusError",
     "Result",
     "UsageError",
+    "data",
     "diff",
     "inspect",
     "lint",
@@ -96,6 +97,27 @@ def inspect(model, calibration=None, *, progress=None, **options):
         path = _model.as_path(model, folder)
         words = _words(calibration, path, folder, options, "inspect")
         return _json(_onnx_osplus.inspect([*words, "--", os.fspath(path)], _listener(progress)))
+
+
+def data(model, calibration, *, tokenizer=None, preprocessor=None, column=(), max_length=None, samples=None):
+    """What a model is fed with: a list of batches, each a dict of NumPy arrays by input. Every row is in one of them."""
+    import numpy as np
+
+    with _temporary() as folder:
+        path = _model.as_path(model, folder)
+        inputs = [] if _data.is_path(calibration) else _onnx_osplus.inputs(path)
+        words, sampled = _data.sources(calibration, inputs, folder, samples)
+        sources = [_named(word) for word in words]
+        columns = [column] if isinstance(column, str) else list(column)
+        samples = None if sampled else samples
+        batches, _ = _onnx_osplus.data(path, sources, tokenizer, preprocessor, columns, max_length, samples)
+        return [{name: np.frombuffer(of, kind).reshape(shape) for name, kind, shape, of in batch} for batch in batches]
+
+
+def _named(word):
+    """`NAME=PATH` in two, as the command line reads it."""
+    name, equals, path = word.partition("=")
+    return (name, path) if equals and name and not os.path.exists(word) else (None, word)
 
 
 def lint(model, target="portable"):

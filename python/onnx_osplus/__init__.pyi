@@ -33,6 +33,7 @@ Target: TypeAlias = Literal["ort", "tensorrt", "openvino", "portable"]
 
 class _Data(TypedDict, total=False):
     tokenizer: Path
+    preprocessor: Path
     column: str | list[str]
     max_length: int
     samples: int
@@ -91,5 +92,15 @@ def verify(
 def inspect(
     model: Model, calibration: Calibration | None = None, *, progress: Progress = None, **options: Unpack[_Inspect]
 ) -> dict[str, Any]: ...
+def data(
+    model: Model,
+    calibration: Calibration,
+    *,
+    tokenizer: Path | None = None,
+    preprocessor: Path | None = None,
+    column: str | list[str] = ...,
+    max_length: int | None = None,
+    samples: int | None = None,
+) -> list[dict[str, Any]]: ...
 def lint(model: Model, target: Target = "portable") -> list[dict[str, Any]]: ...
 def diff(before: Model, after: Model) -> Diff: ...

@@ -10,13 +10,17 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use onnx_osplus::calibrate::{Dim, model_inputs, type_name};
+use onnx_osplus::calibrate::{
+    Batch, CalibError, CalibSource, Dataset, Dim, InputTensor, Values, model_inputs, type_name,
+};
+use onnx_osplus::prepare::Settings;
 use onnx_osplus::review::diff::{Style, diff as compare};
 use onnx_osplus::target::Target;
 use onnx_osplus::target::lint::lint as findings;
 use onnx_osplus::{graph, onnx, review};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 
 use cli::Command;
 use job::{Error, run};
@@ -118,6 +122,91 @@ fn diff(
     })
 }
 
+/// An array: name, type, shape, and its elements in row-major order.
+type Array<'py> = (String, &'static str, Vec<usize>, Bound<'py, PyBytes>);
+
+/// What a model is fed with, batch by batch.
+#[pyfunction]
+#[pyo3(signature = (model, sources, tokenizer=None, preprocessor=None, column=Vec::new(), max_length=None, samples=None))]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the keywords of a Python function"
+)]
+fn data<'py>(
+    py: Python<'py>,
+    model: PathBuf,
+    sources: Vec<(Option<String>, PathBuf)>,
+    tokenizer: Option<PathBuf>,
+    preprocessor: Option<PathBuf>,
+    column: Vec<String>,
+    max_length: Option<usize>,
+    samples: Option<usize>,
+) -> PyResult<(Vec<Vec<Array<'py>>>, Vec<String>)> {
+    let mut settings = Settings::default();
+    settings.tokenizer = tokenizer;
+    settings.preprocessor = preprocessor;
+    settings.columns = column;
+    settings.max_length = max_length;
+    settings.samples = samples;
+    settings.model = Some(model.clone());
+    let (batches, notes) = run(py, None, move |_| {
+        let model = onnx::load(&model).map_err(anyhow::Error::from)?;
+        let source = |(name, path)| CalibSource { name, path };
+        let sources: Vec<CalibSource> = sources.into_iter().map(source).collect();
+        let data = Dataset::open_with(&model, &sources, usize::MAX, &settings)
+            .map_err(anyhow::Error::from)?;
+        let batch = |batch: Batch| {
+            let array = |(name, tensor): (String, InputTensor)| Ok((name, tensor.values()?));
+            batch
+                .inputs
+                .into_iter()
+                .map(array)
+                .collect::<Result<Vec<_>, CalibError>>()
+        };
+        let batches = data
+            .all()
+            .into_iter()
+            .map(batch)
+            .collect::<Result<Vec<_>, CalibError>>();
+        Ok((batches.map_err(anyhow::Error::from)?, data.notes().to_vec()))
+    })?;
+    let array = |(name, values): (String, Values)| {
+        let (kind, shape, bytes) = elements(&values);
+        (name, kind, shape, PyBytes::new(py, &bytes))
+    };
+    let batch = |batch: Vec<(String, Values)>| batch.into_iter().map(array).collect();
+    Ok((batches.into_iter().map(batch).collect(), notes))
+}
+
+/// NumPy's name of the type, shape, and the elements as they lie in memory.
+fn elements(values: &Values) -> (&'static str, Vec<usize>, Vec<u8>) {
+    macro_rules! of {
+        ($name:literal, $array:expr) => {
+            (
+                $name,
+                $array.shape().to_vec(),
+                $array.iter().flat_map(|v| v.to_ne_bytes()).collect(),
+            )
+        };
+    }
+    match values {
+        Values::F32(a) => of!("float32", a),
+        Values::I8(a) => of!("int8", a),
+        Values::I16(a) => of!("int16", a),
+        Values::I32(a) => of!("int32", a),
+        Values::I64(a) => of!("int64", a),
+        Values::U8(a) => of!("uint8", a),
+        Values::U16(a) => of!("uint16", a),
+        Values::U32(a) => of!("uint32", a),
+        Values::U64(a) => of!("uint64", a),
+        Values::Bool(a) => (
+            "bool",
+            a.shape().to_vec(),
+            a.iter().map(|v| u8::from(*v)).collect(),
+        ),
+    }
+}
+
 /// Name, type and shape of an input; a size is a number, a name, or nothing.
 type Input = (String, String, Option<Vec<Option<Size>>>);
 
@@ -169,6 +258,7 @@ fn _onnx_osplus(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(quantize, module)?)?;
     module.add_function(wrap_pyfunction!(verify, module)?)?;
     module.add_function(wrap_pyfunction!(inspect, module)?)?;
+    module.add_function(wrap_pyfunction!(data, module)?)?;
     module.add_function(wrap_pyfunction!(lint, module)?)?;
     module.add_function(wrap_pyfunction!(diff, module)?)?;
     module.add_function(wrap_pyfunction!(inputs, module)?)

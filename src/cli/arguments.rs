@@ -59,6 +59,7 @@ pub(crate) enum Command {
     Lint(super::lint::Arguments),
     Diff(super::diff::Arguments),
     Dequantize(super::dequantize::Arguments),
+    Stats(super::stats::Arguments),
     Completions(super::pages::Completions),
     Man(super::pages::Manual),
 }
@@ -66,17 +67,18 @@ pub(crate) enum Command {
 /// The arguments of the main job.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// The float model to read
+    /// The float model to read; or a folder as a hub has it, with model.onnx or onnx/model.onnx, tokenizer and configuration
     #[arg(value_name = "IN")]
     pub input: PathBuf,
 
-    /// The model to write
+    /// The model to write; for a folder the folder, which gets onnx/model_quantized.onnx and copies of the small files
     #[arg(value_name = "OUT")]
     pub output: PathBuf,
 
     /// Calibration data: a .npy file for the one input that is not filled in by itself (or NAME=FILE.npy), a .npz
     /// file whose array names are input names, a folder of such files, or a folder of ONNX test data (input_0.pb); or text,
-    /// a line or a row of a table each: .txt, .jsonl, .csv, .tsv, .json, .parquet.
+    /// a line or a row of a table each: .txt, .jsonl, .csv, .tsv, .json, .parquet; or images (.png, .jpg, .webp, .bmp) or recordings
+    /// (.wav), one by one or in a folder.
     /// May be given several times [example: --calib sentences.txt] [example: --calib data.npz] [example: --calib
     /// input_ids=ids.npy]
     #[arg(long, value_name = "[NAME=]PATH", required = true)]
@@ -164,6 +166,11 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = parse_threads)]
     threads: usize,
 
+    /// Statistics of the calibration rows that `onnx-osplus stats` has taken of the same model and data: the files of all shards.
+    /// They need not be measured again; --calib has the rows that judge [example: --stats part1.stats part2.stats]
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub(super) stats: Vec<PathBuf>,
+
     /// Work on the model block by block, in the memory of a few blocks, with what is done in the folder OUT.work until the
     /// end; auto does so if the whole model needs more memory than there is, or than --memory says [example: --streaming on]
     #[arg(long, value_enum, default_value_t = StreamingName::Auto)]
@@ -179,7 +186,7 @@ pub(crate) struct Arguments {
 
     /// Seed of the choice of calibration tokens for the search [example: --seed 7]
     #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
+    pub(super) seed: u64,
 
     /// Also write everything that was found and done, with the error of every Linear: a page to read if FILE ends in
     /// .html, JSON otherwise; may be given several times [example: --report report.html] [example: --report report.json]
@@ -190,6 +197,11 @@ pub(crate) struct Arguments {
     /// [example: --no-layers]
     #[arg(long)]
     pub no_layers: bool,
+
+    /// How the models of a folder are named: what follows the name they had, or a whole name that ends in .onnx
+    /// [default: quantized] [example: --name int8] [example: --name model_int8.onnx]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
 
     /// Write the weights to OUT.data beside OUT, as is done by itself from 2 GB on [example: --external-data]
     #[arg(long)]

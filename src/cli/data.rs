@@ -13,6 +13,11 @@ pub(crate) struct DataArguments {
     #[arg(long, value_name = "DIR|FILE")]
     tokenizer: Option<PathBuf>,
 
+    /// How images and recordings are prepared: preprocessor_config.json, or the folder with it [default: the one beside the
+    /// model, or in the folder above] [example: --preprocessor whisper-tiny]
+    #[arg(long, value_name = "DIR|FILE")]
+    preprocessor: Option<PathBuf>,
+
     /// The column with the text; twice for models of pairs [default: text, sentence, …, or the only one with text]
     /// [example: --column review] [example: --column query --column passage]
     #[arg(long, value_name = "NAME")]
@@ -22,7 +27,8 @@ pub(crate) struct DataArguments {
     #[arg(long, value_name = "TOKENS", value_parser = parse_count)]
     max_length: Option<usize>,
 
-    /// Rows of text to use of each file, evenly spread over it [default: 128] [example: --samples 100]
+    /// Rows of text to use of each file, or images or recordings of all, evenly spread [default: 128, of recordings 32]
+    /// [example: --samples 100]
     #[arg(long, value_name = "N", value_parser = parse_count)]
     samples: Option<usize>,
 }
@@ -32,6 +38,7 @@ impl DataArguments {
     pub(super) fn settings(&self, model: &Path) -> Settings {
         let mut settings = Settings::default();
         settings.tokenizer = self.tokenizer.clone();
+        settings.preprocessor = self.preprocessor.clone();
         settings.columns = self.column.clone();
         settings.max_length = self.max_length;
         settings.samples = self.samples;

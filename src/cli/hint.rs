@@ -58,6 +58,7 @@ pub(super) fn data(error: &CalibError) -> Option<String> {
         CalibError::Prepare(PrepareError::Needs { setting, .. }) => Some(
             match setting {
                 Setting::Tokenizer => "--tokenizer DIR, or --tokenizer FILE.json",
+                Setting::Preprocessor => "--preprocessor DIR, or --preprocessor FILE.json",
                 Setting::Columns => "--column NAME; for pairs --column NAME --column NAME",
                 Setting::MaxLength => "--max-length TOKENS",
             }

@@ -7,6 +7,7 @@ mod dequantize;
 mod diff;
 mod figures;
 mod files;
+mod folder;
 mod form;
 mod granularity;
 mod hint;
@@ -16,6 +17,7 @@ mod pages;
 mod progress;
 mod report;
 mod shown;
+mod stats;
 mod streaming;
 mod summary;
 mod system;
@@ -181,6 +183,9 @@ fn run(command: &Command, words: &[OsString]) -> Result<ExitCode> {
         Command::Diff(arguments) => diff::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
         Command::Lint(arguments) => lint::run(arguments),
+        Command::Stats(arguments) => {
+            stats::run(arguments, &Terminal::new(arguments.quiet)).map(|()| ExitCode::SUCCESS)
+        }
         Command::Text(arguments) => text::run(arguments),
         Command::Verify(arguments) => verify::run(arguments),
     }
@@ -238,6 +243,15 @@ impl Done {
 /// The main job on the command line.
 fn quantize(arguments: &Arguments, words: &[OsString]) -> Result<()> {
     let terminal = Terminal::new(arguments.quiet);
+    if arguments.input.is_dir() {
+        return folder::run(arguments, words, &terminal);
+    }
+    if arguments.name.is_some() {
+        bail!(
+            "--name names the models of a folder, and {} is none",
+            shown::path(&arguments.input)
+        );
+    }
     let done = quantize_with(arguments, words, &terminal)?;
     if !arguments.quiet {
         let text = done.text(arguments.verbose);
@@ -340,6 +354,10 @@ fn check_files(arguments: &Arguments) -> Result<Files> {
     if arguments.external_data {
         files.writes_data_of(&arguments.output, arguments.force)?;
     }
+    arguments
+        .stats
+        .iter()
+        .for_each(|path| files.reads_statistics(path));
     for path in &arguments.report {
         files.writes("--report", path, arguments.force)?;
     }

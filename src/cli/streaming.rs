@@ -45,11 +45,19 @@ pub(super) fn run(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Outcome> {
+    let taken_with = (arguments.batch, arguments.seed);
+    let known = super::stats::load(&arguments.stats, source, digest, taken_with)?;
     let path = work_path(&arguments.output);
     let (streams, note) = choose(arguments, original, &path)?;
     if !streams {
-        let (model, mut report) =
-            onnx_osplus::run(original, data, &TractEngine, options, progress)?;
+        let (model, mut report) = onnx_osplus::run_with(
+            original,
+            data,
+            known.as_ref(),
+            &TractEngine,
+            options,
+            progress,
+        )?;
         report.notes.extend(note);
         return Ok(Outcome {
             model,
@@ -69,6 +77,7 @@ pub(super) fn run(
     let streaming = Streaming {
         work: &work,
         memory: arguments.memory,
+        known: known.as_ref(),
     };
     match run_streaming(original, data, &TractEngine, options, streaming, progress) {
         Ok((model, report)) => Ok(Outcome {

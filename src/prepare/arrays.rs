@@ -18,6 +18,8 @@ pub(crate) struct Wanted {
 pub(crate) enum Elements {
     /// For inputs of integers and booleans.
     Ints(Vec<i64>),
+    /// For inputs of floats.
+    Floats(Vec<f32>),
 }
 
 /// What one input is fed with: rows along axis 0.

@@ -42,6 +42,30 @@ impl Config {
         self.value.get(key).filter(|value| !value.is_null())
     }
 
+    /// The object under `key`, if there is one.
+    pub(super) fn inside(&self, key: &str) -> Option<Config> {
+        let value = self.get(key)?.clone();
+        value.is_object().then_some(Config { value })
+    }
+
+    /// The keys of the file.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &str> {
+        self.value
+            .as_object()
+            .into_iter()
+            .flat_map(|o| o.keys().map(String::as_str))
+    }
+
+    /// A number.
+    pub(super) fn number(&self, key: &str) -> Option<f64> {
+        self.get(key)?.as_f64()
+    }
+
+    /// A switch.
+    pub(super) fn flag(&self, key: &str) -> Option<bool> {
+        self.get(key)?.as_bool()
+    }
+
     /// A size; numbers that no memory holds, as some tools write for "unbounded", count as nothing.
     pub(super) fn size(&self, key: &str) -> Option<usize> {
         let size = self.get(key)?;

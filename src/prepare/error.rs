@@ -1,4 +1,4 @@
-//! What can go wrong between sentences and arrays.
+//! What can go wrong between what people have and arrays.
 
 use std::path::{Path, PathBuf};
 
@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 pub enum Setting {
     /// [`Settings::tokenizer`](crate::prepare::Settings::tokenizer)
     Tokenizer,
+    /// [`Settings::preprocessor`](crate::prepare::Settings::preprocessor)
+    Preprocessor,
     /// [`Settings::columns`](crate::prepare::Settings::columns)
     Columns,
     /// [`Settings::max_length`](crate::prepare::Settings::max_length)

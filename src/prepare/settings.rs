@@ -2,14 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use super::error::PrepareError;
+use super::config::Config;
+use super::error::{PrepareError, Setting};
 
-/// How sentences become inputs of a model. Everything has a default: what the files beside the model say.
+/// How text, images and recordings become inputs of a model. Everything has a default: what the files beside the model say.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Settings {
     /// The tokenizer of text: a `tokenizer.json`, or the folder that holds one with the model's other configuration.
     pub tokenizer: Option<PathBuf>,
+    /// How images and recordings are prepared: a `preprocessor_config.json`, or the folder that holds one.
+    pub preprocessor: Option<PathBuf>,
     /// The columns of a table that hold the text: one, or two for a model of pairs.
     pub columns: Vec<String>,
     /// Tokens of a row at most, in place of what the configuration says.
@@ -25,6 +28,10 @@ pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 pub(super) const SENTENCE_BERT: &str = "sentence_bert_config.json";
 pub(super) const CONFIG: &str = "config.json";
+
+/// The files that say how images and recordings are prepared; the second has the first inside.
+const PREPROCESSOR: &str = "preprocessor_config.json";
+const PROCESSOR: &str = "processor_config.json";
 
 impl Settings {
     /// The folder of the model's file and the one above, in this order.
@@ -68,6 +75,41 @@ impl Settings {
         }
     }
 
+    /// The file that says how images or recordings are prepared, and what it says. `inside` is its name in a file for several
+    /// kinds of data, `is` what `data` is.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be read.
+    pub(super) fn preprocessor(
+        &self,
+        data: &Path,
+        is: &str,
+        inside: &str,
+    ) -> Result<(PathBuf, Config), PrepareError> {
+        let file = self.preprocessor_file().ok_or_else(|| match &self.preprocessor {
+            Some(named) => PrepareError::file(named, format!("holds no {PREPROCESSOR}")),
+            None => {
+                let problem = format!("{is}, and there is no {PREPROCESSOR} beside the model: name the one that belongs to it");
+                PrepareError::needs(data, Setting::Preprocessor, problem)
+            }
+        })?;
+        let config = Config::read(&file)?;
+        let config = config.inside(inside).unwrap_or(config);
+        Ok((file, config))
+    }
+
+    fn preprocessor_file(&self) -> Option<PathBuf> {
+        let folders = match &self.preprocessor {
+            Some(named) if named.is_dir() => vec![named.clone()],
+            Some(named) => return Some(named.clone()),
+            None => self.folders(),
+        };
+        let files = folders
+            .iter()
+            .flat_map(|folder| [PREPROCESSOR, PROCESSOR].map(|name| folder.join(name)));
+        files.into_iter().find(|file| file.is_file())
+    }
+
     /// The folders with configuration: that of the tokenizer, then those of the model.
     pub(super) fn all_folders(&self, tokenizer: &Path) -> Vec<PathBuf> {
         let first = folder_of(tokenizer).to_owned();
@@ -75,22 +117,24 @@ impl Settings {
         std::iter::once(first.clone()).chain(others).collect()
     }
 
-    /// The files of configuration that text is prepared by, as far as they exist.
+    /// The files of configuration that data are prepared by, as far as they exist.
     pub fn files(&self) -> Vec<PathBuf> {
-        let Ok(Some(tokenizer)) = self.tokenizer() else {
-            return Vec::new();
-        };
-        let folders = self.all_folders(&tokenizer);
-        let beside = folders.iter().flat_map(|folder| {
-            [TOKENIZER_CONFIG, SENTENCE_BERT, CONFIG].map(|name| folder.join(name))
-        });
-        let beside: Vec<PathBuf> = beside.filter(|file| file.is_file()).collect();
-        std::iter::once(tokenizer).chain(beside).collect()
+        let mut files: Vec<PathBuf> = self.preprocessor_file().into_iter().collect();
+        if let Ok(Some(tokenizer)) = self.tokenizer() {
+            let folders = self.all_folders(&tokenizer);
+            let beside = folders.iter().flat_map(|folder| {
+                [TOKENIZER_CONFIG, SENTENCE_BERT, CONFIG].map(|name| folder.join(name))
+            });
+            files.extend(beside.filter(|file| file.is_file()));
+            files.push(tokenizer);
+        }
+        files
     }
 
-    /// Whether anything is asked for that only text has.
-    pub(crate) fn asks_for_text(&self) -> bool {
+    /// Whether anything is asked for that arrays do not need.
+    pub(crate) fn asks_to_prepare(&self) -> bool {
         self.tokenizer.is_some()
+            || self.preprocessor.is_some()
             || !self.columns.is_empty()
             || self.max_length.is_some()
             || self.samples.is_some()

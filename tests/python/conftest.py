@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,3 +143,31 @@ def optimized(tmp_path_factory):
         return done[path]
 
     return dump
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """The wheel, built with the profile and into the folder that the tests have built the program with and into."""
+    folder = tmp_path_factory.mktemp("wheel")
+    done = subprocess.run(
+        [sys.executable, "-m", "maturin", "build", "--profile", "dev", "-m", ROOT / "python" / "Cargo.toml", "--offline"]
+        + ["--compatibility", "linux" if sys.platform == "linux" else "off", "-o", folder, "-i", sys.executable],
+        env={**os.environ, "CARGO_TARGET_DIR": str(ROOT / "target")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Compiling tract" not in done.stderr, "its features differ from those of the program"
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="session")
+def package(wheel, tmp_path_factory):
+    """The Python package, imported from the wheel."""
+    folder = tmp_path_factory.mktemp("package")
+    zipfile.ZipFile(wheel).extractall(folder)
+    sys.path.insert(0, str(folder))
+    import onnx_osplus
+
+    return onnx_osplus

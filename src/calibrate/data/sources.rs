@@ -19,7 +19,7 @@ pub struct CalibSource {
     /// The model input that the file feeds; `None` where the arrays are named, or the model has one such input.
     pub name: Option<String>,
     /// A `.npy` or `.npz` file, a folder of such files, or a folder of ONNX test data; text in a `.txt`, `.jsonl`, `.csv`,
-    /// `.tsv`, `.json` or `.parquet`, or a folder of such files.
+    /// `.tsv`, `.json` or `.parquet`; an image, a recording (`.wav`); or a folder of such files.
     pub path: PathBuf,
 }
 
@@ -45,9 +45,23 @@ pub(super) fn read_tables(
     let mut read = Read::default();
     // Index of the table that named sources are being added to.
     let mut open: Option<usize> = None;
-    for source in sources {
+    let mut rest = sources;
+    while let [source, others @ ..] = rest {
+        rest = others;
         refuse_special(&source.path)?;
         let Some(name) = &source.name else {
+            if let Some(kind) = file_kind(source).filter(|kind| *kind != Kind::Text) {
+                // Images that are named one by one are one set of rows.
+                let more = others
+                    .iter()
+                    .take_while(|other| file_kind(other) == Some(kind))
+                    .count();
+                rest = &others[more..];
+                let paths = std::iter::once(source).chain(&others[..more]);
+                let paths: Vec<PathBuf> = paths.map(|source| source.path.clone()).collect();
+                read.prepare(inputs, &paths, kind, settings)?;
+                continue;
+            }
             read.unnamed(inputs, &source.path, settings)?;
             continue;
         };
@@ -73,10 +87,10 @@ pub(super) fn read_tables(
         tables[table].insert(name.clone(), array);
     }
     match sources.first() {
-        Some(source) if !read.prepared && settings.asks_for_text() => Err(CalibError::Source {
+        Some(source) if !read.prepared && settings.asks_to_prepare() => Err(CalibError::Source {
             file: source.path.clone(),
-            problem: "holds arrays, which are taken as they are; a tokenizer, columns, a length and a number of samples \
-                      are for text"
+            problem: "holds arrays, which are taken as they are; a tokenizer, a preprocessor, columns, a length and a number of \
+                      samples are for text, images and recordings"
                 .into(),
         }),
         _ => Ok(read),
@@ -109,7 +123,7 @@ impl Read {
     ) -> Result<(), CalibError> {
         if !path.is_dir() {
             match prepare::kind(path).filter(|_| path.exists()) {
-                Some(kind) => self.prepare(inputs, path, kind, settings)?,
+                Some(kind) => self.prepare(inputs, &[path.to_owned()], kind, settings)?,
                 None => self.tables.push(read_file(inputs, path)?),
             }
             return Ok(());
@@ -132,17 +146,31 @@ impl Read {
         if self.tables.len() > before {
             return Ok(());
         }
-        // What lies beside arrays is no data; without them it is.
-        for entry in entries.iter().filter(|entry| entry.is_file()) {
-            if let Some(kind) = prepare::kind(entry) {
-                self.prepare(inputs, entry, kind, settings)?;
+        // What lies beside arrays is no data; without them it is. Images may be in a folder for each class.
+        let mut by_kind: BTreeMap<Kind, Vec<PathBuf>> = BTreeMap::new();
+        for entry in &entries {
+            let inside = match entry.is_dir() {
+                true => self::entries(entry)?,
+                false => vec![entry.clone()],
+            };
+            for path in inside.into_iter().filter(|path| path.is_file()) {
+                if let Some(kind) = prepare::kind(&path) {
+                    by_kind.entry(kind).or_default().push(path);
+                }
             }
+        }
+        // A list of labels beside images is not what the model is fed with.
+        let kind = [Kind::Image, Kind::Audio, Kind::Text]
+            .into_iter()
+            .find(|kind| by_kind.contains_key(kind));
+        if let Some((kind, paths)) = kind.and_then(|kind| by_kind.remove_entry(&kind)) {
+            self.prepare(inputs, &paths, kind, settings)?;
         }
         if self.tables.len() == before {
             return Err(CalibError::Source {
                 file: path.to_owned(),
-                problem: "holds no .npy or .npz file, no ONNX test data (input_0.pb) and no text (.txt, .jsonl, .csv, \
-                          .tsv, .json, .parquet)"
+                problem: "holds no .npy or .npz file, no ONNX test data (input_0.pb), no text (.txt, .jsonl, .csv, .tsv, .json, \
+                          .parquet), no images (.png, .jpg, .webp, .bmp) and no recordings (.wav)"
                     .into(),
             });
         }
@@ -153,12 +181,13 @@ impl Read {
     fn prepare(
         &mut self,
         inputs: &[ModelInput],
-        path: &Path,
+        paths: &[PathBuf],
         kind: Kind,
         settings: &Settings,
     ) -> Result<(), CalibError> {
+        let path = paths.first().map_or(Path::new(""), PathBuf::as_path);
         let wanted: Vec<prepare::Wanted> = inputs.iter().map(wanted).collect();
-        let prepared = prepare::prepare(path, kind, &wanted, settings)?;
+        let prepared = prepare::prepare(paths, kind, &wanted, settings)?;
         self.prepared = true;
         for note in prepared.notes {
             if !self.notes.contains(&note) {
@@ -172,6 +201,10 @@ impl Read {
                         Element::Int(8),
                         v.iter().flat_map(|v| v.to_le_bytes()).collect(),
                     ),
+                    prepare::Elements::Floats(v) => (
+                        Element::Float(4),
+                        v.iter().flat_map(|v| v.to_le_bytes()).collect(),
+                    ),
                 };
                 let data = FileArray::new(element, array.shape, bytes.into())?;
                 Some((name.clone(), named(&name, path, None, data)))
@@ -181,6 +214,12 @@ impl Read {
         }
         Ok(())
     }
+}
+
+/// The kind of data in the file of a source, if it is one that is prepared.
+fn file_kind(source: &CalibSource) -> Option<Kind> {
+    let path = &source.path;
+    prepare::kind(path).filter(|_| source.name.is_none() && path.is_file())
 }
 
 /// What has to be known of an input to prepare data for it.
@@ -248,8 +287,8 @@ fn read_file(inputs: &[ModelInput], path: &Path) -> Result<Arrays, CalibError> {
         _ => Err(CalibError::Source {
             file: path.to_owned(),
             problem: if path.exists() {
-                "calibration data is a .npy or .npz file, a folder of them, or text (.txt, .jsonl, .csv, .tsv, .json, \
-                 .parquet)"
+                "calibration data is a .npy or .npz file, a folder of them, text (.txt, .jsonl, .csv, .tsv, .json, \
+                 .parquet), images (.png, .jpg, .webp, .bmp) or recordings (.wav)"
                     .into()
             } else {
                 "there is no such file or folder".into()

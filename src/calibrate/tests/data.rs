@@ -463,9 +463,9 @@ fn errors_name_file_array_and_what_was_expected() {
     std::fs::write(file("x.csv"), "1,2").unwrap();
     insta::assert_snapshot!(error(&x, &[source(file("x.csv"))]), @"x.csv: holds text, and the model has no input of token ids such as input_ids; its inputs are x");
     std::fs::write(file("x.dat"), "1,2").unwrap();
-    insta::assert_snapshot!(error(&x, &[source(file("x.dat"))]), @"x.dat: calibration data is a .npy or .npz file, a folder of them, or text (.txt, .jsonl, .csv, .tsv, .json, .parquet)");
+    insta::assert_snapshot!(error(&x, &[source(file("x.dat"))]), @"x.dat: calibration data is a .npy or .npz file, a folder of them, text (.txt, .jsonl, .csv, .tsv, .json, .parquet), images (.png, .jpg, .webp, .bmp) or recordings (.wav)");
     std::fs::create_dir(file("empty")).unwrap();
-    insta::assert_snapshot!(error(&x, &[source(file("empty"))]), @"empty: holds no .npy or .npz file, no ONNX test data (input_0.pb) and no text (.txt, .jsonl, .csv, .tsv, .json, .parquet)");
+    insta::assert_snapshot!(error(&x, &[source(file("empty"))]), @"empty: holds no .npy or .npz file, no ONNX test data (input_0.pb), no text (.txt, .jsonl, .csv, .tsv, .json, .parquet), no images (.png, .jpg, .webp, .bmp) and no recordings (.wav)");
     std::fs::write(file("bad.npy"), "text").unwrap();
     insta::assert_snapshot!(error(&x, &[source(file("bad.npy"))]), @"bad.npy is not a .npy array: I/O error: failed to fill whole buffer");
     std::fs::write(file("bad.npz"), "text").unwrap();
