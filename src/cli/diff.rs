@@ -1,12 +1,12 @@
 //! `onnx-osplus diff`: what differs between two models, for people.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use clap::{Args, ValueEnum};
-use onnx_osplus::onnx;
+use onnx_osplus::onnx::{self, Model, output};
 use onnx_osplus::review::diff::{Diff, MARKDOWN_BYTES, Page, Style, diff};
 
 use super::files::Files;
@@ -50,6 +50,14 @@ pub(crate) struct Arguments {
     /// Longest Markdown, in bytes; what does not fit is counted in its last sentence [example: --max-bytes 30000]
     #[arg(long, value_name = "BYTES", default_value_t = MARKDOWN_BYTES, value_parser = parse_bytes)]
     max_bytes: usize,
+
+    /// Also write a page on which the changed part of the graph is drawn, before and after [example: --html diff.html]
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+
+    /// Overwrite the file of --html if it exists [example: --force]
+    #[arg(long)]
+    force: bool,
 
     /// Colours: on a terminal unless NO_COLOR is set, always, or never [example: --color always]
     #[arg(long, value_enum, default_value_t = Color::Auto, value_name = "WHEN")]
@@ -103,26 +111,13 @@ fn compare(arguments: &Arguments) -> Result<ExitCode> {
     let mut files = Files::default();
     files.reads_model("A", &arguments.before);
     files.reads_model("B", &arguments.after);
-    super::begin(&mut files, None, false)?;
+    if let Some(path) = &arguments.html {
+        files.writes("--html", path, arguments.force)?;
+    }
     let (before, before_source) = onnx::load_with_source(&arguments.before)?;
     let (after, after_source) = onnx::load_with_source(&arguments.after)?;
     let found = diff(&before, &after);
-    let terminal = std::io::stdout().is_terminal();
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "https://no-color.org: a program asks the environment"
-    )]
-    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let style = Style {
-        full: arguments.full,
-        color: match arguments.color {
-            Color::Auto => terminal && !no_color,
-            Color::Always => true,
-            Color::Never => false,
-        },
-        ask_for_all: Some("--full"),
-        width: table::width(),
-    };
+    let style = arguments.style();
     let text = match arguments.format() {
         Format::Json => format!("{:#}\n", found.json()),
         Format::Markdown => markdown(arguments, &found),
@@ -133,10 +128,24 @@ fn compare(arguments: &Arguments) -> Result<ExitCode> {
     };
     before_source.check_unchanged()?;
     after_source.check_unchanged()?;
+    write_page(arguments, &found, (&before, &after))?;
     super::print(&text);
     Ok(ExitCode::from(u8::from(
         arguments.exit_code && !found.is_empty(),
     )))
+}
+
+/// The page of --html.
+fn write_page(arguments: &Arguments, found: &Diff, models: (&Model, &Model)) -> Result<()> {
+    let Some(path) = &arguments.html else {
+        return Ok(());
+    };
+    let names = [&arguments.before, &arguments.after].map(|path| path.display().to_string());
+    let page = found.html(models, [&names[0], &names[1]]);
+    output::write(path, arguments.force, |file| {
+        file.write_all(page.as_bytes())
+    })
+    .map_err(|error| anyhow!("the page: {error}"))
 }
 
 /// The comment, in which A and B are called what the user called them.
@@ -153,6 +162,26 @@ fn markdown(arguments: &Arguments, found: &Diff) -> String {
 }
 
 impl Arguments {
+    /// How text is written, to the terminal that there is.
+    fn style(&self) -> Style {
+        let terminal = std::io::stdout().is_terminal();
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "https://no-color.org: a program asks the environment"
+        )]
+        let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        Style {
+            full: self.full,
+            color: match self.color {
+                Color::Auto => terminal && !no_color,
+                Color::Always => true,
+                Color::Never => false,
+            },
+            ask_for_all: Some("--full"),
+            width: table::width(),
+        }
+    }
+
     fn format(&self) -> Format {
         match self.json {
             true => Format::Json,

@@ -139,7 +139,7 @@ impl Diff {
             let rows: Vec<_> = section
                 .rows
                 .iter()
-                .map(|r| lines(r, section, style))
+                .map(|r| lines(r, section, style, NAME))
                 .collect();
             let flat: Vec<String> = rows.iter().flatten().cloned().collect();
             let kept = fold(out, most, (&title(section), open), "diff", &flat);
@@ -220,15 +220,15 @@ fn title(section: &Section) -> String {
 }
 
 /// The lines of one row, as a fence of the language `diff` colours them: `!` is a change.
-fn lines(row: &Row, section: &Section, style: Style) -> Vec<String> {
+pub(super) fn lines(row: &Row, section: &Section, style: Style, most: usize) -> Vec<String> {
     let line = |sign: char, parts: &[_]| {
-        let text = joined(parts, &section.block, style, NAME).concat();
+        let text = joined(parts, &section.block, style, most).concat();
         cut(&format!("{sign} {}", text.trim_end()))
     };
     match row {
         Row::Skipped(count) => vec![format!("  … {count} unchanged")],
         Row::Context(op, name) => {
-            let name = shorten(inside(name, &section.block), NAME);
+            let name = shorten(inside(name, &section.block), most);
             vec![cut(&format!("  {}  {name}", shown(op)))]
         }
         Row::Change(change) => {
@@ -239,11 +239,21 @@ fn lines(row: &Row, section: &Section, style: Style) -> Vec<String> {
             };
             let mut lines = vec![line(sign, &change.line)];
             lines.extend(details(change, style.full).map(|detail| {
-                let text = joined(detail, &section.block, style, NAME).concat();
+                let text = joined(detail, &section.block, style, most).concat();
                 cut(&format!("{sign}     {}", text.trim_end()))
             }));
             lines
         }
+    }
+}
+
+/// The class of a line of [`lines`].
+pub(super) fn sign_of(line: &str) -> &'static str {
+    match line.as_bytes().first() {
+        Some(b'+') => "added",
+        Some(b'-') => "removed",
+        Some(b'!') => "otherwise",
+        _ => "same",
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! two models ─ matching ─▶ pairs of nodes ─ compare ─▶ entries (changes and unchanged nodes in order)
-//!            ─ facts of changed constants, in parallel ─▶ Diff ─▶ text | counts | Markdown | JSON
+//!            ─ facts of changed constants, in parallel ─▶ Diff ─▶ text | counts | Markdown | JSON | a page
 //! ```
 //!
 //! Nodes are matched (`matching`) by name, then by what they compute. Every field of the schema is compared, known or not
@@ -16,6 +16,7 @@ mod blocks;
 mod change;
 mod compare;
 mod constant;
+mod drawing;
 mod group;
 mod initializers;
 mod json;
