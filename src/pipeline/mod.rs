@@ -130,7 +130,7 @@ fn run_job(job: &Job, data: &Dataset) -> Result<Ran, Error> {
     });
     let account = report::Account {
         work,
-        job: job,
+        job,
         data: &data,
         rows: &rows,
         calibrated: &calibrated,

@@ -182,7 +182,7 @@ fn input(name: &str, stored: &[Option<Stored>]) -> ValueInfoProto {
     let shape = shape.map(|s| s.shape.clone()).unwrap_or_default();
     let last = shape.len().saturating_sub(1);
     let dims = shape.iter().enumerate().map(|(axis, &size)| Dimension {
-        value: (axis == last).then(|| dimension::Value::DimValue(size as i64)),
+        value: (axis == last).then_some(dimension::Value::DimValue(size as i64)),
         ..Default::default()
     });
     let tensor = type_proto::Tensor {
