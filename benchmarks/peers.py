@@ -199,7 +199,7 @@ def parse():
     parser.add_argument("--runs", type=int, default=1, help="runs of each tool; the median is shown")
     parser.add_argument("--rounds", type=int, default=15, help="interleaved pairs for the speed-up; 0 leaves it out")
     parser.add_argument("--json", type=Path, help="write every number there")
-    parser.add_argument("--readme", action="store_true", help="put the table of all tools into README.md")
+    parser.add_argument("--readme", action="store_true", help="put the table of all tools into docs/results.md")
     args = parser.parse_args()
     if args.readme and (args.models or args.only):
         parser.error("--readme needs every model and tool")

@@ -1,8 +1,8 @@
-"""The table of README.md: one row per tool, from the rows of peers.py."""
+"""The table of docs/results.md: one row per tool, from the rows of peers.py."""
 
 from pathlib import Path
 
-README = Path(__file__).resolve().parent.parent.parent / "README.md"
+RESULTS = Path(__file__).resolve().parent.parent.parent / "docs" / "results.md"
 BEGIN, END = "<!-- peers -->", "<!-- /peers -->"
 COSTED = ("MiniLM-L3", "MiniLM-L6", "BERT-tiny SPLADE", "ALBERT")  # SQNR and cost of these, and everything else of one
 MODELS = (*COSTED, "SmolLM2, 6 layers", "ViT-S", "T5 encoder", "T5 decoder")  # SQNR of these
@@ -43,7 +43,7 @@ def table(rows):
 
 
 def write(results, caption):
-    """Put the table and its caption between the marks in README.md."""
+    """Put the table and its caption between the marks in docs/results.md."""
     rows = by_tool(results)
     measured = {tool: found for tool, found in rows.items() if any("sqnr_db" in r for r in found.values())}
     lines = table(measured)
@@ -51,7 +51,7 @@ def write(results, caption):
         if key not in measured:
             errors = sorted({result["error"] for result in found.values()})
             lines += ["", f"Without a result: {key[0]}: {'; '.join(errors)}."]
-    text = README.read_text(encoding="utf-8")
+    text = RESULTS.read_text(encoding="utf-8")
     head, rest = text.split(BEGIN)
     block = "\n".join([BEGIN, caption, "", *lines, END])
-    README.write_text(head + block + rest.split(END)[1], encoding="utf-8")
+    RESULTS.write_text(head + block + rest.split(END)[1], encoding="utf-8")

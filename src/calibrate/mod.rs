@@ -24,18 +24,24 @@ pub use data::part::{RowStore, Stored, StoredValues};
 pub use data::signature::{Dim, ModelInput, model_inputs};
 pub use data::sources::CalibSource;
 pub use engine::error::EngineError;
+#[cfg(feature = "onnxruntime")]
+pub use engine::onnxruntime::{OnnxRuntimeEngine, Provider};
 pub use engine::plan::{Engine, Plan, TapSink, Wanted};
 pub use engine::tract_engine::TractEngine;
 pub use measure::capture::{Captured, Keep, Kept};
 pub use measure::compare::{Outputs, Reference, compare, compare_few, compare_with, outputs};
 pub use measure::distributions::Logarithms;
+pub use measure::gathered::{
+    Gathered, GatheredStatistics, finish as finish_statistics, merge as merge_statistics,
+    read as read_statistics, write as write_statistics,
+};
 pub use measure::largest::LargeToken;
 pub use measure::parallel::{MAX_THREADS, with_threads};
 pub use measure::ranges::{Ranged, ranges};
 pub use measure::row_error::RowError;
 pub use measure::shapes::shapes;
 pub use measure::statistics::{
-    ChannelStats, FoldStats, StatOptions, Statistics, statistics, statistics_and,
+    ChannelStats, FoldStats, StatOptions, Statistics, gather, statistics, statistics_and,
     statistics_and_tokens,
 };
 pub use measure::streams::{Keep as KeepOutputs, Stream, run_streams};

@@ -15,6 +15,7 @@ use regex::Regex;
 
 use super::config;
 use super::data::DataArguments;
+use super::engine::EngineArguments;
 use super::granularity::Granularities;
 use super::streaming::StreamingName;
 
@@ -59,6 +60,7 @@ pub(crate) enum Command {
     Lint(super::lint::Arguments),
     Diff(super::diff::Arguments),
     Dequantize(super::dequantize::Arguments),
+    Stats(super::stats::Arguments),
     Completions(super::pages::Completions),
     Man(super::pages::Manual),
 }
@@ -165,6 +167,14 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = parse_threads)]
     threads: usize,
 
+    #[command(flatten)]
+    pub(super) engine: EngineArguments,
+
+    /// Statistics of the calibration rows that `onnx-osplus stats` has taken of the same model and data: the files of all shards.
+    /// They need not be measured again; --calib has the rows that judge [example: --stats part1.stats part2.stats]
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub(super) stats: Vec<PathBuf>,
+
     /// Work on the model block by block, in the memory of a few blocks, with what is done in the folder OUT.work until the
     /// end; auto does so if the whole model needs more memory than there is, or than --memory says [example: --streaming on]
     #[arg(long, value_enum, default_value_t = StreamingName::Auto)]
@@ -180,7 +190,7 @@ pub(crate) struct Arguments {
 
     /// Seed of the choice of calibration tokens for the search [example: --seed 7]
     #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
+    pub(super) seed: u64,
 
     /// Also write everything that was found and done, with the error of every Linear: a page to read if FILE ends in
     /// .html, JSON otherwise; may be given several times [example: --report report.html] [example: --report report.json]

@@ -64,6 +64,11 @@ impl Files {
         }
     }
 
+    /// A file of statistics.
+    pub(super) fn reads_statistics(&mut self, path: &Path) {
+        self.reads("--stats", path);
+    }
+
     fn reads_below(&mut self, path: &Path, depth: usize) {
         match std::fs::read_dir(path) {
             Ok(entries) if depth > 0 => {

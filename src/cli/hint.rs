@@ -42,6 +42,12 @@ pub(super) fn hint(error: &Error) -> Option<String> {
         }
         Error::Calibration(error) => return data(error),
         Error::Engine(EngineError::Data(error)) => return data(error),
+        Error::Engine(
+            EngineError::UnsupportedOps { .. }
+            | EngineError::Refused { .. }
+            | EngineError::UnknownShape { .. }
+            | EngineError::Plan { .. },
+        ) => "--engine onnxruntime runs the model with the library of ONNX Runtime".to_owned(),
         Error::Engine(EngineError::Threads { .. }) => {
             "--threads N asks for N threads, 0 for one per core".to_owned()
         }

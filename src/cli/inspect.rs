@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, value_parser};
 use onnx_osplus::Options;
-use onnx_osplus::calibrate::{Dataset, TractEngine};
+use onnx_osplus::calibrate::Dataset;
 use onnx_osplus::onnx;
 use onnx_osplus::progress::Progress;
 use onnx_osplus::review::{Anatomy, PROVENANCE, SiteFacts};
@@ -17,6 +17,7 @@ use onnx_osplus::target::Target;
 
 use super::arguments::{parse_batch, parse_threads, source, targets};
 use super::data::DataArguments;
+use super::engine::EngineArguments;
 use super::figures::{counted, token_row};
 use super::files::Files;
 use super::form::{long_form, short_form};
@@ -48,6 +49,9 @@ pub(crate) struct Arguments {
 
     #[command(flatten)]
     data: DataArguments,
+
+    #[command(flatten)]
+    engine: EngineArguments,
 
     /// The runtime whose way of quantizing the damage is computed for [example: --target portable]
     #[arg(long, value_name = "TARGET", default_value = Target::Ort.profile().name, value_parser = targets())]
@@ -124,7 +128,8 @@ pub(crate) fn look(arguments: &Arguments, progress: &dyn Progress) -> Result<Ana
         threads: arguments.threads,
         ..Options::default()
     };
-    let anatomy = onnx_osplus::anatomy(&model, data.as_ref(), &TractEngine, &options, progress)?;
+    let engine = arguments.engine.engine()?;
+    let anatomy = onnx_osplus::anatomy(&model, data.as_ref(), engine.as_ref(), &options, progress)?;
     if let (Some(data), Some(digest)) = (&data, &digest) {
         super::check_data(data, digest, &sources)?;
     }

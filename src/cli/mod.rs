@@ -5,6 +5,7 @@ mod config;
 mod data;
 mod dequantize;
 mod diff;
+mod engine;
 mod figures;
 mod files;
 mod folder;
@@ -17,6 +18,7 @@ mod pages;
 mod progress;
 mod report;
 mod shown;
+mod stats;
 mod streaming;
 mod summary;
 mod system;
@@ -182,6 +184,9 @@ fn run(command: &Command, words: &[OsString]) -> Result<ExitCode> {
         Command::Diff(arguments) => diff::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
         Command::Lint(arguments) => lint::run(arguments),
+        Command::Stats(arguments) => {
+            stats::run(arguments, &Terminal::new(arguments.quiet)).map(|()| ExitCode::SUCCESS)
+        }
         Command::Text(arguments) => text::run(arguments),
         Command::Verify(arguments) => verify::run(arguments),
     }
@@ -268,6 +273,7 @@ pub(crate) fn quantize_with(
     options.validate().map_err(onnx_osplus::Error::from)?;
     let files = check_files(arguments)?;
 
+    let engine = arguments.engine.engine()?;
     let (original, source) = onnx::load_with_source(&arguments.input)?;
     let loaded = start.elapsed().as_secs_f64();
     onnx_osplus::check_quantizable(&original)?;
@@ -287,7 +293,7 @@ pub(crate) fn quantize_with(
         arguments,
         (&original, &source),
         (&data, &calibration),
-        &options,
+        (&options, engine.as_ref()),
         progress,
     )?;
 
@@ -328,7 +334,13 @@ pub(crate) fn quantize_with(
         if streamed {
             report.notes.push("the error of every Linear was not measured: that takes the memory of the whole model".to_owned());
         } else if !arguments.no_layers {
-            report::layers(&mut report, (&original, &model), &data, &options, progress);
+            report::layers(
+                &mut report,
+                (&original, &model),
+                (&data, engine.as_ref()),
+                &options,
+                progress,
+            );
         }
         for path in &arguments.report {
             report::write(path, arguments.force, &report)?;
@@ -350,6 +362,10 @@ fn check_files(arguments: &Arguments) -> Result<Files> {
     if arguments.external_data {
         files.writes_data_of(&arguments.output, arguments.force)?;
     }
+    arguments
+        .stats
+        .iter()
+        .for_each(|path| files.reads_statistics(path));
     for path in &arguments.report {
         files.writes("--report", path, arguments.force)?;
     }

@@ -39,7 +39,12 @@ pub(crate) struct Manual {
 pub(super) fn completions(arguments: &Completions) {
     let mut text = Vec::new();
     clap_complete::generate(arguments.shell, &mut arguments::command(), NAME, &mut text);
-    super::print(&String::from_utf8_lossy(&text));
+    let text = String::from_utf8_lossy(&text);
+    super::print(&match arguments.shell {
+        // clap_complete 4.6.11 names the states of a program with a hyphen in its name in two ways.
+        Shell::Bash => text.replace("onnx__subcmd__osplus", "onnx__osplus").into(),
+        _ => text,
+    });
 }
 
 /// Prints the page.

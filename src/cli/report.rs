@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Result, anyhow};
 use onnx_osplus::Options;
-use onnx_osplus::calibrate::{Dataset, TractEngine};
+use onnx_osplus::calibrate::{Dataset, Engine};
 use onnx_osplus::onnx::{self, Model, output};
 use onnx_osplus::progress::Progress;
 use onnx_osplus::review::{
@@ -56,7 +56,7 @@ pub(super) fn digests(provenance: Provenance, output: &Path) -> Result<BTreeMap<
 pub(super) fn layers(
     report: &mut Report,
     (float, quantized): (&Model, &Model),
-    data: &Dataset,
+    (data, engine): (&Dataset, &dyn Engine),
     options: &Options,
     progress: &dyn Progress,
 ) {
@@ -70,14 +70,7 @@ pub(super) fn layers(
         outputs: false,
         layers: true,
     };
-    match verify(
-        float,
-        quantized,
-        &rows,
-        &TractEngine,
-        &only_layers,
-        progress,
-    ) {
+    match verify(float, quantized, &rows, engine, &only_layers, progress) {
         Ok(verification) => {
             report.layers = verification.layers;
             report.notes.extend(verification.notes);

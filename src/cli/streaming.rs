@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, bail};
 use clap::ValueEnum;
-use onnx_osplus::calibrate::{Dataset, TractEngine};
+use onnx_osplus::calibrate::{Dataset, Engine};
 use onnx_osplus::onnx::{Model, SourceFiles};
 use onnx_osplus::progress::Progress;
 use onnx_osplus::review::{Report, Settings};
@@ -42,14 +42,16 @@ pub(super) fn run(
     arguments: &Arguments,
     (original, source): (&Model, &SourceFiles),
     (data, digest): (&Dataset, &str),
-    options: &Options,
+    (options, engine): (&Options, &dyn Engine),
     progress: &dyn Progress,
 ) -> Result<Outcome> {
+    let taken_with = (arguments.batch, arguments.seed, arguments.engine.name());
+    let known = super::stats::load(&arguments.stats, source, digest, taken_with)?;
     let path = work_path(&arguments.output);
     let (streams, note) = choose(arguments, original, &path)?;
     if !streams {
         let (model, mut report) =
-            onnx_osplus::run(original, data, &TractEngine, options, progress)?;
+            onnx_osplus::run_with(original, data, known.as_ref(), engine, options, progress)?;
         report.notes.extend(note);
         return Ok(Outcome {
             model,
@@ -69,8 +71,9 @@ pub(super) fn run(
     let streaming = Streaming {
         work: &work,
         memory: arguments.memory,
+        known: known.as_ref(),
     };
-    match run_streaming(original, data, &TractEngine, options, streaming, progress) {
+    match run_streaming(original, data, engine, options, streaming, progress) {
         Ok((model, report)) => Ok(Outcome {
             model,
             report,
@@ -140,6 +143,7 @@ fn key(
         "external_data": external,
         "calibration": data,
         "batch": arguments.batch,
+        "engine": arguments.engine.name(),
         "memory": arguments.memory,
         "settings": Settings::from(options),
     });

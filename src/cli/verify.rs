@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use onnx_osplus::calibrate::{Dataset, TractEngine};
+use onnx_osplus::calibrate::Dataset;
 use onnx_osplus::onnx;
 use onnx_osplus::progress::Progress;
 use onnx_osplus::review::{
@@ -18,6 +18,7 @@ use onnx_osplus::review::{
 
 use super::arguments::{parse_batch, parse_threads, source};
 use super::data::DataArguments;
+use super::engine::EngineArguments;
 use super::files::Files;
 use super::progress::Terminal;
 use super::shown::Lines;
@@ -53,6 +54,9 @@ pub(crate) struct Arguments {
 
     #[command(flatten)]
     data: DataArguments,
+
+    #[command(flatten)]
+    engine: EngineArguments,
 
     /// Exit with status 1 if an output has a lower SQNR than this [example: --min-sqnr 20]
     #[arg(long, value_name = "DB", allow_negative_numbers = true, value_parser = parse_db)]
@@ -124,13 +128,21 @@ pub(crate) fn compare(arguments: &Arguments, progress: &dyn Progress) -> Result<
         layers: !arguments.no_layers,
         ..VerifyOptions::default()
     };
+    let engine = arguments.engine.engine()?;
     let compared = |data: &Dataset| {
         let (all, few) = (data.all(), data.few(LAYER_TOKENS));
         let rows = VerifyRows {
             all: &all,
             few: few.as_ref(),
         };
-        verify(&float, &quantized, &rows, &TractEngine, &options, progress)
+        verify(
+            &float,
+            &quantized,
+            &rows,
+            engine.as_ref(),
+            &options,
+            progress,
+        )
     };
     let mut result = match compared(&data) {
         Err(error @ VerifyError::Engine(_)) => {

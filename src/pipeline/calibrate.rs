@@ -7,7 +7,10 @@ use super::judge::rows::Rows;
 use super::prepare::Prepared;
 use super::responses::{Responses, Sequences};
 use super::sites::SiteRow;
-use crate::calibrate::{Batch, ChannelStats, Keep, Kept, StatOptions, Statistics, statistics_and};
+use crate::calibrate::{
+    Batch, ChannelStats, EngineError, GatheredStatistics, Keep, Kept, StatOptions, Statistics,
+    gather, statistics_and,
+};
 use crate::error::Error;
 use crate::options::Format;
 use crate::recognise::{LinearForm, LinearId};
@@ -132,6 +135,36 @@ struct Run<'a> {
     streams: &'a BTreeMap<String, String>,
 }
 
+/// What [`super::stats`] gathers: the statistics of a part of the calibration batches.
+///
+/// # Errors
+/// What the engine refuses.
+pub(super) fn gathered(
+    job: &Job,
+    prepared: &Prepared,
+    rows: &Rows,
+    (part, parts): (usize, usize),
+) -> Result<GatheredStatistics, Error> {
+    let run = Run {
+        job,
+        prepared,
+        rows: &rows.calibration,
+        products: &product_names(prepared),
+        streams: &streams(job, prepared),
+    };
+    let (values, options) = run.wanted();
+    let model = prepared.model.as_model();
+    let batches = (run.rows, part, parts);
+    Ok(gather(
+        job.engine,
+        model,
+        batches,
+        &values,
+        &options,
+        job.progress,
+    )?)
+}
+
 impl Run<'_> {
     /// Statistics of every value whose Linears are to be quantized; what the blocks read and give is kept on the way.
     fn statistics(
@@ -148,10 +181,25 @@ impl Run<'_> {
             batch,
             values: &kept,
         });
-        let run = |keep: Option<Keep>| {
+        let (known, missing) = self.known(&values, &options);
+        if missing.len() < values.len() && !missing.is_empty() {
+            notes.push(format!(
+                "the statistics that were given are of {} of {} values; those of the others were measured",
+                known.len(),
+                values.len()
+            ));
+        }
+        let run = |keep: Option<Keep>| -> Result<(Statistics, Kept), EngineError> {
             let (engine, model) = (self.job.engine, self.prepared.model.as_model());
             let progress = self.job.progress;
-            statistics_and(engine, model, self.rows, &values, &options, keep, progress)
+            if missing.is_empty() {
+                let kept = keep.map_or(Ok(Kept::new()), |keep| keep.capture(engine, model))?;
+                return Ok((known.clone(), kept));
+            }
+            let (mut all, kept) =
+                statistics_and(engine, model, self.rows, &missing, &options, keep, progress)?;
+            all.extend(known.clone());
+            Ok((all, kept))
         };
         let (statistics, kept) = match run(keep) {
             Err(error) if !kept.is_empty() => {
@@ -166,6 +214,24 @@ impl Run<'_> {
         };
         let batch = sequences.filter(|_| !kept.is_empty());
         Ok((statistics, Sequences { batch, kept }))
+    }
+
+    /// Those of the values whose statistics were given, taken as they would be here, and those that are to be measured.
+    fn known(&self, values: &[String], options: &StatOptions) -> (Statistics, Vec<String>) {
+        let Some(given) = self.job.known else {
+            return (Statistics::new(), values.to_vec());
+        };
+        let fits = |name: &String| {
+            given
+                .get(name)
+                .filter(|stats| options.could_give(name, stats))
+        };
+        let (known, missing): (Vec<&String>, Vec<&String>) =
+            values.iter().partition(|name| fits(name).is_some());
+        let known = known
+            .into_iter()
+            .filter_map(|name| Some((name.clone(), fits(name)?.clone())));
+        (known.collect(), missing.into_iter().cloned().collect())
     }
 
     /// Tokens of a value and fold. Weights of few bits are rounded the better the more tokens say how; all samples together have

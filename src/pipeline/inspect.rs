@@ -59,6 +59,7 @@ pub fn inspect(
             options,
             progress,
             clock: &Clock::start(),
+            known: None,
         };
         let (prepared, ..) = Prepared::with_rows(&job, data)?;
         Ok(Inspection {

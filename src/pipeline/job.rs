@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use crate::calibrate::Engine;
+use crate::calibrate::{Engine, Statistics};
 use crate::onnx::Model;
 use crate::options::Options;
 use crate::progress::Progress;
@@ -17,6 +17,8 @@ pub(crate) struct Job<'a> {
     pub options: &'a Options,
     pub progress: &'a dyn Progress,
     pub clock: &'a Clock,
+    /// Statistics that another run has taken, on all calibration rows.
+    pub known: Option<&'a Statistics>,
 }
 
 /// Wall-clock seconds per step.

@@ -21,13 +21,14 @@ mod report;
 mod responses;
 mod search;
 mod sites;
+mod stats;
 mod strategy;
 mod stream;
 mod token_ids;
 mod verdict;
 mod work;
 
-use crate::calibrate::{Dataset, Engine, with_threads};
+use crate::calibrate::{Dataset, Engine, Statistics, with_threads};
 use crate::error::Error;
 use crate::onnx::Model;
 use crate::options::{Format, Options};
@@ -38,6 +39,7 @@ use crate::solve::Method;
 pub use anatomy::anatomy;
 pub use inspect::{Inspection, check_quantizable, inspect};
 pub use plan::plan_round_trip;
+pub use stats::stats;
 pub use stream::{Streaming, WorkFolder, cannot_stream, run_streaming, whole_model_bytes};
 
 use build::{KnownWeights, Source};
@@ -63,6 +65,21 @@ pub fn run(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<(Model, Report), Error> {
+    run_with(original, data, None, engine, options, progress)
+}
+
+/// [`run`] with statistics that were [taken before](stats()): what they have of the calibration rows is not measured again.
+///
+/// # Errors
+/// Those of [`run`].
+pub fn run_with(
+    original: &Model,
+    data: &Dataset,
+    known: Option<&Statistics>,
+    engine: &dyn Engine,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<(Model, Report), Error> {
     with_threads(options.threads, || {
         let engine = engine.sharing();
         let clock = Clock::start();
@@ -72,6 +89,7 @@ pub fn run(
             options,
             progress,
             clock: &clock,
+            known,
         };
         run_job(&job, data).map(|ran| (ran.model, ran.report))
     })?

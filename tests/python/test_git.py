@@ -1,4 +1,4 @@
-"""`onnx-osplus text` as git's textconv: what README.md says, in a real repository."""
+"""`onnx-osplus text` as git's textconv: what docs/review.md says, in a real repository."""
 
 import os
 import re
@@ -10,13 +10,13 @@ import pytest
 from conftest import ROOT, TINY, tool_path
 from onnx import numpy_helper
 
-README = (ROOT / "README.md").read_text()
+MANUAL = (ROOT / "docs" / "review.md").read_text()
 
 
 def readme_lines():
-    """The three lines, from the README: one of .gitattributes and two of configuration."""
-    attributes = re.search(r"echo '(\*\.onnx diff=onnx)' >> \.gitattributes", README)
-    configuration = re.findall(r"git config (diff\.onnx\.\w+) (?:'([^']+)'|(\S+))", README)
+    """The three lines, from the manual: one of .gitattributes and two of configuration."""
+    attributes = re.search(r"echo '(\*\.onnx diff=onnx)' >> \.gitattributes", MANUAL)
+    configuration = re.findall(r"git config (diff\.onnx\.\w+) (?:'([^']+)'|(\S+))", MANUAL)
     assert attributes and len(configuration) == 2
     return attributes[1], [(key, quoted or plain) for key, quoted, plain in configuration]
 
@@ -88,9 +88,9 @@ def test_without_the_three_lines_it_is_a_binary_file(repository):
 
 
 def test_the_text_beside_the_model(repository):
-    """For hosted reviews, which run no textconv: the hook of the README keeps a text file, and the check of CI sees if not."""
+    """For hosted reviews, which run no textconv: the hook of the manual keeps a text file, and the check of CI sees if not."""
     git = repository
-    block = next(b for b in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) if "pre-commit" in b)
+    block = next(b for b in re.findall(r"```sh\n(.*?)```", MANUAL, re.DOTALL) if "pre-commit" in b)
     hook = block.split("\n", 1)[1]
     path = git.folder / ".git" / "hooks" / "pre-commit"
     path.parent.mkdir(exist_ok=True)

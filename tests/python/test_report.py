@@ -15,7 +15,7 @@ NAMED = ("agreements", "arguments", "outputs", "filled_inputs", "digests", "seco
 # What no run here has: no output of these ends below plain. `tests/library.rs` holds them to the document.
 ELSEWHERE = {f"below_plain[].{key}" for key in ("output", "per_token", "logarithms", "sqnr_db", "plain_sqnr_db")}
 # Notes are of weights that other tools wrote (test_block_forms.py).
-ELSEWHERE |= {"layers[].quantized.notes"}
+ELSEWHERE |= {"layers[].quantized.notes[]"}
 # A file, options; together they have every other key.
 RUNS = {
     "budget": ("tiny", ["--keep-float", "2"]),

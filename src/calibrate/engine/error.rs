@@ -6,6 +6,15 @@ use crate::calibrate::data::error::CalibError;
 /// its first output.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
+    /// The library of another engine cannot be used.
+    #[error("{} cannot be used as ONNX Runtime: {reason}; it is libonnxruntime.so of version 1.17 or newer, as in the Python package \
+             (onnxruntime/capi)", path.display())]
+    Library {
+        /// The library.
+        path: std::path::PathBuf,
+        /// What the system, or the library, says.
+        reason: String,
+    },
     /// A value that a later part of the model needs cannot be written to the disk.
     #[error(
         "cannot keep what later parts of the model need: {source}; free space where OUT is written"

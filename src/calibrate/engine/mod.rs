@@ -6,6 +6,8 @@ pub(super) mod copy;
 mod decompose;
 pub(super) mod error;
 mod node;
+#[cfg(feature = "onnxruntime")]
+pub(super) mod onnxruntime;
 pub(super) mod plan;
 mod resolve;
 mod round_blocks;

@@ -4,6 +4,7 @@ pub(super) mod capture;
 pub(super) mod compare;
 pub(super) mod distributions;
 pub(super) mod extremes;
+pub(super) mod gathered;
 pub(super) mod largest;
 pub(super) mod parallel;
 pub(super) mod ranges;

@@ -19,6 +19,9 @@ use crate::calibrate::engine::error::EngineError;
 use crate::calibrate::engine::plan::{Engine, TapSink, Wanted};
 use crate::calibrate::measure::capture::{Keep, Kept};
 use crate::calibrate::measure::extremes::Extremes;
+use crate::calibrate::measure::gathered::{
+    Gathered, GatheredFold, GatheredStatistics, Key, finish,
+};
 use crate::calibrate::measure::largest::{LargeToken, Largest};
 use crate::calibrate::measure::parallel::{groups, in_parallel, with_threads};
 use crate::calibrate::measure::sizes::sizes;
@@ -40,6 +43,21 @@ pub struct StatOptions {
     pub extremes_only: BTreeSet<String>,
     /// Those of which only the size of every token is kept, `Σ_c (x_c − mean(x))²`: one channel in place of C.
     pub sizes_only: BTreeSet<String>,
+}
+
+impl StatOptions {
+    /// Whether statistics of the value `name` may have been taken like this: of all tokens or of as many as are kept here, with a
+    /// size in place of the channels where that is asked for.
+    pub fn could_give(&self, name: &str, stats: &ChannelStats) -> bool {
+        let wanted = match self.extremes_only.contains(name) {
+            true => 0,
+            false => self.sample_tokens as u64,
+        };
+        let sampled = |fold: &FoldStats| fold.sample.nrows() as u64 == fold.tokens.min(wanted);
+        let channels = stats.folds[0].min.len();
+        let sizes = self.sizes_only.contains(name) == (channels == 1);
+        (self.extremes_only.contains(name) || stats.folds.iter().all(sampled)) && sizes
+    }
 }
 
 /// Statistics of one value `x: [tokens, C]` (last axis C); padding never enters.
@@ -90,7 +108,7 @@ pub fn statistics(
         progress,
     };
     let (stats, ..) = run.collect(values, options, None, 0)?;
-    Ok(stats)
+    finish(stats)
 }
 
 /// [`statistics`] and the `count` tokens of each value with the largest magnitude, the largest first.
@@ -113,7 +131,7 @@ pub fn statistics_and_tokens(
         progress,
     };
     let (stats, _, tokens) = run.collect(values, options, None, count)?;
-    Ok((stats, tokens))
+    Ok((finish(stats)?, tokens))
 }
 
 /// Statistics of values by their names.
@@ -139,7 +157,38 @@ pub fn statistics_and(
         progress,
     };
     let (stats, kept, _) = run.collect(values, options, keep, 0)?;
-    Ok((stats, kept))
+    Ok((finish(stats)?, kept))
+}
+
+/// The statistics of those of `batches` whose number, counted from 0, is `part` modulo `parts`: to be [merged](super::gathered::merge())
+/// with those of the other parts.
+///
+/// # Errors
+/// Those of [`statistics`], besides padding alone: that is known of all parts.
+pub fn gather(
+    engine: &dyn Engine,
+    model: &Model,
+    (batches, part, parts): (&[Batch], usize, usize),
+    values: &[String],
+    options: &StatOptions,
+    progress: &dyn Progress,
+) -> Result<GatheredStatistics, EngineError> {
+    let rows = batches.iter().map(|batch| batch.rows.len()).sum::<usize>();
+    let own: Vec<Batch> = batches
+        .iter()
+        .skip(part)
+        .step_by(parts.max(1))
+        .cloned()
+        .collect();
+    let run = Run {
+        engine,
+        model,
+        batches: &own,
+        progress,
+    };
+    let by_position = rows <= 1;
+    let (stats, ..) = run.collect_of(values, options, None, (0, by_position))?;
+    Ok(stats)
 }
 
 /// What is run on what.
@@ -151,7 +200,7 @@ struct Run<'a> {
 }
 
 /// What a run gives: statistics, values whole, the largest tokens.
-type Collected = (Statistics, Kept, BTreeMap<String, Vec<LargeToken>>);
+type Collected = (GatheredStatistics, Kept, BTreeMap<String, Vec<LargeToken>>);
 
 impl Run<'_> {
     fn collect(
@@ -160,6 +209,22 @@ impl Run<'_> {
         options: &StatOptions,
         keep: Option<Keep<'_>>,
         tokens: usize,
+    ) -> Result<Collected, EngineError> {
+        let rows: BTreeSet<u64> = self
+            .batches
+            .iter()
+            .flat_map(|b| b.rows.iter().copied())
+            .collect();
+        self.collect_of(values, options, keep, (tokens, rows.len() <= 1))
+    }
+
+    /// With so many of the largest tokens; folds are by position if there is one row in all.
+    fn collect_of(
+        &self,
+        values: &[String],
+        options: &StatOptions,
+        keep: Option<Keep<'_>>,
+        (tokens, by_position): (usize, bool),
     ) -> Result<Collected, EngineError> {
         let Run {
             engine,
@@ -184,7 +249,7 @@ impl Run<'_> {
             .iter()
             .flat_map(|b| b.rows.iter().copied())
             .collect();
-        let collector = Arc::new(Collector::new(&names, options, rows.len() <= 1, tokens));
+        let collector = Arc::new(Collector::new(&names, options, by_position, tokens));
         let wanted = Wanted {
             taps: &taps,
             outputs: false,
@@ -216,14 +281,14 @@ impl Run<'_> {
         if let Some(keep) = keep {
             kept = keep.capture(engine, model)?;
         }
-        let (mut stats, mut largest) = (Statistics::new(), BTreeMap::new());
+        let (mut stats, mut largest) = (GatheredStatistics::new(), BTreeMap::new());
         for (i, name) in names.into_iter().enumerate() {
             let mut accumulator = lock(&collector.values[i]);
             let mut all = std::mem::replace(&mut *accumulator, Accumulator::new("", false, 0));
             if all.seen {
                 let tokens = std::mem::take(&mut all.largest).into_tokens();
                 largest.insert(name.clone(), tokens);
-                stats.insert(name, all.finish()?);
+                stats.insert(name, all.gathered());
             }
         }
         Ok((stats, kept, largest))
@@ -340,14 +405,6 @@ impl TapSink for BatchSink {
     }
 }
 
-/// A token's place in the order of sampling. Rows and positions make it unique.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Key {
-    priority: u64,
-    row: u64,
-    position: u64,
-}
-
 /// The priority of a token: two rounds of splitmix64 (Steele, Lea and Flood 2014) over seed, row and position.
 fn priority(seed: u64, row: u64, position: u64) -> u64 {
     fn mix(state: u64) -> u64 {
@@ -436,20 +493,12 @@ impl Accumulator {
         Ok(())
     }
 
-    fn finish(self) -> Result<ChannelStats, EngineError> {
-        let folds = self.folds.map(Fold::finish);
-        let folds = match folds {
-            [a, b] if a.tokens == 0 && b.tokens == 0 => {
-                return Err(EngineError::NoTokens { name: self.name });
-            }
-            [a, b] if b.tokens == 0 => [a.clone(), a],
-            [a, b] if a.tokens == 0 => [b.clone(), b],
-            folds => folds,
-        };
-        Ok(ChannelStats {
+    fn gathered(self) -> Gathered {
+        Gathered {
             rank: self.rank,
-            folds,
-        })
+            sample_tokens: self.sample_tokens,
+            folds: self.folds.map(Fold::gathered),
+        }
     }
 }
 
@@ -471,29 +520,17 @@ impl Fold {
         }
     }
 
-    fn finish(self) -> FoldStats {
+    fn gathered(self) -> GatheredFold {
         let channels = self.extremes.min.len();
         let mut tokens: Vec<(Key, usize)> = self.heap.into_vec();
-        tokens.sort_by_key(|(key, _)| (key.row, key.position));
-        let mut sample = Vec::with_capacity(tokens.len() * channels);
-        for (_, slot) in &tokens {
-            sample.extend_from_slice(&self.vectors[slot * channels..][..channels]);
-        }
-        #[expect(clippy::expect_used, reason = "every slot holds `channels` values")]
-        let sample =
-            Array2::from_shape_vec((tokens.len(), channels), sample).expect("one vector per token");
-        // −0 and 0 are equal, so which of them is "the minimum" depends on the order; adding 0 makes both 0.
-        let positive_zero = |values: Vec<f32>| values.into_iter().map(|v| v + 0.0).collect();
-        FoldStats {
-            min: positive_zero(self.extremes.min),
-            max: positive_zero(self.extremes.max),
+        tokens.sort();
+        let vector = |(_, slot): &(Key, usize)| &self.vectors[slot * channels..][..channels];
+        GatheredFold {
+            vectors: tokens.iter().flat_map(vector).copied().collect(),
+            keys: tokens.into_iter().map(|(key, _)| key).collect(),
+            min: self.extremes.min,
+            max: self.extremes.max,
             tokens: self.extremes.tokens,
-            sample,
-            places: tokens
-                .iter()
-                .map(|(key, _)| (key.row, key.position))
-                .collect(),
-            weights: None,
         }
     }
 }

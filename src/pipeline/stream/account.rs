@@ -93,6 +93,7 @@ impl Account<'_> {
             options: run.options,
             progress: &NoProgress,
             clock,
+            known: None,
         };
         let lint = super::super::lint::lint(&job, result)?;
         let split = run.data.split();

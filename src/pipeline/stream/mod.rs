@@ -31,8 +31,8 @@ use super::job::Clock;
 use super::prepare::Changes;
 use super::{Job, Ran, run_job, verdict};
 use crate::calibrate::{
-    Batch, Dataset, Engine, OutputComparison, RowStore, StoredValues, Stream, judged, run_streams,
-    shapes, with_threads,
+    Batch, Dataset, Engine, OutputComparison, RowStore, Statistics, StoredValues, Stream, judged,
+    run_streams, shapes, with_threads,
 };
 use crate::error::Error;
 use crate::graph;
@@ -62,6 +62,8 @@ pub struct Streaming<'a> {
     pub work: &'a WorkFolder,
     /// Bytes of memory that the run should stay below, about; parts are smaller for it. `None` for parts of the usual size.
     pub memory: Option<u64>,
+    /// Statistics of the whole model, if there are any: see [`super::stats`].
+    pub known: Option<&'a Statistics>,
 }
 
 /// Why a model cannot be streamed, in words; `None` if it can.
@@ -98,6 +100,7 @@ pub fn run_streaming(
             options,
             progress,
             clock: &clock,
+            known: None,
         })?;
         clock.finish("recognise");
         let most = streaming.memory.map_or(PART_BYTES, |bytes| bytes / TIMES);
@@ -110,6 +113,7 @@ pub fn run_streaming(
             options,
             progress,
             work: streaming.work,
+            known: streaming.known,
         };
         let done = run.all(&blocks, &clock)?;
         if done.iter().all(|done| done.report.is_none()) {
@@ -152,6 +156,7 @@ struct Run<'a> {
     options: &'a Options,
     progress: &'a dyn Progress,
     work: &'a WorkFolder,
+    known: Option<&'a Statistics>,
 }
 
 /// The values between two parts, as each stream has them.
@@ -232,6 +237,7 @@ impl Run<'_> {
             options: &options,
             progress: &NoProgress,
             clock: &Clock::start(),
+            known: self.known,
         };
         match run_job(&job, float) {
             Ok(ran) => Ok(Some(ran)),

@@ -31,7 +31,7 @@ pub(super) struct Types(Facts);
 
 impl Types {
     pub(super) fn of(model: &Model) -> Types {
-        let (graph, mut facts) = (model.graph(), Facts::new(Limits::NONE));
+        let (graph, mut facts) = (model.graph(), Facts::new(Limits::SIZES));
         for tensor in &graph.initializer {
             let fact = facts.tensor(tensor);
             facts.know(tensor.name(), fact);
