@@ -113,3 +113,17 @@ def test_folders_that_are_none(folder, texts, tmp_path):
     np.savez(tmp_path / "wrong.npz", other=np.zeros((8, 4)))
     done = run_tool(folder, tmp_path / "out", "--calib", tmp_path / "wrong.npz")
     assert done.returncode == 1 and not names(tmp_path / "out")
+
+
+def test_a_quantizer_as_optimum_has_it(folder, texts, tmp_path, package):
+    from onnx_osplus.optimum import OsplusQuantizer
+
+    quantizer = OsplusQuantizer.from_pretrained(folder)
+    out = tmp_path / "out"
+    result = quantizer.quantize(out, texts, tokenizer=folder)
+    assert result.path == out / "model_quantized.onnx" and result.sqnr_db["y"] > 10
+    assert names(out) == ["config.json", "model_quantized.onnx", "tokenizer.json", "tokenizer_config.json"]
+    text_model(folder / "onnx" / "other.onnx")
+    with pytest.raises(package.OsplusError, match="found model.onnx, other.onnx"):
+        OsplusQuantizer.from_pretrained(folder)
+    assert OsplusQuantizer.from_pretrained(folder, file_name="other.onnx").model_path.stem == "other"
