@@ -29,6 +29,7 @@ pub use engine::onnxruntime::{OnnxRuntimeEngine, Provider};
 pub use engine::plan::{Engine, Plan, TapSink, Wanted};
 pub use engine::tract_engine::TractEngine;
 pub use measure::capture::{Captured, Keep, Kept};
+pub use measure::channel_stats::{ChannelStats, FoldStats, StatOptions, Statistics};
 pub use measure::compare::{Outputs, Reference, compare, compare_few, compare_with, outputs};
 pub use measure::distributions::Logarithms;
 pub use measure::gathered::{
@@ -40,9 +41,6 @@ pub use measure::parallel::{MAX_THREADS, with_threads};
 pub use measure::ranges::{Ranged, ranges};
 pub use measure::row_error::RowError;
 pub use measure::shapes::shapes;
-pub use measure::statistics::{
-    ChannelStats, FoldStats, StatOptions, Statistics, gather, statistics, statistics_and,
-    statistics_and_tokens,
-};
+pub use measure::statistics::{gather, statistics, statistics_and, statistics_and_tokens};
 pub use measure::streams::{Keep as KeepOutputs, Stream, run_streams};
 pub use measure::sums::{OutputComparison, judged};

@@ -91,13 +91,8 @@ pub(crate) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let anatomy = look(arguments, &Terminal::new(false))?;
     if !super::write_json(arguments.json.as_deref(), arguments.force, &anatomy)? {
-        let text = text(
-            &anatomy,
-            &arguments.model,
-            arguments.verbose,
-            table::width(),
-        );
-        super::print(&text);
+        let (model, width) = (&arguments.model, table::width());
+        super::print(&text(&anatomy, model, arguments.verbose, width));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -111,15 +106,8 @@ pub(crate) fn look(arguments: &Arguments, progress: &dyn Progress) -> Result<Ana
     files.reads_data(&sources, &settings);
     super::begin(&mut files, arguments.json.as_deref(), arguments.force)?;
     let (model, source) = onnx::load_with_source(&arguments.model)?;
-    let data = match sources.is_empty() {
-        true => None,
-        false => Some(Dataset::open_with(
-            &model,
-            &sources,
-            arguments.batch,
-            &settings,
-        )?),
-    };
+    let open = || Dataset::open_with(&model, &sources, arguments.batch, &settings);
+    let data = (!sources.is_empty()).then(open).transpose()?;
     let digest = data.as_ref().map(Dataset::digest);
     let options = Options {
         target: arguments.target,

@@ -80,7 +80,7 @@ const WRONG_USAGE: u8 = 2;
 struct Usage(String);
 
 impl Usage {
-    fn new(text: impl Into<String>) -> anyhow::Error {
+    fn error(text: impl Into<String>) -> anyhow::Error {
         anyhow::Error::new(Usage(text.into()))
     }
 }

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 /// What a [`PrepareError::Needs`] asks for: a field of [`Settings`](crate::prepare::Settings).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Setting {
-    /// [`Settings::tokenizer`](crate::prepare::Settings::tokenizer)
+    /// `Settings::tokenizer`
     Tokenizer,
-    /// [`Settings::preprocessor`](crate::prepare::Settings::preprocessor)
+    /// `Settings::preprocessor`
     Preprocessor,
     /// [`Settings::columns`](crate::prepare::Settings::columns)
     Columns,

@@ -1,6 +1,6 @@
 //! From what people have to what a model is fed with: sentences to token ids, images to pixels, recordings to features.
 //!
-//! Nothing here knows a model beyond the inputs that it wants ([`Wanted`]). The way of each kind of data is that of the
+//! Nothing here knows a model beyond the inputs that it wants (`Wanted`). The way of each kind of data is that of the
 //! Python package `transformers`, whose configuration files lie beside a model; tests compare the two, number by number.
 
 mod arrays;

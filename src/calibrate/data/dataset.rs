@@ -5,16 +5,15 @@
 //! [`Dataset::split`] then cuts the tables into [`Batch`]es.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::calibrate::data::array::{Element, FileArray};
+use crate::calibrate::data::array::FileArray;
 use crate::calibrate::data::axes::{ArrayShapes, BatchAxes, batch_axes, fixed_size};
 use crate::calibrate::data::error::CalibError;
 use crate::calibrate::data::fill::{FillRule, Filled, MASKS, Sizes, rule};
 use crate::calibrate::data::input::{Batch, InputTensor, NamedArray, PaddingMask, check_shape};
 use crate::calibrate::data::masks::{self, Reading};
-use crate::calibrate::data::signature::{Dim, ModelInput, list, model_inputs};
+use crate::calibrate::data::signature::{ModelInput, list, model_inputs};
 use crate::calibrate::data::sources::{CalibSource, Read, read_tables};
 use crate::calibrate::data::table::Table;
 use crate::graph::branches::FlatModel;
@@ -56,9 +55,6 @@ pub struct Split {
     /// False if there are too few rows to hold any out: then both lists hold all rows.
     pub held_out_used: bool,
 }
-
-/// Bytes of inputs that are made up, at most.
-const MOST_ZEROS: usize = 256 << 20;
 
 impl Dataset {
     /// Opens and checks all `sources` for `model`. At most `batch` rows are run at a time, of long sequences fewer, unless
@@ -109,76 +105,6 @@ impl Dataset {
             return Err(CalibError::NoSource);
         }
         dataset.read_masks(model);
-        Ok(dataset)
-    }
-
-    /// Two rows of zeros for every input that no rule fills, of 8 tokens where the model does not say how many (224 × 224
-    /// pixels, 3 of them a colour, for inputs of four axes): enough to learn shapes from, and for nothing else.
-    ///
-    /// # Errors
-    /// An input whose number of axes is not stated, or that cannot be filled.
-    pub fn synthetic(model: &Model) -> Result<Dataset, CalibError> {
-        let inputs = model_inputs(model)?;
-        let file = PathBuf::from("(zeros)");
-        let mut arrays = BTreeMap::new();
-        let mut left = Some(MOST_ZEROS);
-        for input in inputs.iter().filter(|input| rule(&input.name).is_none()) {
-            let size = |(axis, dim): (usize, &Dim), rank: usize| match (dim, axis, rank) {
-                (Dim::Fixed(n), _, _) => *n,
-                (_, 0, _) => 2,
-                (_, 1, 4) => 3,
-                (_, _, 4) => 224,
-                _ => 8,
-            };
-            let shape = input.shape.as_ref().map(|dims| {
-                let sizes = dims.iter().enumerate().map(|dim| size(dim, dims.len()));
-                sizes.collect::<Vec<usize>>()
-            });
-            let element = Element::from_onnx(input.dtype);
-            let zeros = shape.zip(element).map(|(shape, element)| {
-                let size = element.size();
-                let bytes = shape.iter().try_fold(size, |n, &d| n.checked_mul(d));
-                left = bytes.and_then(|bytes| left?.checked_sub(bytes));
-                match (left, bytes) {
-                    (Some(_), Some(bytes)) => Ok(FileArray::new(element, shape, vec![0; bytes].into())),
-                    _ => Err(CalibError::Source {
-                        file: file.clone(),
-                        problem: format!(
-                            "input {} of shape {shape:?} would take the inputs above {} MB of zeros; give data",
-                            input.name,
-                            MOST_ZEROS >> 20
-                        ),
-                    }),
-                }
-            });
-            let zeros = zeros.transpose()?.flatten();
-            let data = zeros.ok_or_else(|| CalibError::Missing {
-                file: file.clone(),
-                missing: input.name.clone(),
-                inputs: list(&inputs),
-            })?;
-            let array = NamedArray {
-                file: file.clone(),
-                array: None,
-                input: input.name.clone(),
-                data,
-            };
-            arrays.insert(input.name.clone(), Arc::new(array));
-        }
-        let mut dataset = Dataset {
-            fixed_batch: None,
-            tables: vec![],
-            batch: 2,
-            filled: vec![],
-            notes: vec![],
-            sizes: size_inputs(&FlatModel::of(model.clone()).view()),
-            masks: BTreeMap::new(),
-            inputs,
-            whole: vec![],
-        };
-        let axes = dataset.batch_axes(std::slice::from_ref(&arrays));
-        let table = dataset.table(arrays, &axes, 0)?;
-        dataset.tables.push(table);
         Ok(dataset)
     }
 
@@ -357,7 +283,7 @@ impl Dataset {
     }
 
     /// The batch axes of the inputs that the tables give; none where every table is a run of its own, which a note says.
-    fn batch_axes(&mut self, tables: &[BTreeMap<String, Arc<NamedArray>>]) -> BatchAxes {
+    pub(super) fn batch_axes(&mut self, tables: &[BTreeMap<String, Arc<NamedArray>>]) -> BatchAxes {
         let shapes = tables.iter().map(|table| {
             let shape = |(name, array): (&String, &Arc<NamedArray>)| {
                 (name.clone(), array.data.shape.clone())
@@ -375,7 +301,7 @@ impl Dataset {
     }
 
     /// Checks one table against the model.
-    fn table(
+    pub(super) fn table(
         &mut self,
         arrays: BTreeMap<String, Arc<NamedArray>>,
         axes: &BatchAxes,

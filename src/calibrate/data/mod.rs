@@ -14,5 +14,6 @@ mod one_by_one;
 pub(super) mod part;
 pub(super) mod signature;
 pub(super) mod sources;
+mod synthetic;
 mod table;
 pub(super) mod tokens;

@@ -10,7 +10,7 @@ use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
 use crate::calibrate::engine::error::EngineError;
-use crate::calibrate::measure::statistics::{ChannelStats, FoldStats, Statistics};
+use crate::calibrate::measure::channel_stats::{ChannelStats, FoldStats, Statistics};
 
 /// A token's place in the order of sampling. Rows and positions make it unique.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -11,13 +11,14 @@
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::{Arc, Mutex};
 
-use ndarray::{Array2, ArrayViewD, CowArray};
+use ndarray::{ArrayViewD, CowArray};
 
 use crate::calibrate::data::input::Batch;
 use crate::calibrate::data::tokens::TokenContext;
 use crate::calibrate::engine::error::EngineError;
 use crate::calibrate::engine::plan::{Engine, TapSink, Wanted};
 use crate::calibrate::measure::capture::{Keep, Kept};
+use crate::calibrate::measure::channel_stats::{ChannelStats, StatOptions, Statistics};
 use crate::calibrate::measure::extremes::Extremes;
 use crate::calibrate::measure::gathered::{
     Gathered, GatheredFold, GatheredStatistics, Key, finish,
@@ -27,65 +28,6 @@ use crate::calibrate::measure::parallel::{groups, in_parallel, with_threads};
 use crate::calibrate::measure::sizes::sizes;
 use crate::onnx::Model;
 use crate::progress::Progress;
-
-/// How statistics are taken.
-#[derive(Debug, Clone)]
-pub struct StatOptions {
-    /// Most tokens kept per value and fold.
-    pub sample_tokens: usize,
-    /// Seed of the choice of tokens.
-    pub seed: u64,
-    /// Batches run at the same time; 0 for one per core.
-    pub threads: usize,
-    /// Those of the values whose channels are on the first of two axes, `[C, tokens]` (the input of a Gemm with transA).
-    pub channels_first: BTreeSet<String>,
-    /// Those of the values of which no tokens are kept, only the extremes.
-    pub extremes_only: BTreeSet<String>,
-    /// Those of which only the size of every token is kept, `Σ_c (x_c − mean(x))²`: one channel in place of C.
-    pub sizes_only: BTreeSet<String>,
-}
-
-impl StatOptions {
-    /// Whether statistics of the value `name` may have been taken like this: of all tokens or of as many as are kept here, with a
-    /// size in place of the channels where that is asked for.
-    pub fn could_give(&self, name: &str, stats: &ChannelStats) -> bool {
-        let wanted = match self.extremes_only.contains(name) {
-            true => 0,
-            false => self.sample_tokens as u64,
-        };
-        let sampled = |fold: &FoldStats| fold.sample.nrows() as u64 == fold.tokens.min(wanted);
-        let channels = stats.folds[0].min.len();
-        let sizes = self.sizes_only.contains(name) == (channels == 1);
-        (self.extremes_only.contains(name) || stats.folds.iter().all(sampled)) && sizes
-    }
-}
-
-/// Statistics of one value `x: [tokens, C]` (last axis C); padding never enters.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ChannelStats {
-    /// Number of axes of the value at run time.
-    pub rank: usize,
-    /// Two halves of the tokens: rows of even number, rows of odd number. If there is only one row, or the value belongs
-    /// to no row: even positions, odd positions. If one half has no tokens, both hold all of them.
-    pub folds: [FoldStats; 2],
-}
-
-/// Statistics of one half of the tokens.
-#[derive(Debug, Clone, PartialEq)]
-pub struct FoldStats {
-    /// Smallest value per channel, over all tokens: `[C]`.
-    pub min: Vec<f32>,
-    /// Largest value per channel, over all tokens: `[C]`.
-    pub max: Vec<f32>,
-    /// Tokens seen.
-    pub tokens: u64,
-    /// A random choice of the tokens in the order of row and position: `[T, C]`, T ≤ [`StatOptions::sample_tokens`].
-    pub sample: Array2<f32>,
-    /// Row and position of the tokens of the sample. Values with the same tokens have the same sample.
-    pub places: Vec<(u64, u64)>,
-    /// What the squared error of each token of the sample counts; none if all count the same.
-    pub weights: Option<Vec<f32>>,
-}
 
 /// Runs `batches` and returns the statistics of `values`, which are names of float values of the model's main graph.
 /// Those in a branch that no batch takes are left out.
@@ -133,9 +75,6 @@ pub fn statistics_and_tokens(
     let (stats, _, tokens) = run.collect(values, options, None, count)?;
     Ok((finish(stats)?, tokens))
 }
-
-/// Statistics of values by their names.
-pub type Statistics = BTreeMap<String, ChannelStats>;
 
 /// [`statistics`] and, from the same plan if it can be, some values whole.
 ///

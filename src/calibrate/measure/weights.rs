@@ -9,8 +9,8 @@
 //!
 //! Without weights, a few tokens that are a hundred times larger than the others have all the error that counts.
 
+use crate::calibrate::measure::channel_stats::{ChannelStats, FoldStats};
 use crate::calibrate::measure::sizes::size;
-use crate::calibrate::measure::statistics::{ChannelStats, FoldStats};
 
 /// The size that a smaller token is taken for, over the median.
 const SMALLEST_TOKEN: f32 = 0.01;
