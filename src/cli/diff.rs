@@ -10,7 +10,8 @@ use onnx_osplus::onnx::{self, Model, output};
 use onnx_osplus::review::diff::{Diff, MARKDOWN_BYTES, Page, Style, diff};
 
 use super::files::Files;
-use super::{Usage, table};
+use super::table;
+use super::usage::Usage;
 
 /// Show what differs between two models: nodes, constants, quantization, block by block
 ///

@@ -41,7 +41,7 @@ impl EngineArguments {
     pub(super) fn engine(&self) -> Result<Box<dyn Engine>> {
         if self.engine == EngineName::Tract {
             if self.ort_library.is_some() || self.ort_provider != ProviderName::Cpu {
-                return Err(super::Usage::error(
+                return Err(super::usage::Usage::error(
                     "--ort-library and --ort-provider are for --engine onnxruntime",
                 ));
             }

@@ -24,6 +24,7 @@ mod summary;
 mod system;
 mod table;
 mod text;
+mod usage;
 pub(crate) mod verify;
 
 use std::ffi::OsString;
@@ -75,27 +76,9 @@ const NOTHING_TO_QUANTIZE: u8 = 3;
 /// Options that contradict each other, as for what the parser of the command line refuses.
 const WRONG_USAGE: u8 = 2;
 
-/// Options that say nothing together, found after the parser of the command line.
-#[derive(Debug)]
-struct Usage(String);
-
-impl Usage {
-    fn error(text: impl Into<String>) -> anyhow::Error {
-        anyhow::Error::new(Usage(text.into()))
-    }
-}
-
-impl std::error::Error for Usage {}
-
-impl std::fmt::Display for Usage {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
 /// The exit status that goes with an error.
 fn exit_status(error: &anyhow::Error) -> ExitCode {
-    if error.is::<Usage>() {
+    if error.is::<usage::Usage>() {
         return ExitCode::from(WRONG_USAGE);
     }
     match error.downcast_ref::<onnx_osplus::Error>() {

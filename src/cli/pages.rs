@@ -5,7 +5,8 @@ use clap::Args;
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use super::{Usage, arguments};
+use super::arguments;
+use super::usage::Usage;
 
 /// The name under which the program is called.
 const NAME: &str = "onnx-osplus";

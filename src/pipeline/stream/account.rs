@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use super::super::job::{Clock, Job};
+use super::super::prepare::Changes;
 use super::work::Done;
-use super::{Changes, Clock, Job, Run};
-use crate::calibrate::{OutputComparison, judged};
+use crate::calibrate::{Dataset, Engine, OutputComparison, judged};
 use crate::error::Error;
 use crate::onnx::Model;
 use crate::options::{Format, Options};
@@ -68,7 +69,9 @@ impl Verdict {
 
 /// All that the report tells.
 pub(super) struct Account<'a> {
-    pub run: &'a Run<'a>,
+    pub engine: &'a dyn Engine,
+    pub options: &'a Options,
+    pub data: &'a Dataset,
     pub original: &'a Model,
     /// What was done to the whole model before it was cut.
     pub changes: &'a Changes,
@@ -86,25 +89,25 @@ impl Account<'_> {
     /// # Errors
     /// [`Error::Lint`].
     pub(super) fn report(&self, result: &Model, clock: &Clock) -> Result<Report, Error> {
-        let (run, verdict) = (self.run, self.verdict);
+        let verdict = self.verdict;
         let job = Job {
             original: self.original,
-            engine: run.engine,
-            options: run.options,
+            engine: self.engine,
+            options: self.options,
             progress: &NoProgress,
             clock,
             known: None,
         };
         let lint = super::super::lint::lint(&job, result)?;
-        let split = run.data.split();
+        let split = self.data.split();
         let held_out = split.held_out.iter().map(|b| b.rows.len()).sum::<usize>();
-        let of_held_out = match (run.options.format.quantizes(), split.held_out_used) {
+        let of_held_out = match (self.options.format.quantizes(), split.held_out_used) {
             (false, _) => usize::MAX,
             (true, true) => held_out,
             (true, false) => 0,
         };
         let plain = verdict.compares.then_some(&verdict.of_plain[..]);
-        let filled = run.data.filled().iter();
+        let filled = self.data.filled().iter();
         let mut report = Report {
             schema: REPORT_SCHEMA,
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -168,16 +171,16 @@ impl Account<'_> {
         let before = self.original.opset();
         let opset = result.opset();
         Settings {
-            calibration_rows: self.run.data.rows() - self.held_out_of_calibration(held_out),
+            calibration_rows: self.data.rows() - self.held_out_of_calibration(held_out),
             held_out_rows: self.held_out_of_calibration(held_out),
             opset,
             opset_raised_from: (opset != before).then_some(before),
-            ..Settings::from(self.run.options)
+            ..Settings::from(self.options)
         }
     }
 
     fn held_out_of_calibration(&self, held_out: usize) -> usize {
-        if self.run.data.split().held_out_used {
+        if self.data.split().held_out_used {
             held_out
         } else {
             0
@@ -198,7 +201,7 @@ impl Account<'_> {
     }
 
     fn decision(&self) -> Decision {
-        if self.run.options.method == Method::None && self.run.options.format != Format::Float {
+        if self.options.method == Method::None && self.options.format != Format::Float {
             return Decision::PlainAskedFor;
         }
         if self.verdict.plain {
@@ -267,7 +270,7 @@ impl Account<'_> {
     }
 
     fn notes(&self) -> Vec<String> {
-        let mut notes: Vec<String> = self.run.data.notes().to_vec();
+        let mut notes: Vec<String> = self.data.notes().to_vec();
         notes.extend(self.changes.notes.iter().cloned());
         notes.push(format!(
             "worked on block by block, in {} parts: every part was judged at its own outputs, the whole at the end; that a budget for \

@@ -25,8 +25,6 @@ mod work;
 
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
-
 use super::job::Clock;
 use super::prepare::Changes;
 use super::{Job, Ran, run_job, verdict};
@@ -47,7 +45,7 @@ use assemble::{Outcome, assemble};
 use blocks::Block;
 use part::{Part, Types};
 pub use work::WorkFolder;
-use work::{Done, Kept};
+use work::{Boundary, Done, Kept};
 
 /// Bytes of the weights of a part in float32, at most, if one block has not more and nothing else is asked for.
 const PART_BYTES: u64 = 512 << 20;
@@ -126,7 +124,9 @@ pub fn run_streaming(
         let model = assemble(&whole, run.results(&done, verdict.plain)?)?;
         clock.finish("assemble");
         let account = Account {
-            run: &run,
+            engine,
+            options,
+            data,
             original,
             changes: &changes,
             done: &done,
@@ -157,15 +157,6 @@ struct Run<'a> {
     progress: &'a dyn Progress,
     work: &'a WorkFolder,
     known: Option<&'a Statistics>,
-}
-
-/// The values between two parts, as each stream has them.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct Boundary {
-    float: StoredValues,
-    /// Held-out rows only, as in `plain`.
-    ours: StoredValues,
-    plain: StoredValues,
 }
 
 impl Run<'_> {

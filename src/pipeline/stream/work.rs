@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::Boundary;
 use super::saved::SavedComparison;
 use crate::calibrate::{OutputComparison, StoredValues};
 use crate::error::Error;
@@ -167,6 +166,15 @@ impl WorkFolder {
         };
         Ok(Some(onnx::load(self.folder(done.at).join(name))?))
     }
+}
+
+/// The values between two parts, as each stream has them.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(super) struct Boundary {
+    pub float: StoredValues,
+    /// Held-out rows only, as in `plain`.
+    pub ours: StoredValues,
+    pub plain: StoredValues,
 }
 
 /// What is kept of a part, if something was done to it.
