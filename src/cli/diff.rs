@@ -104,7 +104,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 fn compare(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.format() == Format::Json && (arguments.stat || arguments.full) {
-        return Err(Usage::new(
+        return Err(Usage::error(
             "JSON is always whole: --stat and --full are for text and Markdown",
         ));
     }

@@ -14,6 +14,7 @@ mod hint;
 pub(crate) mod inspect;
 mod lint;
 mod pages;
+mod parse;
 mod progress;
 mod report;
 mod shown;
@@ -39,10 +40,11 @@ use onnx_osplus::onnx::{self, Model, SaveOptions, SaveSummary, SourceFiles, outp
 use onnx_osplus::review::Provenance;
 
 use arguments::Arguments;
-pub(crate) use arguments::{Command, parse};
+pub(crate) use arguments::Command;
 use files::Files;
 use onnx_osplus::progress::Progress;
 use onnx_osplus::review::Report;
+pub(crate) use parse::parse;
 use progress::Terminal;
 use shown::print;
 use shown::say;
@@ -79,7 +81,7 @@ const WRONG_USAGE: u8 = 2;
 struct Usage(String);
 
 impl Usage {
-    fn new(text: impl Into<String>) -> anyhow::Error {
+    fn error(text: impl Into<String>) -> anyhow::Error {
         anyhow::Error::new(Usage(text.into()))
     }
 }

@@ -60,7 +60,7 @@ pub(super) fn manual(arguments: &Manual) -> Result<()> {
                     .get_subcommands()
                     .map(clap::Command::get_name)
                     .collect();
-                return Err(Usage::new(format!(
+                return Err(Usage::error(format!(
                     "there is no command `{}`; there are {}",
                     onnx_osplus::onnx::shown(name),
                     all.join(", ")

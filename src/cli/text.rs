@@ -42,7 +42,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let models = &arguments.models;
     if !arguments.beside && !arguments.check {
         let [model] = &models[..] else {
-            return Err(super::Usage::new(
+            return Err(super::Usage::error(
                 "text prints one model; of several it writes the text beside them (--beside) or checks it (--check)",
             ));
         };
