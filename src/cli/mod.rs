@@ -15,6 +15,7 @@ mod hint;
 pub(crate) mod inspect;
 mod lint;
 mod pages;
+mod parse;
 mod progress;
 mod report;
 mod shown;
@@ -41,10 +42,11 @@ use onnx_osplus::onnx::{self, Model, SaveOptions, SaveSummary, SourceFiles, outp
 use onnx_osplus::review::Provenance;
 
 use arguments::Arguments;
-pub(crate) use arguments::{Command, parse};
+pub(crate) use arguments::Command;
 use files::Files;
 use onnx_osplus::progress::Progress;
 use onnx_osplus::review::Report;
+pub(crate) use parse::parse;
 use progress::Terminal;
 use shown::print;
 use shown::say;

@@ -30,6 +30,9 @@ ELSEWHERE = {
     "scripts/review": "test_action.py",
 }
 
+# Data with a tokenizer, images, recordings and folders of hubs: test_text_data.py, test_image_data.py, test_audio_data.py, test_folder.py.
+TEXTS = ("--column", "sentences.txt", "--preprocessor", "OUTDIR")
+
 
 def text_of(path):
     return path.read_text(encoding="utf-8")
@@ -131,8 +134,8 @@ def test_commands_do_what_they_show(block, shown, place):
     for command in block:
         command = re.sub(r"^cargo run --release --", "onnx-osplus", command)
         first = command.split()[0]
-        if first in ELSEWHERE or first.startswith(("python3", ".venv/")) or "models/real" in command or "l3-int8" in command or "--column" in command:
-            assert "onnx-osplus" not in first or any(w in command for w in ("real", "l3-int8", "--column")), command
+        if first in ELSEWHERE or first.startswith(("python3", ".venv/")) or "models/real" in command or "l3-int8" in command or any(w in command for w in TEXTS):
+            assert "onnx-osplus" not in first or any(w in command for w in ("real", "l3-int8", *TEXTS)), command
             continue
         assert first == "onnx-osplus", f"neither run nor known to be run elsewhere: {command}"
         if " out.onnx" in command and "--calib" in command and "verify" not in command and "--force" not in command:
