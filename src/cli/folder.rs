@@ -7,8 +7,7 @@ use anyhow::{Context, Result, bail};
 use onnx_osplus::onnx::{self, output};
 use onnx_osplus::progress::Progress;
 
-use super::arguments::{Arguments, Command};
-use super::parse::parse;
+use super::arguments::Arguments;
 use super::{explain, print, print_summary, quantize_with, say, shown};
 
 /// What is behind the name of a file that is another form of the model beside it.
