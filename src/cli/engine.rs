@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use onnx_osplus::calibrate::{Engine, TractEngine};
 
 /// The flags of the engine.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct EngineArguments {
     /// What runs the model: the engine that is built in, or the library of ONNX Runtime, which has every operator, contrib ones
     /// included [example: --engine onnxruntime]
