@@ -1,6 +1,6 @@
 //! Which engine runs the model.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
@@ -101,14 +101,14 @@ fn installed() -> Option<PathBuf> {
 }
 
 #[cfg(feature = "onnxruntime")]
-fn below(root: &Path) -> Option<PathBuf> {
-    let entries = |folder: &Path| -> Vec<PathBuf> {
+fn below(root: &std::path::Path) -> Option<PathBuf> {
+    let entries = |folder: &std::path::Path| -> Vec<PathBuf> {
         let found = std::fs::read_dir(folder).into_iter().flatten();
         let mut found: Vec<PathBuf> = found.filter_map(|entry| Some(entry.ok()?.path())).collect();
         found.sort();
         found
     };
-    let name = |path: &Path| {
+    let name = |path: &std::path::Path| {
         path.file_name()
             .unwrap_or_default()
             .to_string_lossy()

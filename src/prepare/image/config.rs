@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::Pixels;
+use super::pixels::Pixels;
 use super::resize::{Filter, resize};
 use crate::prepare::error::PrepareError;
 use crate::prepare::settings::Settings;

@@ -1,6 +1,7 @@
 //! Images to pixels as a model wants them, as the image processors of `transformers` make them.
 
 mod config;
+mod pixels;
 mod resize;
 
 use std::collections::BTreeMap;
@@ -15,19 +16,13 @@ use super::error::{PrepareError, guarded};
 use super::sampling::{sampled, spread};
 use super::settings::Settings;
 use config::Processor;
+use pixels::Pixels;
 
 /// Images that are used where nobody says how many.
 const SAMPLES: usize = 128;
 
 /// The extensions of images that are read.
 pub(super) const EXTENSIONS: [&str; 5] = ["png", "jpg", "jpeg", "webp", "bmp"];
-
-/// Colours of 8 bits, row by row: `height` × `width` × 3.
-struct Pixels {
-    width: usize,
-    height: usize,
-    data: Vec<u8>,
-}
 
 /// Where the colours of an input are.
 #[derive(Clone, Copy, PartialEq, Eq)]

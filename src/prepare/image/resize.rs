@@ -1,7 +1,7 @@
 //! Pillow's `Image.resize`, bit by bit: a filter that is as wide as a pixel of the smaller image, along the rows and then along the
 //! columns, each with weights of 22 fractional bits and a result of 8 bits.
 
-use super::Pixels;
+use super::pixels::Pixels;
 
 /// Fractional bits of a weight: a sum of products with 8 bits fits 32.
 const BITS: u32 = 32 - 8 - 2;
