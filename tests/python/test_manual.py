@@ -31,7 +31,7 @@ ELSEWHERE = {
 }
 
 # Data with a tokenizer, images, recordings and folders of hubs: test_text_data.py, test_image_data.py, test_audio_data.py, test_folder.py.
-TEXTS = ("--column", "sentences.txt", "--preprocessor", "OUTDIR")
+TEXTS = ("--column", "sentences.txt", "photos/", "speech/", "--preprocessor", "OUTDIR")
 
 
 def text_of(path):
