@@ -215,8 +215,9 @@ fn with_each_object_changed(
 }
 
 /// Where the keys of an object are names of the user's.
-const NAMED: [&str; 5] = [
+const NAMED: [&str; 6] = [
     "/agreements",
+    "/arguments",
     "/outputs",
     "/filled_inputs",
     "/digests",

@@ -14,7 +14,8 @@ use onnx_osplus::{
 use serde_json::json;
 
 use super::arguments::Arguments;
-use super::{shown, system};
+use super::shown::{self, say};
+use super::system;
 
 /// Whether a model is worked on block by block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -80,7 +81,12 @@ pub(super) fn run(
             work: Some(work),
         }),
         Err(error) => {
-            if !path.join("part-000").join("done.json").is_file() {
+            if path.join("part-000").join("done.json").is_file() {
+                say(&format!(
+                    "note: the parts that are done are in {}: --resume goes on with them, --force starts anew",
+                    shown::path(&path)
+                ));
+            } else {
                 // Nothing to go on with; what cannot be removed stays.
                 let _ = work.remove();
             }

@@ -177,4 +177,5 @@ def test_a_figure_that_is_not_reached_is_an_error(decoder, tmp_path):
     model, calib = decoder("llama")
     said = quantize(model, calib, tmp_path / "out.onnx", "--streaming", "on", "--min-sqnr", "90", status=1)
     assert "90 dB were asked for" in said
+    assert "--resume goes on" in said
     assert not (tmp_path / "out.onnx").exists()
