@@ -80,18 +80,7 @@ impl Dataset {
         batch: usize,
         settings: &Settings,
     ) -> Result<Dataset, CalibError> {
-        let inputs = model_inputs(model)?;
-        let mut dataset = Dataset {
-            fixed_batch: None,
-            tables: vec![],
-            batch: batch.max(1),
-            filled: vec![],
-            notes: vec![],
-            sizes: size_inputs(&FlatModel::of(model.clone()).view()),
-            masks: BTreeMap::new(),
-            inputs,
-            whole: vec![],
-        };
+        let mut dataset = Dataset::without_rows(model, model_inputs(model)?, batch.max(1));
         let mut first_row = 0;
         let Read { tables, notes, .. } = read_tables(&dataset.inputs, sources, settings)?;
         dataset.notes = notes;
@@ -106,6 +95,21 @@ impl Dataset {
         }
         dataset.read_masks(model);
         Ok(dataset)
+    }
+
+    /// Of no table yet.
+    pub(super) fn without_rows(model: &Model, inputs: Vec<ModelInput>, batch: usize) -> Dataset {
+        Dataset {
+            fixed_batch: None,
+            tables: vec![],
+            batch,
+            filled: vec![],
+            notes: vec![],
+            sizes: size_inputs(&FlatModel::of(model.clone()).view()),
+            masks: BTreeMap::new(),
+            inputs,
+            whole: vec![],
+        }
     }
 
     /// Rows in all.

@@ -10,8 +10,6 @@ use crate::calibrate::data::error::CalibError;
 use crate::calibrate::data::fill::rule;
 use crate::calibrate::data::input::NamedArray;
 use crate::calibrate::data::signature::{Dim, list, model_inputs};
-use crate::graph::branches::FlatModel;
-use crate::graph::size_inputs;
 use crate::onnx::Model;
 
 /// Bytes of inputs that are made up, at most.
@@ -71,17 +69,7 @@ impl Dataset {
             };
             arrays.insert(input.name.clone(), Arc::new(array));
         }
-        let mut dataset = Dataset {
-            fixed_batch: None,
-            tables: vec![],
-            batch: 2,
-            filled: vec![],
-            notes: vec![],
-            sizes: size_inputs(&FlatModel::of(model.clone()).view()),
-            masks: BTreeMap::new(),
-            inputs,
-            whole: vec![],
-        };
+        let mut dataset = Dataset::without_rows(model, inputs, 2);
         let axes = dataset.batch_axes(std::slice::from_ref(&arrays));
         let table = dataset.table(arrays, &axes, 0)?;
         dataset.tables.push(table);

@@ -21,11 +21,11 @@ use crate::calibrate::data::array::Values;
 use crate::calibrate::data::input::{Batch, Shapes};
 use crate::calibrate::engine::copy::{Known, calibration_copy, shapes_text};
 use crate::calibrate::engine::error::EngineError;
-use crate::calibrate::engine::plan::{Engine, Plan, TapSink, Wanted};
+use crate::calibrate::engine::plan::{Engine, Plan, TapSink, Wanted, input_of, run_failed};
 use crate::calibrate::engine::resolve::resolve;
+use crate::calibrate::engine::shapes::products;
 use crate::graph::Names;
 use crate::graph::axes::Axes;
-use crate::graph::infer::Fact;
 use crate::graph::work::Product;
 use crate::onnx::node::{int_attr, make_node};
 use crate::onnx::proto::{GraphProto, TypeProto, ValueInfoProto, type_proto};
@@ -52,12 +52,14 @@ pub enum Provider {
 fn failed(shapes: &Shapes, reason: impl std::fmt::Display) -> EngineError {
     EngineError::Plan {
         shapes: shapes_text(shapes),
-        reason: format!("{RUNTIME}: {}", reason.to_string().replace('\n', " ")),
+        reason: said(reason),
     }
 }
 
-/// Who says it.
-const RUNTIME: &str = "ONNX Runtime";
+/// What the library says, on one line, with its name.
+fn said(reason: impl std::fmt::Display) -> String {
+    format!("ONNX Runtime: {}", reason.to_string().replace('\n', " "))
+}
 
 impl OnnxRuntimeEngine {
     /// Loads the library, `libonnxruntime.so` or whatever the platform calls it, of version 1.17 or newer. A process loads one.
@@ -117,12 +119,7 @@ impl Engine for OnnxRuntimeEngine {
         let resolved = resolve(self, model, like)?;
         let model = resolved.model.as_ref().unwrap_or(model);
         let shapes = like.shapes();
-        let taps: Vec<(usize, &String)> = wanted
-            .taps
-            .iter()
-            .enumerate()
-            .filter(|(_, name)| !resolved.absent.contains(*name))
-            .collect();
+        let taps = resolved.computed(wanted.taps);
         let exposed = Exposed::new(model, &taps, wanted.outputs)?;
         let session = self.session(&exposed.model, &shapes)?;
         let narrow = exposed.narrow;
@@ -161,20 +158,7 @@ impl Engine for OnnxRuntimeEngine {
         let resolved = resolve(self, model, like)?;
         let model = resolved.model.as_ref().unwrap_or(model);
         let copy = calibration_copy(model, &like.shapes(), &Known::new())?;
-        let unknown = match copy.products(&Known::new()) {
-            Ok(products) => return Ok(products),
-            Err(unknown) => unknown,
-        };
-        let shapes = self.shapes(model, like, &unknown)?.unwrap_or_default();
-        let known = shapes
-            .into_iter()
-            .map(|(name, shape)| (name, Fact::of_shape(None, &shape)));
-        copy.products(&known.collect()).map_err(|mut unknown| {
-            failed(
-                &like.shapes(),
-                format!("the shape of `{}` is not known", unknown.remove(0)),
-            )
-        })
+        products(self, &copy, model, like)
     }
 
     fn sharing(&self) -> Box<dyn Engine> {
@@ -358,25 +342,11 @@ impl Plan for OrtPlan {
         batch: &Batch,
         taps: Option<Arc<dyn TapSink>>,
     ) -> Result<BTreeMap<String, ArrayD<f32>>, EngineError> {
-        let fail = |reason: &dyn std::fmt::Display| EngineError::Run {
-            first: batch.rows.first().copied().unwrap_or(0),
-            last: batch.rows.last().copied().unwrap_or(0),
-            reason: format!("{RUNTIME}: {}", reason.to_string().replace('\n', " ")),
-        };
+        let fail = |reason: &dyn std::fmt::Display| run_failed(batch, said(reason));
         let mut inputs = Vec::new();
         for (name, fed, expected) in &self.inputs {
-            let found = batch
-                .inputs
-                .get(name)
-                .ok_or_else(|| EngineError::MissingInput { name: name.clone() })?;
-            if found.shape() != expected {
-                return Err(EngineError::Shape {
-                    name: name.clone(),
-                    expected: expected.clone(),
-                    found: found.shape().to_vec(),
-                });
-            }
-            inputs.push((fed.clone(), value(found.values()?).map_err(|e| fail(&e))?));
+            let values = input_of(batch, name, expected)?.values()?;
+            inputs.push((fed.clone(), value(values).map_err(|e| fail(&e))?));
         }
         if self.taps.is_empty() && self.outputs.is_empty() {
             // The library does not run for nothing.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use ndarray::{ArrayD, ArrayViewD};
 
-use crate::calibrate::data::input::{Batch, Shapes};
+use crate::calibrate::data::input::{Batch, InputTensor, Shapes};
 use crate::calibrate::engine::error::EngineError;
 use crate::graph::axes::Axes;
 use crate::graph::work::Product;
@@ -81,6 +81,38 @@ pub trait Plan: Send + Sync {
 
     /// Where the axes of its values come from: what tells the rows and the padding of a tapped value.
     fn axes(&self) -> Arc<Axes>;
+}
+
+/// The data of one input of a batch, of the shape that a plan was made for.
+///
+/// # Errors
+/// There is none, or it has another shape.
+pub(super) fn input_of<'b>(
+    batch: &'b Batch,
+    name: &str,
+    expected: &[usize],
+) -> Result<&'b InputTensor, EngineError> {
+    let missing = || EngineError::MissingInput {
+        name: name.to_owned(),
+    };
+    let found = batch.inputs.get(name).ok_or_else(missing)?;
+    match found.shape() == expected {
+        true => Ok(found),
+        false => Err(EngineError::Shape {
+            name: name.to_owned(),
+            expected: expected.to_vec(),
+            found: found.shape().to_vec(),
+        }),
+    }
+}
+
+/// That a batch could not be run.
+pub(super) fn run_failed(batch: &Batch, reason: String) -> EngineError {
+    EngineError::Run {
+        first: batch.rows.first().copied().unwrap_or(0),
+        last: batch.rows.last().copied().unwrap_or(0),
+        reason,
+    }
 }
 
 /// Receives the tapped values of one batch.

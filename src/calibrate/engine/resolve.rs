@@ -27,6 +27,16 @@ pub(super) struct Resolved {
     pub absent: BTreeSet<String>,
 }
 
+impl Resolved {
+    /// Those of `values` that are computed, with their numbers.
+    pub(super) fn computed<'v>(&self, values: &'v [String]) -> Vec<(usize, &'v String)> {
+        let numbered = values.iter().enumerate();
+        numbered
+            .filter(|(_, name)| !self.absent.contains(*name))
+            .collect()
+    }
+}
+
 /// Resolves `model` for batches of the shapes and switches of `like`.
 pub(super) fn resolve(
     engine: &dyn Engine,

@@ -4,15 +4,40 @@
 use std::collections::BTreeMap;
 
 use crate::calibrate::data::input::{Batch, Shapes};
-use crate::calibrate::engine::copy::Known;
+use crate::calibrate::engine::copy::{Copy, Known, shapes_text};
 use crate::calibrate::engine::error::EngineError;
 use crate::calibrate::engine::node::node_label;
 use crate::calibrate::engine::plan::Engine;
 use crate::graph::infer::{Fact, Facts, Limits, known as all_known};
+use crate::graph::work::Product;
 use crate::graph::{NodeId, ValueId, View, cut};
 use crate::onnx::Model;
 use crate::onnx::proto::tensor_shape_proto::dimension::Value as DimValue;
 use crate::onnx::proto::{ValueInfoProto, type_proto};
+
+/// What every product of the copy multiplies; shapes that do not follow from those of the inputs, the engine knows.
+///
+/// # Errors
+/// A shape that depends on the data.
+pub(super) fn products(
+    engine: &dyn Engine,
+    copy: &Copy,
+    model: &Model,
+    like: &Batch,
+) -> Result<Vec<Product>, EngineError> {
+    let unknown = match copy.products(&Known::new()) {
+        Ok(products) => return Ok(products),
+        Err(unknown) => unknown,
+    };
+    let shapes = engine.shapes(model, like, &unknown)?.unwrap_or_default();
+    let shapes = shapes.into_iter();
+    let known = shapes.map(|(name, shape)| (name, Fact::of_shape(None, &shape)));
+    copy.products(&known.collect())
+        .map_err(|mut unknown| EngineError::Plan {
+            shapes: shapes_text(&like.shapes()),
+            reason: format!("the shape of `{}` is not known", unknown.remove(0)),
+        })
+}
 
 /// The shapes of what the node called `label` reads, of those of which nothing is known yet. Empty if neither the engine nor
 /// the file tells one.

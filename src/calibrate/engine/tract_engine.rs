@@ -18,7 +18,7 @@ use crate::calibrate::engine::error::EngineError;
 use crate::calibrate::engine::node::{is_standard, node_label};
 use crate::calibrate::engine::plan::{Engine, Plan, Wanted};
 use crate::calibrate::engine::resolve::resolve;
-use crate::calibrate::engine::shapes::{at_fault, found_shapes};
+use crate::calibrate::engine::shapes::{at_fault, found_shapes, products};
 use crate::calibrate::engine::tap::Tap;
 use crate::calibrate::engine::tract_plan::{TractPlan, error_text, panic_text};
 use crate::calibrate::engine::tract_tensor::{Tables, blocked_tensor, datum_name};
@@ -103,19 +103,7 @@ impl Engine for Sharing {
     fn products(&self, model: &Model, like: &Batch) -> Result<Vec<Product>, EngineError> {
         let resolved = resolve(self, model, like)?;
         let copy = self.copy(resolved.model.as_ref().unwrap_or(model), like)?;
-        let unknown = match copy.products(&Known::new()) {
-            Ok(products) => return Ok(products),
-            Err(unknown) => unknown,
-        };
-        // What does not follow from the shapes of the inputs, the engine knows.
-        let shapes = self.shapes(model, like, &unknown)?.unwrap_or_default();
-        let shapes = shapes.into_iter();
-        let known = shapes.map(|(name, shape)| (name, Fact::of_shape(None, &shape)));
-        copy.products(&known.collect())
-            .map_err(|mut unknown| EngineError::Plan {
-                shapes: shapes_text(&like.shapes()),
-                reason: format!("the shape of `{}` is not known", unknown.remove(0)),
-            })
+        products(self, &copy, model, like)
     }
 
     fn sharing(&self) -> Box<dyn Engine> {
@@ -135,12 +123,7 @@ impl Sharing {
         let shapes = like.shapes();
         let resolved = resolve(self, model, like)?;
         let copy = self.copy(resolved.model.as_ref().unwrap_or(model), like)?;
-        let taps: Vec<(usize, &String)> = wanted
-            .taps
-            .iter()
-            .enumerate()
-            .filter(|(_, name)| !resolved.absent.contains(*name))
-            .collect();
+        let taps = resolved.computed(wanted.taps);
         let fail = |reason| EngineError::Plan {
             shapes: shapes_text(&shapes),
             reason,

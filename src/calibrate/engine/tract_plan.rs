@@ -11,7 +11,7 @@ use crate::calibrate::data::array::Values;
 use crate::calibrate::data::input::Batch;
 use crate::calibrate::engine::copy::IndexLimit;
 use crate::calibrate::engine::error::EngineError;
-use crate::calibrate::engine::plan::{Plan, TapSink};
+use crate::calibrate::engine::plan::{Plan, TapSink, input_of, run_failed};
 use crate::calibrate::engine::tap::TapContext;
 use crate::calibrate::engine::tract_tensor::values_tensor;
 use crate::graph::axes::Axes;
@@ -43,26 +43,11 @@ impl Plan for TractPlan {
     ) -> Result<BTreeMap<String, ArrayD<f32>>, EngineError> {
         let mut inputs = tvec![];
         for (name, expected) in &self.inputs {
-            let tensor = batch
-                .inputs
-                .get(name)
-                .ok_or_else(|| EngineError::MissingInput { name: name.clone() })?;
-            if tensor.shape() != expected {
-                return Err(EngineError::Shape {
-                    name: name.clone(),
-                    expected: expected.clone(),
-                    found: tensor.shape().to_vec(),
-                });
-            }
-            let values = tensor.values()?;
+            let values = input_of(batch, name, expected)?.values()?;
             self.check_indices(name, &values, batch)?;
             inputs.push(values_tensor(values).into_tvalue());
         }
-        let fail = |reason| EngineError::Run {
-            first: batch.rows.first().copied().unwrap_or(0),
-            last: batch.rows.last().copied().unwrap_or(0),
-            reason,
-        };
+        let fail = |reason| run_failed(batch, reason);
         let error = Arc::new(Mutex::new(None));
         let result = catch_unwind(AssertUnwindSafe(|| self.run_tract(inputs, taps, &error)));
         if let Some(error) = error.lock().ok().and_then(|mut e| e.take()) {

@@ -315,7 +315,7 @@ fn run_other(
     })
 }
 
-fn output_plan(
+pub(super) fn output_plan(
     engine: &dyn Engine,
     model: &Model,
     like: &Batch,
@@ -332,7 +332,7 @@ fn row_count(batches: &[Batch]) -> u64 {
 }
 
 /// The index of `batch`, a member of `batches`.
-fn position(batches: &[Batch], batch: &Batch) -> usize {
+pub(super) fn position(batches: &[Batch], batch: &Batch) -> usize {
     batches
         .iter()
         .position(|b| std::ptr::eq(b, batch))

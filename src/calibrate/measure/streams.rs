@@ -6,7 +6,6 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use ndarray::ArrayD;
 
@@ -14,7 +13,8 @@ use crate::calibrate::data::input::Batch;
 use crate::calibrate::data::numbers::fills;
 use crate::calibrate::data::tokens::TokenContext;
 use crate::calibrate::engine::error::EngineError;
-use crate::calibrate::engine::plan::{Engine, Plan, Wanted};
+use crate::calibrate::engine::plan::{Engine, Plan};
+use crate::calibrate::measure::compare::{output_plan, position};
 use crate::calibrate::measure::parallel::{groups, in_parallel, with_threads};
 use crate::calibrate::measure::sums::{Known, OutputComparison, RowSums, compare_batch, finish};
 use crate::onnx::Model;
@@ -66,7 +66,7 @@ pub fn run_streams(
         vec![vec![BTreeMap::new(); others.len()]; first.batches.len()];
     let run = |number: usize, stream: &Stream, at: &[usize], kept: Option<&[Found]>| {
         let batches: Vec<&Batch> = at.iter().map(|&i| &stream.batches[i]).collect();
-        let plan = plan(engine, stream.model, batches[0])?;
+        let plan = output_plan(engine, stream.model, batches[0])?;
         in_parallel(&batches, |i, batch| {
             let mut found = plan.run(batch, None)?;
             let sums = match kept {
@@ -90,7 +90,7 @@ pub fn run_streams(
         for group in groups(first.batches) {
             let at: Vec<usize> = group
                 .iter()
-                .map(|batch| place(first.batches, batch))
+                .map(|batch| position(first.batches, batch))
                 .collect();
             let mut rest = &at[..];
             while !rest.is_empty() {
@@ -169,19 +169,4 @@ fn without_padding(found: &mut Found, batch: &Batch, plan: &dyn Plan) {
             }
         }
     }
-}
-
-fn plan(engine: &dyn Engine, model: &Model, like: &Batch) -> Result<Arc<dyn Plan>, EngineError> {
-    let wanted = Wanted {
-        taps: &[],
-        outputs: true,
-    };
-    engine.plan(model, like, &wanted).map(Arc::from)
-}
-
-fn place(batches: &[Batch], batch: &Batch) -> usize {
-    batches
-        .iter()
-        .position(|b| std::ptr::eq(b, batch))
-        .unwrap_or(0)
 }

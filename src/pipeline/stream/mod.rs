@@ -185,8 +185,7 @@ impl Run<'_> {
     /// One part: from `at` to the next cut that has rows on the first axis of every value.
     fn part(&self, blocks: &[Block], at: usize, before: &Boundary) -> Result<Done, Error> {
         let folder = self.work.begin(at)?;
-        let (part, next) = self.cut(blocks, at, before)?;
-        let float = self.part_data(&part.model, &before.float)?;
+        let (part, float, next) = self.cut(blocks, at, before)?;
         let ran = self.work_on(&part, &float)?;
         let (ours, plain) = match &ran {
             Some(Ran { model, plain, .. }) => (model, plain.as_ref().unwrap_or(model)),
@@ -238,20 +237,25 @@ impl Run<'_> {
     }
 
     /// The part as a model. A cut whose values have no row per row of the data, as `[rows · tokens, C]`, is passed over.
-    fn cut(&self, blocks: &[Block], at: usize, before: &Boundary) -> Result<(Part, usize), Error> {
+    fn cut(
+        &self,
+        blocks: &[Block],
+        at: usize,
+        before: &Boundary,
+    ) -> Result<(Part, Dataset, usize), Error> {
         let mut next = at + 1;
         loop {
             let part = Part::new(self.whole, &self.types, &blocks[at..next], &before.float)
                 .map_err(|reason| Error::Streaming { reason })?;
-            if next == blocks.len() || self.has_rows(&part, before)? {
-                return Ok((part, next));
+            let data = self.part_data(&part.model, &before.float)?;
+            if next == blocks.len() || self.has_rows(&part, &data)? {
+                return Ok((part, data, next));
             }
             next += 1;
         }
     }
 
-    fn has_rows(&self, part: &Part, before: &Boundary) -> Result<bool, Error> {
-        let data = self.part_data(&part.model, &before.float)?;
+    fn has_rows(&self, part: &Part, data: &Dataset) -> Result<bool, Error> {
         let Some(small) = data.small_batches().into_iter().next() else {
             return Ok(false);
         };
@@ -301,9 +305,16 @@ impl Run<'_> {
             model: models[i],
             batches: &batches[i],
         });
-        let outputs = run_streams(engine.as_ref(), &streams, &keep, 0, &NoProgress)?;
+        // Where nothing is compared with plain, that would be ours once more.
+        let streams = &streams[..if self.compares() { 3 } else { 2 }];
+        let outputs = run_streams(engine.as_ref(), streams, &keep, 0, &NoProgress)?;
         let [float, ours, plain] = stores.map(|store| self.work.stored(folder, store.finish()));
         Ok((Boundary { float, ours, plain }, outputs))
+    }
+
+    /// Whether the result is compared with plain min-max quantization.
+    fn compares(&self) -> bool {
+        self.options.method != Method::None && self.options.format != Format::Float
     }
 
     /// How the whole model does: at its outputs, whichever part computes them.
@@ -321,7 +332,7 @@ impl Run<'_> {
                 .collect()
         };
         let (ours, plain) = (of(0), of(1));
-        let compares = self.options.method != Method::None && self.options.format != Format::Float;
+        let compares = self.compares();
         let (a, b) = (judged(ours.clone()), judged(plain.clone()));
         let worse = compares && (verdict::is_below(&a, &b) || !verdict::losses(&a, &b).is_empty());
         Verdict {
