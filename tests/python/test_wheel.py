@@ -39,6 +39,21 @@ def run(python, code, *arguments, arrays=False, fails=False):
     return done.stderr if fails else done.stdout
 
 
+def test_the_program_and_the_package_are_built_on_the_same_crates():
+    """Where a crate of both has other features in one of them, tract is compiled twice: minutes, on every machine."""
+
+    def crates(manifest):
+        tree = ["cargo", "tree", "--locked", "--offline", "--prefix", "none", "-f", "{p} {f}", "-e", "normal,build,dev"]
+        done = subprocess.run([*tree, "--manifest-path", manifest], check=True, capture_output=True, text=True)
+        rows = (line.removesuffix(" (*)").split(" ") for line in done.stdout.splitlines() if line)
+        return {(row[0], row[1]): row[2:] for row in rows}
+
+    program, package = crates(ROOT / "Cargo.toml"), crates(ROOT / "python" / "Cargo.toml")
+    both = program.keys() & package.keys()
+    assert len(both) > 250
+    assert {key: package[key] for key in both} == {key: program[key] for key in both}
+
+
 def test_what_is_in_the_wheel(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert "cp310-abi3" in wheel.name
