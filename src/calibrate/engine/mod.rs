@@ -4,6 +4,7 @@ mod broadcast;
 mod check;
 pub(super) mod copy;
 mod decompose;
+mod dequantized;
 pub(super) mod error;
 mod node;
 #[cfg(feature = "onnxruntime")]
