@@ -194,3 +194,76 @@ impl<'m> Dequantized<'m> {
         self.weights
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::node::{int_attr, make_node};
+    use crate::onnx::proto::AttributeProto;
+
+    /// The shape and floats of a DequantizeLinear over constants.
+    fn floats(
+        q: TensorProto,
+        scale: TensorProto,
+        zero: Option<TensorProto>,
+        attributes: Vec<AttributeProto>,
+    ) -> Option<(Vec<usize>, Vec<f32>)> {
+        let mut constants = BTreeMap::from([("q", &q), ("s", &scale)]);
+        let mut inputs = vec!["q", "s"];
+        if let Some(zero) = &zero {
+            constants.insert("z", zero);
+            inputs.push("z");
+        }
+        let node = make_node(op::DequantizeLinear, "n", &inputs, &["w"], attributes);
+        let weight = Weight::of(&node, &constants)?;
+        Some((weight.shape.clone(), weight.floats()))
+    }
+
+    fn scale(values: &[f32]) -> TensorProto {
+        tensor::from_f32("s", &[values.len()], values, DataType::Float)
+    }
+
+    #[test]
+    fn one_scale_or_one_for_every_place_of_an_axis() {
+        let q = || tensor::from_i8("q", &[2, 3], &[-128, 0, 127, 1, 2, 3]);
+        let axis = |axis| vec![int_attr("axis", axis)];
+        let one = tensor::from_f32("s", &[], &[0.5], DataType::Float);
+        let found = floats(q(), one, None, vec![]).unwrap();
+        assert_eq!(found, (vec![2, 3], vec![-64.0, 0.0, 63.5, 0.5, 1.0, 1.5]));
+        let columns = [-256.0, 0.0, 1016.0, 2.0, 8.0, 24.0];
+        for last in [vec![], axis(1), axis(-1)] {
+            let (_, w) = floats(q(), scale(&[2.0, 4.0, 8.0]), None, last).unwrap();
+            assert_eq!(w, columns);
+        }
+        let zero = tensor::from_i8("z", &[2], &[1, -1]);
+        let (_, w) = floats(q(), scale(&[1.0, 10.0]), Some(zero), axis(0)).unwrap();
+        assert_eq!(w, [-129.0, -1.0, 126.0, 20.0, 30.0, 40.0]);
+        let unsigned = tensor::from_u8("q", &[3], &[0, 128, 255]);
+        let zero = tensor::from_u8("z", &[], &[128]);
+        let (_, w) = floats(unsigned, scale(&[1.0]), Some(zero), vec![]).unwrap();
+        assert_eq!(w, [-128.0, 0.0, 127.0]);
+    }
+
+    /// The engine, or what writes operators with others, says what it makes of these.
+    #[test]
+    fn what_does_not_go_together_is_left() {
+        let q = || tensor::from_i8("q", &[2, 3], &[1; 6]);
+        let none = |q, s, z, attributes| assert_eq!(floats(q, s, z, attributes), None);
+        none(q(), scale(&[1.0, 2.0]), None, vec![]);
+        none(q(), scale(&[1.0; 3]), None, vec![int_attr("axis", 2)]);
+        none(q(), scale(&[1.0; 3]), None, vec![int_attr("axis", -3)]);
+        none(q(), scale(&[1.0; 3]), None, vec![int_attr("block_size", 1)]);
+        let zero = tensor::from_u8("z", &[3], &[0; 3]);
+        none(q(), scale(&[1.0; 3]), Some(zero), vec![]);
+        let zero = tensor::from_i8("z", &[], &[0]);
+        none(q(), scale(&[1.0; 3]), Some(zero), vec![]);
+        let cut = tensor::from_i8("q", &[2, 2], &[1; 4]);
+        let cut = TensorProto {
+            dims: vec![2, 3],
+            ..cut
+        };
+        none(cut, scale(&[1.0; 3]), None, vec![]);
+        let wide = tensor::from_i32("q", &[2, 3], &[1; 6]);
+        none(wide, scale(&[1.0; 3]), None, vec![]);
+    }
+}
