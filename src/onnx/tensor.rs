@@ -285,21 +285,6 @@ pub fn float_array(tensor: &TensorProto) -> Result<ArrayD<f32>, TensorError> {
     array(tensor, values)
 }
 
-/// Whether a tensor of float32 in raw bytes has neither NaN nor infinity; false for every other tensor, and without looking at
-/// the shape. Nothing is copied.
-pub fn is_finite(tensor: &TensorProto) -> bool {
-    const EXPONENT: u32 = 0x7f80_0000;
-    let raw = tensor.raw_data.as_ref();
-    let raw = raw.filter(|_| dtype(tensor) == Some(DataType::Float));
-    raw.is_some_and(|raw| {
-        // Blocks without an early end are looked through many elements at a time.
-        raw.chunks(1 << 14).all(|block| {
-            let finite = |v: [u8; 4]| u32::from_le_bytes(v) & EXPONENT != EXPONENT;
-            chunks(block).fold(true, |all, v| all & finite(v))
-        })
-    })
-}
-
 /// The elements as i64, in the tensor's shape: all integer types, and BOOL as 0 and 1.
 ///
 /// # Errors
@@ -500,8 +485,10 @@ pub fn from_i64(name: &str, shape: &[usize], data: &[i64]) -> TensorProto {
     make(name, shape, DataType::Int64, data.len(), raw)
 }
 
+mod finite;
 mod four_bits;
 
+pub use finite::is_finite;
 pub use four_bits::{from_i4, from_u4, packed};
 
 #[cfg(test)]
