@@ -92,7 +92,14 @@ pub(super) fn solve(
     let (before, after) = (losses[0], losses[best]);
     let mut solution = site.solution(trials[best], before, after);
     solution.at_response = found_at_response;
-    solution.levels_below = site.levels_below(loss, &trials[best]);
+    if let Some((below, of_symmetric)) = site.levels_below(loss, &trials[best]) {
+        solution.levels_below = Some(below);
+        if !found_at_response {
+            // With it or without, a migration gains what it gains; a rotation has to be better than both together.
+            solution.loss_before *= of_symmetric;
+            solution.loss_after *= of_symmetric;
+        }
+    }
     let estimate = |c: &Candidate| ranked.iter().find(|(r, _)| r == c).map(|(_, e)| *e);
     let estimate = estimate(&trials[best]).unwrap_or(f64::INFINITY);
     (solution, estimate)
@@ -191,10 +198,11 @@ impl Site<'_, '_> {
             .collect()
     }
 
-    /// How many integers below 0 are best for a candidate, if clearly fewer than half: behind GELU few are needed.
+    /// How many integers below 0 are best for a candidate, if clearly fewer than half, and the loss over that with half of them:
+    /// behind GELU few are needed.
     ///
     /// Measured at the outputs of the Linears. Symmetric targets have no such form.
-    fn levels_below(&self, loss: &SiteLoss, candidate: &Candidate) -> Option<i32> {
+    fn levels_below(&self, loss: &SiteLoss, candidate: &Candidate) -> Option<(i32, f64)> {
         let activation = &self.settings.activation;
         let per_token = activation.granularity == ActivationGranularity::PerToken;
         (per_token && !activation.symmetric).then_some(())?;
@@ -225,7 +233,8 @@ impl Site<'_, '_> {
             .collect();
         let losses: Vec<f64> = tried.par_iter().map(|below| score(*below)).collect();
         let best = (1..tried.len()).min_by(|&a, &b| losses[a].total_cmp(&losses[b]))?;
-        tried[best].filter(|_| losses[best] < losses[0] * CLEAR_GAIN)
+        let clear = losses[best] < losses[0] * CLEAR_GAIN;
+        Some((tried[best]?, losses[best] / losses[0])).filter(|_| clear)
     }
 
     /// Losses at the response of the block; `None` if it cannot be run.
