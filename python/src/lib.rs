@@ -49,7 +49,7 @@ fn quantize(
         let Command::Quantize(arguments) = parse(&words)? else {
             return Err(Error::usage("IN, OUT and calibration data are needed"));
         };
-        let done = cli::quantize_with(&arguments, &words, progress)?;
+        let done = cli::quantize_with(&arguments, &words, None, progress)?;
         let json = serde_json::to_string(&done.report).map_err(anyhow::Error::from)?;
         Ok((json, review::html(&done.report), done.text(false)))
     })

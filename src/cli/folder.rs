@@ -101,7 +101,7 @@ pub(super) fn run(
                 .map(|path| of_model(path, model))
                 .collect();
         }
-        match quantize_with(&one, words, progress) {
+        match quantize_with(&one, words, None, progress) {
             Ok(done) if !arguments.quiet => {
                 if models.len() > 1 {
                     print(&format!("{}\n", shown::path(model)));

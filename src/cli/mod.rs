@@ -6,6 +6,7 @@ mod data;
 mod dequantize;
 mod diff;
 mod engine;
+mod evaluation;
 mod figures;
 mod files;
 mod folder;
@@ -13,6 +14,7 @@ mod form;
 mod granularity;
 mod hint;
 pub(crate) mod inspect;
+mod labels;
 mod lint;
 mod pages;
 mod parse;
@@ -37,7 +39,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
-use onnx_osplus::calibrate::{CalibError, CalibSource, Dataset};
+use onnx_osplus::calibrate::{CalibError, CalibSource, Dataset, Metric};
 use onnx_osplus::onnx::{self, Model, SaveOptions, SaveSummary, SourceFiles, output};
 use onnx_osplus::review::Provenance;
 
@@ -238,7 +240,7 @@ fn quantize(arguments: &Arguments, words: &[OsString]) -> Result<()> {
             shown::path(&arguments.input)
         );
     }
-    let done = quantize_with(arguments, words, &terminal)?;
+    let done = quantize_with(arguments, words, None, &terminal)?;
     if !arguments.quiet {
         let text = done.text(arguments.verbose);
         print_summary(&text, &arguments.output, &done.saved);
@@ -246,16 +248,19 @@ fn quantize(arguments: &Arguments, words: &[OsString]) -> Result<()> {
     Ok(())
 }
 
-/// The main job: read IN, migrate and quantize it, write OUT and the reports. `words` are what asked for it.
+/// The main job: read IN, migrate and quantize it, write OUT and the reports. `words` are what asked for it, `own` is a metric
+/// that the caller has.
 pub(crate) fn quantize_with(
     arguments: &Arguments,
     words: &[OsString],
+    own: Option<&dyn Metric>,
     progress: &dyn Progress,
 ) -> Result<Done> {
     let start = Instant::now();
     let options = arguments.options();
     // What is wrong usage must not depend on what files there are.
     options.validate().map_err(onnx_osplus::Error::from)?;
+    evaluation::check(arguments, own.is_some())?;
     let files = check_files(arguments)?;
 
     let engine = arguments.engine.engine()?;
@@ -269,6 +274,10 @@ pub(crate) fn quantize_with(
         &arguments.settings(),
     )?;
     let calibration = data.digest();
+    let labelled = match own {
+        Some(_) => None,
+        None => evaluation::labelled(arguments, &original, &data)?,
+    };
     let opened = start.elapsed().as_secs_f64();
     let streaming::Outcome {
         mut model,
@@ -279,11 +288,13 @@ pub(crate) fn quantize_with(
         (&original, &source),
         (&data, &calibration),
         (&options, engine.as_ref()),
+        evaluation::asked(arguments, labelled.as_ref(), own),
         progress,
     )?;
 
     let saving = Instant::now();
     check_data(&data, &calibration, &arguments.sources())?;
+    evaluation::check_unchanged(labelled.as_ref(), &arguments.eval_sources())?;
     let provenance = Provenance::new(&report, source.digests(), calibration);
     if !arguments.no_metadata {
         provenance.write(&mut model);
@@ -343,6 +354,10 @@ fn check_files(arguments: &Arguments) -> Result<Files> {
     let mut files = Files::default();
     files.reads_model("IN", &arguments.input);
     files.reads_data(&arguments.sources(), &arguments.settings());
+    files.reads_data(&arguments.eval_sources(), &arguments.eval_settings());
+    for path in arguments.judging.files() {
+        files.reads_labels(path);
+    }
     files.writes("OUT", &arguments.output, arguments.force)?;
     if arguments.external_data {
         files.writes_data_of(&arguments.output, arguments.force)?;

@@ -8,6 +8,7 @@ mod audio;
 mod config;
 mod error;
 mod image;
+pub(crate) mod labels;
 mod rows;
 mod sampling;
 mod settings;
@@ -56,9 +57,13 @@ pub(crate) fn prepare(
         Kind::Text => {
             let mut all = Prepared::default();
             for path in paths {
-                let Prepared { tables, notes } = text::prepare(path, inputs, settings)?;
-                all.tables.extend(tables);
-                all.notes.extend(notes);
+                let one = text::prepare(path, inputs, settings)?;
+                let before = all.rows;
+                let numbered = |rows: Vec<usize>| rows.into_iter().map(|n| before + n).collect();
+                all.tables.extend(one.tables);
+                all.origins.extend(one.origins.into_iter().map(numbered));
+                all.rows += one.rows;
+                all.notes.extend(one.notes);
             }
             Ok(all)
         }

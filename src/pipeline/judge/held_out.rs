@@ -3,6 +3,7 @@
 use super::super::build::{self, Candidate, Folded, Source, add_attention, build, build_from};
 use super::super::job::Job;
 use super::super::plan::{AttentionRanges, Plan};
+use super::evaluate::Scores;
 use super::rows::{Rows, row_count};
 use super::{Account, Judge, Measured, Sensitivity};
 use crate::calibrate::{
@@ -43,6 +44,7 @@ pub(crate) struct HeldOut<'a> {
     /// The float model that was made last, with its plan: what is checked is quantized next.
     folded: Option<(Plan, Folded)>,
     pub(super) checked: Option<Checked>,
+    pub(super) scores: Scores,
 }
 
 /// The outcome of a float check.
@@ -79,6 +81,7 @@ impl<'a> HeldOut<'a> {
             others: false,
             folded: None,
             checked: None,
+            scores: Scores::default(),
         }
     }
 
@@ -232,6 +235,18 @@ impl Judge for HeldOut<'_> {
             account: Account::default(),
         };
         Ok(candidates.into_iter().zip(compared).map(measured).collect())
+    }
+
+    fn asks_metric(&self) -> bool {
+        self.job.evaluation.is_some_and(|e| e.least.is_some())
+    }
+
+    fn metric_allows(&mut self, measured: &Measured) -> Result<bool, Error> {
+        self.is_worth_it(measured)
+    }
+
+    fn metric_refuses(&mut self, measured: &Measured, kept: usize) -> Result<(), Error> {
+        self.refuse_worth(measured, kept)
     }
 
     fn build(&mut self, plan: Plan) -> Result<Candidate, Error> {
