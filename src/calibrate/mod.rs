@@ -32,7 +32,7 @@ pub use engine::tract_engine::TractEngine;
 pub use measure::capture::{Captured, Keep, Kept};
 pub use measure::channel_stats::{ChannelStats, FoldStats, StatOptions, Statistics};
 pub use measure::compare::{
-    Outputs, Reference, compare, compare_few, compare_with, outputs, reduce_outputs,
+    Outputs, Reduce, Reference, compare, compare_few, compare_with, outputs, reduce_outputs,
 };
 pub use measure::distributions::Logarithms;
 pub use measure::gathered::{

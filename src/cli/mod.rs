@@ -21,7 +21,7 @@ mod parse;
 mod progress;
 mod report;
 mod shown;
-mod stats;
+pub(crate) mod stats;
 mod streaming;
 mod summary;
 mod system;
@@ -80,9 +80,14 @@ const NOTHING_TO_QUANTIZE: u8 = 3;
 /// Options that contradict each other, as for what the parser of the command line refuses.
 const WRONG_USAGE: u8 = 2;
 
+/// Whether an error is wrong usage.
+pub(crate) fn is_usage(error: &anyhow::Error) -> bool {
+    error.is::<usage::Usage>()
+}
+
 /// The exit status that goes with an error.
 fn exit_status(error: &anyhow::Error) -> ExitCode {
-    if error.is::<usage::Usage>() {
+    if is_usage(error) {
         return ExitCode::from(WRONG_USAGE);
     }
     match error.downcast_ref::<onnx_osplus::Error>() {

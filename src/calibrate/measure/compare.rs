@@ -58,6 +58,9 @@ pub fn outputs(
     Ok(Outputs { batches, skipped })
 }
 
+/// What is made of the float outputs of a batch, by name.
+pub type Reduce<T> = dyn Fn(&Batch, BTreeMap<String, ArrayD<f32>>) -> T + Sync;
+
 /// Runs `batches`, and makes of the float outputs of each what `reduce` says: all need not be in memory at a time. Gives that in
 /// the order of the batches, and the graph outputs that are not float.
 ///
@@ -68,7 +71,7 @@ pub fn reduce_outputs<T: Send>(
     model: &Model,
     batches: &[Batch],
     (threads, progress): (usize, &dyn Progress),
-    reduce: &(dyn Fn(&Batch, BTreeMap<String, ArrayD<f32>>) -> T + Sync),
+    reduce: &Reduce<T>,
 ) -> Result<(Vec<T>, Vec<String>), EngineError> {
     progress.begin("outputs", row_count(batches));
     let result = with_threads(threads, || {

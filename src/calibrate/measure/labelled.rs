@@ -20,8 +20,8 @@ use crate::calibrate::engine::plan::Engine;
 use crate::calibrate::measure::compare::{Found, reduce_outputs};
 use crate::calibrate::measure::metric::{Answer, Metric, MetricError, MetricKind, Score};
 use crate::onnx::Model;
+use crate::prepare::Settings;
 use crate::prepare::labels::{Pooling, pooling};
-use crate::prepare::{PrepareError, Settings};
 use crate::progress::Progress;
 
 /// What can be said of how labelled rows judge.
@@ -57,7 +57,7 @@ impl Labelled {
     ) -> Result<Labelled, LabelError> {
         let of_pairs = labels.are_of_pairs(&data)?;
         Ok(Labelled {
-            pooling: pooling(settings).map_err(PrepareError::from)?,
+            pooling: pooling(settings)?,
             data,
             held_out: false,
             labels,

@@ -163,7 +163,7 @@ impl Score {
             let right = (self.value * n + 2.0) / (n + 4.0);
             return Some(STUDENT * (right * (1.0 - right) / (n + 4.0)).sqrt());
         }
-        let answers: Vec<(Answer, Answer)> = self.answers.iter().map(|a| (*a, *a)).collect();
+        let answers: Vec<Both> = self.answers.iter().map(|a| (*a, *a)).collect();
         jackknife(&answers, &|left| {
             kind.of(self.classes, left.iter().map(|(a, _)| a))
         })
@@ -172,7 +172,7 @@ impl Score {
     /// The same of the difference to `other`, which was asked the same rows.
     pub fn difference_known_to(&self, other: &Score) -> Option<f64> {
         let kind = self.kind?;
-        let pairs: Vec<(Answer, Answer)> = self
+        let pairs: Vec<Both> = self
             .answers
             .iter()
             .copied()
@@ -262,12 +262,12 @@ pub trait Metric: Sync {
     ) -> Result<Score, MetricError>;
 }
 
+/// What two models answer to the same.
+type Both = (Answer, Answer);
+
 /// [`STUDENT`] standard errors of `figure` by the delete-a-group jackknife over rows: √( (G − 1)/G · Σ (f₋ᵢ − mean)² ). `None` of
 /// less than two rows, or where it is not defined without some.
-fn jackknife(
-    answers: &[(Answer, Answer)],
-    figure: &dyn Fn(&[(Answer, Answer)]) -> f64,
-) -> Option<f64> {
+fn jackknife(answers: &[Both], figure: &dyn Fn(&[Both]) -> f64) -> Option<f64> {
     let rows: BTreeSet<u64> = answers.iter().map(|(a, _)| a.row).collect();
     let groups = rows.len().min(GROUPS);
     let group: BTreeMap<u64, usize> = rows
@@ -457,7 +457,7 @@ mod tests {
     #[test]
     fn the_jackknife_is_the_binomial_error_of_a_proportion() {
         let pairs: Vec<(f64, f64)> = (0..50).map(|n| (1., f64::from(n % 5 != 0))).collect();
-        let twice: Vec<(Answer, Answer)> = answers(&pairs).iter().map(|a| (*a, *a)).collect();
+        let twice: Vec<Both> = answers(&pairs).iter().map(|a| (*a, *a)).collect();
         let by_rows = jackknife(&twice, &|left| {
             MetricKind::Accuracy.of(2, left.iter().map(|(a, _)| a))
         });
