@@ -12,8 +12,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use onnx_osplus::calibrate::{
-    Batch, CalibError, CalibSource, Dataset, Dim, InputTensor, Metric, Values, model_inputs,
-    type_name,
+    Batch, CalibError, CalibSource, Dataset, Dim, InputTensor, Metric, MinMetric, Values,
+    model_inputs, type_name,
 };
 use onnx_osplus::prepare::Settings;
 use onnx_osplus::review::diff::{Style, diff as compare};
@@ -58,7 +58,8 @@ fn quantize(
             return Err(Error::usage("IN, OUT and calibration data are needed"));
         };
         if let Some(least) = least {
-            arguments.must_reach(least);
+            // Which may be below 0, where the command line has a fall.
+            arguments.judging.min_metric = Some(MinMetric::Value(least));
         }
         let own = callback.as_ref().map(|c| c as &dyn Metric);
         let done = cli::quantize_with(&arguments, &words, own, progress)?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use onnx_osplus::calibrate::{CalibSource, MAX_THREADS, MinMetric};
+use onnx_osplus::calibrate::{CalibSource, MAX_THREADS};
 use onnx_osplus::prepare::Settings;
 use onnx_osplus::rewrite::WeightStorage;
 use onnx_osplus::solve::Method;
@@ -98,7 +98,7 @@ pub(crate) struct Arguments {
     pub eval_samples: Option<usize>,
 
     #[command(flatten)]
-    pub(super) judging: LabelArguments,
+    pub(crate) judging: LabelArguments,
 
     /// The runtime that will load OUT: ONNX Runtime (uint8 activations), TensorRT or OpenVINO (int8 activations, symmetric),
     /// or a form that all of them run [example: --target portable]
@@ -324,11 +324,6 @@ impl Arguments {
     /// The calibration data, each with the input it is for, if named.
     pub(crate) fn sources(&self) -> Vec<CalibSource> {
         self.calib.iter().map(|text| source(text)).collect()
-    }
-
-    /// As `--min-metric` with a value, which may be below 0 here.
-    pub(crate) fn must_reach(&mut self, least: f64) {
-        self.judging.min_metric = Some(MinMetric::Value(least));
     }
 
     /// The data of --eval.

@@ -39,7 +39,7 @@ pub(crate) struct LabelArguments {
     /// The least that the quantized model must be worth, or behind a minus how much less than the float model; Linears are left in
     /// float until it is, and the exit status is 1 if it never is [example: --min-metric -0.5%] [example: --min-metric 0.9]
     #[arg(long, value_name = "VALUE|-DROP", allow_hyphen_values = true, value_parser = parse_min_metric)]
-    pub(super) min_metric: Option<MinMetric>,
+    pub(crate) min_metric: Option<MinMetric>,
 }
 
 /// The names of metrics.

@@ -177,7 +177,7 @@ pub(crate) fn compare(arguments: &Arguments, progress: &dyn Progress) -> Result<
         let score = |model| {
             labelled
                 .score(model, engine.as_ref(), arguments.threads, progress)
-                .map_err(onnx_osplus::Error::from)
+                .map_err(|error| anyhow::Error::from(onnx_osplus::Error::from(error)))
         };
         let (before, after) = (score(&float)?, score(&quantized)?);
         let least = arguments.judging.min_metric;

@@ -59,7 +59,7 @@ pub fn outputs(
 }
 
 /// What is made of the float outputs of a batch, by name.
-pub type Reduce<T> = dyn Fn(&Batch, BTreeMap<String, ArrayD<f32>>) -> T + Sync;
+pub type Reduce<'a, T> = dyn Fn(&Batch, BTreeMap<String, ArrayD<f32>>) -> T + Sync + 'a;
 
 /// Runs `batches`, and makes of the float outputs of each what `reduce` says: all need not be in memory at a time. Gives that in
 /// the order of the batches, and the graph outputs that are not float.
@@ -71,7 +71,7 @@ pub fn reduce_outputs<T: Send>(
     model: &Model,
     batches: &[Batch],
     (threads, progress): (usize, &dyn Progress),
-    reduce: &Reduce<T>,
+    reduce: &Reduce<'_, T>,
 ) -> Result<(Vec<T>, Vec<String>), EngineError> {
     progress.begin("outputs", row_count(batches));
     let result = with_threads(threads, || {
