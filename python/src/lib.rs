@@ -61,8 +61,11 @@ fn quantize(
             // Which may be below 0, where the command line has a fall.
             arguments.judging.min_metric = Some(MinMetric::Value(least));
         }
-        let own = callback.as_ref().map(|c| c as &dyn Metric);
-        let done = cli::quantize_with(&arguments, &words, own, progress)?;
+        let given = cli::Given {
+            metric: callback.as_ref().map(|c| c as &dyn Metric),
+            ..cli::Given::default()
+        };
+        let done = cli::quantize_with(&arguments, &words, given, progress)?;
         let json = serde_json::to_string(&done.report).map_err(anyhow::Error::from)?;
         Ok((json, review::html(&done.report), done.text(false)))
     });

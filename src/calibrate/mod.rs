@@ -34,6 +34,7 @@ pub use measure::channel_stats::{ChannelStats, FoldStats, StatOptions, Statistic
 pub use measure::compare::{
     Outputs, Reduce, Reference, compare, compare_few, compare_with, outputs, reduce_outputs,
 };
+pub use measure::decoder::{DecoderData, decoder_data, is_decoder, starts_without_cache};
 pub use measure::distributions::Logarithms;
 pub use measure::gathered::{
     Gathered, GatheredStatistics, finish as finish_statistics, merge as merge_statistics,

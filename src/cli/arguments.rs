@@ -326,6 +326,11 @@ impl Arguments {
         self.calib.iter().map(|text| source(text)).collect()
     }
 
+    /// Batches to run in parallel.
+    pub(super) fn threads(&self) -> usize {
+        self.threads
+    }
+
     /// The data of --eval.
     pub(super) fn eval_sources(&self) -> Vec<CalibSource> {
         self.eval.iter().map(|text| source(text)).collect()

@@ -3,6 +3,7 @@
 mod arguments;
 mod config;
 mod data;
+mod decoders;
 mod dequantize;
 mod diff;
 mod engine;
@@ -39,7 +40,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
-use onnx_osplus::calibrate::{CalibError, CalibSource, Dataset, Metric};
+use onnx_osplus::calibrate::{CalibError, CalibSource, Dataset, DecoderData, Metric};
 use onnx_osplus::onnx::{self, Model, SaveOptions, SaveSummary, SourceFiles, output};
 use onnx_osplus::review::Provenance;
 
@@ -245,7 +246,7 @@ fn quantize(arguments: &Arguments, words: &[OsString]) -> Result<()> {
             shown::path(&arguments.input)
         );
     }
-    let done = quantize_with(arguments, words, None, &terminal)?;
+    let done = quantize_with(arguments, words, Given::default(), &terminal)?;
     if !arguments.quiet {
         let text = done.text(arguments.verbose);
         print_summary(&text, &arguments.output, &done.saved);
@@ -253,18 +254,27 @@ fn quantize(arguments: &Arguments, words: &[OsString]) -> Result<()> {
     Ok(())
 }
 
-/// The main job: read IN, migrate and quantize it, write OUT and the reports. `words` are what asked for it, `own` is a metric
-/// that the caller has.
+/// What a caller of the main job has besides its arguments.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Given<'a> {
+    /// A metric.
+    pub(crate) metric: Option<&'a dyn Metric>,
+    /// Data in place of the files of --calib: of a decoder, whose encoder makes them.
+    pub(crate) data: Option<&'a DecoderData>,
+}
+
+/// The main job: read IN, migrate and quantize it, write OUT and the reports. `words` are what asked for it.
 pub(crate) fn quantize_with(
     arguments: &Arguments,
     words: &[OsString],
-    own: Option<&dyn Metric>,
+    given: Given,
     progress: &dyn Progress,
 ) -> Result<Done> {
     let start = Instant::now();
     let options = arguments.options();
     // What is wrong usage must not depend on what files there are.
     options.validate().map_err(onnx_osplus::Error::from)?;
+    let own = given.metric;
     evaluation::check(arguments, own.is_some())?;
     let files = check_files(arguments)?;
 
@@ -272,12 +282,17 @@ pub(crate) fn quantize_with(
     let (original, source) = onnx::load_with_source(&arguments.input)?;
     let loaded = start.elapsed().as_secs_f64();
     onnx_osplus::check_quantizable(&original)?;
-    let data = Dataset::open_with(
-        &original,
-        &arguments.sources(),
-        arguments.batch,
-        &arguments.settings(),
-    )?;
+    let data = match given.data {
+        Some(data) => data
+            .of(&original, arguments.batch)
+            .map_err(onnx_osplus::Error::from)?,
+        None => Dataset::open_with(
+            &original,
+            &arguments.sources(),
+            arguments.batch,
+            &arguments.settings(),
+        )?,
+    };
     let calibration = data.digest();
     let labelled = match own {
         Some(_) => None,
@@ -323,6 +338,9 @@ pub(crate) fn quantize_with(
     report.peak_memory_mb = peak_memory_mb();
     let sizes = (source.len(), saved.bytes + saved.external_bytes);
     report.notes.extend(left_over(&saved));
+    report
+        .notes
+        .extend(given.data.into_iter().flat_map(|data| data.notes.clone()));
     if !arguments.report.is_empty() {
         report.command = Some(report::command(words));
         report.config = arguments

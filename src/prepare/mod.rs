@@ -7,6 +7,7 @@ mod arrays;
 mod audio;
 mod config;
 mod error;
+mod generation;
 mod image;
 pub(crate) mod labels;
 mod rows;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 pub(crate) use arrays::{Array, Elements, Prepared, Wanted};
 pub use error::{PrepareError, Setting};
+pub use generation::Generation;
 pub use settings::Settings;
 
 /// What kind of data a file holds, by its extension.

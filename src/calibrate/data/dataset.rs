@@ -15,7 +15,7 @@ use crate::calibrate::data::input::{Batch, InputTensor, NamedArray, PaddingMask,
 use crate::calibrate::data::masks::{self, Reading};
 use crate::calibrate::data::origins::Origins;
 use crate::calibrate::data::signature::{ModelInput, list, model_inputs};
-use crate::calibrate::data::sources::{CalibSource, Read, read_tables};
+use crate::calibrate::data::sources::{CalibSource, Origin, Read, read_tables};
 use crate::calibrate::data::table::Table;
 use crate::graph::branches::FlatModel;
 use crate::graph::size_inputs;
@@ -84,7 +84,6 @@ impl Dataset {
         settings: &Settings,
     ) -> Result<Dataset, CalibError> {
         let mut dataset = Dataset::without_rows(model, model_inputs(model)?, batch.max(1));
-        let mut first_row = 0;
         let Read {
             tables,
             notes,
@@ -92,18 +91,33 @@ impl Dataset {
             ..
         } = read_tables(&dataset.inputs, sources, settings)?;
         dataset.notes = notes;
-        let axes = dataset.batch_axes(&tables);
+        dataset.add_tables(model, tables, &origins)?;
+        Ok(dataset)
+    }
+
+    /// Checks tables against the model, and adds them.
+    ///
+    /// # Errors
+    /// Those of [`Dataset::open`].
+    pub(super) fn add_tables(
+        &mut self,
+        model: &Model,
+        tables: Vec<BTreeMap<String, Arc<NamedArray>>>,
+        origins: &BTreeMap<usize, Origin>,
+    ) -> Result<(), CalibError> {
+        let mut first_row = 0;
+        let axes = self.batch_axes(&tables);
         for (number, arrays) in tables.into_iter().enumerate() {
-            let table = dataset.table(arrays, &axes, first_row)?;
+            let table = self.table(arrays, &axes, first_row)?;
             first_row += table.rows as u64;
-            dataset.origins.add(table.rows, origins.get(&number));
-            dataset.tables.push(table);
+            self.origins.add(table.rows, origins.get(&number));
+            self.tables.push(table);
         }
-        if dataset.tables.is_empty() {
+        if self.tables.is_empty() {
             return Err(CalibError::NoSource);
         }
-        dataset.read_masks(model);
-        Ok(dataset)
+        self.read_masks(model);
+        Ok(())
     }
 
     /// Of no table yet.

@@ -7,6 +7,7 @@ pub(super) mod dataset;
 pub(super) mod error;
 mod files;
 pub(super) mod fill;
+mod in_memory;
 pub(super) mod input;
 pub(super) mod labels;
 mod masks;

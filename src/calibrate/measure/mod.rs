@@ -3,6 +3,7 @@
 pub(super) mod capture;
 pub(super) mod channel_stats;
 pub(super) mod compare;
+pub(super) mod decoder;
 pub(super) mod distributions;
 pub(super) mod extremes;
 pub(super) mod gathered;
