@@ -248,6 +248,60 @@ def test_a_metric_decides_what_stays_in_float(fresh, tmp_path):
     run(fresh, JUDGED, TINY / "model.onnx", TINY / "heldout.npz", tmp_path / "out", arrays=True)
 
 
+OLIVE = """
+import json, sys, types
+from pathlib import Path
+model, data, out = sys.argv[1:]
+
+# In place of olive-ai, which brings 6 GB of PyTorch: what the pass takes of it (checked by hand with 0.13.0).
+class Handler:
+    def __init__(self, model_path):
+        self.model_path = model_path
+class Param:
+    def __init__(self, type_=None, required=False, default_value=None, description=None):
+        self.required, self.default_value = required, default_value
+class Pass:
+    def __init__(self, config):
+        known = self._default_config(None)
+        assert config.keys() <= known.keys(), config.keys() - known.keys()
+        self.config = types.SimpleNamespace(model_dump=lambda: {n: p.default_value for n, p in known.items()} | config)
+    def run(self, model, out):
+        return self._run_for_config(model, self.config, out)
+class Package:
+    get_default_config_path = staticmethod(lambda: out + ".json")
+Path(out + ".json").write_text(json.dumps({"passes": {"OnnxFloatToFloat16": {}}}))
+
+def module(name, **of):
+    sys.modules[name] = types.ModuleType(name)
+    vars(sys.modules[name]).update(of)
+module("olive")
+module("olive.model", ONNXModelHandler=Handler)
+module("olive.model.utils", resolve_onnx_path=lambda path, name: path if path.endswith(".onnx") else f"{path}/{name}")
+module("olive.passes", Pass=Pass)
+module("olive.passes.pass_config", PassConfigParam=Param)
+module("olive.package_config", OlivePackageConfig=Package)
+
+import onnx_osplus
+from onnx_osplus.olive import OnnxOsplus, package_config
+made = OnnxOsplus({"calibration": data, "target": "portable", "keep_float": 1, "options": {"no_layers": True, "report": out + "-report.json"}})
+result = made.run(Handler(model), out)
+report = json.loads(Path(out + "-report.json").read_text())
+assert report["settings"]["target"] == "portable" and len(report["kept_float"]["linears"]) == 1
+assert Path(result.model_path) == Path(out) / "model.onnx" and Path(result.model_path).stat().st_size > 1000
+try:
+    OnnxOsplus({"calibration": data, "options": {"target": "ort"}, "target": "portable"}).run(Handler(model), out)
+    raise SystemExit("no error")
+except onnx_osplus.UsageError as error:
+    assert "target" in str(error)
+known = package_config()["passes"]
+assert known["OnnxOsplus"]["module_path"] == "onnx_osplus.olive.OnnxOsplus" and "OnnxFloatToFloat16" in known
+"""
+
+
+def test_a_pass_of_olive(fresh, tmp_path):
+    run(fresh, OLIVE, TINY / "model.onnx", TINY / "calib.npz", tmp_path / "out")
+
+
 METRIC = """
 import sys, numpy as np, onnx_osplus
 model, data = sys.argv[1:]
