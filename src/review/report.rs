@@ -166,6 +166,9 @@ pub struct SiteReport {
     /// Smallest and largest calibration value before.
     #[serde(deserialize_with = "number")]
     pub range_before: (f32, f32),
+    /// Where every token has a scale: how many integers are below the one that stands for 0, if clearly fewer than half of them are
+    /// better for what is in it; `None` if half are.
+    pub levels_below: Option<i32>,
     /// And after shift, scale and rotation, before the margin.
     #[serde(deserialize_with = "number")]
     pub range_after: (f32, f32),
