@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use onnx_osplus::Evaluation;
-use onnx_osplus::calibrate::{CalibSource, Dataset, Labelled, Metric};
+use onnx_osplus::calibrate::{CalibSource, Dataset, DecoderData, Labelled, Metric};
 use onnx_osplus::onnx::Model;
 
 use super::arguments::Arguments;
@@ -62,6 +62,20 @@ pub(super) fn labelled(
     };
     let digest = rows.data.digest();
     Ok(Some((judging.labelled(rows)?, digest)))
+}
+
+/// What is to be said of the data of a decoder that is fed from its encoder.
+pub(super) fn decoder_notes(arguments: &Arguments, data: Option<&DecoderData>) -> Vec<String> {
+    let Some(data) = data else {
+        return Vec::new();
+    };
+    let mut notes = data.notes.clone();
+    if arguments.judging.asks() {
+        notes.push(
+            "the labels belong to rows of the encoder: they do not judge its decoder".to_owned(),
+        );
+    }
+    notes
 }
 
 /// What judges the run.

@@ -294,9 +294,9 @@ pub(crate) fn quantize_with(
         )?,
     };
     let calibration = data.digest();
-    let labelled = match own {
-        Some(_) => None,
-        None => evaluation::labelled(arguments, &original, &data)?,
+    let labelled = match (own, given.data) {
+        (None, None) => evaluation::labelled(arguments, &original, &data)?,
+        _ => None,
     };
     let opened = start.elapsed().as_secs_f64();
     let streaming::Outcome {
@@ -340,7 +340,7 @@ pub(crate) fn quantize_with(
     report.notes.extend(left_over(&saved));
     report
         .notes
-        .extend(given.data.into_iter().flat_map(|data| data.notes.clone()));
+        .extend(evaluation::decoder_notes(arguments, given.data));
     if !arguments.report.is_empty() {
         report.command = Some(report::command(words));
         report.config = arguments

@@ -1,19 +1,10 @@
 //! What the caller's metric says of models.
 
-use super::super::plan::Plan;
 use super::{HeldOut, Measured};
 use crate::calibrate::{MinMetric, Score};
 use crate::error::Error;
 use crate::onnx::Model;
 use crate::review::MetricReport;
-
-/// What is known already.
-#[derive(Default)]
-pub(super) struct Scores {
-    float: Option<Score>,
-    /// Of the plan that was asked about last.
-    last: Option<(Plan, Score)>,
-}
 
 impl HeldOut<'_> {
     /// Asks the metric about the original: what is wrong with it is said before the work, not after it.

@@ -3,11 +3,11 @@
 use super::super::build::{self, Candidate, Folded, Source, add_attention, build, build_from};
 use super::super::job::Job;
 use super::super::plan::{AttentionRanges, Plan};
-use super::evaluate::Scores;
 use super::rows::{Rows, row_count};
 use super::{Account, Judge, Measured, Sensitivity};
 use crate::calibrate::{
-    Batch, Engine, EngineError, OutputComparison, Ranged, Reference, compare_with, judged, ranges,
+    Batch, Engine, EngineError, OutputComparison, Ranged, Reference, Score, compare_with, judged,
+    ranges,
 };
 use crate::error::Error;
 use crate::graph::branches::FlatModel;
@@ -45,6 +45,15 @@ pub(crate) struct HeldOut<'a> {
     folded: Option<(Plan, Folded)>,
     pub(super) checked: Option<Checked>,
     pub(super) scores: Scores,
+}
+
+/// What the caller's metric is known to say.
+#[derive(Default)]
+pub(super) struct Scores {
+    /// Of the original.
+    pub float: Option<Score>,
+    /// Of the plan that was asked about last.
+    pub last: Option<(Plan, Score)>,
 }
 
 /// The outcome of a float check.
