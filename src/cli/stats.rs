@@ -110,7 +110,7 @@ struct Head {
 }
 
 /// Does the job.
-pub(super) fn run(arguments: &Arguments, progress: &dyn Progress) -> Result<()> {
+pub(crate) fn run(arguments: &Arguments, progress: &dyn Progress) -> Result<()> {
     let start = Instant::now();
     let base = Options {
         target: arguments.target,
