@@ -79,7 +79,7 @@ fn quantize_plan(
         for (&l, rank) in readers.filter(|(l, _)| plan.quantizes(**l)) {
             activations[l] = Some(Activation {
                 params,
-                per_token: per_token.then(|| match site.levels_below {
+                per_token: per_token.then_some(match site.levels_below {
                     Some(below) => Magnitude::OneSided { below },
                     None => Magnitude::Symmetric,
                 }),
