@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Grows fuzz/corpus from the models of this project: small models, arrays, archives, test data, a report.
+"""Grows fuzz/corpus from the models of this project: small models, arrays, archives, test data, a report, statistics, and
+small files of every kind of data that is prepared.
 
-    .venv/bin/python fuzz/grow.py            needs the binary (ONNX_OSPLUS_BIN) for the report
+    .venv/bin/python fuzz/grow.py            needs the binary (ONNX_OSPLUS_BIN) for report and statistics
 
 Models are parts of the committed exports, cut at the output of a node and made small: seeds that a loop runs thousands of
 times must be a few kilobytes. `fuzz/corpus/plan` is a plan of a run of the tiny model; `src/pipeline/plan.rs` has a test
@@ -13,6 +14,7 @@ import json
 import os
 import subprocess
 import tempfile
+import wave
 import zipfile
 from pathlib import Path
 
@@ -20,6 +22,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.utils import Extractor
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "fuzz" / "corpus"
@@ -170,6 +173,57 @@ def put(kind, name, data):
     (CORPUS / kind / name).write_bytes(data)
 
 
+def prepared():
+    """(kind, name, bytes) of small tables, tokenizers, images, recordings and configurations."""
+    lines = ["a small model", "b, with a comma", "", "ä ü 漢字", "a b c d e f g h i j k l m n o p q r s t u v w x y z"]
+    yield "table", "lines.txt", "\n".join(lines).encode()
+    yield "table", "lines.jsonl", "".join(json.dumps({"text": line, "n": 1}) + "\n" for line in lines).encode()
+    yield "table", "list.json", json.dumps([{"text": line, "pair": line} for line in lines]).encode()
+    quoted = [line.replace('"', '""') for line in lines]
+    yield "table", "columns.csv", ("id,text\n" + "".join(f'{i},"{line}"\n' for i, line in enumerate(quoted))).encode()
+    yield "table", "columns.tsv", ("id\ttext\n" + "".join(f"{i}\t{line}\n" for i, line in enumerate(lines))).encode()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz"]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    special = {word: vocabulary[word] for word in words[:4]}
+    added = [dict(id=i, content=word, single_word=False, lstrip=False, rstrip=False, normalized=False, special=True) for word, i in special.items()]
+    template = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"[CLS]": {"id": "[CLS]", "ids": [2], "tokens": ["[CLS]"]}},
+    }
+    common = dict(version="1.0", truncation=None, padding=None, added_tokens=added, post_processor=template, decoder=None)
+    normalizer, split = {"type": "Lowercase"}, {"type": "Whitespace"}
+    models = {
+        "words": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]"},
+        "pieces": {"type": "WordPiece", "vocab": {**vocabulary, "##a": 30, "##m": 31}, "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100},
+        "pairs": {"type": "BPE", "vocab": {**vocabulary, "ab": 30}, "merges": [["a", "b"]], "unk_token": "[UNK]", "dropout": None, "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False},
+        "unigram": {"type": "Unigram", "unk_id": 1, "vocab": [[word, -float(i)] for i, word in enumerate(words)], "byte_fallback": False},
+    }
+    for name, model in models.items():
+        yield "tokenizer", f"{name}.json", json.dumps({**common, "normalizer": normalizer, "pre_tokenizer": split, "model": model}).encode()
+    pixels = np.random.RandomState(0).randint(0, 256, (12, 10, 3), np.uint8)
+    for name, mode in (("small.png", "RGB"), ("palette.png", "P"), ("grey.jpg", "L"), ("colour.jpg", "RGB"), ("small.bmp", "RGB"), ("small.webp", "RGBA")):
+        out = io.BytesIO()
+        Image.fromarray(pixels).convert(mode).save(out, {"jpg": "JPEG"}.get(name[-3:], name.split(".")[1].upper()))
+        yield "image", name, out.getvalue()
+    vit = dict(image_processor_type="ViTImageProcessor", do_resize=True, size=dict(height=16, width=16), resample=3, do_rescale=True)
+    vit |= dict(rescale_factor=1 / 255, do_normalize=True, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    yield "preprocessor", "vit.json", json.dumps(vit).encode()
+    clip = {**vit, "image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 18}, "do_center_crop": True, "crop_size": {"height": 16, "width": 16}}
+    yield "preprocessor", "clip.json", json.dumps(clip).encode()
+    whisper = dict(feature_extractor_type="WhisperFeatureExtractor", feature_size=8, hop_length=160, n_fft=400, n_samples=5120)
+    whisper |= dict(nb_max_frames=32, sampling_rate=5120, chunk_length=1, padding_value=0.0, padding_side="right")
+    yield "preprocessor", "whisper.json", json.dumps(whisper).encode()
+    samples = (8000 * np.sin(np.arange(1600) / 9)).astype("<i2")
+    for name, channels, rate in (("short.wav", 1, 5120), ("stereo.wav", 2, 5120)):
+        out = io.BytesIO()
+        with wave.open(out, "wb") as file:
+            file.setnchannels(channels), file.setsampwidth(2), file.setframerate(rate)
+            file.writeframes(samples.tobytes())
+        yield "sound", name, out.getvalue()
+
+
 def main():
     for name, model in small_models():
         put("model", f"{name}.onnx", model.SerializeToString(deterministic=True))
@@ -193,10 +247,20 @@ def main():
     put("pb", "raw", numpy_helper.from_array(ids, "input_ids").SerializeToString())
     typed = helper.make_tensor("input_ids", TensorProto.INT64, [3, 4], ids.ravel().tolist())
     put("pb", "typed", typed.SerializeToString())
+    for kind, name, data in prepared():
+        put(kind, name, data)
     with tempfile.TemporaryDirectory() as folder:
         tiny, report = ROOT / "models" / "tiny", Path(folder) / "report.json"
         files = [tiny / "model.onnx", Path(folder) / "out.onnx", "--calib", tiny / "calib.npz", "--report", report, "-q"]
         subprocess.run([os.environ["ONNX_OSPLUS_BIN"], *files], check=True)
+        taken = Path(folder) / "taken.stats"
+        rows = {name: array[:2, :4] for name, array in np.load(tiny / "calib.npz").items()}
+        (Path(folder) / "rows.npz").write_bytes(npz(rows, zipfile.ZIP_STORED))
+        command = ["stats", tiny / "model.onnx", "--calib", Path(folder) / "rows.npz", "-o", taken, "-q"]
+        subprocess.run([os.environ["ONNX_OSPLUS_BIN"], *command], check=True)
+        data = taken.read_bytes()
+        # The file has a head, which is JSON, in front of them.
+        put("statistics", "tiny", data[24 + int.from_bytes(data[16:24], "little") :])
         full = json.loads(report.read_text())
         # What a machine measures, and where it is, is not the same twice.
         full["seconds"], full["command"], full["files"] = {}, None, None

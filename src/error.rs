@@ -121,6 +121,23 @@ pub enum Error {
         /// Linears in all.
         linears: usize,
     },
+    /// The model's metric cannot be told.
+    #[error(transparent)]
+    Metric(#[from] crate::calibrate::MetricError),
+    /// The metric falls too far, whatever is left in float.
+    #[error("{}", metric_words(.name, *.float, *.best, *.wanted, *.kept))]
+    MinMetric {
+        /// What it is called.
+        name: String,
+        /// What it says of the float model.
+        float: f64,
+        /// What it says of the best model that was found.
+        best: f64,
+        /// The least that was asked for.
+        wanted: f64,
+        /// Linears that are in float in that model because of it.
+        kept: usize,
+    },
     /// An SQNR was asked for, and there is none.
     #[error(
         "an SQNR was asked for, and no output of the model has one: none is float with elements that the model does not fill in \
@@ -140,6 +157,21 @@ pub enum Error {
         /// What is allowed.
         limit: f64,
     },
+}
+
+/// The sentence of [`Error::MinMetric`].
+fn metric_words(name: &str, float: f64, best: f64, wanted: f64, kept: usize) -> String {
+    let figure = |value| crate::review::MetricReport::figure(name, value);
+    let (float, best, wanted) = (figure(float), figure(best), figure(wanted));
+    let kept = match kept {
+        0 => String::new(),
+        1 => " with 1 Linear more left in float".to_owned(),
+        kept => format!(" with {kept} Linears more left in float"),
+    };
+    format!(
+        "{name} falls from {float} (float) to {best} (quantized){kept}, and {wanted} was asked for; nothing was written: leave more \
+         in float, ask for less, or give more bits"
+    )
 }
 
 /// The other form of weights in groups, if there is one.

@@ -40,7 +40,10 @@ pub use options::{
 };
 #[doc(hidden)]
 pub use pipeline::plan_round_trip;
-pub use pipeline::{Inspection, anatomy, check_quantizable, inspect, run, run_with, stats};
+pub use pipeline::{
+    Evaluation, Inspection, anatomy, check_quantizable, inspect, run, run_evaluated, run_with,
+    stats,
+};
 pub use pipeline::{
     Streaming, WorkFolder, cannot_stream, run_streaming, stored_bytes, whole_model_bytes,
 };

@@ -172,7 +172,7 @@ impl<'a> Quantizer<'a> {
         let data = Dataset::open_with(self.model, sources, BATCH, &self.prepare)?;
         Ok(CalibratedQuantizer {
             job: self,
-            data: Data::Owned(data),
+            data: Data::Owned(Box::new(data)),
         })
     }
 
@@ -192,7 +192,7 @@ pub struct CalibratedQuantizer<'a> {
 }
 
 enum Data<'a> {
-    Owned(Dataset),
+    Owned(Box<Dataset>),
     Borrowed(&'a Dataset),
 }
 

@@ -298,7 +298,7 @@ fn imports_are_found_in_every_spelling() {
 /// opened must go from here.
 #[rustfmt::skip]
 const CIRCLES: &[(&str, &str, &str)] = &[
-    ("cli/", "arguments, dequantize, diff, folder, inspect, lint, pages, parse, report, stats, streaming, summary, text, verify, .", "the root starts the commands and has what they share"),
+    ("cli/", "arguments, decoders, dequantize, diff, evaluation, folder, inspect, lint, pages, parse, report, stats, streaming, summary, text, verify, .", "the root starts the commands and has what they share"),
     ("graph/axes/", "layout, pick, rules, .", "the rules are methods of what the root defines"),
     ("graph/opset/", "convert, convert/later, table, .", "the table names the conversions, which take the types of the root"),
     ("recognise/", "contrib, linear", "a Linear may be inside an operator of ONNX Runtime's"),

@@ -42,4 +42,14 @@ fn the_seeds_are_what_they_claim() {
         onnx_osplus::onnx::load(path).is_ok()
     });
     assert!(loaded.count() > 20);
+    let folder = tempfile::tempdir().unwrap();
+    for corpus in ["table", "tokenizer", "image", "preprocessor", "sound"] {
+        let files = fs::read_dir(root().join("fuzz/corpus").join(corpus)).unwrap();
+        let paths = files.map(|entry| entry.unwrap().path());
+        for path in paths.filter(|path| !path.display().to_string().contains("found-")) {
+            let data = fs::read(&path).unwrap();
+            let good = targets::becomes_rows(corpus, &data, folder.path());
+            assert!(good, "{}", path.display());
+        }
+    }
 }

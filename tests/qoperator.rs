@@ -44,7 +44,7 @@ fn quantized(model: &Model, rank: usize, choice: Choice, operators: bool) -> Mod
     };
     let params = spec.params(-3.0, 5.0);
     let plan = QuantizePlan {
-        activations: oxc_index::index_vec![Some(Activation { params, per_token: false, rank }); found.linears.len()],
+        activations: oxc_index::index_vec![Some(Activation { params, per_token: None, rank }); found.linears.len()],
         weight: WeightSpec::whole_or_columns(choice.bits, choice.per_channel),
         raised: Default::default(),
         rounded: Default::default(),

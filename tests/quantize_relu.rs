@@ -15,7 +15,7 @@ fn quantized(model: &Model, target: Target, rank: usize) -> Model {
     let spec = ActivationSpec::per_tensor(8, profile.symmetric);
     let activation = Activation {
         params: spec.params(-1.0, 1.0),
-        per_token: false,
+        per_token: None,
         rank,
     };
     let plan = QuantizePlan {

@@ -95,7 +95,7 @@ fn quantized_with(
     let spec = ActivationSpec::per_tensor(bits, profile.symmetric);
     let params = spec.params(-3.0, 5.0);
     let plan = QuantizePlan {
-        activations: oxc_index::index_vec![Some(Activation { params, per_token: false, rank }); found.linears.len()],
+        activations: oxc_index::index_vec![Some(Activation { params, per_token: None, rank }); found.linears.len()],
         weight: WeightSpec::per_channel(bits),
         raised: Default::default(),
         storage,

@@ -17,7 +17,8 @@
 mod mutate;
 #[expect(
     unreachable_pub,
-    reason = "the library of the crate in this folder, too"
+    dead_code,
+    reason = "the library of the crate in this folder, and of its tests, too"
 )]
 #[path = "../src/lib.rs"]
 mod targets;

@@ -4,9 +4,12 @@
 //! `cargo fuzz` (libFuzzer, which sees what the bytes reach) and the runner in `main.rs` (any toolchain) run the same
 //! functions.
 
+mod prepared;
+
 use std::path::{Path, PathBuf};
 
 use onnx_osplus::calibrate::{CalibSource, Dataset, TractEngine};
+use onnx_osplus::calibrate::{merge_statistics, read_statistics, write_statistics};
 use onnx_osplus::graph::branches::FlatModel;
 use onnx_osplus::graph::{self, View, inline, opset};
 use onnx_osplus::onnx::text::{TextOptions, text};
@@ -40,6 +43,22 @@ pub const TARGETS: &[FuzzTarget] = &[
     target("pb", "pb", pb),
     target("plan", "plan", plan),
     target("report", "report", report),
+    target("statistics", "statistics", statistics),
+    target("table", "table", |data, folder| {
+        prepared::table(data, folder);
+    }),
+    target("tokenizer", "tokenizer", |data, folder| {
+        prepared::tokenizer(data, folder);
+    }),
+    target("image", "image", |data, folder| {
+        prepared::image(data, folder);
+    }),
+    target("preprocessor", "preprocessor", |data, folder| {
+        prepared::preprocessor(data, folder);
+    }),
+    target("sound", "sound", |data, folder| {
+        prepared::sound(data, folder);
+    }),
 ];
 
 const fn target(name: &'static str, corpus: &'static str, run: fn(&[u8], &Path)) -> FuzzTarget {
@@ -202,5 +221,28 @@ fn report(data: &[u8], _: &Path) {
         assert!(!page.contains("<script"), "a page has no scripts");
         let again = serde_json::to_string(&report).expect("a report can be written");
         serde_json::from_str::<Report>(&again).expect("a report that was written reads back");
+    }
+}
+
+/// Reads the statistics of a shard, writes what was read, and puts them beside others.
+fn statistics(data: &[u8], _: &Path) {
+    let read = |mut data: &[u8]| read_statistics(&mut data).ok();
+    if let Some(found) = read(data) {
+        let mut written = Vec::new();
+        write_statistics(&found, &mut written).expect("memory can be written to");
+        let mut again = read(&written).expect("statistics that were written read back");
+        let _ = merge_statistics(&mut again, found);
+    }
+}
+
+/// Whether data of the corpus become rows: seeds that nothing accepts would test nothing but the first error.
+pub fn becomes_rows(corpus: &str, data: &[u8], folder: &Path) -> bool {
+    match corpus {
+        "table" => prepared::table(data, folder),
+        "tokenizer" => prepared::tokenizer(data, folder),
+        "image" => prepared::image(data, folder),
+        "preprocessor" => prepared::preprocessor(data, folder),
+        "sound" => prepared::sound(data, folder),
+        _ => false,
     }
 }

@@ -31,6 +31,7 @@ __all__ = [
     "inspect",
     "lint",
     "quantize",
+    "stats",
     "verify",
     "__version__",
 ]
@@ -47,7 +48,7 @@ class MetricError(OsplusError):
         self.float, self.quantized, self.least = before, after, least
 
 
-def quantize(model, calibration, out=None, *, progress=None, metric=None, min_metric=None, **options):
+def quantize(model, calibration, out=None, *, progress=None, metric=None, min_metric=None, labels=None, eval=None, **options):
     """Quantizes a model.
 
     model: a path, bytes, or an onnx.ModelProto; it is never changed.
@@ -56,38 +57,65 @@ def quantize(model, calibration, out=None, *, progress=None, metric=None, min_me
     out: the file to write; without it the model is in memory: `Result.model`.
     progress: True for a line on the standard error, or a function of (what, done, total).
     metric: a function of the model (a `Candidate`: bytes with a `session`) that gives a number, more is better; it judges the
-        float and the quantized model.
-    min_metric: what the quantized model must reach; else MetricError is raised, and nothing is written.
+        float and the quantized model. Or the name of a metric of labelled rows: "accuracy", "f1", "spearman", …
+    labels: instead of a metric, what the model should say of each row of `eval`, or of the calibration rows: a path as for
+        `--labels`, or an array.
+    eval: rows that judge and set no range, as `calibration`.
+    min_metric: what the quantized model must reach, or a text such as "-0.5%" for how much less than the float model it may reach:
+        Linears are left in float until it does. If it never does, MetricError is raised, and nothing is written.
     options: those of the command line. `force=True` overwrites `out`.
     """
-    if min_metric is not None and metric is None:
-        raise UsageError("min_metric needs a metric")
+    if isinstance(metric, str):
+        options, metric = {**options, "metric": metric}, None
     with _temporary() as folder:
         source = _model.as_path(model, folder)
         made = folder / "quantized.onnx"
-        # With a metric the file gets its name only when it is good enough.
-        target = made if out is None or metric is not None else Path(out)
-        if target is not made or out is None:
-            options_out = options
-        else:
+        # A metric that only tells is asked about the very file, before it gets its name.
+        tells = metric is not None and min_metric is None
+        target = made if out is None or tells else Path(out)
+        options = dict(options)
+        if target is made and out is not None:
             _refuse(out, options.get("force", False))
-            options_out = {**options, "force": True}
-        words = _words(calibration, source, folder, dict(options_out))
+            options["force"] = True
+        words = _words(calibration, source, folder, options)
+        words += _judging(labels, eval, source, folder, options)
+        judging = [None, None]
+        if min_metric is not None and not isinstance(min_metric, str):
+            judging[1] = float(min_metric)
+        elif min_metric is not None:
+            words.append(f"--min-metric={min_metric}")
+        if metric is not None and not tells:
+            judging[0] = (lambda path: float(metric(Candidate(Path(path).read_bytes()))), folder)
         words += ["--", os.fspath(source), os.fspath(target)]
-        report, page, text = _onnx_osplus.quantize(words, _listener(progress))
-        judged = _judge(metric, min_metric, source, target)
+        try:
+            report, page, text = _onnx_osplus.quantize(words, _listener(progress), *judging)
+        except _onnx_osplus.MinMetricError as error:
+            raise MetricError(*error.args) from None
+        judged = _judge(metric, source, target) if tells else None
         if out is not None and target is made:
             _move(made, Path(out))
         data = made.read_bytes() if out is None else None
         return Result(report, page, text, None if out is None else Path(out), data, judged)
 
 
-def verify(float_model, quantized, calibration, *, progress=None, **options):
-    """How far `quantized`, of any tool, is from `float_model`: the JSON of `onnx-osplus verify` as a dict."""
+def stats(model, calibration, out, *, progress=None, **options):
+    """Statistics of the calibration rows in a file, or of one part of them (`shard="2/8"`), as `onnx-osplus stats` takes them:
+    `quantize(…, stats=[file, …])` need not measure them again. Gives the path of the file."""
+    with _temporary() as folder:
+        path = _model.as_path(model, folder)
+        words = _words(calibration, path, folder, dict(options), "stats")
+        _onnx_osplus.stats([*words, "--quiet", f"--output={os.fspath(out)}", "--", os.fspath(path)], _listener(progress))
+        return Path(out)
+
+
+def verify(float_model, quantized, calibration, *, progress=None, labels=None, **options):
+    """How far `quantized`, of any tool, is from `float_model`: the JSON of `onnx-osplus verify` as a dict. `labels` as for
+    `quantize`, of all rows."""
     with _temporary() as folder:
         before = _model.as_path(float_model, folder, "float.onnx")
         after = _model.as_path(quantized, folder, "quantized.onnx")
         words = _words(calibration, before, folder, options, "verify")
+        words += _judging(labels, None, before, folder, options)
         return _json(_onnx_osplus.verify([*words, "--", os.fspath(before), os.fspath(after)], _listener(progress)))
 
 
@@ -178,6 +206,26 @@ def _words(calibration, model, folder, options, command=None):
     return words
 
 
+def _judging(labels, rows, model, folder, options):
+    """The words for labels and for the rows that judge."""
+    words = []
+    if labels is not None and _data.is_path(labels):
+        words.append(f"--labels={os.fspath(labels)}")
+    elif labels is not None:
+        import numpy as np
+
+        np.save(folder / "labels.npy", _data.as_array(labels))
+        words.append(f"--labels={folder / 'labels.npy'}")
+    if rows is not None:
+        inputs = [] if _data.is_path(rows) else _onnx_osplus.inputs(model)
+        place = folder / "eval"
+        place.mkdir()
+        # All of them: they have labels.
+        found, _ = _data.sources(rows, inputs, place, options.get("eval_samples", sys.maxsize), labelled=True)
+        words += [f"--eval={word}" for word in found]
+    return words
+
+
 def _listener(progress):
     """Who is told of the progress."""
     return _Line() if progress is True else progress or None
@@ -197,16 +245,10 @@ class _Line:
             print(f"\r{what}: {done} of {total}   ", end=end, file=sys.stderr, flush=True)
 
 
-def _judge(metric, least, source, target):
+def _judge(metric, source, target):
     """What the metric says of the float and of the quantized model."""
-    if metric is None:
-        return None
-    before = float(metric(Candidate(Path(source).read_bytes())))
-    after = float(metric(Candidate(Path(target).read_bytes())))
-    # A number that is none is below everything.
-    if least is not None and not after >= least:
-        raise MetricError(before, after, least)
-    return {"float": before, "quantized": after}
+    models = {"float": source, "quantized": target}
+    return {name: float(metric(Candidate(Path(path).read_bytes()))) for name, path in models.items()}
 
 
 def _refuse(out, force):

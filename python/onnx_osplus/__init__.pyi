@@ -45,10 +45,23 @@ class _Inspect(_Data, total=False):
     weight_bits: int
     activation_bits: int
 
-class _Verify(_Data, total=False):
-    no_layers: bool
+class _Labels(TypedDict, total=False):
+    label_column: str
+    metric_output: str
 
-class _Quantize(_Inspect, total=False):
+class _Verify(_Data, _Labels, total=False):
+    no_layers: bool
+    metric: Literal["accuracy", "f1", "matthews", "spearman", "pearson", "auc"]
+    min_metric: str
+
+class _Stats(_Inspect, total=False):
+    shard: str
+    seed: int
+    force: bool
+
+class _Quantize(_Inspect, _Labels, total=False):
+    eval_samples: int
+    stats: Path | list[Path]
     preset: str
     format: Literal["qdq", "qoperator", "matmulnbits", "float"]
     method: Literal["osplus", "smoothquant", "none"]
@@ -82,12 +95,23 @@ def quantize(
     out: Path | None = None,
     *,
     progress: Progress = None,
-    metric: Callable[[Candidate], float] | None = None,
-    min_metric: float | None = None,
+    metric: Callable[[Candidate], float] | Literal["accuracy", "f1", "matthews", "spearman", "pearson", "auc"] | None = None,
+    min_metric: float | str | None = None,
+    labels: Any = None,
+    eval: Calibration | None = None,
     **options: Unpack[_Quantize],
 ) -> Result: ...
+def stats(
+    model: Model, calibration: Calibration, out: Path, *, progress: Progress = None, **options: Unpack[_Stats]
+) -> PathLike[str]: ...
 def verify(
-    float_model: Model, quantized: Model, calibration: Calibration, *, progress: Progress = None, **options: Unpack[_Verify]
+    float_model: Model,
+    quantized: Model,
+    calibration: Calibration,
+    *,
+    progress: Progress = None,
+    labels: Any = None,
+    **options: Unpack[_Verify],
 ) -> dict[str, Any]: ...
 def inspect(
     model: Model, calibration: Calibration | None = None, *, progress: Progress = None, **options: Unpack[_Inspect]

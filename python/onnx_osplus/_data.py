@@ -11,10 +11,11 @@ from pathlib import Path
 ROWS = 512
 
 
-def sources(calibration, inputs, folder, samples=None):
+def sources(calibration, inputs, folder, samples=None, labelled=False):
     """The words behind `--calib` for the data, and whether `samples` was used up.
 
-    `inputs` are name, type and shape of the model's inputs; what is in memory is written to `folder`.
+    `inputs` are name, type and shape of the model's inputs; what is in memory is written to `folder`. Rows that are `labelled` keep
+    what may be a label.
     """
     if is_path(calibration):
         return [os.fspath(calibration)], False
@@ -33,7 +34,7 @@ def sources(calibration, inputs, folder, samples=None):
         raise ValueError("the calibration data holds nothing")
     items = itertools.chain([first], items)
     if is_text(first, inputs):
-        return [text(itertools.islice(items, samples or 100 * ROWS), folder)], False
+        return [text(itertools.islice(items, samples or 100 * ROWS), folder, labelled)], False
     return arrays(items, inputs, folder, samples), True
 
 
@@ -79,13 +80,14 @@ def is_text(item, inputs):
     return isinstance(item, Mapping) and not names & set(item) and any(isinstance(v, str) for v in item.values())
 
 
-def text(items, folder):
-    """A file of texts, or of the columns with text."""
+def text(items, folder, labelled=False):
+    """A file of texts, or of the columns with text, and with labels if they are wanted."""
+    kinds = (str, bool, int, float) if labelled else str
     path = Path(folder) / "texts.jsonl"
     with path.open("w", encoding="utf-8") as file:
         for item in items:
             if isinstance(item, Mapping):
-                item = {name: value for name, value in item.items() if isinstance(value, str)}
+                item = {name: value for name, value in item.items() if isinstance(value, kinds)}
             file.write(json.dumps(item) + "\n")
     return os.fspath(path)
 

@@ -9,7 +9,7 @@ class Result:
     """A quantized model and the account of how it was made.
 
     `report` has every key of the command line's JSON report; `path` is the written file, `None` where the model is only in
-    memory; `metric` is what the caller's metric says of the float and the quantized model.
+    memory; `metric` is what a metric says of the float and the quantized model: the caller's, or that of labels.
     """
 
     def __init__(self, report, html, text, path, data, metric=None):
@@ -17,7 +17,8 @@ class Result:
         self.html = html
         self.text = text
         self.path = path
-        self.metric = metric
+        judged = self.report.get("metric")
+        self.metric = metric or (judged and {name: judged[name] for name in ("float", "quantized")})
         self._data = data
 
     @property

@@ -32,6 +32,13 @@ create_exception!(
     "No Linear could be quantized."
 );
 
+create_exception!(
+    onnx_osplus,
+    MinMetricError,
+    OsplusError,
+    "The metric falls too far: what it says of the float and of the best quantized model, and what was asked for."
+);
+
 /// How often the waiting thread looks for signals.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -66,9 +73,18 @@ impl From<Error> for PyErr {
             Error::Other(error) => error,
         };
         let text = cli::explain(&error);
+        if cli::is_usage(&error) {
+            return UsageError::new_err(text);
+        }
         match error.downcast_ref::<onnx_osplus::Error>() {
             Some(onnx_osplus::Error::Options(_)) => UsageError::new_err(text),
             Some(onnx_osplus::Error::NothingToQuantize(_)) => NothingToQuantize::new_err(text),
+            Some(onnx_osplus::Error::MinMetric {
+                float,
+                best,
+                wanted,
+                ..
+            }) => MinMetricError::new_err((*float, *best, *wanted)),
             _ => OsplusError::new_err(text),
         }
     }

@@ -5,13 +5,15 @@
 #[path = "../../src/cli/mod.rs"]
 mod cli;
 mod job;
+mod metric;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use onnx_osplus::calibrate::{
-    Batch, CalibError, CalibSource, Dataset, Dim, InputTensor, Values, model_inputs, type_name,
+    Batch, CalibError, CalibSource, Dataset, Dim, InputTensor, Metric, MinMetric, Values,
+    model_inputs, type_name,
 };
 use onnx_osplus::prepare::Settings;
 use onnx_osplus::review::diff::{Style, diff as compare};
@@ -24,6 +26,7 @@ use pyo3::types::PyBytes;
 
 use cli::Command;
 use job::{Error, run};
+use metric::Callback;
 
 #[global_allocator]
 static ALLOC: cli::Alloc = cli::Alloc;
@@ -38,20 +41,51 @@ fn main(py: Python<'_>, words: Vec<OsString>) -> u8 {
         .unwrap_or(1)
 }
 
-/// The main job. Gives the report as JSON and as a page, and as text what the command line prints.
+/// The main job. Gives the report as JSON and as a page, and as text what the command line prints. `metric` is a function of the path
+/// of a model and a folder for such, and `least` what it must give at least.
 #[pyfunction]
+#[pyo3(signature = (words, progress, metric=None, least=None))]
 fn quantize(
     py: Python<'_>,
     words: Vec<OsString>,
     progress: Option<Py<PyAny>>,
+    metric: Option<(Py<PyAny>, PathBuf)>,
+    least: Option<f64>,
 ) -> PyResult<(String, String, String)> {
-    run(py, progress, move |progress| {
-        let Command::Quantize(arguments) = parse(&words)? else {
+    let callback = metric.map(|(function, folder)| Callback::new(function, folder));
+    let done = run(py, progress, |progress| {
+        let Command::Quantize(mut arguments) = parse(&words)? else {
             return Err(Error::usage("IN, OUT and calibration data are needed"));
         };
-        let done = cli::quantize_with(&arguments, &words, progress)?;
+        if let Some(least) = least {
+            // Which may be below 0, where the command line has a fall.
+            arguments.judging.min_metric = Some(MinMetric::Value(least));
+        }
+        let given = cli::Given {
+            metric: callback.as_ref().map(|c| c as &dyn Metric),
+            ..cli::Given::default()
+        };
+        let done = cli::quantize_with(&arguments, &words, given, progress)?;
         let json = serde_json::to_string(&done.report).map_err(anyhow::Error::from)?;
         Ok((json, review::html(&done.report), done.text(false)))
+    });
+    // What the caller's function has raised tells more than that it failed.
+    match callback.and_then(Callback::into_error) {
+        Some(error) => Err(error),
+        None => done,
+    }
+}
+
+/// The statistics of calibration rows, written to a file: the command `stats`.
+#[pyfunction]
+fn stats(py: Python<'_>, words: Vec<OsString>, progress: Option<Py<PyAny>>) -> PyResult<()> {
+    run(py, progress, move |progress| {
+        let Command::Stats(arguments) = parse(&words)? else {
+            return Err(Error::usage(
+                "a model, calibration data and a file to write are needed",
+            ));
+        };
+        Ok(cli::stats::run(&arguments, progress)?)
     })
 }
 
@@ -254,7 +288,12 @@ fn _onnx_osplus(module: &Bound<'_, PyModule>) -> PyResult<()> {
         "NothingToQuantize",
         module.py().get_type::<job::NothingToQuantize>(),
     )?;
+    module.add(
+        "MinMetricError",
+        module.py().get_type::<job::MinMetricError>(),
+    )?;
     module.add_function(wrap_pyfunction!(main, module)?)?;
+    module.add_function(wrap_pyfunction!(stats, module)?)?;
     module.add_function(wrap_pyfunction!(quantize, module)?)?;
     module.add_function(wrap_pyfunction!(verify, module)?)?;
     module.add_function(wrap_pyfunction!(inspect, module)?)?;

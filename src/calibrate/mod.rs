@@ -20,6 +20,7 @@ pub use data::dataset::{Dataset, Split};
 pub use data::error::CalibError;
 pub use data::fill::{FillRule, Filled};
 pub use data::input::{Batch, InputTensor, PaddingMask, Shapes, Switches};
+pub use data::labels::{LabelError, Labels};
 pub use data::part::{RowStore, Stored, StoredValues};
 pub use data::signature::{Dim, ModelInput, model_inputs};
 pub use data::sources::CalibSource;
@@ -30,13 +31,18 @@ pub use engine::plan::{Engine, Plan, TapSink, Wanted};
 pub use engine::tract_engine::TractEngine;
 pub use measure::capture::{Captured, Keep, Kept};
 pub use measure::channel_stats::{ChannelStats, FoldStats, StatOptions, Statistics};
-pub use measure::compare::{Outputs, Reference, compare, compare_few, compare_with, outputs};
+pub use measure::compare::{
+    Outputs, Reduce, Reference, compare, compare_few, compare_with, outputs, reduce_outputs,
+};
+pub use measure::decoder::{DecoderData, decoder_data, is_decoder, starts_without_cache};
 pub use measure::distributions::Logarithms;
 pub use measure::gathered::{
     Gathered, GatheredStatistics, finish as finish_statistics, merge as merge_statistics,
     read as read_statistics, write as write_statistics,
 };
+pub use measure::labelled::{Labelled, LabelledOptions};
 pub use measure::largest::LargeToken;
+pub use measure::metric::{Answer, Metric, MetricError, MetricKind, MinMetric, Score};
 pub use measure::parallel::{MAX_THREADS, with_threads};
 pub use measure::ranges::{Ranged, ranges};
 pub use measure::row_error::RowError;

@@ -16,6 +16,7 @@ use regex::Regex;
 use super::data::DataArguments;
 use super::engine::EngineArguments;
 use super::granularity::Granularities;
+use super::labels::LabelArguments;
 use super::streaming::StreamingName;
 
 /// Quantizes an ONNX transformer to int8 after moving its outlier channels into constants (Outlier Suppression+).
@@ -86,6 +87,18 @@ pub(crate) struct Arguments {
 
     #[command(flatten)]
     pub data: DataArguments,
+
+    /// Rows with labels that judge the result and set no range, as for --calib; else those of --calib that are held out do
+    /// [example: --eval validation.csv]
+    #[arg(long, value_name = "[NAME=]PATH")]
+    pub eval: Vec<OsString>,
+
+    /// Rows of text, images or recordings of --eval to use, evenly spread [default: 1000] [example: --eval-samples 5000]
+    #[arg(long, value_name = "N", value_parser = super::data::parse_count)]
+    pub eval_samples: Option<usize>,
+
+    #[command(flatten)]
+    pub(crate) judging: LabelArguments,
 
     /// The runtime that will load OUT: ONNX Runtime (uint8 activations), TensorRT or OpenVINO (int8 activations, symmetric),
     /// or a form that all of them run [example: --target portable]
@@ -311,6 +324,23 @@ impl Arguments {
     /// The calibration data, each with the input it is for, if named.
     pub(crate) fn sources(&self) -> Vec<CalibSource> {
         self.calib.iter().map(|text| source(text)).collect()
+    }
+
+    /// Batches to run in parallel.
+    pub(super) fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// The data of --eval.
+    pub(super) fn eval_sources(&self) -> Vec<CalibSource> {
+        self.eval.iter().map(|text| source(text)).collect()
+    }
+
+    /// How text among them becomes inputs.
+    pub(super) fn eval_settings(&self) -> Settings {
+        let mut settings = self.data.judging(&self.input);
+        settings.samples = self.eval_samples;
+        settings
     }
 
     /// How text among the data becomes inputs.

@@ -107,7 +107,9 @@ fn row(
         }
         for value in values(arg, key, value)? {
             let value = match arg.get_value_hint() {
-                _ if arg.get_id() == "calib" => rebased_source(folder, &value),
+                _ if matches!(arg.get_id().as_str(), "calib" | "eval") => {
+                    rebased_source(folder, &value)
+                }
                 ValueHint::AnyPath => folder.join(&value).into_os_string(),
                 _ => OsString::from(&value),
             };

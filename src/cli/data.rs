@@ -36,18 +36,28 @@ pub(crate) struct DataArguments {
 impl DataArguments {
     /// What the library is told, for data of the model in `model`.
     pub(super) fn settings(&self, model: &Path) -> Settings {
+        self.settings_for(model, false)
+    }
+
+    /// The same for rows that are to judge by their labels.
+    pub(super) fn judging(&self, model: &Path) -> Settings {
+        self.settings_for(model, true)
+    }
+
+    fn settings_for(&self, model: &Path, judges: bool) -> Settings {
         let mut settings = Settings::default();
         settings.tokenizer = self.tokenizer.clone();
         settings.preprocessor = self.preprocessor.clone();
         settings.columns = self.column.clone();
         settings.max_length = self.max_length;
         settings.samples = self.samples;
+        settings.judges = judges;
         settings.model = Some(model.to_owned());
         settings
     }
 }
 
-fn parse_count(text: &str) -> Result<usize, String> {
+pub(super) fn parse_count(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) => Err("at least 1".to_owned()),
         Ok(count) => Ok(count),

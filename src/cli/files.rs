@@ -64,6 +64,11 @@ impl Files {
         }
     }
 
+    /// A file of labels.
+    pub(super) fn reads_labels(&mut self, path: &Path) {
+        self.reads("--labels", path);
+    }
+
     /// A file of statistics.
     pub(super) fn reads_statistics(&mut self, path: &Path) {
         self.reads("--stats", path);

@@ -8,7 +8,7 @@ use onnx_osplus::onnx::{self, output};
 use onnx_osplus::progress::Progress;
 
 use super::arguments::Arguments;
-use super::{explain, print, print_summary, quantize_with, say, shown};
+use super::{Given, decoders, explain, print, print_summary, quantize_with, say, shown};
 
 /// What is behind the name of a file that is another form of the model beside it.
 const FORMS: [&str; 14] = [
@@ -89,6 +89,7 @@ pub(super) fn run(
         }
     }
     make_folder(&out.join("onnx"))?;
+    let decoders = decoders::data(arguments, &models, progress);
     let mut failed = Vec::new();
     for (model, target) in models.iter().zip(&targets) {
         let mut one = arguments.clone();
@@ -101,7 +102,11 @@ pub(super) fn run(
                 .map(|path| of_model(path, model))
                 .collect();
         }
-        match quantize_with(&one, words, progress) {
+        let given = Given {
+            data: decoders.of(model)?,
+            ..Given::default()
+        };
+        match quantize_with(&one, words, given, progress) {
             Ok(done) if !arguments.quiet => {
                 if models.len() > 1 {
                     print(&format!("{}\n", shown::path(model)));

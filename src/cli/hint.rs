@@ -1,6 +1,6 @@
 //! What to do about an error on the command line. The library's errors speak of its settings; here they get their flags.
 
-use onnx_osplus::calibrate::{CalibError, EngineError};
+use onnx_osplus::calibrate::{CalibError, EngineError, LabelError, MetricError};
 use onnx_osplus::prepare::{PrepareError, Setting};
 use onnx_osplus::rewrite::RewriteError;
 use onnx_osplus::{Error, OptionsError};
@@ -26,6 +26,14 @@ pub(super) fn hint(error: &Error) -> Option<String> {
         Error::MinSqnr { wanted, .. } => format!(
             "--keep-float allows more in float, --min-sqnr asked for {wanted} dB, --weight-bits and --activation-bits give more bits"
         ),
+        Error::MinMetric { .. } => {
+            "--keep-float allows more in float, --min-metric asked for it, --weight-bits and --activation-bits give more bits"
+                .to_owned()
+        }
+        Error::Metric(MetricError::Labels(error)) => return labels(error),
+        Error::Metric(MetricError::Outputs(_)) => {
+            "--metric-output NAME looks at another output, --metric NAME takes another metric".to_owned()
+        }
         Error::BlocksOpset {
             has_matmulnbits: true,
             ..
@@ -65,15 +73,33 @@ pub(super) fn data(error: &CalibError) -> Option<String> {
     match error {
         CalibError::Ambiguous { file, .. } => Some(format!("--calib NAME={}", file.display())),
         CalibError::Missing { missing, .. } => Some(format!("--calib {missing}=FILE.npy")),
-        CalibError::Prepare(PrepareError::Needs { setting, .. }) => Some(
-            match setting {
-                Setting::Tokenizer => "--tokenizer DIR, or --tokenizer FILE.json",
-                Setting::Preprocessor => "--preprocessor DIR, or --preprocessor FILE.json",
-                Setting::Columns => "--column NAME; for pairs --column NAME --column NAME",
-                Setting::MaxLength => "--max-length TOKENS",
-            }
-            .to_owned(),
-        ),
+        CalibError::Prepare(error) => data_setting(error).map(str::to_owned),
+        _ => None,
+    }
+}
+
+/// The flag for what text, images or recordings need.
+fn data_setting(error: &PrepareError) -> Option<&'static str> {
+    let PrepareError::Needs { setting, .. } = error else {
+        return None;
+    };
+    Some(match setting {
+        Setting::Tokenizer => "--tokenizer DIR, or --tokenizer FILE.json",
+        Setting::Preprocessor => "--preprocessor DIR, or --preprocessor FILE.json",
+        Setting::Columns => "--column NAME; for pairs --column NAME --column NAME",
+        Setting::MaxLength => "--max-length TOKENS",
+        Setting::Labels => "--label-column NAME",
+    })
+}
+
+/// What helps where labels do not go with the rows.
+fn labels(error: &LabelError) -> Option<String> {
+    match error {
+        LabelError::Prepare(error) => data_setting(error).map(str::to_owned),
+        LabelError::NoneHeldOut { .. } | LabelError::PairsHeldOut => {
+            Some("--eval FILE has rows of their own".to_owned())
+        }
+        LabelError::None(_) => Some("--label-column NAME takes another column".to_owned()),
         _ => None,
     }
 }

@@ -3,9 +3,11 @@
 mod arguments;
 mod config;
 mod data;
+mod decoders;
 mod dequantize;
 mod diff;
 mod engine;
+mod evaluation;
 mod figures;
 mod files;
 mod folder;
@@ -13,13 +15,14 @@ mod form;
 mod granularity;
 mod hint;
 pub(crate) mod inspect;
+mod labels;
 mod lint;
 mod pages;
 mod parse;
 mod progress;
 mod report;
 mod shown;
-mod stats;
+pub(crate) mod stats;
 mod streaming;
 mod summary;
 mod system;
@@ -37,7 +40,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
-use onnx_osplus::calibrate::{CalibError, CalibSource, Dataset};
+use onnx_osplus::calibrate::{CalibError, CalibSource, Dataset, DecoderData, Metric};
 use onnx_osplus::onnx::{self, Model, SaveOptions, SaveSummary, SourceFiles, output};
 use onnx_osplus::review::Provenance;
 
@@ -78,9 +81,14 @@ const NOTHING_TO_QUANTIZE: u8 = 3;
 /// Options that contradict each other, as for what the parser of the command line refuses.
 const WRONG_USAGE: u8 = 2;
 
+/// Whether an error is wrong usage.
+pub(crate) fn is_usage(error: &anyhow::Error) -> bool {
+    error.is::<usage::Usage>()
+}
+
 /// The exit status that goes with an error.
 fn exit_status(error: &anyhow::Error) -> ExitCode {
-    if error.is::<usage::Usage>() {
+    if is_usage(error) {
         return ExitCode::from(WRONG_USAGE);
     }
     match error.downcast_ref::<onnx_osplus::Error>() {
@@ -238,7 +246,7 @@ fn quantize(arguments: &Arguments, words: &[OsString]) -> Result<()> {
             shown::path(&arguments.input)
         );
     }
-    let done = quantize_with(arguments, words, &terminal)?;
+    let done = quantize_with(arguments, words, Given::default(), &terminal)?;
     if !arguments.quiet {
         let text = done.text(arguments.verbose);
         print_summary(&text, &arguments.output, &done.saved);
@@ -246,29 +254,50 @@ fn quantize(arguments: &Arguments, words: &[OsString]) -> Result<()> {
     Ok(())
 }
 
+/// What a caller of the main job has besides its arguments.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Given<'a> {
+    /// A metric.
+    pub(crate) metric: Option<&'a dyn Metric>,
+    /// Data in place of the files of --calib: of a decoder, whose encoder makes them.
+    pub(crate) data: Option<&'a DecoderData>,
+}
+
 /// The main job: read IN, migrate and quantize it, write OUT and the reports. `words` are what asked for it.
 pub(crate) fn quantize_with(
     arguments: &Arguments,
     words: &[OsString],
+    given: Given,
     progress: &dyn Progress,
 ) -> Result<Done> {
     let start = Instant::now();
     let options = arguments.options();
     // What is wrong usage must not depend on what files there are.
     options.validate().map_err(onnx_osplus::Error::from)?;
+    let own = given.metric;
+    evaluation::check(arguments, own.is_some())?;
     let files = check_files(arguments)?;
 
     let engine = arguments.engine.engine()?;
     let (original, source) = onnx::load_with_source(&arguments.input)?;
     let loaded = start.elapsed().as_secs_f64();
     onnx_osplus::check_quantizable(&original)?;
-    let data = Dataset::open_with(
-        &original,
-        &arguments.sources(),
-        arguments.batch,
-        &arguments.settings(),
-    )?;
+    let data = match given.data {
+        Some(data) => data
+            .of(&original, arguments.batch)
+            .map_err(onnx_osplus::Error::from)?,
+        None => Dataset::open_with(
+            &original,
+            &arguments.sources(),
+            arguments.batch,
+            &arguments.settings(),
+        )?,
+    };
     let calibration = data.digest();
+    let labelled = match (own, given.data) {
+        (None, None) => evaluation::labelled(arguments, &original, &data)?,
+        _ => None,
+    };
     let opened = start.elapsed().as_secs_f64();
     let streaming::Outcome {
         mut model,
@@ -279,11 +308,13 @@ pub(crate) fn quantize_with(
         (&original, &source),
         (&data, &calibration),
         (&options, engine.as_ref()),
+        evaluation::asked(arguments, labelled.as_ref(), own),
         progress,
     )?;
 
     let saving = Instant::now();
     check_data(&data, &calibration, &arguments.sources())?;
+    evaluation::check_unchanged(labelled.as_ref(), &arguments.eval_sources())?;
     let provenance = Provenance::new(&report, source.digests(), calibration);
     if !arguments.no_metadata {
         provenance.write(&mut model);
@@ -307,6 +338,9 @@ pub(crate) fn quantize_with(
     report.peak_memory_mb = peak_memory_mb();
     let sizes = (source.len(), saved.bytes + saved.external_bytes);
     report.notes.extend(left_over(&saved));
+    report
+        .notes
+        .extend(evaluation::decoder_notes(arguments, given.data));
     if !arguments.report.is_empty() {
         report.command = Some(report::command(words));
         report.config = arguments
@@ -343,6 +377,10 @@ fn check_files(arguments: &Arguments) -> Result<Files> {
     let mut files = Files::default();
     files.reads_model("IN", &arguments.input);
     files.reads_data(&arguments.sources(), &arguments.settings());
+    files.reads_data(&arguments.eval_sources(), &arguments.eval_settings());
+    for path in arguments.judging.files() {
+        files.reads_labels(path);
+    }
     files.writes("OUT", &arguments.output, arguments.force)?;
     if arguments.external_data {
         files.writes_data_of(&arguments.output, arguments.force)?;

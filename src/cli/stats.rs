@@ -1,5 +1,6 @@
 //! `onnx-osplus stats`: the calibration alone, of a shard of the rows, and the files that it is kept in.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
@@ -109,7 +110,7 @@ struct Head {
 }
 
 /// Does the job.
-pub(super) fn run(arguments: &Arguments, progress: &dyn Progress) -> Result<()> {
+pub(crate) fn run(arguments: &Arguments, progress: &dyn Progress) -> Result<()> {
     let start = Instant::now();
     let base = Options {
         target: arguments.target,
@@ -203,7 +204,8 @@ pub(super) fn load(
     }
     let (model, external_data) = files.digests();
     let mut all = GatheredStatistics::new();
-    let mut seen: Vec<Option<&Path>> = Vec::new();
+    // By numbers, as files say them: how many there are said to be is not to be trusted.
+    let (mut shards, mut seen) = (None, BTreeMap::<usize, &Path>::new());
     for path in paths {
         let (head, found) = read(path)?;
         let name = shown::path(path);
@@ -222,27 +224,26 @@ pub(super) fn load(
             return Err(differs("another version, --batch, --seed or --engine"));
         }
         let (number, of) = head.shard;
-        if seen.is_empty() {
-            seen.resize(of, None);
-        }
-        if seen.len() != of {
+        if *shards.get_or_insert(of) != of {
             bail!(
                 "{name} is one of {of} shards, another file one of {}",
-                seen.len()
+                shards.unwrap_or(of)
             );
         }
-        match seen.get_mut(number.wrapping_sub(1)) {
-            Some(place @ None) => *place = Some(path),
-            Some(Some(other)) => bail!(
-                "{name} and {} are both shard {number} of {of}",
+        if number == 0 || number > of {
+            bail!("{name} is damaged: shard {number} of {of}");
+        }
+        if let Some(other) = seen.insert(number, path) {
+            bail!(
+                "{} and {name} are both shard {number} of {of}",
                 shown::path(other)
-            ),
-            None => bail!("{name} is damaged: shard {number} of {of}"),
+            );
         }
         merge_statistics(&mut all, found).map_err(onnx_osplus::Error::from)?;
     }
-    if let Some(missing) = seen.iter().position(Option::is_none) {
-        bail!("--stats lacks shard {} of {}", missing + 1, seen.len());
+    let of = shards.unwrap_or(0);
+    if let Some(missing) = (1..=of).find(|number| !seen.contains_key(number)) {
+        bail!("--stats lacks shard {missing} of {of}");
     }
     Ok(Some(
         finish_statistics(all).map_err(onnx_osplus::Error::from)?,

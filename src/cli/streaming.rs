@@ -10,8 +10,8 @@ use onnx_osplus::progress::Progress;
 use onnx_osplus::review::{Report, Settings};
 use onnx_osplus::solve::Method;
 use onnx_osplus::{
-    Format, Options, Streaming, WorkFolder, cannot_stream, run_streaming, stored_bytes,
-    whole_model_bytes,
+    Evaluation, Format, Options, Streaming, WorkFolder, cannot_stream, run_evaluated,
+    run_streaming, stored_bytes, whole_model_bytes,
 };
 use serde_json::json;
 
@@ -46,15 +46,22 @@ pub(super) fn run(
     (original, source): (&Model, &SourceFiles),
     (data, digest): (&Dataset, &str),
     (options, engine): (&Options, &dyn Engine),
+    evaluation: Option<Evaluation>,
     progress: &dyn Progress,
 ) -> Result<Outcome> {
     let taken_with = (arguments.batch, arguments.seed, arguments.engine.name());
     let known = super::stats::load(&arguments.stats, source, digest, taken_with)?;
     let path = work_path(&arguments.output);
-    let (streams, note) = choose(arguments, original, &path)?;
+    let (streams, note) = choose(arguments, original, &path, evaluation.is_some())?;
     if !streams {
-        let (model, mut report) =
-            onnx_osplus::run_with(original, data, known.as_ref(), engine, options, progress)?;
+        let (model, mut report) = run_evaluated(
+            original,
+            (data, known.as_ref()),
+            evaluation,
+            engine,
+            options,
+            progress,
+        )?;
         report.notes.extend(note);
         return Ok(Outcome {
             model,
@@ -162,14 +169,25 @@ fn work_path(out: &Path) -> PathBuf {
 }
 
 /// Whether to stream, and what the user should know about it.
-fn choose(arguments: &Arguments, original: &Model, work: &Path) -> Result<(bool, Option<String>)> {
+fn choose(
+    arguments: &Arguments,
+    original: &Model,
+    work: &Path,
+    judged: bool,
+) -> Result<(bool, Option<String>)> {
     let resumes = arguments.resume && work.exists();
     match arguments.streaming {
         StreamingName::Off if arguments.resume => {
             bail!("--resume goes on with a run block by block, which --streaming off forbids")
         }
         StreamingName::Off => return Ok((false, None)),
+        StreamingName::On if judged => {
+            bail!(
+                "a metric judges the model as a whole: leave --streaming on out, or what is said of labels"
+            )
+        }
         StreamingName::On => return Ok((true, None)),
+        StreamingName::Auto if judged => return Ok((false, None)),
         StreamingName::Auto if resumes => return Ok((true, None)),
         StreamingName::Auto => {}
     }

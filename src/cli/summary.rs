@@ -57,6 +57,9 @@ fn write_summary(
     }
     float_check(out, report)?;
     outputs(out, report)?;
+    if let Some(metric) = &report.metric {
+        super::labels::write_metric(out, metric, None)?;
+    }
     below_plain(out, report)?;
     lint(out, report, verbose)?;
     work(out, report)?;

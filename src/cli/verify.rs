@@ -1,6 +1,6 @@
 //! `onnx-osplus verify`: how far a quantized model is from the float model, at the outputs and Linear by Linear.
 //!
-//! Exit status: 0 done, 1 failed or below `--min-sqnr`, 2 wrong usage.
+//! Exit status: 0 done, 1 failed or below `--min-sqnr` or `--min-metric`, 2 wrong usage.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -8,18 +8,19 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use onnx_osplus::calibrate::Dataset;
+use onnx_osplus::calibrate::{Dataset, Metric};
 use onnx_osplus::onnx;
 use onnx_osplus::progress::Progress;
 use onnx_osplus::review::{
-    Energy, LAYER_TOKENS, LayerError, OutputError, Verification, VerifyError, VerifyOptions,
-    VerifyRows, verify,
+    Energy, LAYER_TOKENS, LayerError, MetricReport, OutputError, Verification, VerifyError,
+    VerifyOptions, VerifyRows, verify,
 };
 
 use super::arguments::{parse_batch, parse_threads, source};
 use super::data::DataArguments;
 use super::engine::EngineArguments;
 use super::files::Files;
+use super::labels::{LabelArguments, Rows, write_metric};
 use super::progress::Terminal;
 use super::shown::Lines;
 use super::summary::beside;
@@ -35,7 +36,7 @@ const SHOWN: usize = 10;
 /// accumulated up to it, worst first.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Exit status: 0 done, 1 failed or an output below --min-sqnr, 2 wrong usage.\n\n\
+    after_help = "Exit status: 0 done, 1 failed, an output below --min-sqnr or a metric below --min-metric, 2 wrong usage.\n\n\
                   Example: onnx-osplus verify model.onnx int8.onnx --calib heldout.npz --min-sqnr 20"
 )]
 pub(crate) struct Arguments {
@@ -54,6 +55,9 @@ pub(crate) struct Arguments {
 
     #[command(flatten)]
     data: DataArguments,
+
+    #[command(flatten)]
+    judging: LabelArguments,
 
     #[command(flatten)]
     engine: EngineArguments,
@@ -100,7 +104,7 @@ fn parse_db(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Compares the models; status 1 if an output is below `--min-sqnr`.
+/// Compares the models; status 1 if an output is below `--min-sqnr`, or the metric below `--min-metric`.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let result = compare(arguments, &Terminal::new(arguments.quiet))?;
     let to_stdout = super::write_json(arguments.json.as_deref(), arguments.force, &result)?;
@@ -116,13 +120,28 @@ pub(crate) fn compare(arguments: &Arguments, progress: &dyn Progress) -> Result<
     let mut files = Files::default();
     files.reads_model("FLOAT", &arguments.float);
     files.reads_model("QUANT", &arguments.quantized);
-    let settings = arguments.data.settings(&arguments.float);
+    let settings = match arguments.judging.asks() {
+        true => arguments.data.judging(&arguments.float),
+        false => arguments.data.settings(&arguments.float),
+    };
     files.reads_data(&sources, &settings);
+    for path in arguments.judging.files() {
+        files.reads_labels(path);
+    }
     super::begin(&mut files, arguments.json.as_deref(), arguments.force)?;
     let (float, float_source) = onnx::load_with_source(&arguments.float)?;
     let (quantized, quantized_source) = onnx::load_with_source(&arguments.quantized)?;
     let mut data = Dataset::open_with(&float, &sources, arguments.batch, &settings)?;
     let digest = data.digest();
+    let labelled = match arguments.judging.asks() {
+        true => Some(arguments.judging.labelled(Rows {
+            data: data.clone(),
+            sources: &sources,
+            held_out: false,
+            settings: &settings,
+        })?),
+        false => None,
+    };
     let options = VerifyOptions {
         threads: arguments.threads,
         layers: !arguments.no_layers,
@@ -154,6 +173,16 @@ pub(crate) fn compare(arguments: &Arguments, progress: &dyn Progress) -> Result<
         }
         result => result?,
     };
+    if let Some(labelled) = &labelled {
+        let score = |model| {
+            labelled
+                .score(model, engine.as_ref(), arguments.threads, progress)
+                .map_err(|error| anyhow::Error::from(onnx_osplus::Error::from(error)))
+        };
+        let (before, after) = (score(&float)?, score(&quantized)?);
+        let least = arguments.judging.min_metric;
+        result.metric = Some(MetricReport::new(&before, &after, least, ""));
+    }
     super::check_data(&data, &digest, &sources)?;
     float_source.check_unchanged()?;
     quantized_source.check_unchanged()?;
@@ -165,8 +194,18 @@ pub(crate) fn compare(arguments: &Arguments, progress: &dyn Progress) -> Result<
     Ok(result)
 }
 
-/// Whether every output is good enough; those that are not are said.
+/// Whether the metric and every output are good enough; what is not is said.
 fn status(arguments: &Arguments, result: &Verification) -> ExitCode {
+    if let (Some(metric), Some(wanted)) = (&result.metric, arguments.judging.min_metric)
+        && !wanted.allows(metric.float, metric.quantized)
+    {
+        let least = MetricReport::figure(&metric.name, wanted.least(metric.float));
+        super::say(&format!(
+            "error: {}, below --min-metric ({least})",
+            onnx::shown(&metric.sentence())
+        ));
+        return ExitCode::FAILURE;
+    }
     if arguments.min_sqnr.is_some() && result.outputs.is_empty() {
         super::say(
             "error: no output is float, so none has an SQNR that could be compared with --min-sqnr",
@@ -233,6 +272,9 @@ fn write_text(
         );
         let behind = beside(output.elements, 0, output.caution.as_deref());
         out.named(&before, &output.name, &behind, width)?;
+    }
+    if let Some(metric) = &result.metric {
+        write_metric(out, metric, width)?;
     }
     for name in result.other_outputs.iter() {
         out.named("  no numbers, not compared: ", name, "", width)?;

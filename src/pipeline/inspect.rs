@@ -60,6 +60,7 @@ pub fn inspect(
             progress,
             clock: &Clock::start(),
             known: None,
+            evaluation: None,
         };
         let (prepared, ..) = Prepared::with_rows(&job, data)?;
         Ok(Inspection {

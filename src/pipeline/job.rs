@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use crate::calibrate::{Engine, Statistics};
+use crate::calibrate::{Engine, Metric, MinMetric, Statistics};
 use crate::onnx::Model;
 use crate::options::Options;
 use crate::progress::Progress;
@@ -19,6 +19,19 @@ pub(crate) struct Job<'a> {
     pub clock: &'a Clock,
     /// Statistics that another run has taken, on all calibration rows.
     pub known: Option<&'a Statistics>,
+    /// What judges the result besides its outputs.
+    pub evaluation: Option<Evaluation<'a>>,
+}
+
+/// A metric of the caller's, and what it must say of the result.
+#[derive(Clone, Copy)]
+pub struct Evaluation<'a> {
+    /// What a model is worth.
+    pub metric: &'a dyn Metric,
+    /// The least that the result must be worth: Linears are left in float until it is.
+    pub least: Option<MinMetric>,
+    /// Which rows it looks at, in words, as "rows of their own"; empty where that is not known.
+    pub rows: &'a str,
 }
 
 /// Wall-clock seconds per step.

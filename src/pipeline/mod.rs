@@ -38,6 +38,7 @@ use crate::solve::Method;
 
 pub use anatomy::anatomy;
 pub use inspect::{Inspection, check_quantizable, inspect};
+pub use job::Evaluation;
 pub use plan::plan_round_trip;
 pub use stats::stats;
 pub use stream::{
@@ -82,6 +83,22 @@ pub fn run_with(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<(Model, Report), Error> {
+    run_evaluated(original, (data, known), None, engine, options, progress)
+}
+
+/// [`run_with`] with a metric that judges the result: the report has what it says of the original and of the result, and where a
+/// least is asked for, as few Linears as it needs are left in float.
+///
+/// # Errors
+/// Those of [`run`]; [`Error::MinMetric`] if the least is not reached.
+pub fn run_evaluated(
+    original: &Model,
+    (data, known): (&Dataset, Option<&Statistics>),
+    evaluation: Option<Evaluation>,
+    engine: &dyn Engine,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<(Model, Report), Error> {
     with_threads(options.threads, || {
         let engine = engine.sharing();
         let clock = Clock::start();
@@ -92,6 +109,7 @@ pub fn run_with(
             progress,
             clock: &clock,
             known,
+            evaluation,
         };
         run_job(&job, data).map(|ran| (ran.model, ran.report))
     })?
@@ -117,12 +135,14 @@ fn run_job(job: &Job, data: &Dataset) -> Result<Ran, Error> {
         known: &known,
     };
     let mut judge = HeldOut::new(job, source, &rows);
+    judge.evaluate_float()?;
     let mut written = best_plan(job, source, plan, &mut judge)?;
     judge.make_sure(&mut written)?;
     let float_check = strategy::conclude(&mut written, &mut judge)?;
     let rewritten = &calibrated.prepared.changes.rewritten;
     prepare::restore(&mut written.model, rewritten)?;
     let result = written.model.unflatten();
+    let metric = judge.metric(&written)?;
     let findings = lint::lint(job, &result)?;
     let all = judge.all_outputs(&written)?;
     let batch = rows.calibration.first();
@@ -144,6 +164,7 @@ fn run_job(job: &Job, data: &Dataset) -> Result<Ran, Error> {
             None => judge.plain().map(|plain| &plain.outputs[..]),
         },
         float_check,
+        metric,
         findings,
     };
     let report = account.report();
@@ -191,8 +212,12 @@ fn best_plan(
     let percent = job.options.max_raised;
     let written = strategy::raise_bits(written, &raises, percent, wish, judge)?;
     let written = strategy::keep_float(written, wish, sites, &units, judge)?;
-    let written = strategy::quantize_attention(written, job.options, judge)?;
-    let written = strategy::quantize_embeddings(written, job.options, judge)?;
+    let written = strategy::unless_metric_falls(written, judge, |written, judge| {
+        strategy::quantize_attention(written, job.options, judge)
+    })?;
+    let written = strategy::unless_metric_falls(written, judge, |written, judge| {
+        strategy::quantize_embeddings(written, job.options, judge)
+    })?;
     strategy::compare_with_qdq(written, judge)
 }
 

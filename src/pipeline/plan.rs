@@ -14,8 +14,20 @@ use crate::solve::{Migration, Solution};
 
 /// A plan in JSON, read and written again; `None` if it is none. For `fuzz/`: programs have no use for plans.
 pub fn plan_round_trip(json: &[u8]) -> Option<Vec<u8>> {
-    let plan: Plan = serde_json::from_slice(json).ok()?;
+    let value: serde_json::Value = serde_json::from_slice(json).ok()?;
+    let plan: Plan = fits_f32(&value).then(|| Plan::deserialize(&value).ok())??;
     serde_json::to_vec(&plan).ok()
+}
+
+/// Whether all numbers are finite as f32: what is larger would be read as infinite, which JSON cannot say.
+fn fits_f32(value: &serde_json::Value) -> bool {
+    use serde_json::Value;
+    match value {
+        Value::Number(number) => number.as_f64().is_none_or(|x| (x as f32).is_finite()),
+        Value::Array(values) => values.iter().all(fits_f32),
+        Value::Object(members) => members.values().all(fits_f32),
+        Value::Null | Value::Bool(_) | Value::String(_) => true,
+    }
 }
 
 /// Every decision of a run.
@@ -53,6 +65,8 @@ pub(crate) struct SitePlan {
     pub transform: Migration,
     /// What x' is quantized with: its smallest and largest value.
     pub range: (f32, f32),
+    /// Where every token has a scale: how many integers are below 0, if not half of them.
+    pub levels_below: Option<i32>,
     /// The factor by which `range` is wider than what calibration saw of x'.
     pub margin: f32,
     /// Why `found` is not what is done.
@@ -169,6 +183,7 @@ impl SitePlan {
             rotated: Vec::new(),
             bought: None,
             range: found.range,
+            levels_below: found.levels_below,
             margin: found.margin,
             dropped: None,
             found,
@@ -194,6 +209,7 @@ impl SitePlan {
     pub(super) fn drop(&mut self, why: Dropped) {
         self.transform = Migration::default();
         self.range = self.found.range_before;
+        self.levels_below = None;
         self.margin = 1.0;
         self.dropped = Some(why);
     }
@@ -293,6 +309,7 @@ mod tests {
             shift: Some(vec![0.5]),
             scale: Some(vec![2.0]),
             rotation: None,
+            levels_below: None,
             range: (-1.1, 1.1),
             range_before: (-4.0, 8.0),
             range_after: (-1.0, 1.0),

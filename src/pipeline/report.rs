@@ -11,9 +11,9 @@ use super::verdict::{Figure, Loss, losses};
 use crate::calibrate::{Dataset, OutputComparison};
 use crate::options::Format;
 use crate::review::{
-    AttentionReport, BelowPlain, Decision, FloatCheck, REPORT_SCHEMA, Report, RotationsReport,
-    Settings, SiteDecision, WorkReport, agreement_reports, linear_report, output_reports,
-    site_report,
+    AttentionReport, BelowPlain, Decision, FloatCheck, MetricReport, REPORT_SCHEMA, Report,
+    RotationsReport, Settings, SiteDecision, WorkReport, agreement_reports, linear_report,
+    output_reports, site_report,
 };
 use crate::solve::Method;
 use crate::target::lint::Finding;
@@ -33,6 +33,8 @@ pub(super) struct Account<'a> {
     /// The outputs of plain min-max quantization.
     pub plain: Option<&'a [OutputComparison]>,
     pub float_check: Option<FloatCheck>,
+    /// What the caller's metric says.
+    pub metric: Option<MetricReport>,
     pub findings: Vec<Finding>,
 }
 
@@ -64,6 +66,7 @@ impl Account<'_> {
                 .chain(misses.map(Into::into))
                 .collect(),
             float_check: self.float_check.clone(),
+            metric: self.metric.clone(),
             work: self.work.clone(),
             below_plain: self.below_plain(),
             outputs: output_reports(self.outputs, self.plain, held_out),

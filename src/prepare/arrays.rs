@@ -39,6 +39,11 @@ pub(crate) type Arrays = BTreeMap<String, Array>;
 pub(crate) struct Prepared {
     /// Rows of one shape each.
     pub(crate) tables: Vec<Arrays>,
+    /// Of every table, which row of the files each of its rows is, all files counted as one. What belongs to a row of the data,
+    /// as a label, is found by it.
+    pub(crate) origins: Vec<Vec<usize>>,
+    /// Rows of the files, those that are not used included.
+    pub(crate) rows: usize,
     /// What was found and decided that the user did not ask for.
     pub(crate) notes: Vec<String>,
 }

@@ -13,6 +13,8 @@ pub enum Setting {
     Columns,
     /// [`Settings::max_length`](crate::prepare::Settings::max_length)
     MaxLength,
+    /// The column with the labels.
+    Labels,
 }
 
 /// Data that cannot be made into inputs.

@@ -7,7 +7,9 @@ mod arrays;
 mod audio;
 mod config;
 mod error;
+mod generation;
 mod image;
+pub(crate) mod labels;
 mod rows;
 mod sampling;
 mod settings;
@@ -17,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 pub(crate) use arrays::{Array, Elements, Prepared, Wanted};
 pub use error::{PrepareError, Setting};
+pub use generation::Generation;
 pub use settings::Settings;
 
 /// What kind of data a file holds, by its extension.
@@ -56,9 +59,13 @@ pub(crate) fn prepare(
         Kind::Text => {
             let mut all = Prepared::default();
             for path in paths {
-                let Prepared { tables, notes } = text::prepare(path, inputs, settings)?;
-                all.tables.extend(tables);
-                all.notes.extend(notes);
+                let one = text::prepare(path, inputs, settings)?;
+                let before = all.rows;
+                let numbered = |rows: Vec<usize>| rows.into_iter().map(|n| before + n).collect();
+                all.tables.extend(one.tables);
+                all.origins.extend(one.origins.into_iter().map(numbered));
+                all.rows += one.rows;
+                all.notes.extend(one.notes);
             }
             Ok(all)
         }

@@ -19,6 +19,9 @@ pub struct Settings {
     pub max_length: Option<usize>,
     /// Rows of a file at most, evenly spread over it.
     pub samples: Option<usize>,
+    /// Whether the rows have labels that judge a model: many are used where nobody says how many, and a model that compares no
+    /// texts itself is given the two of a pair as rows of their own.
+    pub judges: bool,
     /// The file that the model came from: a tokenizer and configuration are looked for in its folder and the one above.
     pub model: Option<PathBuf>,
 }
@@ -28,6 +31,9 @@ pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 pub(super) const SENTENCE_BERT: &str = "sentence_bert_config.json";
 pub(super) const CONFIG: &str = "config.json";
+
+/// Rows that judge a model by their labels where nobody says how many: accuracy is then known to two or three points.
+const JUDGING: usize = 1000;
 
 /// The files that say how images and recordings are prepared; the second has the first inside.
 const PREPROCESSOR: &str = "preprocessor_config.json";
@@ -110,6 +116,17 @@ impl Settings {
         files.into_iter().find(|file| file.is_file())
     }
 
+    /// The folders with the model's configuration, the tokenizer's first if there is one.
+    ///
+    /// # Errors
+    /// Those of [`Settings::tokenizer`].
+    pub(super) fn beside(&self) -> Result<Vec<PathBuf>, PrepareError> {
+        Ok(match self.tokenizer()? {
+            Some(tokenizer) => self.all_folders(&tokenizer),
+            None => self.folders(),
+        })
+    }
+
     /// The folders with configuration: that of the tokenizer, then those of the model.
     pub(super) fn all_folders(&self, tokenizer: &Path) -> Vec<PathBuf> {
         let first = folder_of(tokenizer).to_owned();
@@ -129,6 +146,15 @@ impl Settings {
             files.push(tokenizer);
         }
         files
+    }
+
+    /// Rows to use at most, where `usual` are used to calibrate.
+    pub(super) fn count(&self, usual: usize) -> usize {
+        let standard = match self.judges {
+            true => JUDGING.max(usual),
+            false => usual,
+        };
+        self.samples.unwrap_or(standard)
     }
 
     /// Whether anything is asked for that arrays do not need.

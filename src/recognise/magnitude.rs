@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! a = ReduceMax(Abs(x), axes = [−1], keepdims = 1), then Max, Mul, Add, Div with scalars, Clip, Cast
+//!                                                   LeakyRelu(x, alpha < 0) for Abs: one-sided tokens
 //! ```
 
 use crate::graph::{NodeId, ValueId, View};
-use crate::onnx::node::{attr_i, attr_ints};
+use crate::onnx::node::{attr_f, attr_i, attr_ints};
 use crate::onnx::op;
 
 /// More steps than are written between the parts.
@@ -19,8 +20,8 @@ pub fn magnitude(view: &View, mut value: ValueId) -> Option<ValueId> {
         let scalar = |slot| input(slot).is_some_and(|v| view.scalar(v).is_some());
         value = match view.op(node) {
             op::ReduceMax if over_last_axis(view, node) => {
-                let sizes = view.producer_is(input(0)?, op::Abs)?;
-                return view.input(sizes, 0);
+                let (sizes, _) = view.producer(input(0)?)?;
+                return is_size(view, sizes).then(|| view.input(sizes, 0))?;
             }
             op::Cast | op::Clip | op::Identity => input(0)?,
             op::Max | op::Mul | op::Add | op::Div if scalar(1) => input(0)?,
@@ -29,6 +30,16 @@ pub fn magnitude(view: &View, mut value: ValueId) -> Option<ValueId> {
         };
     }
     None
+}
+
+/// Whether a node gives values without their signs, those below 0 possibly many times as large.
+fn is_size(view: &View, node: NodeId) -> bool {
+    let alpha = || attr_f(view.node(node), "alpha");
+    match view.op(node) {
+        op::Abs => true,
+        op::LeakyRelu => alpha().is_some_and(|alpha| alpha < 0.0),
+        _ => false,
+    }
 }
 
 /// What a value was before Casts.

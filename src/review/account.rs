@@ -144,6 +144,7 @@ pub fn site_report(decision: SiteDecision) -> SiteReport {
         reason: (!folded).then_some(why_not),
         shift: transform.shift.clone(),
         scale: transform.scale.clone(),
+        levels_below: solution.levels_below.filter(|_| kept),
         rotation: transform
             .rotation
             .as_ref()

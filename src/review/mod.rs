@@ -6,6 +6,7 @@ pub mod diff;
 mod html;
 mod inspect;
 mod json;
+mod metric;
 mod provenance;
 mod quantized;
 mod report;
@@ -22,6 +23,7 @@ pub use inspect::{
     Outliers, PROVENANCE, Quantized, RotationFacts, SiteFacts, Subject, TokenFacts, Tokens,
     anatomy, outliers,
 };
+pub use metric::MetricReport;
 pub use provenance::Provenance;
 pub use quantized::{QuantizedLinear, quantized_embeddings, quantized_linears};
 pub use report::{

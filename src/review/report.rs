@@ -9,7 +9,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::json::number;
-use super::{EmbeddingsReport, LayerError, RotationReport, RotationsReport, Settings, WorkReport};
+use super::{
+    EmbeddingsReport, LayerError, MetricReport, RotationReport, RotationsReport, Settings,
+    WorkReport,
+};
 use crate::target::lint::Finding;
 
 /// The version of the JSON form of a [`Report`]. It grows when a key changes its meaning or goes; new keys may come at any
@@ -59,6 +62,8 @@ pub struct Report {
     pub rotations: Option<RotationsReport>,
     /// Embedding tables in 8 bits; `None` if there are none.
     pub embeddings: Option<EmbeddingsReport>,
+    /// What the caller's metric says of the float and of the written model; `None` if there is none.
+    pub metric: Option<MetricReport>,
     /// What was left in float to make the outputs better; `None` unless that was asked for.
     pub kept_float: Option<KeptFloat>,
     /// Model inputs that the calibration data did not give: name and what they were filled with.
@@ -161,6 +166,9 @@ pub struct SiteReport {
     /// Smallest and largest calibration value before.
     #[serde(deserialize_with = "number")]
     pub range_before: (f32, f32),
+    /// Where every token has a scale: how many integers are below the one that stands for 0, if clearly fewer than half of them are
+    /// better for what is in it; `None` if half are.
+    pub levels_below: Option<i32>,
     /// And after shift, scale and rotation, before the margin.
     #[serde(deserialize_with = "number")]
     pub range_after: (f32, f32),

@@ -31,8 +31,8 @@ pub use fold_sizes::fold_sizes;
 pub use linear::Precision;
 pub use migrate::{migrate, migrate_in};
 pub use quantize::{
-    Activation, IntegerProduct, IntegerProducts, QuantizePlan, Rounded, WeightStorage, nearest,
-    quantize, quantize_as_operators,
+    Activation, IntegerProduct, IntegerProducts, Magnitude, QuantizePlan, Rounded, WeightStorage,
+    nearest, quantize, quantize_as_operators,
 };
 pub use take_apart::take_apart;
 pub use to_matmul::{Rewritten, to_matmul};

@@ -53,13 +53,25 @@ use crate::recognise::{Linear, LinearForm, LinearId, Recognised};
 use crate::solve::{QuantParams, QuantizedWeight, WeightSpec};
 use crate::target::{GemmBias, Profile};
 
+/// What every token of an input is divided by.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Magnitude {
+    /// Its largest magnitude.
+    Symmetric,
+    /// The same, where what is below 0 has only so many integers and counts as many times more.
+    OneSided {
+        /// Integers below the one that stands for 0, at least 1.
+        below: i32,
+    },
+}
+
 /// How the input of one Linear is quantized.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Activation {
     /// Scale, zero point and integer range; where every token has a scale, those of the input over its magnitude.
     pub params: QuantParams,
-    /// Whether the input is divided by the largest magnitude of every token first.
-    pub per_token: bool,
+    /// What every token of the input is divided by first, if by anything.
+    pub per_token: Option<Magnitude>,
     /// The rank of the input at run time; it decides the form of the bias.
     pub rank: usize,
 }
@@ -179,8 +191,8 @@ impl Writer<'_, '_> {
         rounded: Option<&Arc<QuantizedWeight>>,
     ) -> Result<Patch, RewriteError> {
         let mut patch = Patch::new(format!("quantize `{}`", linear.name));
-        if activation.per_token {
-            self.per_token(linear, activation, rounded, &mut patch)?;
+        if let Some(magnitude) = activation.per_token {
+            self.per_token(linear, (activation, magnitude), rounded, &mut patch)?;
             return Ok(patch);
         }
         let x = self.quantize_input(linear, &activation.params, &mut patch);

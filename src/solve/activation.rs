@@ -3,6 +3,7 @@
 //! ```text
 //! per tensor   s constant, any zero point             x ≈ (q − zero_point) · s
 //! per token    s_t = max_j |x_tj| / qmax              x_t ≈ q_t · s_t             zero point 0
+//! one-sided    s_t = max_j max(x_tj / qmax, x_tj / qmin)                          qmin < 0 of 2^bits integers, few
 //! per group    s_tg = max over the channels of g      x_tg ≈ q_tg · s_tg          zero point 0
 //! ```
 //!
@@ -24,8 +25,8 @@ pub enum ActivationQuantizer {
     Constant(QuantParams),
     /// A scale per row, or per group of channels of it.
     Dynamic {
-        /// The largest integer; the smallest is its negative.
-        qmax: i32,
+        /// The smallest and the largest integer: 0 is between them.
+        levels: (i32, i32),
         /// Channels of a group; `None` for whole rows.
         group: Option<usize>,
     },
@@ -37,7 +38,7 @@ impl ActivationSpec {
     /// What is done to values from `min` to `max`; scales of tokens and groups do not depend on these.
     pub fn quantizer(&self, min: f32, max: f32) -> ActivationQuantizer {
         let dynamic = |group| ActivationQuantizer::Dynamic {
-            qmax: (1 << (self.bits - 1)) - 1,
+            levels: self.levels(),
             group,
         };
         match self.granularity {
@@ -47,6 +48,15 @@ impl ActivationSpec {
             ActivationGranularity::PerToken => dynamic(None),
             ActivationGranularity::PerGroup(size) => dynamic(Some(size)),
             ActivationGranularity::Float => ActivationQuantizer::Float,
+        }
+    }
+
+    /// The smallest and the largest integer of a token or group.
+    pub fn levels(&self) -> (i32, i32) {
+        let half = (1 << (self.bits - 1)) - 1;
+        match self.levels_below {
+            Some(below) => (-below, (1 << self.bits) - 1 - below),
+            None => (-half, half),
         }
     }
 
@@ -61,11 +71,12 @@ impl ActivationQuantizer {
     pub(crate) fn apply(&self, x: &[f32], out: &mut [f32], columns: usize) {
         match *self {
             ActivationQuantizer::Constant(params) => fake_quantize_into(x, out, &params),
-            ActivationQuantizer::Dynamic { qmax, group } => {
+            ActivationQuantizer::Dynamic { levels, group } => {
                 let group = group.unwrap_or(columns).max(1);
+                let levels = (levels.0 as f32, levels.1 as f32);
                 for (x, out) in rows(x, columns).zip(out.chunks_mut(columns.max(1))) {
                     for (x, out) in x.chunks(group).zip(out.chunks_mut(group)) {
-                        quantize_group(x, out, qmax as f32);
+                        quantize_group(x, out, levels);
                     }
                 }
             }
@@ -89,11 +100,12 @@ impl ActivationQuantizer {
                 f64::from(params.scale).powi(2) * weights / tokens
             }
             ActivationQuantizer::Float => 0.0,
-            ActivationQuantizer::Dynamic { qmax, group } => {
+            ActivationQuantizer::Dynamic { levels, group } => {
                 let group = group.unwrap_or(columns).max(1);
+                let levels = (levels.0 as f32, levels.1 as f32);
                 let square = |(t, x): (usize, &[f32])| {
                     let groups = x.chunks(group).map(|x| {
-                        let step = f64::from(largest(x)) / f64::from(qmax);
+                        let step = f64::from(step(x, levels));
                         step * step * x.len() as f64
                     });
                     groups.sum::<f64>() / columns.max(1) as f64 * weight(t)
@@ -108,25 +120,29 @@ fn rows(x: &[f32], columns: usize) -> std::slice::ChunksExact<'_, f32> {
     x.chunks_exact(columns.max(1))
 }
 
-fn largest(x: &[f32]) -> f32 {
-    x.iter().fold(LEAST_MAGNITUDE, |m, v| m.max(v.abs()))
+/// The step that the values of one token or group have: the largest of them is the largest integer, or the smallest the smallest.
+#[inline(always)]
+fn step(x: &[f32], (qmin, qmax): (f32, f32)) -> f32 {
+    // What is below 0 counts as many times as there are fewer integers for it.
+    let below = qmax / qmin;
+    let mut most = LEAST_MAGNITUDE;
+    for &v in x {
+        let v = if v < 0.0 { v * below } else { v };
+        most = if v > most { v } else { most };
+    }
+    most / qmax
 }
 
 wide! {
-    /// `q = round_half_even(x / s)`, `s = max|x| / qmax`, and back.
-    fn quantize_group(x: &[f32], out: &mut [f32], qmax: f32) = quantize_each;
+    /// `q = round_half_even(x / s)`, s: [`step`], and back.
+    fn quantize_group(x: &[f32], out: &mut [f32], levels: (f32, f32)) = quantize_each;
 }
 
 #[inline(always)]
-fn quantize_each(x: &[f32], out: &mut [f32], qmax: f32) {
-    let mut most = LEAST_MAGNITUDE;
-    for v in x {
-        let v = v.abs();
-        most = if v > most { v } else { most };
-    }
-    let scale = most / qmax;
+fn quantize_each(x: &[f32], out: &mut [f32], levels: (f32, f32)) {
+    let scale = step(x, levels);
     for (out, &v) in out.iter_mut().zip(x) {
-        *out = saturate_round(v / scale, -qmax, qmax) * scale;
+        *out = saturate_round(v / scale, levels.0, levels.1) * scale;
     }
 }
 
@@ -166,6 +182,23 @@ mod tests {
             applied(spec(8, ActivationGranularity::PerTensor), &x, 5)[0],
             1.0
         );
+    }
+
+    #[test]
+    fn one_sided_tokens_have_nearly_all_integers_above_zero() {
+        let spec = ActivationSpec {
+            levels_below: Some(16),
+            ..spec(8, ActivationGranularity::PerToken)
+        };
+        assert_eq!(spec.levels(), (-16, 239));
+        // 239 steps up to the largest; a token whose smallest is beyond 16 of them has larger steps, and loses nothing.
+        let x = [239.0, -15.8, 0.6, 3.0, 3.0, -16.0, 100.4, 200.0];
+        let out = applied(spec, &x, 4);
+        assert_eq!(out[..4], [239.0, -16.0, 1.0, 3.0]);
+        assert_eq!(out[4..], [3.0, -16.0, 100.0, 200.0]);
+        let beyond = applied(spec, &[1.0, -32.0, 400.0, 0.0], 4);
+        assert_eq!(beyond[1], -32.0);
+        assert!((beyond[2] - 400.0).abs() <= 1.0);
     }
 
     #[test]

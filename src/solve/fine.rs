@@ -17,6 +17,7 @@ use super::migration::{self, ShiftKind, extremes, shift};
 use super::response::{self, Response};
 use super::scored::{CLEAR_GAIN, gain_db};
 use super::survey::Survey;
+use super::{ActivationGranularity, ActivationSpec};
 use super::{Fold, Migration, Recipe, SiteProblem, Solution, SolveSettings};
 
 /// Exponents of the families of powers.
@@ -27,6 +28,9 @@ const NEAR: [f32; 2] = [-0.07, 0.07];
 
 /// Thresholds over the largest extreme.
 const THRESHOLDS: [f32; 8] = [0.015, 0.03, 0.06, 0.1, 0.17, 0.28, 0.45, 0.7];
+
+/// Integers below 0 that are tried where tokens are one-sided: half of all over these.
+const BELOW: [i32; 4] = [2, 4, 8, 128];
 
 /// Candidates that are scored by the loss itself, besides doing nothing.
 const FINALISTS: usize = 4;
@@ -88,6 +92,14 @@ pub(super) fn solve(
     let (before, after) = (losses[0], losses[best]);
     let mut solution = site.solution(trials[best], before, after);
     solution.at_response = found_at_response;
+    if let Some((below, of_symmetric)) = site.levels_below(loss, &trials[best]) {
+        solution.levels_below = Some(below);
+        if !found_at_response {
+            // With it or without, a migration gains what it gains; a rotation has to be better than both together.
+            solution.loss_before *= of_symmetric;
+            solution.loss_after *= of_symmetric;
+        }
+    }
     let estimate = |c: &Candidate| ranked.iter().find(|(r, _)| r == c).map(|(_, e)| *e);
     let estimate = estimate(&trials[best]).unwrap_or(f64::INFINITY);
     (solution, estimate)
@@ -184,6 +196,45 @@ impl Site<'_, '_> {
             .chunks(directions.max(1))
             .map(|l| l.iter().sum())
             .collect()
+    }
+
+    /// How many integers below 0 are best for a candidate, if clearly fewer than half, and the loss over that with half of them:
+    /// behind GELU few are needed.
+    ///
+    /// Measured at the outputs of the Linears. Symmetric targets have no such form.
+    fn levels_below(&self, loss: &SiteLoss, candidate: &Candidate) -> Option<(i32, f64)> {
+        let activation = &self.settings.activation;
+        let per_token = activation.granularity == ActivationGranularity::PerToken;
+        (per_token && !activation.symmetric).then_some(())?;
+        let score = |below: Option<i32>| -> f64 {
+            let activation = ActivationSpec {
+                levels_below: below,
+                ..*activation
+            };
+            let of = |direction| {
+                let migration = self.migration(candidate, &loss.fit(direction));
+                let of = (candidate.shift, &migration);
+                loss.evaluate_as(
+                    &activation,
+                    of,
+                    &[1.0],
+                    self.problem.correct_bias,
+                    direction,
+                )
+            };
+            (0..loss.directions()).flat_map(of).sum()
+        };
+        let most = 1 << (activation.bits - 1);
+        let mut tried: Vec<i32> = BELOW.iter().map(|part| (most / part).max(1)).collect();
+        tried.dedup();
+        let tried: Vec<Option<i32>> = [None]
+            .into_iter()
+            .chain(tried.into_iter().map(Some))
+            .collect();
+        let losses: Vec<f64> = tried.par_iter().map(|below| score(*below)).collect();
+        let best = (1..tried.len()).min_by(|&a, &b| losses[a].total_cmp(&losses[b]))?;
+        let clear = losses[best] < losses[0] * CLEAR_GAIN;
+        Some((tried[best]?, losses[best] / losses[0])).filter(|_| clear)
     }
 
     /// Losses at the response of the block; `None` if it cannot be run.

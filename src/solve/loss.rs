@@ -210,6 +210,18 @@ impl SiteLoss {
     /// Serial, with sums in a fixed order: the result is the same on any thread.
     pub fn evaluate_migration(
         &self,
+        of: (ShiftKind, &Migration),
+        margins: &[f32],
+        corrected: bool,
+        direction: usize,
+    ) -> Vec<f64> {
+        self.evaluate_as(&self.activation, of, margins, corrected, direction)
+    }
+
+    /// The same with activations quantized in another way than the settings say.
+    pub(super) fn evaluate_as(
+        &self,
+        activation: &ActivationSpec,
         (kind, migration): (ShiftKind, &Migration),
         margins: &[f32],
         corrected: bool,
@@ -252,11 +264,11 @@ impl SiteLoss {
         let mut losses = Vec::with_capacity(margins.len());
         for margin in margins {
             // Where there is no range, all margins are one.
-            if let (false, Some(&loss)) = (self.activation.has_range(), losses.first()) {
+            if let (false, Some(&loss)) = (activation.has_range(), losses.first()) {
                 losses.push(loss);
                 continue;
             }
-            let quantizer = self.activation.quantizer(low * margin, high * margin);
+            let quantizer = activation.quantizer(low * margin, high * margin);
             quantizer.apply(x, q, c);
             product(q, w, out, (t, c, n));
             if let Some(fit) = &fit {

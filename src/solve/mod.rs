@@ -143,6 +143,8 @@ pub struct Solution {
     pub scale: Option<Vec<f32>>,
     /// Rotation R behind shift and scale; `None` = none.
     pub rotation: Option<Rotation>,
+    /// Where every token has a scale: how many integers are below 0, if not half of them ([`ActivationSpec::levels_below`]).
+    pub levels_below: Option<i32>,
     /// Quantization range of `x' = ((x − z) / s) R`: (smallest, largest) over all tokens, times the margin.
     pub range: (f32, f32),
     /// Range of x over all tokens, without margin.

@@ -429,6 +429,8 @@ impl<'a, 'p> Site<'a, 'p> {
             shift: migration.shift,
             scale: migration.scale,
             rotation: migration.rotation,
+            // A rotation makes both sides alike.
+            levels_below: None,
             ..best.clone()
         }
     }

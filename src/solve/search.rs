@@ -406,6 +406,7 @@ impl Solution {
     ) -> Self {
         let (low, high) = migration.range(min, max);
         Self {
+            levels_below: None,
             range: (low * margin, high * margin),
             range_before: Migration::default().range(min, max),
             range_after: (low, high),

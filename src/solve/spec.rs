@@ -37,10 +37,13 @@ pub struct ActivationSpec {
     pub bits: u8,
     /// `true`: signed, zero point 0, `scale = max|x| / (2^(bits−1) − 1)`, q in `−2^(bits−1) ..= 2^(bits−1) − 1`.
     /// `false`: unsigned, q in `0 ..= 2^bits − 1`, range widened to contain 0 so that 0.0 is represented exactly.
-    /// Scales of tokens and groups are always symmetric.
+    /// Scales of tokens and groups are symmetric, but for `levels_below`.
     pub symmetric: bool,
     /// What shares a scale.
     pub granularity: ActivationGranularity,
+    /// Where every token has a scale: how many of the 2^bits integers are below the one that stands for 0; `None` for as many as
+    /// above. GELU gives −0.17 at least, and 8 bits of which one is a sign are 7 for it.
+    pub levels_below: Option<i32>,
 }
 
 /// How weights are quantized.
@@ -72,6 +75,7 @@ impl ActivationSpec {
             bits,
             symmetric,
             granularity: ActivationGranularity::PerTensor,
+            levels_below: None,
         }
     }
 

@@ -34,6 +34,10 @@ return kinds.map(k => document.querySelector(k)).filter(e => e)
     .map(e => [e.className || e.tagName, getComputedStyle(e).color, background(e)]);
 """
 SIZES = "return [document.documentElement.scrollWidth, document.documentElement.clientWidth];"
+DRAWN = """
+return [...document.querySelectorAll('svg')].map(s => [s.getBoundingClientRect().width, s.getBoundingClientRect().height,
+    s.querySelectorAll('rect').length]);
+"""
 TEXT = "return document.body.textContent;"
 
 
@@ -60,6 +64,43 @@ def make(binary, folder, name, options):
     return page, json.loads(report.read_text())
 
 
+def looked_at(browser, page, where, shot, kept):
+    """What must hold of every page: no error, no request, no overflow, readable. Gives the colour behind its text."""
+    scheme, width = shot
+    console, asked = browser.open(page.as_uri(), width, scheme)
+    assert not console, f"{where}: console: {console}"
+    assert not asked, f"{where}: asked for {asked}"
+    wide, room = browser.script(SIZES)
+    assert wide <= room, f"{where}: the page is {wide} wide in a window of {room}"
+    first = None
+    for what, colour, background in browser.script(COLOURS):
+        found = contrast(colour, background)
+        assert found >= 4.5, f"{where}: {what}: contrast {found:.1f} of {colour} on {background}"
+        first = first or background
+    if kept:
+        Path(kept).mkdir(parents=True, exist_ok=True)
+        browser.screenshot(Path(kept) / f"{page.stem}-{scheme}-{width}.png")
+    return first
+
+
+def look_at_a_diff(binary, browser, folder, kept):
+    """The page of `diff --html`: what differs is on it, drawn before and after, with something to see."""
+    page = folder / "diff.html"
+    subprocess.run([binary, "diff", TINY / "model.onnx", folder / "ort.onnx", "--html", page], stdout=subprocess.DEVNULL)
+    stat = subprocess.run([binary, "diff", TINY / "model.onnx", folder / "ort.onnx", "--stat"], capture_output=True, text=True)
+    backgrounds = {}
+    for scheme in SCHEMES:
+        for width in WIDTHS:
+            where = f"diff, {scheme}, {width}"
+            backgrounds[scheme] = looked_at(browser, page, where, (scheme, width), kept)
+            drawn = browser.script(DRAWN)
+            assert drawn and all(w > 0 and h > 0 for w, h, _ in drawn), f"{where}: nothing is drawn: {drawn}"
+            assert sum(boxes for _, _, boxes in drawn) > 10, f"{where}: {drawn}"
+            assert "QuantizeLinear" in browser.script(TEXT), where
+    assert stat.stdout and backgrounds["light"] != backgrounds["dark"], backgrounds
+    return len(SCHEMES) * len(WIDTHS)
+
+
 def expected(report):
     """Texts that the page must hold."""
     yield from (linear["name"] for linear in report["linears"])
@@ -83,24 +124,14 @@ def main(binary, kept=None):
             for scheme in SCHEMES:
                 for width in WIDTHS:
                     where = f"{name}, {scheme}, {width}"
-                    console, asked = browser.open(page.as_uri(), width, scheme)
-                    assert not console, f"{where}: console: {console}"
-                    assert not asked, f"{where}: asked for {asked}"
-                    wide, room = browser.script(SIZES)
-                    assert wide <= room, f"{where}: the page is {wide} wide in a window of {room}"
-                    for what, colour, background in browser.script(COLOURS):
-                        found = contrast(colour, background)
-                        assert found >= 4.5, f"{where}: {what}: contrast {found:.1f} of {colour} on {background}"
-                        backgrounds.setdefault(scheme, background)
+                    backgrounds.setdefault(scheme, looked_at(browser, page, where, (scheme, width), kept))
                     text = browser.script(TEXT)
                     missing = [t for t in expected(report) if t not in text]
                     assert not missing, f"{where}: not on the page: {missing}"
-                    if kept:
-                        Path(kept).mkdir(parents=True, exist_ok=True)
-                        browser.screenshot(Path(kept) / f"{name}-{scheme}-{width}.png")
                     checked += 1
             assert backgrounds["light"] != backgrounds["dark"], backgrounds
-    print(f"{checked} views of the report page are as they should be")
+        checked += look_at_a_diff(binary, browser, folder, kept)
+    print(f"{checked} views of the pages of a report and of a diff are as they should be")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A small model with Linears in every form, for scales per token and weights in groups: what the forms are, in numpy.
 
 `model` has a norm with outlier channels (written out before opset 17, which has no operator for it), MatMul + Add, a Relu, MatMul, and over rank 2 Gemms with alpha, beta, transB, transA
-and a computed bias. `linear_by_definition` computes one Linear of a written file from its initializers, by the definitions
+and a computed bias; the Relu can be another function. `linear_by_definition` computes one Linear of a written file from its initializers, by the definitions
 of ONNX and of com.microsoft.MatMulNBits; `execute` runs the file node by node so.
 """
 
@@ -38,7 +38,19 @@ def norm(opset, constants, array_type):
     ]
 
 
-def model(opset=21, dtype="float32", k=K, hidden=HIDDEN, seed=5, ir=None):
+def activation(kind, constants, array_type):
+    """h2 = act(h1): "Relu", "Tanh", or "Silu" and "Gelu" written out; `constants` gets what it needs."""
+    node = helper.make_node
+    if kind == "Silu":
+        return [node("Sigmoid", ["h1"], ["gate"], "act_gate"), node("Mul", ["h1", "gate"], ["h2"], "act")]
+    if kind == "Gelu":
+        constants |= {"root": array_type(2**0.5), "one": array_type(1), "half": array_type(0.5)}
+        steps = [("Div", ["h1", "root"], "e0"), ("Erf", ["e0"], "e1"), ("Add", ["e1", "one"], "e2"), ("Mul", ["h1", "e2"], "e3")]
+        return [node(op, inputs, [y], f"act_{y}") for op, inputs, y in steps] + [node("Mul", ["e3", "half"], ["h2"], "act")]
+    return [node(kind, ["h1"], ["h2"], "act")]
+
+
+def model(opset=21, dtype="float32", k=K, hidden=HIDDEN, seed=5, ir=None, act="Relu"):
     array_type, elem_type = FLOATS[dtype]
     random = np.random.default_rng(seed)
     gamma = random.uniform(0.5, 1.5, k)
@@ -60,7 +72,7 @@ def model(opset=21, dtype="float32", k=K, hidden=HIDDEN, seed=5, ir=None):
         *norm(opset, made, array_type),
         helper.make_node("MatMul", ["n", "w1"], ["h0"], "up"),
         helper.make_node("Add", ["h0", "b1"], ["h1"], "up_bias"),
-        helper.make_node("Relu", ["h1"], ["h2"], "act"),
+        *activation(act, made, array_type),
         helper.make_node("MatMul", ["h2", "w2"], ["y1"], "down"),
         helper.make_node("Reshape", ["n", "rows"], ["flat"], "flatten"),
         helper.make_node("Gemm", ["flat", "w3", "b3"], ["y2"], "head", transB=1, beta=0.5),

@@ -104,6 +104,49 @@ def test_openvino_and_tensorrt_multiply_in_integers_too(written):
         assert [name for name in LINEARS if not runtimes.tensorrt_integer(engine, name)] == []
 
 
+@pytest.mark.parametrize("act", ["Relu", "Silu", "Gelu", "Tanh"])
+@pytest.mark.parametrize("opset", [13, 21])
+def test_one_sided_tokens_have_few_integers_below_zero(written, act, opset, tmp_path):
+    """Behind Relu, Silu and Gelu; what has two sides, and what a symmetric target gets, keeps as many below as above."""
+    options = ("--preset", "robust", "--max-slowdown", "0")
+    path, report = written("ort", opset, "float32", *options, act=act)
+    below = {site["value"]: site["levels_below"] for site in report["sites"]}
+    one_sided = act != "Tanh"
+    assert (below.pop("h2") is not None) == one_sided
+    assert set(below.values()) == {None}
+    counts = op_counts(onnx.load(path))
+    assert (counts["LeakyRelu"], counts["Abs"]) == ((1, 3) if one_sided else (0, 4))
+    assert runtimes.products(runtimes.onnx_runtime_graph(path, tmp_path)) == (len(LINEARS), [])
+    reference, got = run_onnx_runtime(original(path)), run_onnx_runtime(path)
+    if opset == 21:  # of 13 numpy has no definition
+        assert lowest(fine_grained.execute(path, {"x": FEED}), got) > 60
+    # The other outputs do not read it; behind it there is nearly a bit more.
+    both, _ = written("tensorrt", opset, "float32", *options, act=act)
+    assert op_counts(onnx.load(both))["LeakyRelu"] == 0
+    gain = sqnr(reference[0], got[0]) - sqnr(reference[0], run_onnx_runtime(both)[0])
+    assert gain > (1 if one_sided else -1)
+    text = run_tool("diff", original(path), path)
+    assert "LeakyRelu" not in text.stdout, text.stdout
+    back = tmp_path / "float.onnx"
+    assert run_tool("dequantize", path, back).returncode == 0
+    assert not {"LeakyRelu", "ReduceMax", "QuantizeLinear"} & set(op_counts(onnx.load(back)))
+    # What is left is the error of the weights.
+    assert lowest(reference, run_onnx_runtime(back)) > lowest(reference, got)
+
+
+def test_no_one_sided_token_is_clipped(written):
+    """A token of which calibration has seen nothing: what is below zero sets its scale."""
+    path, report = written("ort", 17, "float32", "--preset", "robust", "--max-slowdown", "0", act="Silu")
+    assert any(site["levels_below"] for site in report["sites"])
+    x = FEED.copy()
+    model = onnx.load(original(path))
+    weight = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}["w1"]
+    # Against most columns, so that Silu gives little else than what is below zero.
+    x[0, 0] = -weight.sum(1)
+    reference = run_onnx_runtime(original(path), x)
+    assert sqnr(reference[0][0, 0], run_onnx_runtime(path, x)[0][0, 0]) > 30
+
+
 def test_no_token_is_clipped(written):
     x = FEED.copy()
     # Behind a norm tokens have one size; before it they do not, so the norm's own gamma is what a constant range saw.

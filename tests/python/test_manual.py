@@ -30,8 +30,8 @@ ELSEWHERE = {
     "scripts/review": "test_action.py",
 }
 
-# Data with a tokenizer, images, recordings and folders of hubs: test_text_data.py, test_image_data.py, test_audio_data.py, test_folder.py.
-TEXTS = ("--column", "sentences.txt", "photos/", "speech/", "--preprocessor", "OUTDIR")
+# Data with a tokenizer, images, recordings and folders of hubs: test_text_data.py, test_image_data.py, test_audio_data.py, test_folder.py; labels: test_labels.py.
+TEXTS = ("--column", "sentences.txt", "photos/", "speech/", "--preprocessor", "OUTDIR", "--label-column")
 
 
 def text_of(path):

@@ -19,6 +19,7 @@ ELSEWHERE |= {"layers[].quantized.notes[]"}
 # A file, options; together they have every other key.
 RUNS = {
     "budget": ("tiny", ["--keep-float", "2"]),
+    "metric": ("tiny", ["--eval", str(TINY.heldout), "--labels", "labels.txt", "--min-metric", "-90%", "--no-layers"]),
     "attention": ("tiny", ["--target", "tensorrt", "--attention", "int8"]),
     "operators": ("tiny", ["--format", "qoperator", "--no-layers"]),
     "float": ("tiny", ["--format", "float"]),
@@ -89,6 +90,11 @@ def reports(tmp_path_factory):
         folder = tmp_path_factory.mktemp("report")
         path, calib = source(model, folder)
         files = folder / "report.json", folder / "report.html"
+        if "labels.txt" in options:
+            # A label for each two rows.
+            count = len(np.load(TINY.heldout)["input_ids"]) // 2
+            (folder / "labels.txt").write_text("\n".join(map(str, range(count))))
+            options = [str(folder / o) if o == "labels.txt" else o for o in options]
         done = run_tool(path, folder / "out.onnx", "--calib", calib, "-q", "--report", files[0], "--report", files[1], *options)
         assert done.returncode == 0, f"{name}: {done.stderr}"
         found[name] = json.loads(files[0].read_text()), files[1].read_text()

@@ -4,6 +4,7 @@ import copy
 import json
 
 import jsonschema
+import numpy as np
 import pytest
 from conftest import MODELS, ROOT, TINY, TINY_LLAMA, run_tool
 from test_report import documented, reports  # noqa: F401  (a fixture)
@@ -81,3 +82,40 @@ def test_findings_are_valid(target, tmp_path):
     for files in [[QUANTIZED], [QUANTIZED, other, tmp_path / "none.onnx"], sorted((ROOT / "tests" / "data").glob("*.onnx"))]:
         value = json.loads(run_tool("lint", *files, "--target", target, "--json").stdout)
         assert [error.message for error in validator.iter_errors(value)] == []
+
+
+def test_comparisons_are_valid(tmp_path):
+    """Of this tool's models and of one that is quantized in another form, with and without labels and Linears."""
+    validator = strict(schema("verify"))
+    rows = len(np.load(TINY.heldout)["input_ids"])
+    (tmp_path / "labels.txt").write_text("\n".join(str(n % 7) for n in range(rows // 2)))
+    labels = ["--labels", tmp_path / "labels.txt", "--min-metric", "-99%"]
+    seen = set()
+    for name, options, more in [
+        ("int8", [], labels),
+        ("groups", ["--weight-only", "--weight-bits", "4", "--weight-granularity", "group:32"], []),
+        ("per token", ["--activation-granularity", "per-token"], ["--no-layers"]),
+    ]:
+        out = tmp_path / f"{name}.onnx"
+        done = run_tool(TINY.model, out, "--calib", TINY.calib, "-q", "--max-slowdown", "0", *options)
+        assert done.returncode == 0, done.stderr
+        done = run_tool("verify", TINY.model, out, "--calib", TINY.heldout, "--json", "-", *more)
+        assert done.returncode == 0, done.stderr
+        value = json.loads(done.stdout)
+        assert [f"{list(e.path)}: {e.message[:200]}" for e in validator.iter_errors(value)] == []
+        seen |= {key for key, of in value.items() if of}
+    assert {"metric", "layers", "outputs"} <= seen
+    assert not validator.is_valid({**value, "rows": "no"}) and not validator.is_valid({**value, "schema": 2})
+
+
+def test_what_inspect_sees_is_valid(tmp_path):
+    validator = strict(schema("inspect"))
+    out = tmp_path / "out.onnx"
+    assert run_tool(TINY_LLAMA.model, out, "--calib", TINY_LLAMA.calib, "-q").returncode == 0
+    exports = sorted((MODELS / "architectures").glob("*.onnx"))[::12]
+    for command in [[TINY.model, "--calib", TINY.calib], [TINY_LLAMA.model, "--calib", TINY_LLAMA.calib], [out], *([path] for path in exports)]:
+        done = run_tool("inspect", *command, "--json", "-")
+        assert done.returncode == 0, done.stderr
+        value = json.loads(done.stdout)
+        assert [f"{command[0]}: {list(e.path)}: {e.message[:200]}" for e in validator.iter_errors(value)] == []
+    assert not validator.is_valid({**value, "linears": 3})

@@ -60,8 +60,10 @@ def quantized(report):
 )
 def test_decoders(kind, dtype, decoder, tmp_path):
     model, calib = decoder(kind, dtype)
-    whole = quantize(model, calib, tmp_path / "whole.onnx", "--streaming", "off")
-    streamed = quantize(model, calib, tmp_path / "streamed.onnx", "--streaming", "on")
+    # So narrow, a rotation costs a part of the model more than it does the whole, which has a large head.
+    price = ("--max-slowdown", "60")
+    whole = quantize(model, calib, tmp_path / "whole.onnx", "--streaming", "off", *price)
+    streamed = quantize(model, calib, tmp_path / "streamed.onnx", "--streaming", "on", *price)
     assert quantized(streamed) == quantized(whole)
     assert not (tmp_path / "streamed.onnx.work").exists()
     ours, theirs = streamed["outputs"]["logits"], whole["outputs"]["logits"]

@@ -179,7 +179,7 @@ raised(Stop, model, data, progress=stop)
 calls = []
 def metric(candidate):
     calls.append(len(candidate))
-    return 0.9 if len(calls) % 2 else 0.5
+    return 0.9 if candidate == open(model, "rb").read() else 0.5
 judged = onnx_osplus.quantize(model, data, metric=metric)
 assert judged.metric == {"float": 0.9, "quantized": 0.5} and calls[1] == len(judged.model)
 import os
@@ -193,6 +193,113 @@ raised(onnx_osplus.UsageError, model, data, min_metric=1)
 
 def test_options_errors_progress_and_metric(fresh, tmp_path):
     run(fresh, OTHERS, TINY / "model.onnx", TINY / "calib.npz", tmp_path / "out.onnx")
+
+
+JUDGED = """
+import json, sys, numpy as np, onnx_osplus
+model, data, out = sys.argv[1:]
+feeds = dict(np.load(data))
+feeds["token_type_ids"] = np.zeros_like(feeds["input_ids"])
+
+def vectors(candidate):
+    names = {value.name for value in candidate.get_inputs()}
+    return candidate.run(None, {n: feeds[n] for n in feeds if n in names})[0]
+
+before = vectors(onnx_osplus.Candidate(open(model, "rb").read()))
+
+def metric(candidate):
+    return -float(np.square(vectors(candidate) - before).mean())
+
+# A metric may be below 0: a number is a value, a text with a minus is a fall.
+low = dict(weight_bits=4, activation_bits=6, no_layers=True)
+plain = onnx_osplus.quantize(model, data, metric=metric, **low)
+half = plain.metric["quantized"] / 2
+result = onnx_osplus.quantize(model, data, metric=metric, min_metric=half, **low)
+assert result.metric["float"] == 0 and result.metric["quantized"] >= half, result.metric
+assert result.report["kept_float"]["linears"] and result.report["metric"]["least"] == half
+assert abs(metric(onnx_osplus.Candidate(result.model)) - result.metric["quantized"]) < 1e-9
+assert onnx_osplus.quantize(model, data, metric=metric, min_metric=str(half), **low).metric["quantized"] >= half
+def broken(candidate):
+    raise ZeroDivisionError("of my own")
+try:
+    onnx_osplus.quantize(model, data, metric=broken, min_metric=0.5)
+    raise SystemExit("no error")
+except ZeroDivisionError as error:
+    assert "of my own" in str(error)
+# Labels beside the data, in memory.
+labels = np.arange(len(feeds["input_ids"]) // 2)
+judged = onnx_osplus.quantize(model, data, eval=data, labels=labels, min_metric="-50%", no_layers=True)
+assert judged.report["metric"]["name"] == "spearman" and judged.report["metric"]["rows"] == len(labels)
+verified = onnx_osplus.verify(model, judged.model, data, labels=labels, metric="pearson", no_layers=True)
+assert verified["metric"]["name"] == "pearson"
+# Statistics, in two parts.
+parts = [onnx_osplus.stats(model, data, f"{out}-{n}.stats", shard=f"{n}/2") for n in (1, 2)]
+again = onnx_osplus.quantize(model, data, stats=parts, no_layers=True, no_metadata=True)
+assert again.model == onnx_osplus.quantize(model, data, no_layers=True, no_metadata=True).model
+try:
+    onnx_osplus.stats(model, data, parts[0])
+    raise SystemExit("no error")
+except onnx_osplus.OsplusError as error:
+    assert "exists" in str(error)
+"""
+
+
+def test_a_metric_decides_what_stays_in_float(fresh, tmp_path):
+    run(fresh, JUDGED, TINY / "model.onnx", TINY / "heldout.npz", tmp_path / "out", arrays=True)
+
+
+OLIVE = """
+import json, sys, types
+from pathlib import Path
+model, data, out = sys.argv[1:]
+
+# In place of olive-ai, which brings 6 GB of PyTorch: what the pass takes of it (checked by hand with 0.13.0).
+class Handler:
+    def __init__(self, model_path):
+        self.model_path = model_path
+class Param:
+    def __init__(self, type_=None, required=False, default_value=None, description=None):
+        self.required, self.default_value = required, default_value
+class Pass:
+    def __init__(self, config):
+        known = self._default_config(None)
+        assert config.keys() <= known.keys(), config.keys() - known.keys()
+        self.config = types.SimpleNamespace(model_dump=lambda: {n: p.default_value for n, p in known.items()} | config)
+    def run(self, model, out):
+        return self._run_for_config(model, self.config, out)
+class Package:
+    get_default_config_path = staticmethod(lambda: out + ".json")
+Path(out + ".json").write_text(json.dumps({"passes": {"OnnxFloatToFloat16": {}}}))
+
+def module(name, **of):
+    sys.modules[name] = types.ModuleType(name)
+    vars(sys.modules[name]).update(of)
+module("olive")
+module("olive.model", ONNXModelHandler=Handler)
+module("olive.model.utils", resolve_onnx_path=lambda path, name: path if path.endswith(".onnx") else f"{path}/{name}")
+module("olive.passes", Pass=Pass)
+module("olive.passes.pass_config", PassConfigParam=Param)
+module("olive.package_config", OlivePackageConfig=Package)
+
+import onnx_osplus
+from onnx_osplus.olive import OnnxOsplus, package_config
+made = OnnxOsplus({"calibration": data, "target": "portable", "keep_float": 1, "options": {"no_layers": True, "report": out + "-report.json"}})
+result = made.run(Handler(model), out)
+report = json.loads(Path(out + "-report.json").read_text())
+assert report["settings"]["target"] == "portable" and len(report["kept_float"]["linears"]) == 1
+assert Path(result.model_path) == Path(out) / "model.onnx" and Path(result.model_path).stat().st_size > 1000
+try:
+    OnnxOsplus({"calibration": data, "options": {"target": "ort"}, "target": "portable"}).run(Handler(model), out)
+    raise SystemExit("no error")
+except onnx_osplus.UsageError as error:
+    assert "target" in str(error)
+known = package_config()["passes"]
+assert known["OnnxOsplus"]["module_path"] == "onnx_osplus.olive.OnnxOsplus" and "OnnxFloatToFloat16" in known
+"""
+
+
+def test_a_pass_of_olive(fresh, tmp_path):
+    run(fresh, OLIVE, TINY / "model.onnx", TINY / "calib.npz", tmp_path / "out")
 
 
 METRIC = """

@@ -13,8 +13,9 @@ use crate::calibrate::data::error::CalibError;
 use crate::calibrate::data::fill::{FillRule, Filled, MASKS, Sizes, rule};
 use crate::calibrate::data::input::{Batch, InputTensor, NamedArray, PaddingMask, check_shape};
 use crate::calibrate::data::masks::{self, Reading};
+use crate::calibrate::data::origins::Origins;
 use crate::calibrate::data::signature::{ModelInput, list, model_inputs};
-use crate::calibrate::data::sources::{CalibSource, Read, read_tables};
+use crate::calibrate::data::sources::{CalibSource, Origin, Read, read_tables};
 use crate::calibrate::data::table::Table;
 use crate::graph::branches::FlatModel;
 use crate::graph::size_inputs;
@@ -43,6 +44,8 @@ pub struct Dataset {
     pub(super) sizes: BTreeSet<String>,
     /// How masks are read, by input.
     pub(super) masks: BTreeMap<String, Reading>,
+    /// Which rows of the user's files the rows are.
+    pub(super) origins: Origins,
 }
 
 /// Batches for computing statistics and batches for judging the result.
@@ -81,20 +84,40 @@ impl Dataset {
         settings: &Settings,
     ) -> Result<Dataset, CalibError> {
         let mut dataset = Dataset::without_rows(model, model_inputs(model)?, batch.max(1));
-        let mut first_row = 0;
-        let Read { tables, notes, .. } = read_tables(&dataset.inputs, sources, settings)?;
+        let Read {
+            tables,
+            notes,
+            origins,
+            ..
+        } = read_tables(&dataset.inputs, sources, settings)?;
         dataset.notes = notes;
-        let axes = dataset.batch_axes(&tables);
-        for arrays in tables {
-            let table = dataset.table(arrays, &axes, first_row)?;
+        dataset.add_tables(model, tables, &origins)?;
+        Ok(dataset)
+    }
+
+    /// Checks tables against the model, and adds them.
+    ///
+    /// # Errors
+    /// Those of [`Dataset::open`].
+    pub(super) fn add_tables(
+        &mut self,
+        model: &Model,
+        tables: Vec<BTreeMap<String, Arc<NamedArray>>>,
+        origins: &BTreeMap<usize, Origin>,
+    ) -> Result<(), CalibError> {
+        let mut first_row = 0;
+        let axes = self.batch_axes(&tables);
+        for (number, arrays) in tables.into_iter().enumerate() {
+            let table = self.table(arrays, &axes, first_row)?;
             first_row += table.rows as u64;
-            dataset.tables.push(table);
+            self.origins.add(table.rows, origins.get(&number));
+            self.tables.push(table);
         }
-        if dataset.tables.is_empty() {
+        if self.tables.is_empty() {
             return Err(CalibError::NoSource);
         }
-        dataset.read_masks(model);
-        Ok(dataset)
+        self.read_masks(model);
+        Ok(())
     }
 
     /// Of no table yet.
@@ -109,6 +132,7 @@ impl Dataset {
             masks: BTreeMap::new(),
             inputs,
             whole: vec![],
+            origins: Origins::default(),
         }
     }
 
@@ -121,6 +145,17 @@ impl Dataset {
     pub fn tokens(&self) -> u64 {
         let tokens = |table: &Table| table.rows as u64 * table.length().unwrap_or(1) as u64;
         self.tables.iter().map(tokens).sum()
+    }
+
+    /// Which row of the user's files, all counted as one, the row `row` of the data is: not the same where rows were left out or
+    /// put into another order.
+    pub fn origin(&self, row: u64) -> usize {
+        self.origins.of(row)
+    }
+
+    /// Rows of the user's files, those that are not used included.
+    pub fn origins(&self) -> usize {
+        self.origins.all()
     }
 
     /// SHA-256 of what the model is fed with: names, types, shapes and elements of every array, in the order of the files.

@@ -25,11 +25,23 @@ pub struct CalibSource {
 
 type Arrays = BTreeMap<String, Arc<NamedArray>>;
 
+/// Which rows of what a user has the rows of a table are.
+pub(super) struct Origin {
+    /// The number of each row in the files that were prepared together.
+    pub(super) rows: Vec<usize>,
+    /// How many rows those files have.
+    pub(super) of: usize,
+    /// Whether it is the first table made of them.
+    pub(super) first: bool,
+}
+
 /// What the sources hold.
 #[derive(Default)]
 pub(super) struct Read {
     /// Arrays that belong together.
     pub(super) tables: Vec<Arrays>,
+    /// Where the rows of tables were before they were prepared, by the table's number; of others they are as they were.
+    pub(super) origins: BTreeMap<usize, Origin>,
     /// What was found and decided on the way.
     pub(super) notes: Vec<String>,
     /// Whether any of it was text.
@@ -194,7 +206,16 @@ impl Read {
                 self.notes.push(note);
             }
         }
-        for arrays in prepared.tables {
+        let of = prepared.rows;
+        for (at, (arrays, rows)) in prepared
+            .tables
+            .into_iter()
+            .zip(prepared.origins)
+            .enumerate()
+        {
+            let first = at == 0;
+            let origin = Origin { rows, of, first };
+            self.origins.insert(self.tables.len(), origin);
             let array = |(name, array): (String, prepare::Array)| {
                 let (element, bytes): (_, Vec<u8>) = match &array.elements {
                     prepare::Elements::Ints(v) => (

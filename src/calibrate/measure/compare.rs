@@ -53,6 +53,26 @@ pub fn outputs(
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Outputs, EngineError> {
+    let keep = |_: &Batch, outputs| outputs;
+    let (batches, skipped) = reduce_outputs(engine, model, batches, (threads, progress), &keep)?;
+    Ok(Outputs { batches, skipped })
+}
+
+/// What is made of the float outputs of a batch, by name.
+pub type Reduce<'a, T> = dyn Fn(&Batch, BTreeMap<String, ArrayD<f32>>) -> T + Sync + 'a;
+
+/// Runs `batches`, and makes of the float outputs of each what `reduce` says: all need not be in memory at a time. Gives that in
+/// the order of the batches, and the graph outputs that are not float.
+///
+/// # Errors
+/// Those of [`outputs`].
+pub fn reduce_outputs<T: Send>(
+    engine: &dyn Engine,
+    model: &Model,
+    batches: &[Batch],
+    (threads, progress): (usize, &dyn Progress),
+    reduce: &Reduce<'_, T>,
+) -> Result<(Vec<T>, Vec<String>), EngineError> {
     progress.begin("outputs", row_count(batches));
     let result = with_threads(threads, || {
         let mut by_rows = Vec::with_capacity(batches.len());
@@ -70,15 +90,13 @@ pub fn outputs(
                 let mut outputs = plan.run(batch, None)?;
                 outputs.retain(|name, _| !integers.contains(name));
                 progress.advance(batch.rows.len() as u64);
-                Ok(outputs)
+                Ok(reduce(batch, outputs))
             })?;
             by_rows.extend(group.iter().map(|b| position(batches, b)).zip(results));
         }
         by_rows.sort_by_key(|(at, _)| *at);
-        Ok(Outputs {
-            batches: by_rows.into_iter().map(|(_, outputs)| outputs).collect(),
-            skipped,
-        })
+        let reduced = by_rows.into_iter().map(|(_, reduced)| reduced).collect();
+        Ok((reduced, skipped))
     });
     progress.end();
     result?
@@ -97,7 +115,7 @@ pub struct Reference<'a> {
 }
 
 /// The outputs of one batch, by name.
-type Found = BTreeMap<String, ArrayD<f32>>;
+pub(super) type Found = BTreeMap<String, ArrayD<f32>>;
 
 impl<'a> Reference<'a> {
     /// Runs nothing yet.

@@ -3,10 +3,13 @@
 pub(super) mod capture;
 pub(super) mod channel_stats;
 pub(super) mod compare;
+pub(super) mod decoder;
 pub(super) mod distributions;
 pub(super) mod extremes;
 pub(super) mod gathered;
+pub(super) mod labelled;
 pub(super) mod largest;
+pub(super) mod metric;
 pub(super) mod parallel;
 pub(super) mod ranges;
 pub(super) mod row_error;

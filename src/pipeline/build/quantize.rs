@@ -11,8 +11,8 @@ use crate::graph::Names;
 use crate::graph::branches::FlatModel;
 use crate::options::{Activations, Format, Options};
 use crate::recognise::Recognised;
-use crate::rewrite::{self, Activation, QuantizePlan, RewriteError};
-use crate::solve::QuantParams;
+use crate::rewrite::{self, Activation, Magnitude, QuantizePlan, RewriteError};
+use crate::solve::{ActivationSpec, QuantParams};
 
 /// The migrated model with integers at the Linears of the plan, and biases corrected.
 ///
@@ -70,15 +70,19 @@ fn quantize_plan(
         };
         let (low, high) = site.range;
         let per_token = options.activations() == Activations::PerToken;
+        let channels = stats.folds[0].min.len();
         let params = match per_token {
-            true => of_normalized(options),
+            true => of_normalized(options, channels, site.levels_below),
             false => options.activation().params(low, high),
         };
         let readers = row.site.linears.iter().zip(&row.site.ranks);
         for (&l, rank) in readers.filter(|(l, _)| plan.quantizes(**l)) {
             activations[l] = Some(Activation {
                 params,
-                per_token,
+                per_token: per_token.then_some(match site.levels_below {
+                    Some(below) => Magnitude::OneSided { below },
+                    None => Magnitude::Symmetric,
+                }),
                 rank: rank.unwrap_or(stats.rank),
             });
         }
@@ -99,14 +103,18 @@ fn quantize_plan(
 }
 
 /// Scale and zero point of a value whose tokens have a largest magnitude of 1: nothing is beyond them, whatever the bits.
-fn of_normalized(options: &Options) -> QuantParams {
-    let levels = (1 << (options.activation_bits - 1)) - 1;
-    let (zero_point, qmin, qmax) = match options.profile().symmetric {
-        true => (0, -128, 127),
-        false => (128, 0, 255),
+fn of_normalized(options: &Options, channels: usize, levels_below: Option<i32>) -> QuantParams {
+    let activation = ActivationSpec {
+        levels_below,
+        ..options.activation_of(channels)
+    };
+    let (zero_point, qmin, qmax) = match (levels_below, options.profile().symmetric) {
+        (Some(below), _) => (below, 0, 255),
+        (None, true) => (0, -128, 127),
+        (None, false) => (128, 0, 255),
     };
     QuantParams {
-        scale: 1.0 / levels as f32,
+        scale: 1.0 / activation.levels().1 as f32,
         zero_point,
         qmin,
         qmax,

@@ -6,7 +6,8 @@ use super::super::plan::{AttentionRanges, Plan};
 use super::rows::{Rows, row_count};
 use super::{Account, Judge, Measured, Sensitivity};
 use crate::calibrate::{
-    Batch, Engine, EngineError, OutputComparison, Ranged, Reference, compare_with, judged, ranges,
+    Batch, Engine, EngineError, OutputComparison, Ranged, Reference, Score, compare_with, judged,
+    ranges,
 };
 use crate::error::Error;
 use crate::graph::branches::FlatModel;
@@ -43,6 +44,16 @@ pub(crate) struct HeldOut<'a> {
     /// The float model that was made last, with its plan: what is checked is quantized next.
     folded: Option<(Plan, Folded)>,
     pub(super) checked: Option<Checked>,
+    pub(super) scores: Scores,
+}
+
+/// What the caller's metric is known to say.
+#[derive(Default)]
+pub(super) struct Scores {
+    /// Of the original.
+    pub float: Option<Score>,
+    /// Of the plan that was asked about last.
+    pub last: Option<(Plan, Score)>,
 }
 
 /// The outcome of a float check.
@@ -79,6 +90,7 @@ impl<'a> HeldOut<'a> {
             others: false,
             folded: None,
             checked: None,
+            scores: Scores::default(),
         }
     }
 
@@ -232,6 +244,18 @@ impl Judge for HeldOut<'_> {
             account: Account::default(),
         };
         Ok(candidates.into_iter().zip(compared).map(measured).collect())
+    }
+
+    fn asks_metric(&self) -> bool {
+        self.job.evaluation.is_some_and(|e| e.least.is_some())
+    }
+
+    fn metric_allows(&mut self, measured: &Measured) -> Result<bool, Error> {
+        self.is_worth_it(measured)
+    }
+
+    fn metric_refuses(&mut self, measured: &Measured, kept: usize) -> Result<(), Error> {
+        self.refuse_worth(measured, kept)
     }
 
     fn build(&mut self, plan: Plan) -> Result<Candidate, Error> {

@@ -3,6 +3,7 @@
 //! Strategies ask a [`Judge`] about plans, and know nothing of engines. [`HeldOut`] is the one of a run; tests of the
 //! strategies have one that answers from a script.
 
+mod evaluate;
 mod float_check;
 pub(crate) mod held_out;
 pub(crate) mod rows;
@@ -72,6 +73,27 @@ pub(crate) trait Judge {
     /// # Errors
     /// What making and running models refuses; an output that is not finite where that of the original is.
     fn measure(&mut self, plans: Vec<Plan>) -> Result<Vec<Measured>, Error>;
+
+    /// Whether the caller has a metric that the result must reach.
+    fn asks_metric(&self) -> bool {
+        false
+    }
+
+    /// Whether the caller's metric says that a model is good enough; true if there is none that must be reached.
+    ///
+    /// # Errors
+    /// [`Error::Metric`].
+    fn metric_allows(&mut self, _measured: &Measured) -> Result<bool, Error> {
+        Ok(true)
+    }
+
+    /// That a model which is not good enough is the best there is, with so many of all Linears in float.
+    ///
+    /// # Errors
+    /// Always: [`Error::MinMetric`], or what keeps it from being told.
+    fn metric_refuses(&mut self, _measured: &Measured, _kept: usize) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// The model of a plan whose outputs are known.
     ///

@@ -30,12 +30,17 @@ impl Wish {
         let wanted = self.min_sqnr_db;
         wanted.is_none_or(|db| lowest(outputs) >= db)
     }
+
+    /// The same, and whether the caller's metric is content.
+    fn is_met(self, measured: &Measured, judge: &mut dyn Judge) -> Result<bool, Error> {
+        Ok(self.is_reached(&measured.outputs) && judge.metric_allows(measured)?)
+    }
 }
 
-/// What is written with Linears in float as was asked: at most so many, or as few as reach the SQNR asked for.
+/// What is written with Linears in float as was asked: at most so many, or as few as reach the SQNR and the metric asked for.
 ///
 /// # Errors
-/// The SQNR asked for is not reached; those of [`Judge::measure`].
+/// The SQNR or the metric asked for is not reached; those of [`Judge::measure`].
 pub(crate) fn keep_float(
     mut written: Measured,
     wish: Wish,
@@ -47,7 +52,7 @@ pub(crate) fn keep_float(
     if wish.min_sqnr_db.is_some() && !written.outputs.iter().any(float) {
         return Err(Error::NothingToCompare);
     }
-    if wish.budget.is_none() && wish.is_reached(&written.outputs) {
+    if wish.budget.is_none() && wish.is_met(&written, judge)? {
         return Ok(written);
     }
     let sensitivity = judge.sensitivity(&written.plan)?;
@@ -68,13 +73,17 @@ pub(crate) fn keep_float(
             linears: sensitivity.len(),
         });
     }
+    let after = after.clone();
+    if !judge.metric_allows(&after)? {
+        judge.metric_refuses(&after, best.as_ref().map_or(0, |(n, _)| *n))?;
+    }
     // Nothing is left in float for nothing, nor for the loss of an output.
     let plain = judge.plain().map(|plain| plain.outputs.clone());
     let plain = plain.unwrap_or_default();
+    let asks = wish.min_sqnr_db.is_some() || judge.asks_metric();
     let better = |(_, m): &(usize, Measured)| {
-        wish.min_sqnr_db.is_some()
-            || (score(&m.outputs, &written.outputs, None) > 0.0
-                && !breaks_promise(&m.outputs, &written.outputs, &plain))
+        asks || (score(&m.outputs, &written.outputs, None) > 0.0
+            && !breaks_promise(&m.outputs, &written.outputs, &plain))
     };
     let best = best.filter(better);
     let kept = best.as_ref().map_or(&[][..], |(n, _)| &chosen[..*n]);
@@ -84,7 +93,7 @@ pub(crate) fn keep_float(
         give_reasons(&mut variant.plan, &account, kept);
         match judge.float_check(&variant.plan) {
             Ok(_) => written = variant,
-            Err(error) if error.is_of_float_check() && wish.min_sqnr_db.is_none() => {
+            Err(error) if error.is_of_float_check() && !asks => {
                 let note = format!("nothing was left in float: {error}");
                 written.plan.notes.push(note);
                 return Ok(written);
@@ -127,10 +136,12 @@ fn search(
     without: &dyn Fn(usize) -> Plan,
     judge: &mut dyn Judge,
 ) -> Result<Option<(usize, Measured)>, Error> {
+    let by_metric = judge.asks_metric();
+    let met = wish.is_met(written, judge)?;
     let mut best: Option<(usize, Measured)> = None;
     let mut try_with = |n: usize| -> Result<bool, Error> {
         let variant = measure(judge, without(n))?;
-        let enough = wish.is_reached(&variant.outputs);
+        let enough = wish.is_met(&variant, judge)?;
         let nearer = |(_, b): &(usize, Measured)| lowest(&variant.outputs) > lowest(&b.outputs);
         if enough || best.as_ref().is_none_or(nearer) {
             best = Some((n, variant));
@@ -140,13 +151,15 @@ fn search(
     match wish.min_sqnr_db {
         _ if chosen.is_empty() => {}
         // Without a figure to reach, all that the budget allows.
-        None => _ = try_with(chosen.len())?,
-        Some(_) if wish.is_reached(&written.outputs) => {}
-        Some(db) => {
+        None if !by_metric => _ = try_with(chosen.len())?,
+        _ if met => {}
+        Some(db) if lowest(&written.outputs) < db => {
             let gain = db - lowest(&written.outputs);
             let start = predict(chosen, total(sensitivity, |c| c.error), gain);
             smallest(start, chosen.len(), try_with)?;
         }
+        // What a metric will say is not predicted.
+        _ => _ = smallest(1, chosen.len(), try_with)?,
     }
     Ok(best)
 }

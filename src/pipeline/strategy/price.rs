@@ -17,7 +17,7 @@ use super::super::plan::{Dropped, Plan, SitePlan};
 use super::super::prepare::Prepared;
 use super::super::sites::{SiteId, SiteRow, SiteTable};
 use crate::graph::View;
-use crate::recognise::{LinearId, Recognised};
+use crate::recognise::{LinearId, Recognised, attentions};
 use crate::site::behind;
 use crate::solve::{Mixing, Rotation};
 use crate::target::Target;
@@ -36,10 +36,13 @@ struct Costs {
     product: f64,
     passes: f64,
     passes_of_blocks: f64,
+    /// Of a rotation that mixes all channels, per token, whatever their number: its outer product is one call for every token.
+    call: f64,
 }
 
 /// Measured on ONNX Runtime's CPU provider: rotations alone for 12 widths from 256 to 4096, and MiniLM-L6, ALBERT and SmolLM2
-/// with them: their time grew by 15, 9 and 21 % where this says 15, 9 and 16.
+/// with them: their time grew by 15, 9 and 21 % where this says 15, 9 and 16. Below 384 channels it is the calls that take the time:
+/// 32 to 256 channels took 9600 to 17400 in all, 2 to 5 times what the passes explain.
 const ONNX_RUNTIME: Costs = Costs {
     int8_rate: 3.6,
     rest: 113.0,
@@ -47,6 +50,7 @@ const ONNX_RUNTIME: Costs = Costs {
     product: 0.9,
     passes: 25.0,
     passes_of_blocks: 8.0,
+    call: 8000.0,
 };
 
 /// In OpenVINO the same files took 20 and 14 % longer: its other operators are faster, and these are not.
@@ -56,6 +60,9 @@ const OPENVINO: Costs = Costs {
     passes_of_blocks: 11.0,
     ..ONNX_RUNTIME
 };
+
+/// What a pass takes beside the calls of [`Costs::call`], per channel.
+const CALLED: f64 = 4.0;
 
 impl Costs {
     /// TensorRT's are taken to be those of ONNX Runtime: no card was at hand. A file for all runtimes is priced for the
@@ -69,19 +76,22 @@ impl Costs {
 
     /// A rotation, per token.
     fn rotation(&self, rotation: &Rotation) -> f64 {
-        let passes = match rotation.mixing() {
-            Mixing::All => self.passes,
-            Mixing::Blocks => self.passes_of_blocks,
-            Mixing::Heads => return 0.0,
-        };
-        rotation.channels() as f64 * (self.product * rotation.cost() + passes)
+        let channels = rotation.channels() as f64;
+        let product = channels * self.product * rotation.cost();
+        match rotation.mixing() {
+            // In wide ones the passes hide the calls.
+            Mixing::All => product + (channels * self.passes).max(self.call + channels * CALLED),
+            Mixing::Blocks => product + channels * self.passes_of_blocks,
+            Mixing::Heads => 0.0,
+        }
     }
 
     /// The Linears of a site and the part of the rest that is theirs, per token of sequences of a length.
-    fn site(&self, row: &SiteRow, found: &Recognised, length: f64) -> f64 {
+    /// `attention` of it is attention's, see [`attention_per_site`].
+    fn site(&self, row: &SiteRow, found: &Recognised, attention: f64) -> f64 {
         let channels = row.selected(found).map(|l| l.k as f64).fold(0.0, f64::max);
         let multiplications: f64 = row.selected(found).map(|l| (l.k * l.n) as f64).sum();
-        let rest = self.rest + self.rest_per_token * length;
+        let rest = self.rest + self.rest_per_token * attention * length(row);
         multiplications / self.int8_rate + rest * channels
     }
 }
@@ -116,7 +126,8 @@ pub(crate) fn offers(plan: &Plan, prepared: &Prepared, target: Target) -> Market
     let Prepared { found, sites, .. } = prepared;
     let noises = noises(plan, &prepared.model.view(), found, sites);
     let costs = Costs::of(target);
-    let time = |(_, row): (_, &SiteRow)| tokens(row) * costs.site(row, found, length(row));
+    let attention = attention_per_site(&prepared.model.view(), sites);
+    let time = |(_, row): (_, &SiteRow)| tokens(row) * costs.site(row, found, attention);
     let time: f64 = sites.iter().map(time).sum();
     let mut choices: BTreeMap<SiteId, Vec<Offer>> = BTreeMap::new();
     for ((id, row), site) in sites.iter().zip(&plan.sites) {
@@ -196,6 +207,14 @@ fn value(offer: &Offer) -> f64 {
 fn tokens(row: &SiteRow) -> f64 {
     let folds = row.statistics.iter().flat_map(|s| &s.folds);
     folds.map(|f| f.tokens as f64).sum()
+}
+
+/// How much of a transformer's attention a site has to pay for: all where there is one attention for every four sites, none in a
+/// network of convolutions, whose images have as many places as long texts have tokens.
+fn attention_per_site(view: &View, sites: &SiteTable) -> f64 {
+    let known = attentions(view);
+    let count = known.found.len() + known.unmatched().count();
+    (4.0 * count as f64 / sites.iter().count().max(1) as f64).min(1.0)
 }
 
 /// Tokens of a sequence of a site, about: the last of which something is known, as a mean over the sequences.
@@ -309,6 +328,23 @@ mod tests {
         assert_eq!(bought(4.0), [2, 1]);
         assert_eq!(bought(1.5), [2, 3]);
         assert_eq!(bought(0.0), [] as [usize; 0]);
+    }
+
+    /// What rotations alone took in ONNX Runtime, in the time of one multiplication of a float Linear per token
+    /// (`[2048, C]`, one thread): the estimate is within a quarter of it, and the more of the run time the narrower.
+    #[test]
+    fn narrow_rotations_cost_their_calls() {
+        for (channels, measured) in [
+            (64, 10900.0),
+            (96, 11300.0),
+            (128, 12600.0),
+            (192, 14900.0),
+            (256, 17500.0),
+        ] {
+            let rotation = Rotation::of(channels, 0).unwrap();
+            let ratio = ONNX_RUNTIME.rotation(&rotation) / measured;
+            assert!((0.75..1.25).contains(&ratio), "{channels}: {ratio}");
+        }
     }
 
     fn choice(choice: usize, relief: f64, price: f64) -> Offer {

@@ -97,6 +97,7 @@ impl Account<'_> {
             progress: &NoProgress,
             clock,
             known: None,
+            evaluation: None,
         };
         let lint = super::super::lint::lint(&job, result)?;
         let split = self.data.split();

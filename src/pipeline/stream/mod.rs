@@ -105,6 +105,7 @@ pub fn run_streaming(
             progress,
             clock: &clock,
             known: None,
+            evaluation: None,
         })?;
         clock.finish("recognise");
         let most = streaming.memory.map_or(PART_BYTES, |bytes| bytes / TIMES);
@@ -234,6 +235,7 @@ impl Run<'_> {
             progress: &NoProgress,
             clock: &Clock::start(),
             known: self.known,
+            evaluation: None,
         };
         match run_job(&job, float) {
             Ok(ran) => Ok(Some(ran)),

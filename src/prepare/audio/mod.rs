@@ -50,7 +50,7 @@ pub(super) fn prepare(
     if settings.preprocessor.is_none() {
         notes.push(format!("recordings are prepared by {}", file.display()));
     }
-    let count = settings.samples.unwrap_or(SAMPLES);
+    let count = settings.count(SAMPLES);
     if settings.samples.is_none() && count < paths.len() {
         let folder = first.parent().unwrap_or(first);
         notes.push(sampled(folder, count, paths.len(), "recordings"));
@@ -62,7 +62,8 @@ pub(super) fn prepare(
     }
     let input = input(first, inputs, &extractor)?;
     let normalizes = config.flag("do_normalize");
-    let tables = match &extractor {
+    let numbers: Vec<usize> = spread(paths.len(), count).collect();
+    let (tables, origins) = match &extractor {
         Extractor::Whisper(log_mel, samples) => {
             let normalizes = normalizes == Some(true);
             cut(&mut waves, *samples, &mut notes);
@@ -80,7 +81,8 @@ pub(super) fn prepare(
                 shape,
                 elements: Elements::Floats(features),
             };
-            vec![Arrays::from([(input.name.clone(), array)])]
+            let table = Arrays::from([(input.name.clone(), array)]);
+            (vec![table], vec![numbers])
         }
         Extractor::Wav2Vec2 { masks } => {
             let fixed = input
@@ -91,10 +93,15 @@ pub(super) fn prepare(
             if normalizes != Some(false) {
                 waves = waves.iter().map(|wave| normalized(wave)).collect();
             }
-            waveforms(&waves, input, inputs, fixed, *masks)
+            waveforms((&waves, &numbers), input, inputs, fixed, *masks)
         }
     };
-    Ok(Prepared { tables, notes })
+    Ok(Prepared {
+        tables,
+        origins,
+        rows: paths.len(),
+        notes,
+    })
 }
 
 impl Extractor {
@@ -196,25 +203,24 @@ fn normalized(wave: &[f32]) -> Vec<f32> {
 
 /// Waveforms as tables: padded to the longest and masked, or of one length each for models without a mask.
 fn waveforms(
-    waves: &[Vec<f32>],
+    (waves, numbers): (&[Vec<f32>], &[usize]),
     input: &Wanted,
     inputs: &[Wanted],
     fixed: Option<usize>,
     masks: bool,
-) -> Vec<Arrays> {
+) -> (Vec<Arrays>, Vec<Vec<usize>>) {
     let longest = waves.iter().map(Vec::len).max().unwrap_or(0);
-    let mut by_length: BTreeMap<usize, Vec<&Vec<f32>>> = BTreeMap::new();
-    for wave in waves {
+    let mut by_length: BTreeMap<usize, (Vec<&Vec<f32>>, Vec<usize>)> = BTreeMap::new();
+    for (wave, number) in waves.iter().zip(numbers) {
         let own = match masks {
             true => longest,
             false => wave.len(),
         };
-        by_length
-            .entry(fixed.unwrap_or(own))
-            .or_default()
-            .push(wave);
+        let (waves, numbers) = by_length.entry(fixed.unwrap_or(own)).or_default();
+        waves.push(wave);
+        numbers.push(*number);
     }
-    let table = |(length, waves): (usize, Vec<&Vec<f32>>)| {
+    let table = |(length, (waves, numbers)): (usize, (Vec<&Vec<f32>>, Vec<usize>))| {
         let shape = vec![waves.len(), length];
         let padded = waves.iter().flat_map(|wave| {
             let silence = std::iter::repeat_n(0.0, length - wave.len());
@@ -235,7 +241,7 @@ fn waveforms(
             let elements = Elements::Ints(real.collect());
             arrays.insert(mask.name.clone(), Array { shape, elements });
         }
-        arrays
+        (arrays, numbers)
     };
-    by_length.into_iter().map(table).collect()
+    by_length.into_iter().map(table).unzip()
 }

@@ -43,13 +43,13 @@ pub(super) fn prepare(
     let first = paths.first().map_or(Path::new(""), PathBuf::as_path);
     let (input, layout) = input(first, inputs)?;
     let (processor, mut notes) = Processor::load(first, settings)?;
-    let count = settings.samples.unwrap_or(SAMPLES);
+    let count = settings.count(SAMPLES);
     if settings.samples.is_none() && count < paths.len() {
         let folder = first.parent().unwrap_or(first);
         notes.push(sampled(folder, count, paths.len(), "images"));
     }
     // Of one size each; BTreeMap, so that their order is that of their sizes.
-    let mut by_size: BTreeMap<(usize, usize), (usize, Elements)> = BTreeMap::new();
+    let mut by_size: BTreeMap<(usize, usize), (Vec<usize>, Elements)> = BTreeMap::new();
     for at in spread(paths.len(), count) {
         let path = &paths[at];
         let pixels = guarded(path, || read(path))?;
@@ -59,8 +59,8 @@ pub(super) fn prepare(
             false => Elements::Ints(Vec::new()),
         };
         let size = (pixels.height, pixels.width);
-        let (rows, elements) = by_size.entry(size).or_insert((0, empty));
-        *rows += 1;
+        let (rows, elements) = by_size.entry(size).or_insert((Vec::new(), empty));
+        rows.push(at);
         let places = places(size, layout);
         match elements {
             Elements::Floats(values) => {
@@ -72,15 +72,23 @@ pub(super) fn prepare(
             }
         }
     }
-    let table = |((height, width), (rows, elements)): ((usize, usize), (usize, Elements))| {
-        let shape = match layout {
-            Layout::ChannelsFirst => vec![rows, 3, height, width],
-            Layout::ChannelsLast => vec![rows, height, width, 3],
-        };
-        Arrays::from([(input.name.clone(), Array { shape, elements })])
+    let mut prepared = Prepared {
+        rows: paths.len(),
+        notes,
+        ..Prepared::default()
     };
-    let tables = by_size.into_iter().map(table).collect();
-    Ok(Prepared { tables, notes })
+    for ((height, width), (rows, elements)) in by_size {
+        let shape = match layout {
+            Layout::ChannelsFirst => vec![rows.len(), 3, height, width],
+            Layout::ChannelsLast => vec![rows.len(), height, width, 3],
+        };
+        let array = Array { shape, elements };
+        prepared
+            .tables
+            .push(Arrays::from([(input.name.clone(), array)]));
+        prepared.origins.push(rows);
+    }
+    Ok(prepared)
 }
 
 /// Where each element of an input lies in the pixels, and its colour.

@@ -104,6 +104,56 @@ pub(super) fn choose(
     }
 }
 
+/// Names that columns of labels usually have, the most telling first.
+const LABELS: [&str; 13] = [
+    "label",
+    "labels",
+    "score",
+    "target",
+    "class",
+    "similarity_score",
+    "similarity",
+    "relevance",
+    "gold_label",
+    "category",
+    "rating",
+    "stars",
+    "sentiment",
+];
+
+/// The number of the column with the labels.
+///
+/// # Errors
+/// A column that is not there; several that may hold the labels.
+pub(super) fn choose_label(
+    path: &Path,
+    columns: &[Column],
+    wanted: Option<&str>,
+) -> Result<usize, PrepareError> {
+    let find = |name: &str| columns.iter().position(|column| column.name == name);
+    let needs = |problem: String| {
+        let names: Vec<String> = columns.iter().map(|c| format!("`{}`", c.name)).collect();
+        let problem = format!("{problem}; its columns are {}", names.join(", "));
+        PrepareError::needs(path, Setting::Labels, problem)
+    };
+    if let Some(name) = wanted {
+        return find(name).ok_or_else(|| needs(format!("has no column `{name}`")));
+    }
+    if let Some(usual) = LABELS.iter().find_map(|name| find(name)) {
+        return Ok(usual);
+    }
+    let numbers: Vec<usize> = (0..columns.len())
+        .filter(|at| !columns[*at].is_text)
+        .collect();
+    match (columns.len(), &numbers[..]) {
+        (1, _) => Ok(0),
+        (_, [one]) => Ok(*one),
+        _ => Err(needs(
+            "does not tell which column holds the labels".to_owned(),
+        )),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -26,6 +26,10 @@ pub(super) struct Row {
 pub(super) struct Rows {
     /// Those with text in every column.
     pub(super) rows: Vec<Row>,
+    /// Which row of the file each of them is.
+    pub(super) numbers: Vec<usize>,
+    /// Rows of the file, those without text included.
+    pub(super) all: usize,
     /// Which columns were taken, and how many rows had no text.
     pub(super) notes: Vec<String>,
 }
@@ -49,15 +53,11 @@ pub(super) fn read(path: &Path, wanted: &[String], pairs: bool) -> Result<Rows, 
     if format == "parquet" {
         let columns = guarded(path, || parquet::columns(path))?;
         let chosen = choose(path, &columns, wanted, pairs)?;
-        let rows = guarded(path, || parquet::rows(path, &columns, &chosen))?;
+        let rows = guarded(path, || parquet::rows(path, &columns, &chosen, false))?;
         let all: Vec<usize> = (0..chosen.len()).collect();
         return Ok(rows_of(&columns, &chosen, rows, &all, wanted));
     }
-    let table = match format.as_str() {
-        "tsv" => separated(path, b'\t')?,
-        "csv" => separated(path, b',')?,
-        _ => json(path, format == "json")?,
-    };
+    let table = table(path, &format, false)?;
     let chosen = choose(path, &table.columns, wanted, pairs)?;
     Ok(rows_of(
         &table.columns,
@@ -68,6 +68,45 @@ pub(super) fn read(path: &Path, wanted: &[String], pairs: bool) -> Result<Rows, 
     ))
 }
 
+/// A table in a file of text; of JSON with its numbers, if they are wanted.
+fn table(path: &Path, format: &str, numbers: bool) -> Result<Table, PrepareError> {
+    match format {
+        "tsv" => separated(path, b'\t'),
+        "csv" => separated(path, b','),
+        _ => json(path, format == "json", numbers),
+    }
+}
+
+/// The values of a column that holds labels, row by row; `None` where there is none.
+///
+/// # Errors
+/// A file that is not what its name says; a column that is not there, or not told.
+pub(super) fn labels(
+    path: &Path,
+    wanted: Option<&str>,
+) -> Result<Vec<Option<String>>, PrepareError> {
+    let format = extension(path);
+    let filled = |value: Option<String>| value.filter(|v| !v.trim().is_empty());
+    if format == "txt" {
+        let wanted: Vec<String> = wanted.map(str::to_owned).into_iter().collect();
+        let rows = lines(path, &wanted)?.rows.into_iter();
+        return Ok(rows.map(|row| Some(row.first)).collect());
+    }
+    if format == "parquet" {
+        let columns = guarded(path, || parquet::columns(path))?;
+        let chosen = columns::choose_label(path, &columns, wanted)?;
+        let rows = guarded(path, || parquet::rows(path, &columns, &[chosen], true))?;
+        return Ok(rows
+            .into_iter()
+            .map(|mut row| filled(row.swap_remove(0)))
+            .collect());
+    }
+    let table = table(path, &format, true)?;
+    let chosen = columns::choose_label(path, &table.columns, wanted)?;
+    let value = |mut row: Vec<Option<String>>| filled(row.get_mut(chosen)?.take());
+    Ok(table.rows.into_iter().map(value).collect())
+}
+
 /// Picks the values at `at` of every row.
 fn rows_of(
     columns: &[Column],
@@ -76,23 +115,31 @@ fn rows_of(
     at: &[usize],
     wanted: &[String],
 ) -> Rows {
-    let mut rows = Rows::default();
+    let mut rows = Rows {
+        all: table.len(),
+        ..Rows::default()
+    };
     let mut empty = 0;
-    for mut row in table {
+    for (number, mut row) in table.into_iter().enumerate() {
         let mut take = |at: usize| row.get_mut(at)?.take().filter(|t| !t.trim().is_empty());
         let first = at.first().and_then(|&at| take(at));
         let second = at.get(1).map(|&at| take(at));
-        match (first, second) {
-            (Some(first), None) => rows.rows.push(Row {
+        let row = match (first, second) {
+            (Some(first), None) => Row {
                 first,
                 second: None,
-            }),
-            (Some(first), Some(Some(second))) => rows.rows.push(Row {
+            },
+            (Some(first), Some(Some(second))) => Row {
                 first,
                 second: Some(second),
-            }),
-            _ => empty += 1,
-        }
+            },
+            _ => {
+                empty += 1;
+                continue;
+            }
+        };
+        rows.rows.push(row);
+        rows.numbers.push(number);
     }
     let names: Vec<String> = chosen
         .iter()
@@ -140,8 +187,11 @@ fn lines(path: &Path, wanted: &[String]) -> Result<Rows, PrepareError> {
         first: line.to_owned(),
         second: None,
     };
+    let rows: Vec<Row> = lines.map(row).collect();
     Ok(Rows {
-        rows: lines.map(row).collect(),
+        numbers: (0..rows.len()).collect(),
+        all: rows.len(),
+        rows,
         notes: Vec::new(),
     })
 }
@@ -180,7 +230,7 @@ fn separated(path: &Path, delimiter: u8) -> Result<Table, PrepareError> {
 }
 
 /// A `.jsonl`: an object, a text or a list of texts per line. `whole` is a `.json` with a list of them.
-fn json(path: &Path, whole: bool) -> Result<Table, PrepareError> {
+fn json(path: &Path, whole: bool, numbers: bool) -> Result<Table, PrepareError> {
     let bytes = bytes(path)?;
     let text = utf8(path, &bytes)?;
     let values: Vec<Value> = match whole {
@@ -207,7 +257,7 @@ fn json(path: &Path, whole: bool) -> Result<Table, PrepareError> {
         rows: Vec::new(),
     };
     for value in values {
-        table.add(value);
+        table.add(value, numbers);
     }
     Ok(table)
 }
@@ -237,8 +287,8 @@ fn list(path: &Path, value: Value) -> Result<Vec<Value>, PrepareError> {
 }
 
 impl Table {
-    /// Adds a row; its fields are columns by name, those of a list by number.
-    fn add(&mut self, value: Value) {
+    /// Adds a row; its fields are columns by name, those of a list by number. Text counts, and `numbers` if they are wanted.
+    fn add(&mut self, value: Value, numbers: bool) {
         let fields: Vec<(String, Value)> = match value {
             Value::Object(object) => object.into_iter().collect(),
             Value::Array(values) => {
@@ -258,9 +308,13 @@ impl Table {
                 row.push(None);
                 self.columns.len() - 1
             });
-            if let Value::String(text) = value {
-                self.columns[at].is_text = true;
-                row[at] = Some(text);
+            match value {
+                Value::String(text) => {
+                    self.columns[at].is_text = true;
+                    row[at] = Some(text);
+                }
+                Value::Number(_) | Value::Bool(_) if numbers => row[at] = Some(value.to_string()),
+                _ => {}
             }
         }
         self.rows.push(row);

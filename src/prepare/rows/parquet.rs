@@ -42,7 +42,7 @@ pub(super) fn columns(path: &Path) -> Result<Vec<Column>, PrepareError> {
     Ok(columns.collect())
 }
 
-/// The values of the columns numbered `chosen`, row by row. Nothing else is decoded.
+/// The values of the columns numbered `chosen`, row by row: text, and `numbers` if they are wanted. Nothing else is decoded.
 ///
 /// # Errors
 /// The file is damaged, or packed in a way that is not read here.
@@ -50,6 +50,7 @@ pub(super) fn rows(
     path: &Path,
     columns: &[Column],
     chosen: &[usize],
+    numbers: bool,
 ) -> Result<Vec<Vec<Option<String>>>, PrepareError> {
     let reader = open(path)?;
     let schema = reader.metadata().file_metadata().schema();
@@ -74,12 +75,31 @@ pub(super) fn rows(
             match field {
                 Field::Str(text) => Some(text.clone()),
                 Field::Bytes(bytes) => String::from_utf8(bytes.data().to_vec()).ok(),
+                _ if numbers => number(field),
                 _ => None,
             }
         };
         rows.push(chosen.iter().map(value).collect());
     }
     Ok(rows)
+}
+
+/// A number or a truth value as text.
+fn number(field: &Field) -> Option<String> {
+    Some(match field {
+        Field::Bool(value) => value.to_string(),
+        Field::Byte(value) => value.to_string(),
+        Field::Short(value) => value.to_string(),
+        Field::Int(value) => value.to_string(),
+        Field::Long(value) => value.to_string(),
+        Field::UByte(value) => value.to_string(),
+        Field::UShort(value) => value.to_string(),
+        Field::UInt(value) => value.to_string(),
+        Field::ULong(value) => value.to_string(),
+        Field::Float(value) => value.to_string(),
+        Field::Double(value) => value.to_string(),
+        _ => return None,
+    })
 }
 
 #[cfg(test)]

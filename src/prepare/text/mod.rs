@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::arrays::{Array, Arrays, Elements, Prepared, Wanted};
 use super::error::{PrepareError, guarded};
-use super::rows::{self, Row};
+use super::rows::{self, Row, Rows};
 use super::sampling::{sampled, spread};
 use super::settings::Settings;
 use role::{Role, role};
@@ -84,39 +84,79 @@ pub(super) fn prepare(
         TextTokenizer::load(path, settings, roles.fixed(1))
     })?;
     let mut notes = tokenizer.notes.clone();
-    let rows = rows::read(path, &settings.columns, tokenizer.pairs)?;
-    notes.extend(rows.notes);
+    let separate = settings.judges && tokenizer.embeds;
+    let pairs = tokenizer.pairs || separate;
+    let mut rows = rows::read(path, &settings.columns, pairs)?;
+    notes.extend(std::mem::take(&mut rows.notes));
     if rows.rows.is_empty() {
         return Err(PrepareError::file(path, "holds no text"));
     }
     let all = rows.rows.len();
-    let count = settings.samples.unwrap_or(SAMPLES);
+    let count = settings.count(SAMPLES);
     if settings.samples.is_none() && count < all {
         notes.push(sampled(path, count, all, "rows"));
     }
-    let chosen: Vec<&Row> = spread(all, count).map(|at| &rows.rows[at]).collect();
+    let (chosen, numbers, of) = chosen(&rows, count, separate);
+    let chosen: Vec<&Row> = chosen.iter().collect();
     let (encoded, cut) = guarded(named, || tokenizer.encode(path, &chosen))?;
     if cut > 0 {
         notes.push(tokenizer.cut_note(path, cut, encoded.len()));
     }
-    let tables = tables(path, encoded, &roles, &tokenizer, &mut notes)?;
-    Ok(Prepared { tables, notes })
+    let encoded = encoded.into_iter().zip(numbers).collect();
+    let (tables, origins) = tables(path, encoded, &roles, &tokenizer, &mut notes)?;
+    Ok(Prepared {
+        tables,
+        origins,
+        rows: of,
+        notes,
+    })
 }
+
+/// The rows that are used, which rows of the file they are, and how many rows it has. The two texts of a pair are rows of their
+/// own where they are `separate`: 2 n and 2 n + 1.
+fn chosen(rows: &Rows, count: usize, separate: bool) -> (Vec<Row>, Vec<usize>, usize) {
+    let mut chosen = Vec::new();
+    let mut numbers = Vec::new();
+    let has_pairs = separate && rows.rows.iter().any(|row| row.second.is_some());
+    for at in spread(rows.rows.len(), count) {
+        let (row, number) = (&rows.rows[at], rows.numbers[at]);
+        match &row.second {
+            Some(second) if has_pairs => {
+                for (which, text) in [&row.first, second].into_iter().enumerate() {
+                    chosen.push(Row {
+                        first: text.clone(),
+                        second: None,
+                    });
+                    numbers.push(2 * number + which);
+                }
+            }
+            _ => {
+                chosen.push(row.clone());
+                numbers.push(number);
+            }
+        }
+    }
+    let all = if has_pairs { 2 * rows.all } else { rows.all };
+    (chosen, numbers, all)
+}
+
+/// Arrays, and which rows of the file theirs are.
+type Tables = (Vec<Arrays>, Vec<Vec<usize>>);
 
 /// Rows as tables of one shape each: one as long as the longest row; or, for a model without a mask, one per length.
 fn tables(
     path: &Path,
-    rows: Vec<Encoded>,
+    rows: Vec<(Encoded, usize)>,
     roles: &Roles<'_>,
     tokenizer: &TextTokenizer,
     notes: &mut Vec<String>,
-) -> Result<Vec<Arrays>, PrepareError> {
-    let mut by_length: BTreeMap<usize, Vec<Encoded>> = BTreeMap::new();
+) -> Result<Tables, PrepareError> {
+    let mut by_length: BTreeMap<usize, Vec<(Encoded, usize)>> = BTreeMap::new();
     let fixed = roles.fixed(1);
     if fixed.is_some() && !roles.has(Role::Mask) {
         let shorter = rows
             .iter()
-            .filter(|row| Some(row.ids.len()) < fixed)
+            .filter(|(row, _)| Some(row.ids.len()) < fixed)
             .count();
         if shorter > 0 {
             notes.push(format!(
@@ -125,12 +165,13 @@ fn tables(
             ));
         }
     }
-    let longest = rows.iter().map(|row| row.ids.len()).max().unwrap_or(0);
+    let longest = rows.iter().map(|(row, _)| row.ids.len());
+    let longest = longest.max().unwrap_or(0);
     for row in rows {
         let length = match (fixed, roles.has(Role::Mask)) {
             (Some(fixed), _) => fixed,
             (None, true) => tokenizer.padded(longest),
-            (None, false) => row.ids.len(),
+            (None, false) => row.0.ids.len(),
         };
         by_length.entry(length).or_default().push(row);
     }
@@ -158,11 +199,11 @@ fn tables(
     }
     // What is kept of a few sequences is taken from the first table: that with most rows.
     groups.sort_by_key(|(length, rows)| (std::cmp::Reverse(rows.len()), *length));
-    let table = |(length, rows): &(usize, Vec<Encoded>)| {
+    let table = |(length, rows): &(usize, Vec<(Encoded, usize)>)| {
         let array = |(input, role): &(&Wanted, Role)| {
             let values = rows
                 .iter()
-                .flat_map(|row| tokenizer.values(row, *role, *length));
+                .flat_map(|(row, _)| tokenizer.values(row, *role, *length));
             let array = Array {
                 shape: vec![rows.len(), *length],
                 elements: Elements::Ints(values.collect()),
@@ -171,5 +212,8 @@ fn tables(
         };
         roles.inputs.iter().map(array).collect()
     };
-    Ok(groups.iter().map(table).collect())
+    let numbers =
+        |(_, rows): &(usize, Vec<(Encoded, usize)>)| rows.iter().map(|(_, n)| *n).collect();
+    let origins = groups.iter().map(numbers).collect();
+    Ok((groups.iter().map(table).collect(), origins))
 }

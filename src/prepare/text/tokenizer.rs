@@ -44,6 +44,8 @@ pub(super) struct TextTokenizer {
     limit: Limit,
     /// Whether the model compares two texts.
     pub(super) pairs: bool,
+    /// Whether the configuration tells that it does not.
+    pub(super) embeds: bool,
     /// What was found by itself.
     pub(super) notes: Vec<String>,
 }
@@ -113,6 +115,7 @@ impl TextTokenizer {
         };
         Ok(TextTokenizer {
             pairs: configs.compares(),
+            embeds: configs.embeds(),
             tokenizer,
             pad,
             limit,
@@ -203,6 +206,11 @@ impl Configs {
                 .iter()
                 .any(|end| name.ends_with(end))
         })
+    }
+
+    /// Whether it is said what the model is, and that is none that compares two texts: such a model gives vectors to be compared.
+    fn embeds(&self) -> bool {
+        self.model.get("architectures").is_some() && !self.compares()
     }
 
     /// The flags of a BERT normalizer that the configuration of the tokenizer states win over those in `tokenizer.json`.

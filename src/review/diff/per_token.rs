@@ -49,7 +49,7 @@ pub(super) fn quotient<'m>(scope: &Scope<'m>, divide: usize) -> Option<(&'m str,
         let first = node.input.first()?.as_str();
         let second = node.input.get(1).map_or("", String::as_str);
         value = match node.op_type() {
-            op::Abs => return (first == x).then_some((x, nodes)),
+            op::Abs | op::LeakyRelu => return (first == x).then_some((x, nodes)),
             op::ReduceMax | op::Cast | op::Clip | op::Identity => first,
             op::Max | op::Mul | op::Add | op::Div if scope.constant(second).is_some() => first,
             op::Max | op::Mul | op::Add if scope.constant(first).is_some() => second,

@@ -11,13 +11,14 @@ use super::plot;
 use crate::review::{Decision, Energy, LayerError, OutputReport, Report, SiteReport};
 
 /// Every section, in the order of the page.
-pub(super) const ALL: [fn(&Report) -> Markup; 12] = [
+pub(super) const ALL: [fn(&Report) -> Markup; 13] = [
     summary,
     outputs,
     work,
     layers,
     sites,
     attention,
+    metric,
     kept_float,
     lint,
     skipped,
@@ -223,6 +224,19 @@ fn plots(site: &SiteReport) -> Markup {
                 }
             }
         }
+    }
+}
+
+/// What the model is worth.
+fn metric(report: &Report) -> Markup {
+    let Some(metric) = &report.metric else {
+        return Markup::default();
+    };
+    let said = metric.sureness().into_iter().chain(metric.caution.clone());
+    html! {
+        h2 { "Metric" }
+        p { strong { (metric.sentence()) } " " (metric.rows_of) }
+        @for text in said.chain(metric.notes.iter().cloned()) { p { (text) } }
     }
 }
 

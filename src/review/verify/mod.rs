@@ -25,6 +25,7 @@ mod tests;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::MetricReport;
 use super::json::number;
 use super::quantized::QuantizedLinear;
 use crate::calibrate::{
@@ -87,6 +88,8 @@ pub struct Verification {
     pub agreements: Vec<AgreementError>,
     /// Outputs of other types, which were not compared.
     pub other_outputs: Vec<String>,
+    /// What a metric of labelled rows says of both models; `None` if there are no labels.
+    pub metric: Option<MetricReport>,
     /// Rows on which the Linears were compared.
     pub layer_rows: usize,
     /// Every Linear of the float model, in graph order.

@@ -8,13 +8,14 @@
 //! ```
 //!
 //! The products are those of the static form, so runtimes fuse them as they do that (ONNX Runtime: MatMulIntegerToFloat), and
-//! no token is ever clipped. A Gemm is written as MatMul and Add, because its bias is not to be multiplied by a.
+//! no token is ever clipped. Where tokens are one-sided, as behind GELU, LeakyRelu(alpha = −qmax / below) stands in the place of Abs: what
+//! is below 0 has `below` integers and makes the magnitude as many times larger. A Gemm is written as MatMul and Add, because its bias is not to be multiplied by a.
 
 use std::sync::Arc;
 
-use super::{Activation, Normalized, Writer};
+use super::{Activation, Magnitude, Normalized, Writer};
 use crate::graph::{Patch, ValueId};
-use crate::onnx::node::{int_attr, ints_attr, make_node};
+use crate::onnx::node::{float_attr, int_attr, ints_attr, make_node};
 use crate::onnx::op;
 use crate::onnx::{DataType, tensor};
 use crate::recognise::{Linear, LinearForm};
@@ -31,13 +32,14 @@ impl Writer<'_, '_> {
     pub(super) fn per_token(
         &mut self,
         linear: &Linear,
-        activation: &Activation,
+        (activation, magnitude): (&Activation, Magnitude),
         rounded: Option<&Arc<QuantizedWeight>>,
         patch: &mut Patch,
     ) -> Result<(), RewriteError> {
         let weight = self.rounded(linear, rounded)?;
         let plain = untransposed(linear);
-        let Normalized { magnitude, value } = self.normalized(linear, patch);
+        let Normalized { magnitude, value } =
+            self.normalized(linear, (activation, magnitude), patch);
         let x = self.quantize_value(linear, &value, false, &activation.params, patch);
         let weight = self.weight(&plain, Some(&weight), patch)?;
         let (w, dequantize) = self.dequantize_weight(&plain, &weight);
@@ -71,7 +73,12 @@ impl Writer<'_, '_> {
     }
 
     /// The input of `linear` over the largest magnitude of every token: new nodes, or what is there already.
-    fn normalized(&mut self, linear: &Linear, patch: &mut Patch) -> Normalized {
+    fn normalized(
+        &mut self,
+        linear: &Linear,
+        (activation, magnitude): (&Activation, Magnitude),
+        patch: &mut Patch,
+    ) -> Normalized {
         let transposed = !linear.channels_last();
         let key: (ValueId, bool) = (linear.input, transposed);
         if let Some(known) = self.normalized.get(&key) {
@@ -94,7 +101,15 @@ impl Writer<'_, '_> {
             let to = vec![int_attr("to", DataType::Float as i64)];
             input = node(self, op::Cast, &[&input], "float32", to);
         }
-        let sizes = node(self, op::Abs, &[&input], "abs", vec![]);
+        let sizes = match magnitude {
+            Magnitude::Symmetric => node(self, op::Abs, &[&input], "abs", vec![]),
+            Magnitude::OneSided { below } => {
+                // The largest integer is 1 over the scale: x < 0 becomes qmax / below times as large, and positive.
+                let times = 1.0 / (activation.params.scale * below as f32);
+                let alpha = vec![float_attr("alpha", -times)];
+                node(self, op::LeakyRelu, &[&input], "sizes", alpha)
+            }
+        };
         let keep = int_attr("keepdims", 1);
         let largest = if self.view.model().opset() >= AXES_ARE_AN_INPUT {
             let axes = self.names.derive(&x, "last_axis");

@@ -206,6 +206,7 @@ fn solution() -> Solution {
         shift: None,
         scale: Some(vec![2.0, 1.0]),
         rotation: None,
+        levels_below: None,
         range: (-1.1, 1.1),
         range_before: (-4.0, 8.0),
         range_after: (-1.0, 1.0),
