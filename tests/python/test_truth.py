@@ -150,6 +150,15 @@ def test_what_the_model_fills_in_is_in_no_figure(tmp_path, how):
         assert cost["int8_sqnr_db"] == result.report["outputs"]["logits"]["sqnr_db"]
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["tokens", "channels"])
+@pytest.mark.parametrize("fill", [-1e4, models.FLOAT_MIN, -np.inf], ids=["-1e4", "smallest", "-inf"])
+def test_what_is_filled_in_before_a_linear_sets_no_range(tmp_path, fill, whole):
+    result = Result(tmp_path, models.filled_within(fill, whole), rows=768)
+    assert result.check("y") > 25
+    lows = [site["range_before"][0] for site in result.report["sites"]]
+    assert len(lows) == 5 and min(lows) > -200, lows
+
+
 def test_integer_outputs_are_compared_by_agreement(tmp_path):
     result = Result(tmp_path, models.labels(), rows=32)
     label = result.report["agreements"]["label"]

@@ -220,6 +220,24 @@ def filled(how, length=16):
     return g.model(), data
 
 
+def filled_within(fill, whole=True, length=16):
+    """Tokens that a mask leaves out become `fill` before a Linear, all of each or half of its channels, and its outputs do behind it."""
+    g = Graph(6)
+    x = g.input("x", F32, ["b", length, C])
+    valid = g.input("span_valid", BOOL, ["b", length])
+    mask = g.op("Unsqueeze", valid, g.i64(2))
+    left = mask if whole else g.op("Or", mask, g.const(np.arange(C) % 2 == 0))
+    n = g.op("Where", left, g.norm(g.block(x)), g.f32(fill))
+    pooled = g.op("Where", mask, g.linear(n, C, 8), g.f32(fill))
+    g.output(g.op("ReduceMax", pooled, axes=[1], keepdims=0), F32, ["b", 8], "y")
+
+    def data(rows, seed):
+        valid = np.random.default_rng(seed + 1).random((rows, length)) < 0.8
+        return {"x": tokens(rows, seed, (length, C)), "span_valid": valid}
+
+    return g.model(), data
+
+
 def labels(logits_too=False, length=8):
     """The classes of tokens, as numbers alone or beside the logits."""
     g = Graph(5)

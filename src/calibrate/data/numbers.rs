@@ -25,6 +25,16 @@ pub(in crate::calibrate) fn fills(
     model: &Model,
     masks: &BTreeMap<&str, &[f64]>,
 ) -> BTreeMap<String, Vec<f32>> {
+    let outputs = model.graph().output.iter();
+    fills_of(model, masks, outputs.map(|output| output.name()))
+}
+
+/// The same of any values.
+pub(in crate::calibrate) fn fills_of<'v>(
+    model: &Model,
+    masks: &BTreeMap<&str, &[f64]>,
+    values: impl Iterator<Item = &'v str>,
+) -> BTreeMap<String, Vec<f32>> {
     let view = View::new(model);
     let mut known: BTreeMap<&str, Set> = BTreeMap::new();
     for input in &view.graph().input {
@@ -41,11 +51,11 @@ pub(in crate::calibrate) fn fills(
         let numbers = set.numbers.iter().filter(|v| v.abs() >= -DEAD);
         numbers.map(|v| *v as f32).collect::<Vec<f32>>()
     };
-    let outputs = view.graph().output.iter().filter_map(|output| {
-        let set = known.get(output.name()).filter(|set| set.any)?;
-        Some((output.name().to_owned(), far(set)))
+    let found = values.filter_map(|name| {
+        let set = known.get(name).filter(|set| set.any)?;
+        Some((name.to_owned(), far(set)))
     });
-    outputs.filter(|(_, fills)| !fills.is_empty()).collect()
+    found.filter(|(_, fills)| !fills.is_empty()).collect()
 }
 
 /// Follows what is `known` of inputs through the graph; `at` each node, its inputs and output may be looked at and changed.

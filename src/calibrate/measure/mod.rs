@@ -6,6 +6,7 @@ pub(super) mod compare;
 pub(super) mod decoder;
 pub(super) mod distributions;
 pub(super) mod extremes;
+mod fills;
 pub(super) mod gathered;
 pub(super) mod labelled;
 pub(super) mod largest;

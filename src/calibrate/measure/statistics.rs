@@ -20,6 +20,7 @@ use crate::calibrate::engine::plan::{Engine, TapSink, Wanted};
 use crate::calibrate::measure::capture::{Keep, Kept};
 use crate::calibrate::measure::channel_stats::{ChannelStats, StatOptions, Statistics};
 use crate::calibrate::measure::extremes::Extremes;
+use crate::calibrate::measure::fills::{self, fills_of};
 use crate::calibrate::measure::gathered::{
     Gathered, GatheredFold, GatheredStatistics, Key, finish,
 };
@@ -188,7 +189,9 @@ impl Run<'_> {
             .iter()
             .flat_map(|b| b.rows.iter().copied())
             .collect();
-        let collector = Arc::new(Collector::new(&names, options, by_position, tokens));
+        let mut collector = Collector::new(&names, options, by_position, tokens);
+        collector.fills = fills_of(model, batches, &names);
+        let collector = Arc::new(collector);
         let wanted = Wanted {
             taps: &taps,
             outputs: false,
@@ -237,6 +240,8 @@ impl Run<'_> {
 /// The accumulators of all values, filled from several threads.
 struct Collector {
     values: Vec<Mutex<Accumulator>>,
+    /// What the model fills into them.
+    fills: Vec<Vec<f32>>,
     seed: u64,
     /// Folds by position, because all tokens are of one row.
     by_position: bool,
@@ -259,6 +264,7 @@ impl Collector {
         };
         Collector {
             values: names.iter().map(accumulator).collect(),
+            fills: Vec::new(),
             seed: options.seed,
             by_position,
             tokens,
@@ -302,11 +308,19 @@ impl TapSink for BatchSink {
         let Some(data) = standard.as_slice() else {
             return Ok(());
         };
+        let fills = collector.fills.get(tap);
+        let fills = fills.filter(|f| !f.is_empty() && !sizes_only);
+        let ordinary = fills.map(|fills| fills::without(data, channels, fills));
+        let (data, alone) = match &ordinary {
+            Some((data, alone)) => (&data[..], &alone[..]),
+            None => (data, &[][..]),
+        };
         let mut extremes = [Extremes::new(channels), Extremes::new(channels)];
         let mut candidates = Vec::new();
         let mut largest = Largest::new(collector.tokens);
-        for (place, x) in places.iter().zip(data.chunks_exact(channels.max(1))) {
-            if !place.keep {
+        let tokens = places.iter().zip(data.chunks_exact(channels.max(1)));
+        for (i, (place, x)) in tokens.enumerate() {
+            if !place.keep || alone.get(i) == Some(&true) {
                 continue;
             }
             let row = self.context.row(place.row);

@@ -236,7 +236,7 @@ const ENORMOUS: f32 = 1e30;
 
 /// Whether an element is one of the constants that a model fills in; of a large one that a mask adds, what it was added to may
 /// be left in it.
-fn is_filled(v: f32, fills: &[f32]) -> bool {
+pub(super) fn is_filled(v: f32, fills: &[f32]) -> bool {
     let near =
         |c: &f32| v == *c || (c.is_finite() && c.abs() >= 1e3 && (v - c).abs() <= 0.1 * c.abs());
     v.abs() >= ENORMOUS || fills.iter().any(near)
