@@ -422,7 +422,7 @@ fn make(name: &str, shape: &[usize], dtype: DataType, len: usize, raw: Vec<u8>) 
 /// If the length is not that of the shape or `dtype` is another type: both are mistakes of the calling code.
 pub fn from_f32(name: &str, shape: &[usize], data: &[f32], dtype: DataType) -> TensorProto {
     let raw: Vec<u8> = match dtype {
-        DataType::Float => float_bytes(data),
+        DataType::Float => data.iter().flat_map(|value| value.to_le_bytes()).collect(),
         DataType::Float16 => data
             .iter()
             .flat_map(|&value| f16::from_f32(value).to_le_bytes())
@@ -438,16 +438,6 @@ pub fn from_f32(name: &str, shape: &[usize], data: &[f32], dtype: DataType) -> T
         other => panic!("tensor `{name}`: {} is no float type", other.as_str_name()),
     };
     make(name, shape, dtype, data.len(), raw)
-}
-
-/// The bytes of float32 numbers, as ONNX stores them.
-fn float_bytes(data: &[f32]) -> Vec<u8> {
-    let mut raw = vec![0; size_of_val(data)];
-    let places = raw.as_chunks_mut().0.iter_mut();
-    places
-        .zip(data)
-        .for_each(|(place, value)| *place = value.to_le_bytes());
-    raw
 }
 
 /// Makes an INT8 tensor.
@@ -485,10 +475,8 @@ pub fn from_i64(name: &str, shape: &[usize], data: &[i64]) -> TensorProto {
     make(name, shape, DataType::Int64, data.len(), raw)
 }
 
-mod finite;
 mod four_bits;
 
-pub use finite::is_finite;
 pub use four_bits::{from_i4, from_u4, packed};
 
 #[cfg(test)]

@@ -150,30 +150,15 @@ impl NewConstant {
             DataType::Float16 => 65504.0,
             _ => f32::MAX,
         };
-        // NaN is not up to anything.
-        let fits = |x: &f32| x.abs() <= largest;
-        // Most have none: blocks without an early end are looked through many elements at a time.
-        let mut blocks = self.data.chunks(4096);
-        let bad = blocks.find(|block| !block.iter().fold(true, |all, x| all & fits(x)));
-        if let Some(&value) = bad.and_then(|block| block.iter().find(|x| !fits(x))) {
+        if let Some(&value) = self
+            .data
+            .iter()
+            .find(|x| !x.is_finite() || x.abs() > largest)
+        {
             let (name, dtype) = (name.to_owned(), self.dtype.as_str_name());
             return Err(RewriteError::Overflow { name, value, dtype });
         }
         Ok(tensor::from_f32(name, &self.shape, &self.data, self.dtype))
-    }
-}
-
-/// The elements, row-major; not copied where they lie so.
-fn elements(w: Array2<f32>) -> Vec<f32> {
-    match w.as_slice().is_some_and(|data| data.len() == w.len()) {
-        true => {
-            let count = w.len();
-            let (mut data, first) = w.into_raw_vec_and_offset();
-            data.drain(..first.unwrap_or(0));
-            data.truncate(count);
-            data
-        }
-        false => w.as_standard_layout().iter().copied().collect(),
     }
 }
 
@@ -186,7 +171,7 @@ pub(super) fn stored_weight(linear: &Linear, w: Array2<f32>) -> NewConstant {
     let shape = w.shape().to_vec();
     NewConstant {
         shape,
-        data: elements(w),
+        data: w.as_standard_layout().iter().copied().collect(),
         dtype: linear.dtype,
     }
 }

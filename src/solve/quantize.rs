@@ -78,32 +78,14 @@ fn quantize_rows(w: &[f32], steps: &[f32], limit: f32, q: &mut [i8]) {
     }
 }
 
-wide! {
-    /// The largest magnitude of every column of `w: [C, N]`.
-    fn largest_of_columns(w: &[f32], extremes: &mut [f32]) = largest_magnitudes;
-}
-
-#[inline(always)]
-fn largest_magnitudes(w: &[f32], extremes: &mut [f32]) {
-    for row in w.chunks_exact(extremes.len().max(1)) {
-        for (extreme, v) in extremes.iter_mut().zip(row) {
-            let magnitude = v.abs();
-            *extreme = if magnitude > *extreme {
-                magnitude
-            } else {
-                *extreme
-            };
-        }
-    }
-}
-
 /// The scales of [`quantize_weight`]: `[N]`, or one in all.
 pub(super) fn scales_of(w: ArrayView2<f32>, spec: &WeightSpec) -> Vec<f32> {
     let mut extremes = vec![0.0f32; w.ncols()];
-    largest_of_columns(
-        w.as_standard_layout().as_slice().unwrap_or(&[]),
-        &mut extremes,
-    );
+    for row in w.rows() {
+        for (extreme, v) in extremes.iter_mut().zip(row) {
+            *extreme = extreme.max(v.abs());
+        }
+    }
     let is_dead: Vec<bool> = extremes.iter().map(|&extreme| extreme == 0.0).collect();
     column_scales(&mut extremes, spec, &[w.ncols()]);
     let live = extremes.iter().zip(&is_dead).filter(|(_, dead)| !**dead);

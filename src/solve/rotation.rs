@@ -14,7 +14,8 @@
 //! H_n is that of [`super::orthogonal`]. Sources: QuaRot (Ashkboos et al., arXiv 2404.00456), SpinQuant (Liu et al., arXiv
 //! 2405.16406), DuQuant (Lin et al., arXiv 2406.01721) for blocks behind an order.
 
-use ndarray::{Array2, ArrayView2};
+use ndarray::linalg::general_mat_mul;
+use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use serde::{Deserialize, Serialize};
 
 use super::mix::mix;
@@ -185,8 +186,9 @@ impl Rotation {
                 places.for_each(|(v, &c)| *v = old[c as usize]);
             }
         }
-        let inner = self.inner();
-        multiply_small(x, inner.as_slice().unwrap_or(&[]), b);
+        let mut half = vec![0.0; x.len()];
+        product((x, (x.len() / b, b)), &self.inner(), &mut half);
+        x.copy_from_slice(&half);
         if self.mixing == Mixing::All {
             orthogonal::apply(a, b, x);
         }
@@ -224,50 +226,13 @@ fn padded((outer, inner): (usize, usize)) -> f64 {
     columns * (outer + inner) as f64 / inner as f64
 }
 
-/// Columns and rows whose sums stay in registers: a sum waits for the one before it, sums of other rows do not.
-const WIDTH: usize = 16;
-const ROWS: usize = 4;
-
-wide! {
-    /// `x ← x h` for `x: [R, B]`, `h: [B, B]`, row-major. Too small for a library of matrix products, which would copy both first.
-    fn multiply_small(x: &mut [f32], h: &[f32], b: usize) = multiply_in_place;
-}
-
-#[inline(always)]
-fn multiply_in_place(x: &mut [f32], h: &[f32], b: usize) {
-    let mut old = vec![0.0f32; ROWS * b];
-    let mut groups = x.chunks_exact_mut(ROWS * b);
-    for rows in &mut groups {
-        old.copy_from_slice(rows);
-        multiply_group::<ROWS>(&old, h, b, rows);
-    }
-    for row in groups.into_remainder().chunks_exact_mut(b) {
-        old[..b].copy_from_slice(row);
-        multiply_group::<1>(&old[..b], h, b, row);
-    }
-}
-
-/// `out = x h` for N rows; every sum is added up in the same order.
-#[inline(always)]
-fn multiply_group<const N: usize>(x: &[f32], h: &[f32], b: usize, out: &mut [f32]) {
-    for start in (0..b).step_by(WIDTH) {
-        let width = WIDTH.min(b - start);
-        let mut sums = [[0.0f32; WIDTH]; N];
-        for (j, h) in h.chunks_exact(b).enumerate() {
-            let h = &h[start..start + width];
-            // The common case has a length that is known: its loop vectorizes.
-            let whole = <&[f32; WIDTH]>::try_from(h).ok();
-            for (row, sums) in sums.iter_mut().enumerate() {
-                let v = x[row * b + j];
-                match whole {
-                    Some(h) => sums.iter_mut().zip(h).for_each(|(sum, h)| *sum += v * h),
-                    None => sums.iter_mut().zip(h).for_each(|(sum, h)| *sum += v * h),
-                }
-            }
-        }
-        for (row, sums) in sums.iter().enumerate() {
-            out[row * b + start..][..width].copy_from_slice(&sums[..width]);
-        }
+/// `out = x h`, `x: [R, B]` row-major, `h: [B, B]`.
+fn product((x, shape): (&[f32], (usize, usize)), h: &Array2<f32>, out: &mut [f32]) {
+    if let (Ok(x), Ok(mut out)) = (
+        ArrayView2::from_shape(shape, x),
+        ArrayViewMut2::from_shape(shape, out),
+    ) {
+        general_mat_mul(1.0, &x, h, 0.0, &mut out);
     }
 }
 

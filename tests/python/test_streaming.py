@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import time
-import warnings
 from dataclasses import replace
 
 import architectures
@@ -182,25 +181,3 @@ def test_a_figure_that_is_not_reached_is_an_error(decoder, tmp_path):
     assert "90 dB were asked for" in said
     assert "--resume goes on" in said
     assert not (tmp_path / "out.onnx").exists()
-
-
-def test_a_disk_that_cannot_hold_the_parts_is_found_before_the_run(decoder, tmp_path):
-    model, calib = decoder("llama")
-    size = model.stat().st_size + model.with_name(model.name + ".data").stat().st_size
-    place = tmp_path / "small"
-    place.mkdir()
-    # OUT has room there, the work folder beside it has not.
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size // 3 // 1024}k", "none", place]
-    mounted = subprocess.run(mount, capture_output=True, text=True)
-    if mounted.returncode:
-        warnings.warn(f"a small disk cannot be mounted here, so none is tried: {mounted.stderr.strip()}")
-        return
-    try:
-        said = quantize(model, calib, place / "out.onnx", "--streaming", "on", status=1)
-        assert "out.onnx.work" in said and "MB left" in said and "another disk" in said
-        assert list(place.iterdir()) == []
-        # With enough of it the run goes through.
-        subprocess.run(["mount", "-o", f"remount,size={4 * size // 1024}k", place], check=True)
-        quantize(model, calib, place / "out.onnx", "--streaming", "on")
-    finally:
-        subprocess.run(["umount", "-l", place], check=True)

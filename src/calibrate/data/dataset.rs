@@ -141,12 +141,6 @@ impl Dataset {
         self.tables.iter().map(|table| table.rows).sum()
     }
 
-    /// The number of tokens of all rows, about; of data that do not tell, as images, the number of rows at least.
-    pub fn tokens(&self) -> u64 {
-        let tokens = |table: &Table| table.rows as u64 * table.length().unwrap_or(1) as u64;
-        self.tables.iter().map(tokens).sum()
-    }
-
     /// Which row of the user's files, all counted as one, the row `row` of the data is: not the same where rows were left out or
     /// put into another order.
     pub fn origin(&self, row: u64) -> usize {
@@ -250,9 +244,8 @@ impl Dataset {
         let first = calibration.first()?;
         let in_table = |t: &&Table| first.rows.iter().all(|row| t.holds(row));
         let table = self.tables.iter().find(in_table)?;
-        // Images and sounds do not tell how many tokens they make; of the frames of a sound two become one or less.
-        let length = table.length();
-        let length = length.unwrap_or_else(|| (tokens / 4).max(table.tokens() / 2));
+        // Images and sounds do not tell how many tokens they make.
+        let length = table.length().unwrap_or(tokens / 4);
         let count = self.fixed_batch.unwrap_or((tokens / length).max(2));
         let rows = calibration.iter().flat_map(|b| b.rows.iter());
         let rows = rows.filter(|row| table.holds(row)).take(count);

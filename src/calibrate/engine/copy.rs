@@ -15,7 +15,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::calibrate::data::input::Shapes;
 use crate::calibrate::engine::check;
 use crate::calibrate::engine::decompose::{Scope, decompose};
-use crate::calibrate::engine::dequantized::{Dequantized, Stored, Weight};
 use crate::calibrate::engine::error::EngineError;
 use crate::calibrate::engine::node::{is_standard, node_label};
 use crate::graph::axes::Axes;
@@ -39,8 +38,6 @@ pub(in crate::calibrate) struct Copy<'m> {
     pub constants: BTreeMap<&'m str, &'m TensorProto>,
     /// Weights in blocks, used like the constants: they become floats when they are handed over.
     pub blocked: BTreeMap<String, Blocked<'m>>,
-    /// The same for weights with one scale, or one for every channel.
-    pub dequantized: BTreeMap<&'m str, Weight<'m>>,
     /// Inputs that index the rows of a constant table.
     pub index_limits: Vec<IndexLimit>,
     /// What is known of its values.
@@ -65,9 +62,7 @@ impl Copy<'_> {
 
     /// Whether a value is handed over as a constant.
     fn has_constant(&self, name: &str) -> bool {
-        self.constants.contains_key(name)
-            || self.blocked.contains_key(name)
-            || self.dequantized.contains_key(name)
+        self.constants.contains_key(name) || self.blocked.contains_key(name)
     }
 
     /// Where the axes of its values come from. `by_row` are the inputs that have one row for every row of the data.
@@ -78,7 +73,6 @@ impl Copy<'_> {
         }
         self.constants.keys().for_each(|name| axes.constant(name));
         self.blocked.keys().for_each(|name| axes.constant(name));
-        self.dequantized.keys().for_each(|name| axes.constant(name));
         if let Some(graph) = &self.proto.graph {
             let rest = graph.initializer.iter();
             rest.for_each(|tensor| axes.constant(tensor.name()));
@@ -134,16 +128,15 @@ pub(in crate::calibrate) fn calibration_copy<'m>(
     }
     scope.expect(known);
     let mut nodes = Vec::with_capacity(graph.node.len());
-    let mut weights = Dequantized::of(graph);
+    let mut weights = Dequantized::default();
     for node in &graph.node {
         match constant_value(node) {
             Some((name, value)) => {
                 constants.insert(name, value);
                 scope.know_constant(name, value);
             }
-            None => match weights.known(node, &constants) {
-                Some(Stored::Before(identity)) => nodes.push(identity),
-                Some(Stored::Floats(name, shape)) => scope.know_floats(name, &shape),
+            None => match weights.again(node, &constants) {
+                Some(identity) => nodes.push(identity),
                 None => {
                     // Not in branches: one that is not taken may be nonsense at these shapes.
                     let standard = is_standard(node.domain());
@@ -201,7 +194,6 @@ pub(in crate::calibrate) fn calibration_copy<'m>(
         proto,
         constants,
         blocked: scope.take_stored(),
-        dequantized: weights.into_weights(),
         index_limits,
         facts: scope.into_facts(),
     })
@@ -213,6 +205,59 @@ fn tell_apart(nodes: &mut [NodeProto], names: &mut Names) {
     for node in nodes.iter_mut().filter(|n| !n.name().is_empty()) {
         if !seen.insert(node.name().to_owned()) {
             node.name = Some(names.unique(node.name()));
+        }
+    }
+}
+
+/// Constants that are dequantized by more than one node, as weights that Linears share are: the engine computes one of them
+/// at its leisure, and that once for each node.
+#[derive(Default)]
+struct Dequantized<'m> {
+    /// What the nodes read, and the first of them.
+    nodes: Vec<&'m NodeProto>,
+    /// Output of a later node → output of the first that is the same.
+    same: BTreeMap<&'m str, &'m str>,
+}
+
+impl<'m> Dequantized<'m> {
+    /// The node as an Identity, if an earlier one gives the same.
+    fn again(
+        &mut self,
+        node: &'m NodeProto,
+        constants: &BTreeMap<&str, &TensorProto>,
+    ) -> Option<NodeProto> {
+        let known = |input: &String| input.is_empty() || constants.contains_key(input.as_str());
+        if node.op_type() != op::DequantizeLinear || !node.input.iter().all(known) {
+            return None;
+        }
+        let [output] = node.output.as_slice() else {
+            return None;
+        };
+        let alike = |first: &&&NodeProto| {
+            let (a, b) = (*first, node);
+            (&a.input, &a.attribute, a.domain()) == (&b.input, &b.attribute, b.domain())
+        };
+        let Some(first) = self.nodes.iter().find(alike) else {
+            self.nodes.push(node);
+            return None;
+        };
+        self.same.insert(output, &first.output[0]);
+        // The value keeps its name for subgraphs and taps; the engine drops it where nobody asks.
+        Some(NodeProto {
+            op_type: Some(op::Identity.into()),
+            domain: None,
+            input: vec![first.output[0].clone()],
+            attribute: Vec::new(),
+            ..node.clone()
+        })
+    }
+
+    /// Lets nodes of the main graph read the first of the same.
+    fn rename_inputs(&self, nodes: &mut [NodeProto]) {
+        for input in nodes.iter_mut().flat_map(|node| &mut node.input) {
+            if let Some(first) = self.same.get(input.as_str()) {
+                *input = (*first).to_owned();
+            }
         }
     }
 }

@@ -4,7 +4,6 @@ mod broadcast;
 mod check;
 pub(super) mod copy;
 mod decompose;
-mod dequantized;
 pub(super) mod error;
 mod node;
 #[cfg(feature = "onnxruntime")]

@@ -21,7 +21,7 @@ use crate::calibrate::engine::resolve::resolve;
 use crate::calibrate::engine::shapes::{at_fault, found_shapes, products};
 use crate::calibrate::engine::tap::Tap;
 use crate::calibrate::engine::tract_plan::{TractPlan, error_text, panic_text};
-use crate::calibrate::engine::tract_tensor::{Tables, blocked_tensor, datum_name, floats_tensor};
+use crate::calibrate::engine::tract_tensor::{Tables, blocked_tensor, datum_name};
 use crate::calibrate::engine::{broadcast, round_blocks, rounding};
 use crate::graph::axes::Axes;
 use crate::graph::infer::{Fact, Value};
@@ -213,15 +213,13 @@ fn build(
     let mut model = parsed.model;
 
     for name in &parsed.unresolved_inputs {
-        let value = if let Some(constant) = copy.constants.get(name.as_str()) {
-            let is_table = copy.index_limits.iter().any(|l| l.table == *name);
-            tables.tensor(constant, is_table)?
-        } else if let Some(weight) = copy.blocked.get(name) {
-            blocked_tensor(weight)?.into_arc_tensor()
-        } else if let Some(weight) = copy.dequantized.get(name.as_str()) {
-            floats_tensor(name, &weight.shape, weight.floats())?.into_arc_tensor()
-        } else {
-            return Err(EngineError::UnknownValue { name: name.clone() }.into());
+        let value = match (copy.constants.get(name.as_str()), copy.blocked.get(name)) {
+            (Some(constant), _) => {
+                let is_table = copy.index_limits.iter().any(|l| l.table == *name);
+                tables.tensor(constant, is_table)?
+            }
+            (None, Some(weight)) => blocked_tensor(weight)?.into_arc_tensor(),
+            (None, None) => return Err(EngineError::UnknownValue { name: name.clone() }.into()),
         };
         let outlet = outlets[name];
         let fact = InferenceFact::from(TypedFact::try_from(value.clone())?);

@@ -94,10 +94,7 @@ impl TractPlan {
             .map(|(at, name)| {
                 let value = values[*at].cast_to::<f32>()?;
                 let view = value.to_plain_array_view::<f32>()?;
-                let data: Vec<f32> = match view.as_slice() {
-                    Some(data) => data.to_vec(),
-                    None => view.iter().copied().collect(),
-                };
+                let data: Vec<f32> = view.iter().copied().collect();
                 let array = ArrayD::from_shape_vec(IxDyn(view.shape()), data)?;
                 Ok((name.clone(), array))
             })

@@ -121,21 +121,8 @@ pub(super) fn blocked_tensor(weight: &Blocked<'_>) -> Result<Tensor, EngineError
     };
     let floats = weight.floats();
     let floats = floats.ok_or_else(|| fail("its bytes or its g_idx do not fit its shape"))?;
-    floats_tensor(weight.name(), &weight.shape, floats)
-}
-
-/// The tensor of a weight that has become floats.
-pub(super) fn floats_tensor(
-    name: &str,
-    shape: &[usize],
-    floats: Vec<f32>,
-) -> Result<Tensor, EngineError> {
-    let array = ArrayD::from_shape_vec(shape, floats);
-    let array = array.map_err(|e| EngineError::Constant {
-        name: name.to_owned(),
-        reason: e.to_string(),
-    })?;
-    Ok(array.into_tensor())
+    let array = ArrayD::from_shape_vec(weight.shape.clone(), floats);
+    Ok(array.map_err(|e| fail(&e.to_string()))?.into_tensor())
 }
 
 /// A batch's values as a tensor.

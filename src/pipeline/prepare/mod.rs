@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::graph::branches::FlatModel;
 use crate::graph::opset::OpsetError;
 use crate::graph::{self, Names, NodeId, Use, ValueId, View, opset};
-use crate::onnx::{Model, tensor};
+use crate::onnx::Model;
 use crate::options::{Format, Options};
 use crate::recognise::{Linear, LinearId, Recognised, recognise};
 use crate::rewrite;
@@ -379,10 +379,6 @@ fn scaled_pool(view: &View, pools: &Pools, linear: &Linear) -> Option<String> {
 }
 
 fn check_finite(view: &View, value: ValueId) -> Result<(), Error> {
-    // Nearly all are: a weight is not copied for it.
-    if view.initializer(value).is_some_and(tensor::is_finite) {
-        return Ok(());
-    }
     let constant = view.constant(value).and_then(|c| c.into_float());
     let Some((array, _)) = constant else {
         return Ok(());

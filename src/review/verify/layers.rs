@@ -148,13 +148,8 @@ impl Shared {
             let (a, b) = (of_float.get(a), of_quantized.get(b));
             a.is_some_and(|a| (2..=3).contains(&a.len()) && Some(a) == b)
         };
-        // In the order of the graph, so that what is kept at a time needs no more of it than lies before that.
-        let outputs = f.nodes().flat_map(|(_, node)| &node.output);
-        let places: BTreeMap<&str, usize> = outputs.map(String::as_str).zip(0..).collect();
-        let mut names: Vec<(String, String)> = both.into_iter().filter(alike).collect();
-        names.sort_by_key(|(name, _)| places.get(name.as_str()).copied());
         Ok(Shared {
-            names,
+            names: both.into_iter().filter(alike).collect(),
             shapes: of_float,
         })
     }

@@ -107,8 +107,8 @@ impl<'g> Scope<'g> {
         self.sequences.insert(name.to_owned(), tensors);
     }
 
-    /// Tells a float value of the copy, made by an operator of ours or handed over.
-    pub(in crate::calibrate) fn know_floats(&mut self, name: &str, shape: &[usize]) {
+    /// Tells a float value of the copy, made by an operator of ours.
+    pub(super) fn know_floats(&mut self, name: &str, shape: &[usize]) {
         self.know(name, Fact::of_shape(Some(DataType::Float), shape));
     }
 
