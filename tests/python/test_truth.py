@@ -154,7 +154,8 @@ def test_what_the_model_fills_in_is_in_no_figure(tmp_path, how):
 @pytest.mark.parametrize("fill", [-1e4, models.FLOAT_MIN, -np.inf], ids=["-1e4", "smallest", "-inf"])
 def test_what_is_filled_in_before_a_linear_sets_no_range(tmp_path, fill, whole):
     result = Result(tmp_path, models.filled_within(fill, whole), rows=768)
-    assert result.check("y") > 25
+    # The largest value of a row's tokens: one row of 256 may have a quarter of the error.
+    assert result.check("y", tolerance=4) > 25
     lows = [site["range_before"][0] for site in result.report["sites"]]
     assert len(lows) == 5 and min(lows) > -200, lows
 
