@@ -263,7 +263,7 @@ def main():
         put("statistics", "tiny", data[24 + int.from_bytes(data[16:24], "little") :])
         full = json.loads(report.read_text())
         # What a machine measures, and where it is, is not the same twice.
-        full["seconds"], full["command"], full["files"] = {}, None, None
+        full["seconds"], full["command"], full["files"], full["arguments"] = {}, None, None, {}
         short = {k: v[:2] if isinstance(v, list) else v for k, v in full.items()}
         put("report", "tiny.json", json.dumps(short, indent=1).encode())
 

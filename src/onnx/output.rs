@@ -27,9 +27,12 @@ fn temporary() -> MutexGuard<'static, BTreeSet<PathBuf>> {
 
 /// Removes the temporary files of every save that is under way, for a program that is about to end because of a signal.
 ///
-/// A save that is giving its files their names is waited for, so that a model and its data end up together.
+/// A save that is giving its files their names is waited for, so that a model and its data end up together. After this no save
+/// begins or ends in this process: it waits for the end of the program, which would else leave behind what another thread makes.
 pub fn remove_temporary_files() {
-    remove_all(&mut temporary());
+    let mut paths = temporary();
+    remove_all(&mut paths);
+    std::mem::forget(paths);
 }
 
 /// [`remove_temporary_files`], unless that would have to wait: for a program that ends because it has no memory left.
