@@ -6,11 +6,11 @@ use oxc_index::IndexVec;
 use serde::{Deserialize, Serialize};
 
 use super::sites::{SiteId, SiteTable};
-use crate::options::Format;
+use crate::options::{Format, Options};
 use crate::recognise::LinearId;
 use crate::rewrite::EmbeddingForm;
 use crate::site::{ResponseKind, Site};
-use crate::solve::{Migration, Solution};
+use crate::solve::{ActivationSpec, Migration, Solution};
 
 /// A plan in JSON, read and written again; `None` if it is none. For `fuzz/`: programs have no use for plans.
 pub fn plan_round_trip(json: &[u8]) -> Option<Vec<u8>> {
@@ -202,6 +202,14 @@ impl SitePlan {
                 bought: Some(bought),
                 ..SitePlan::of(found.clone(), self.response)
             };
+        }
+    }
+
+    /// How x', with so many channels, is quantized.
+    pub(super) fn activation(&self, options: &Options, channels: usize) -> ActivationSpec {
+        ActivationSpec {
+            levels_below: self.levels_below,
+            ..options.activation_of(channels)
         }
     }
 

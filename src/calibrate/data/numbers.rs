@@ -19,18 +19,9 @@ const MOST_ELEMENTS: usize = 1 << 16;
 /// The largest number that leaves nothing of a score. Swin's masks add −100.
 const DEAD: f64 = -99.0;
 
-/// What elements of the outputs are that the model fills in, by the output's name: of each the constants far from any number
+/// What elements of `values` are that the model fills in, by the value's name: of each the constants far from any number
 /// of ordinary size. `masks` are the inputs of which the numbers are known; those of booleans are.
-pub(in crate::calibrate) fn fills(
-    model: &Model,
-    masks: &BTreeMap<&str, &[f64]>,
-) -> BTreeMap<String, Vec<f32>> {
-    let outputs = model.graph().output.iter();
-    fills_of(model, masks, outputs.map(|output| output.name()))
-}
-
-/// The same of any values.
-pub(in crate::calibrate) fn fills_of<'v>(
+pub(in crate::calibrate) fn fills<'v>(
     model: &Model,
     masks: &BTreeMap<&str, &[f64]>,
     values: impl Iterator<Item = &'v str>,

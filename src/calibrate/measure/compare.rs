@@ -19,9 +19,9 @@ use std::sync::Arc;
 use ndarray::ArrayD;
 
 use crate::calibrate::data::input::Batch;
-use crate::calibrate::data::numbers::fills;
 use crate::calibrate::engine::error::EngineError;
 use crate::calibrate::engine::plan::{Engine, Plan, Wanted};
+use crate::calibrate::measure::fills::fills;
 use crate::calibrate::measure::parallel::{groups, in_parallel, with_threads};
 use crate::calibrate::measure::sums::{Known, OutputComparison, RowSums, compare_batch, finish};
 use crate::onnx::Model;
@@ -120,16 +120,13 @@ pub(super) type Found = BTreeMap<String, ArrayD<f32>>;
 impl<'a> Reference<'a> {
     /// Runs nothing yet.
     pub fn new(model: &'a Model, batches: &[Batch]) -> Reference<'a> {
-        let masks = batches.iter().flat_map(|batch| &batch.masks);
-        let masks = masks
-            .map(|mask| (&mask.input[..], &mask.numbers[..]))
-            .collect();
+        let outputs = model.graph().output.iter();
         Reference {
             model,
             batches: batches.into(),
             outputs: vec![None; batches.len()],
             bytes: 0,
-            fills: fills(model, &masks),
+            fills: fills(model, batches, outputs.map(|output| output.name())),
         }
     }
 

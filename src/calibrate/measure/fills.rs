@@ -7,15 +7,17 @@ use crate::calibrate::data::input::Batch;
 use crate::calibrate::data::numbers;
 use crate::onnx::Model;
 
-/// The constants that are filled into each of the values `names`, in their order; none into most.
-pub(super) fn fills_of(model: &Model, batches: &[Batch], names: &[String]) -> Vec<Vec<f32>> {
+/// The constants that are filled into values, by their names; most are not among them.
+pub(super) fn fills<'v>(
+    model: &Model,
+    batches: &[Batch],
+    values: impl Iterator<Item = &'v str>,
+) -> BTreeMap<String, Vec<f32>> {
     let masks = batches.iter().flat_map(|batch| &batch.masks);
-    let masks: BTreeMap<_, _> = masks
+    let masks = masks
         .map(|mask| (&mask.input[..], &mask.numbers[..]))
         .collect();
-    let mut known = numbers::fills_of(model, &masks, names.iter().map(String::as_str));
-    let of = |name: &String| known.remove(name).unwrap_or_default();
-    names.iter().map(of).collect()
+    numbers::fills(model, &masks, values)
 }
 
 /// Tokens of `channels` elements with 0 for what is filled in, and which of them are nothing else.

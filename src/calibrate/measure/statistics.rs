@@ -20,7 +20,7 @@ use crate::calibrate::engine::plan::{Engine, TapSink, Wanted};
 use crate::calibrate::measure::capture::{Keep, Kept};
 use crate::calibrate::measure::channel_stats::{ChannelStats, StatOptions, Statistics};
 use crate::calibrate::measure::extremes::Extremes;
-use crate::calibrate::measure::fills::{self, fills_of};
+use crate::calibrate::measure::fills;
 use crate::calibrate::measure::gathered::{
     Gathered, GatheredFold, GatheredStatistics, Key, finish,
 };
@@ -189,9 +189,12 @@ impl Run<'_> {
             .iter()
             .flat_map(|b| b.rows.iter().copied())
             .collect();
-        let mut collector = Collector::new(&names, options, by_position, tokens);
-        collector.fills = fills_of(model, batches, &names);
-        let collector = Arc::new(collector);
+        let mut fills = fills::fills(model, batches, names.iter().map(String::as_str));
+        let of = |name: &String| fills.remove(name).unwrap_or_default();
+        let collector = Arc::new(Collector {
+            fills: names.iter().map(of).collect(),
+            ..Collector::new(&names, options, by_position, tokens)
+        });
         let wanted = Wanted {
             taps: &taps,
             outputs: false,

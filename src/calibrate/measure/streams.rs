@@ -10,11 +10,11 @@ use std::collections::BTreeMap;
 use ndarray::ArrayD;
 
 use crate::calibrate::data::input::Batch;
-use crate::calibrate::data::numbers::fills;
 use crate::calibrate::data::tokens::TokenContext;
 use crate::calibrate::engine::error::EngineError;
 use crate::calibrate::engine::plan::{Engine, Plan};
 use crate::calibrate::measure::compare::{output_plan, position};
+use crate::calibrate::measure::fills::fills;
 use crate::calibrate::measure::parallel::{groups, in_parallel, with_threads};
 use crate::calibrate::measure::sums::{Known, OutputComparison, RowSums, compare_batch, finish};
 use crate::onnx::Model;
@@ -56,11 +56,12 @@ pub fn run_streams(
     };
     let rows: usize = first.batches.iter().map(|batch| batch.rows.len()).sum();
     progress.begin("streams", (rows * streams.len()) as u64);
-    let masks = first.batches.iter().flat_map(|batch| &batch.masks);
-    let masks = masks
-        .map(|mask| (&mask.input[..], &mask.numbers[..]))
-        .collect();
-    let fills = fills(first.model, &masks);
+    let outputs = first.model.graph().output.iter();
+    let fills = fills(
+        first.model,
+        first.batches,
+        outputs.map(|output| output.name()),
+    );
     // Sums per batch, added up in the order of the batches: the same for any number of threads.
     let mut sums: Vec<Vec<BTreeMap<String, RowSums>>> =
         vec![vec![BTreeMap::new(); others.len()]; first.batches.len()];

@@ -72,7 +72,7 @@ fn quantize_plan(
         let per_token = options.activations() == Activations::PerToken;
         let channels = stats.folds[0].min.len();
         let params = match per_token {
-            true => of_normalized(options, channels, site.levels_below),
+            true => of_normalized(options, &site.activation(options, channels)),
             false => options.activation().params(low, high),
         };
         let readers = row.site.linears.iter().zip(&row.site.ranks);
@@ -103,12 +103,8 @@ fn quantize_plan(
 }
 
 /// Scale and zero point of a value whose tokens have a largest magnitude of 1: nothing is beyond them, whatever the bits.
-fn of_normalized(options: &Options, channels: usize, levels_below: Option<i32>) -> QuantParams {
-    let activation = ActivationSpec {
-        levels_below,
-        ..options.activation_of(channels)
-    };
-    let (zero_point, qmin, qmax) = match (levels_below, options.profile().symmetric) {
+fn of_normalized(options: &Options, activation: &ActivationSpec) -> QuantParams {
+    let (zero_point, qmin, qmax) = match (activation.levels_below, options.profile().symmetric) {
         (Some(below), _) => (below, 0, 255),
         (None, true) => (0, -128, 127),
         (None, false) => (128, 0, 255),

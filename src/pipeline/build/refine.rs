@@ -17,7 +17,7 @@ use crate::recognise::{Linear, LinearId, Recognised};
 use crate::rewrite::Rounded;
 use crate::solve::correction::{Means, correction, means};
 use crate::solve::feedback::{Feedback, output_error};
-use crate::solve::{ActivationSpec, QuantizedWeight, WeightSpec, quantize_weight};
+use crate::solve::{QuantizedWeight, WeightSpec, quantize_weight};
 
 /// Tokens, about, on which error feedback must be better.
 const CONFIRMED_BY: usize = 128;
@@ -176,10 +176,7 @@ impl Refine<'_> {
             };
             let (low, high) = plan.range;
             let channels = stats.folds[0].min.len();
-            let activation = ActivationSpec {
-                levels_below: plan.levels_below,
-                ..self.source.options.activation_of(channels)
-            };
+            let activation = plan.activation(self.source.options, channels);
             let quantizer = activation.quantizer(low, high);
             let means = [0, 1].map(|i| means(&stats.folds[i].sample, &plan.transform, &quantizer));
             let linears = row.linears.iter();

@@ -15,7 +15,7 @@ pub(crate) fn unless_metric_falls(
     if !judge.asks_metric() {
         return strategy(written, judge);
     }
-    let before = written.clone();
+    let mut before = written.clone();
     let after = strategy(written, judge)?;
     if after.plan == before.plan || judge.metric_allows(&after)? {
         return Ok(after);
@@ -31,7 +31,6 @@ pub(crate) fn unless_metric_falls(
         true => "attention stays in float",
         false => "embedding tables stay in float",
     };
-    let mut before = before;
     before.plan.notes.push(format!(
         "{what}: in 8 bits the metric would fall below what was asked for"
     ));
