@@ -28,6 +28,8 @@ pub const MARKDOWN_BYTES: usize = 65_000;
 
 /// What the last sentences and the closing tags may take of it.
 const RESERVED: usize = 1_200;
+/// What a command that shows everything may take of that.
+const COMMAND: usize = 600;
 /// Less than this cannot hold heading, summary and what is left out, were every character of them an entity.
 const LEAST: usize = 8_000;
 /// Longest line inside of a fold, in characters.
@@ -119,7 +121,11 @@ impl Diff {
         }
         if !notes.is_empty() {
             let ask = page.ask_for_all.map_or(String::new(), |ask| {
-                format!("; {} shows them", code(&shorten(ask, NAME)))
+                // Part of a command is none: it stands as it is, or what follows it is said.
+                match code(&shorten(ask, usize::MAX)) {
+                    ask if ask.len() <= COMMAND => format!("; {ask} shows them"),
+                    _ => "; the same command with <code>--full</code> shows them".into(),
+                }
             });
             let _ = write!(out, "\n<p>Not shown: {}{ask}.</p>\n", notes.join(", "));
         }
