@@ -48,5 +48,8 @@ pub use measure::ranges::{Ranged, ranges};
 pub use measure::row_error::RowError;
 pub use measure::shapes::shapes;
 pub use measure::statistics::{gather, statistics, statistics_and, statistics_and_tokens};
+pub use measure::steps::{StepError, Steps};
 pub use measure::streams::{Keep as KeepOutputs, Stream, run_streams};
 pub use measure::sums::{OutputComparison, judged};
+pub use measure::vectors::{Vectors, VectorsOf, vectors};
+pub use measure::weights::weights_of;

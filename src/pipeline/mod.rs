@@ -19,7 +19,9 @@ mod plan;
 mod prepare;
 mod report;
 mod responses;
+mod rounded;
 mod search;
+mod sequential;
 mod sites;
 mod stats;
 mod strategy;
@@ -198,6 +200,7 @@ fn best_plan(
     let (prepared, target) = (&source.calibrated.prepared, job.options.target);
     let market = strategy::offers_for_dropped(&written.plan, prepared, target);
     let written = strategy::rotate_dropped(written, market, job.options.slowdown(), judge)?;
+    let written = strategy::round_in_sequence(written, job.options, judge)?;
     let wish = Wish {
         budget: job.options.keep_float,
         min_sqnr_db: job.options.min_sqnr_db,

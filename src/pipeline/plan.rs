@@ -2,9 +2,12 @@
 //!
 //! A strategy makes another plan from one; [`super::build`] makes a model of a plan, and no decision of its own.
 
+use std::collections::BTreeMap;
+
 use oxc_index::IndexVec;
 use serde::{Deserialize, Serialize};
 
+use super::rounded::Sequential;
 use super::sites::{SiteId, SiteTable};
 use crate::options::{Format, Options};
 use crate::recognise::LinearId;
@@ -41,6 +44,8 @@ pub(crate) struct Plan {
     pub linears: IndexVec<LinearId, Precision>,
     /// How weights become integers, and whether biases take up the mean errors.
     pub rounding: Rounding,
+    /// Weights that are rounded for what the quantized Linears before them give, with what is added to their biases.
+    pub sequential: BTreeMap<LinearId, Sequential>,
     /// Per attention, in graph order; empty until it has been decided: then all are in float.
     pub attention: Vec<AttentionPlan>,
     /// The form of embedding tables of few bits; `None`: they stay in float.
@@ -250,6 +255,7 @@ impl Plan {
     pub(super) fn plain(&self, sites: &SiteTable) -> Plan {
         let mut plain = Plan {
             rounding: Rounding::Nearest,
+            sequential: BTreeMap::new(),
             attention: Vec::new(),
             ..self.clone()
         };
@@ -341,6 +347,7 @@ mod tests {
             sites: index_vec![Some(SitePlan::of(found(), Some(ResponseKind::Gated))), None],
             linears: index_vec![Precision::Integer; 2],
             rounding: Rounding::Refined,
+            sequential: BTreeMap::new(),
             attention: Vec::new(),
             embeddings: None,
             notes: Vec::new(),

@@ -1,5 +1,7 @@
 //! The third value of a run: the plan that the search finds, site by site.
 
+use std::collections::BTreeMap;
+
 use oxc_index::IndexVec;
 
 use super::calibrate::Calibrated;
@@ -62,6 +64,7 @@ impl Plan {
                 Method::OsPlus => Rounding::Refined,
                 Method::SmoothQuant { .. } | Method::None => Rounding::Nearest,
             },
+            sequential: BTreeMap::new(),
             attention: Vec::new(),
             embeddings: None,
             notes: responses.as_ref().map_or_else(Vec::new, Responses::notes),

@@ -292,7 +292,7 @@ pub fn output_error(x: &Array2<f32>, w: ArrayView2<f32>, quantized: &QuantizedWe
 }
 
 /// The lower triangle of `xᵀ x`, in stripes, for `x: [T, C]`; what is above it is not to be read.
-fn lower_products(x: &Array2<f32>) -> Array2<f32> {
+pub(super) fn lower_products(x: &Array2<f32>) -> Array2<f32> {
     let n = x.ncols();
     let mut h = Array2::zeros((n, n));
     for start in (0..n).step_by(4 * BLOCK) {
@@ -308,7 +308,7 @@ fn lower_products(x: &Array2<f32>) -> Array2<f32> {
 /// positive.
 ///
 /// Right-looking and blocked, so that nearly all of it is matrix products.
-fn factor(h: &mut Array2<f32>) -> Option<Vec<f32>> {
+pub(super) fn factor(h: &mut Array2<f32>) -> Option<Vec<f32>> {
     let n = h.nrows();
     for start in (0..n).step_by(BLOCK) {
         let end = (start + BLOCK).min(n);

@@ -37,6 +37,7 @@ pub mod rotation;
 mod rounding;
 mod scored;
 pub mod search;
+pub mod sequential;
 pub mod smoothquant;
 mod spec;
 pub mod survey;

@@ -34,18 +34,23 @@ impl FoldStats {
             1 => tokens.iter().copied().collect(),
             _ => tokens.rows().into_iter().map(size).collect(),
         };
-        let mut sorted = sizes.clone();
-        sorted.sort_by(f32::total_cmp);
-        let median = sorted[sorted.len() / 2];
-        let mean = sizes.iter().sum::<f32>() / sizes.len() as f32;
-        if median > 0.0 && mean.is_finite() {
-            let weight = |&size: &f32| match mean > UNLIKE * median {
-                true => 1.0 / size.max(SMALLEST_TOKEN * median),
-                false => 1.0 / mean,
-            };
-            self.weights = Some(sizes.iter().map(weight).collect());
+        if let Some(weights) = weights_of(&sizes) {
+            self.weights = Some(weights);
         }
     }
+}
+
+/// What the error of each token counts, by the sizes of all in the stream; `None` if these tell nothing.
+pub fn weights_of(sizes: &[f32]) -> Option<Vec<f32>> {
+    let mut sorted = sizes.to_vec();
+    sorted.sort_by(f32::total_cmp);
+    let median = *sorted.get(sorted.len() / 2)?;
+    let mean = sizes.iter().sum::<f32>() / sizes.len() as f32;
+    let weight = |&size: &f32| match mean > UNLIKE * median {
+        true => 1.0 / size.max(SMALLEST_TOKEN * median),
+        false => 1.0 / mean,
+    };
+    (median > 0.0 && mean.is_finite()).then(|| sizes.iter().map(weight).collect())
 }
 
 impl ChannelStats {

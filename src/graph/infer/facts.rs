@@ -10,7 +10,7 @@ use super::rule::Slot;
 use super::table::row_of;
 use crate::onnx::DataType;
 use crate::onnx::op;
-use crate::onnx::proto::{NodeProto, TensorProto, ValueInfoProto, type_proto};
+use crate::onnx::proto::{GraphProto, NodeProto, TensorProto, ValueInfoProto, type_proto};
 
 /// What is known of the values of a graph. A subgraph starts with a copy of what is known around it.
 #[derive(Clone, Debug)]
@@ -26,6 +26,21 @@ impl Facts {
             facts: BTreeMap::new(),
             limits,
         }
+    }
+
+    /// What the tensors and the stated types of a graph tell of all its values.
+    pub fn of_graph(graph: &GraphProto) -> Facts {
+        let mut facts = Facts::new(Limits::SIZES);
+        for tensor in &graph.initializer {
+            let fact = facts.tensor(tensor);
+            facts.know(tensor.name(), fact);
+        }
+        let infos = graph.input.iter().chain(&graph.output);
+        for info in infos.chain(&graph.value_info) {
+            facts.suppose(info.name(), stated(info));
+        }
+        facts.follow(graph.node.iter());
+        facts
     }
 
     /// What is known of a value.

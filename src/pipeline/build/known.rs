@@ -35,7 +35,7 @@ const LANES: usize = 8;
 
 /// A hash of the bits of an array, fast: what is hashed are all weights of a model, for every plan. A step of a lane can be
 /// undone, so that arrays which differ in one element never have the same.
-fn hash(array: &Array2<f32>) -> u64 {
+pub(crate) fn hash(array: &Array2<f32>) -> u64 {
     const FACTOR: u64 = 0x9E37_79B9_7F4A_7C15;
     let step = |sum: u64, v: u64| (sum.rotate_left(23) ^ v).wrapping_mul(FACTOR);
     let mut sums = [FACTOR; LANES];

@@ -22,9 +22,9 @@ use crate::graph::branches::FlatModel;
 use crate::recognise::LinearId;
 
 pub(crate) use folded::{Folded, rounding_error};
-pub(crate) use known::KnownWeights;
+pub(crate) use known::{KnownWeights, hash as weight_hash};
 pub(crate) use refine::Refinement;
-pub(crate) use source::Source;
+pub(crate) use source::{Source, recognised};
 
 /// A plan and its model.
 #[derive(Clone, Debug)]

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::super::plan::{Plan, Rounding, SitePlan};
 use super::super::sites::{SiteId, SiteRow};
-use super::known::RoundedFrom;
+use super::known::{RoundedFrom, hash};
 use super::source::{Source, recognised};
 use crate::graph::View;
 use crate::graph::branches::FlatModel;
@@ -116,12 +116,21 @@ impl Refine<'_> {
             let from = RoundedFrom::of(&w, &plan.transform, spec);
             Some((l, w, from))
         };
-        let weights: Vec<_> = linears.iter().filter_map(weight).collect();
+        let mut weights: Vec<_> = linears.iter().filter_map(weight).collect();
+        let in_sequence = |(l, w, _): &(LinearId, Array2<f32>, _)| {
+            let (weight, _) = self.in_sequence(*l, w)?;
+            Some((*l, weight.clone()))
+        };
+        let done: Vec<_> = weights.iter().filter_map(in_sequence).collect();
+        weights.retain(|(l, ..)| done.iter().all(|(known, _)| known != l));
+        if weights.is_empty() {
+            return Some(done);
+        }
         let before = weights
             .iter()
             .map(|(l, _, from)| Some((*l, known.get(*l, from)?)));
         if let Some(all) = before.collect::<Option<Vec<_>>>() {
-            return Some(all);
+            return Some(all.into_iter().chain(done).collect());
         }
         // What is shared is rounded for the tokens of all.
         let stats = self.source.calibrated.prepared.sites.joint_statistics(id)?;
@@ -164,7 +173,18 @@ impl Refine<'_> {
             known.keep(l, from, rounded.clone());
             (l, rounded)
         };
-        Some(weights.into_iter().map(round).collect())
+        Some(weights.into_iter().map(round).chain(done).collect())
+    }
+
+    /// The integers of a Linear that the plan has, and what is to be added to its bias.
+    fn in_sequence(
+        &self,
+        l: LinearId,
+        w: &Array2<f32>,
+    ) -> Option<(&Arc<QuantizedWeight>, Option<&[f32]>)> {
+        let made = self.plan.sequential.get(&l)?;
+        let spec = self.source.weight(self.plan, l, w.nrows());
+        Some((made.of(hash(w), &spec)?, made.correction()))
     }
 
     /// What to add to the biases of Linears, so that quantization keeps the mean of their outputs.
@@ -185,6 +205,9 @@ impl Refine<'_> {
         }
         let correct = |(l, means): &(LinearId, [Means; 2])| {
             let w = self.found.linears[*l].load_weight(&self.view)?;
+            if let Some((_, correction)) = self.in_sequence(*l, &w) {
+                return Some((*l, correction?.to_vec()));
+            }
             let weight = self.source.weight(self.plan, *l, w.nrows());
             let nearest = || Arc::new(quantize_weight(w.view(), &weight));
             let quantized = rounded.get(l).cloned().unwrap_or_else(nearest);

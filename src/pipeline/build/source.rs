@@ -18,7 +18,7 @@ pub(crate) struct Source<'a> {
 
 impl Source<'_> {
     /// How the weight of a Linear with `k` input channels is quantized by a plan.
-    pub(super) fn weight(&self, plan: &Plan, linear: LinearId, k: usize) -> WeightSpec {
+    pub(crate) fn weight(&self, plan: &Plan, linear: LinearId, k: usize) -> WeightSpec {
         match plan.linears[linear] {
             Precision::Raised => self.options.raised_weight_of(k),
             Precision::Integer | Precision::Float(_) => self.options.weight_of(k),
@@ -28,7 +28,7 @@ impl Source<'_> {
 
 /// What is recognised in a migrated model, which has the Linears of the original in the same order: migration changes
 /// constants and adds nodes, no more.
-pub(super) fn recognised(migrated: &FlatModel, calibrated: &Calibrated) -> Recognised {
+pub(crate) fn recognised(migrated: &FlatModel, calibrated: &Calibrated) -> Recognised {
     let mut found = recognise(&migrated.view());
     // The weights are in float32 on their way to integers, whatever the type of the file.
     let originals = &calibrated.prepared.found.linears;

@@ -3,6 +3,7 @@
 use super::super::build::{self, Candidate, Folded, Source, add_attention, build, build_from};
 use super::super::job::Job;
 use super::super::plan::{AttentionRanges, Plan};
+use super::super::sequential::sequential;
 use super::rows::{Rows, row_count};
 use super::{Account, Judge, Measured, Sensitivity};
 use crate::calibrate::{
@@ -300,6 +301,10 @@ impl Judge for HeldOut<'_> {
 
     fn sensitivity(&mut self, plan: &Plan) -> Result<Vec<Sensitivity>, Error> {
         self.sensitivities(plan)
+    }
+
+    fn sequential(&mut self, plan: &Plan) -> Result<Option<Plan>, Error> {
+        sequential(self.job, self.source, self.calibration, plan)
     }
 
     fn attention_ranges(

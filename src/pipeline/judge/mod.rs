@@ -132,6 +132,15 @@ pub(crate) trait Judge {
     /// Those of [`Judge::measure`].
     fn sensitivity(&mut self, plan: &Plan) -> Result<Vec<Sensitivity>, Error>;
 
+    /// The plan with weights that are rounded for what the quantized Linears before them give, one site after the other on
+    /// calibration rows; `None` if none is better so.
+    ///
+    /// # Errors
+    /// What making models refuses.
+    fn sequential(&mut self, _plan: &Plan) -> Result<Option<Plan>, Error> {
+        Ok(None)
+    }
+
     /// The ranges of the attentions of a model on the calibration rows, or why one has none.
     ///
     /// # Errors

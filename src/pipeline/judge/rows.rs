@@ -95,7 +95,7 @@ pub(in crate::pipeline) fn first_of_setting(batches: &[Batch]) -> BTreeSet<usize
 }
 
 /// Real tokens of a batch, about.
-fn tokens(batch: &Batch) -> usize {
+pub(in crate::pipeline) fn tokens(batch: &Batch) -> usize {
     if let Some(mask) = batch.mask() {
         return mask.iter().filter(|real| **real).count();
     }

@@ -1,7 +1,7 @@
 //! Strategies: each takes what would be written, asks the judge about other plans, and returns the better one.
 //!
 //! ```text
-//! rotate, or exact ─▶ open ─▶ wider ─▶ drop ─▶ rotate what was dropped ─▶ raise ─▶ keep_float ─▶ attention ─▶ embeddings ─▶ qoperator (a note) ─▶ written
+//! rotate, or exact ─▶ open ─▶ wider ─▶ drop ─▶ rotate what was dropped ─▶ sequential ─▶ raise ─▶ keep_float ─▶ attention ─▶ embeddings ─▶ qoperator (a note) ─▶ written
 //! ```
 //!
 //! Numbers decide; no strategy knows an engine, or how a model is made.
@@ -19,6 +19,7 @@ mod price;
 mod qoperator;
 mod raise;
 mod rotate;
+mod sequential;
 mod subset;
 #[cfg(test)]
 mod tests;
@@ -35,4 +36,5 @@ pub(crate) use price::{offers, offers_for_dropped};
 pub(crate) use qoperator::compare_with_qdq;
 pub(crate) use raise::{raise_bits, raises};
 pub(crate) use rotate::{Rotated, rotate, rotate_dropped};
+pub(crate) use sequential::round_in_sequence;
 pub(crate) use wider::widen_if_below;

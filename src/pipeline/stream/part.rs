@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::calibrate::{Stored, StoredValues};
-use crate::graph::infer::{Facts, Limits, stated};
+use crate::graph::infer::Facts;
 use crate::graph::{Cut, ValueId, View, cut};
 use crate::onnx::node::{int_attr, make_node};
 use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension};
@@ -31,21 +31,7 @@ pub(super) struct Types(Facts);
 
 impl Types {
     pub(super) fn of(model: &Model) -> Types {
-        let (graph, mut facts) = (model.graph(), Facts::new(Limits::SIZES));
-        for tensor in &graph.initializer {
-            let fact = facts.tensor(tensor);
-            facts.know(tensor.name(), fact);
-        }
-        let infos = graph
-            .input
-            .iter()
-            .chain(&graph.output)
-            .chain(&graph.value_info);
-        for info in infos {
-            facts.suppose(info.name(), stated(info));
-        }
-        facts.follow(graph.node.iter());
-        Types(facts)
+        Types(Facts::of_graph(model.graph()))
     }
 
     /// The name of the input that feeds a value. Values are stored as float32: one of another type is cast behind its input.

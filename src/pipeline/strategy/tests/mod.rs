@@ -269,6 +269,7 @@ fn searched(sites: &SiteTable, format: Format) -> Plan {
             .collect(),
         linears: index_vec![Precision::Integer; sites.len()],
         rounding: Rounding::Refined,
+        sequential: Default::default(),
         attention: Vec::new(),
         embeddings: None,
         notes: Vec::new(),

@@ -1,0 +1,192 @@
+//! A model run in steps, where a caller computes some values: what lies between them is run, and what is read later kept.
+//!
+//! ```text
+//! inputs ─ nodes ─▶ x₁   y₁ ─ nodes ─▶ x₂   y₂ ─ nodes ─▶ x₃       the caller makes y from x
+//!             └───── kept ──────▲ └── kept ──────▲
+//! ```
+//!
+//! Several streams of values go through the same steps, for every batch: all of the model is run once per stream, and only what
+//! the steps behind read is in memory.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ndarray::ArrayD;
+
+use crate::calibrate::data::array::Values;
+use crate::calibrate::data::input::{Batch, InputTensor};
+use crate::calibrate::engine::error::EngineError;
+use crate::calibrate::engine::plan::{Engine, Wanted};
+use crate::calibrate::measure::parallel::{groups, in_parallel};
+use crate::graph::infer::Facts;
+use crate::graph::{Cut, Source, ValueId, View, cut};
+use crate::onnx::{Model, tensor};
+
+/// A model on its way.
+pub struct Steps<'m> {
+    engine: &'m dyn Engine,
+    view: View<'m>,
+    /// The batches of one stream after those of another.
+    batches: Vec<Batch>,
+    facts: Facts,
+    /// What the caller computes.
+    outside: BTreeSet<ValueId>,
+    /// Per batch of `batches`, what later steps read.
+    kept: Vec<BTreeMap<ValueId, InputTensor>>,
+}
+
+impl<'m> Steps<'m> {
+    /// Runs nothing yet. The caller computes `outside`, float values all of them.
+    pub fn new(
+        engine: &'m dyn Engine,
+        model: &'m Model,
+        batches: &[Batch],
+        streams: usize,
+        outside: BTreeSet<ValueId>,
+    ) -> Steps<'m> {
+        Steps {
+            engine,
+            view: View::new(model),
+            batches: (0..streams).flat_map(|_| batches.iter().cloned()).collect(),
+            facts: Facts::of_graph(model.graph()),
+            outside,
+            kept: vec![BTreeMap::new(); streams * batches.len()],
+        }
+    }
+
+    /// A float value that is not computed outside, for every batch of the first stream, then of the next. What `later` values
+    /// need is kept, and nothing else.
+    ///
+    /// # Errors
+    /// That it depends on a value which has not been [put](Steps::put) yet, in words; what the engine refuses.
+    pub fn value(
+        &mut self,
+        value: ValueId,
+        later: &[ValueId],
+    ) -> Result<Vec<ArrayD<f32>>, StepError> {
+        let known = |kept: &BTreeMap<ValueId, InputTensor>| kept.keys().copied().collect();
+        let known: BTreeSet<ValueId> = self.kept.first().map(known).unwrap_or_default();
+        if known.contains(&value) {
+            let array = |kept: &BTreeMap<ValueId, InputTensor>| match kept.get(&value)?.values() {
+                Ok(Values::F32(array)) => Some(array),
+                _ => None,
+            };
+            let arrays = self.kept.iter().map(array);
+            return Ok(arrays.collect::<Option<_>>().unwrap_or_default());
+        }
+        let stops = |v: ValueId| known.contains(&v) || self.outside.contains(&v);
+        let mut part = cut(&self.view, &[value], stops, |_| Ok(())).map_err(StepError::Order)?;
+        if let Some(&early) = part.fed.iter().find(|v| !known.contains(v)) {
+            let name = self.view.name(early);
+            return Err(StepError::Order(format!("`{name}` is not known yet")));
+        }
+        let made: BTreeSet<ValueId> = part
+            .nodes
+            .iter()
+            .flat_map(|&node| self.view.node(node).output.iter())
+            .filter_map(|name| self.view.value(name))
+            .filter(|&v| self.is_float(v))
+            .collect();
+        let stops = |v: ValueId| stops(v) || (made.contains(&v) && self.is_deep(v));
+        let needed = cut(&self.view, later, stops, |_| Ok(())).map_err(StepError::Order)?;
+        let needed: BTreeSet<ValueId> = needed.fed.into_iter().collect();
+        let more = needed.iter().copied();
+        let more = more.filter(|v| made.contains(v) && *v != value);
+        part.outputs.extend(more);
+        let mut outputs = self.run(&part)?;
+        for (kept, outputs) in self.kept.iter_mut().zip(&mut outputs) {
+            kept.retain(|v, _| needed.contains(v));
+            for &v in &part.outputs {
+                let made = outputs
+                    .get(self.view.name(v))
+                    .filter(|_| needed.contains(&v));
+                if let Some(made) = made {
+                    let made = Values::F32(made.clone());
+                    kept.insert(v, InputTensor::from_values(made));
+                }
+            }
+        }
+        let name = self.view.name(value);
+        let missing = || StepError::Order(format!("`{name}` is not computed"));
+        let of =
+            |mut outputs: BTreeMap<String, ArrayD<f32>>| outputs.remove(name).ok_or_else(missing);
+        outputs.into_iter().map(of).collect()
+    }
+
+    /// What the caller has computed, for the batches of the first stream, then of the next.
+    pub fn put(&mut self, value: ValueId, computed: Vec<ArrayD<f32>>) {
+        for (kept, computed) in self.kept.iter_mut().zip(computed) {
+            kept.insert(value, InputTensor::from_values(Values::F32(computed)));
+        }
+    }
+
+    fn is_float(&self, value: ValueId) -> bool {
+        self.facts
+            .dtype(self.view.name(value))
+            .is_some_and(tensor::is_float)
+    }
+
+    /// Whether it depends on what the caller computes: everything else is computed again where it is read.
+    fn is_deep(&self, value: ValueId) -> bool {
+        let outside = |v: ValueId| self.outside.contains(&v);
+        cut(&self.view, &[value], outside, |_| Ok(())).is_ok_and(|cut| !cut.fed.is_empty())
+    }
+
+    /// Runs a part on all batches.
+    fn run(&self, part: &Cut) -> Result<Vec<BTreeMap<String, ArrayD<f32>>>, StepError> {
+        let batch = |(batch, kept): (&Batch, &BTreeMap<ValueId, InputTensor>)| {
+            let name = |i: usize| self.view.graph().input[i].name().to_owned();
+            let inputs = part.inputs.iter().map(|&i| name(i));
+            let inputs =
+                inputs.filter_map(|name| Some((name.clone(), batch.inputs.get(&name)?.clone())));
+            let fed = part.fed.iter();
+            let fed =
+                fed.filter_map(|v| Some((self.view.name(*v).to_owned(), kept.get(v)?.clone())));
+            Batch {
+                inputs: inputs.chain(fed).collect(),
+                ..batch.clone()
+            }
+        };
+        let batches: Vec<Batch> = self.batches.iter().zip(&self.kept).map(batch).collect();
+        let mut all = vec![BTreeMap::new(); batches.len()];
+        let wanted = Wanted {
+            taps: &[],
+            outputs: true,
+        };
+        let numbered = |group: &Batch| {
+            let like = batches.iter().enumerate();
+            let like = like.filter(|(_, batch)| group.runs_like(batch));
+            like.map(|(i, _)| i).collect::<Vec<_>>()
+        };
+        for group in groups(&batches) {
+            let shape = |v| Some(group[0].inputs.get(self.view.name(v))?.shape());
+            let model = part.model(&self.view, shape);
+            let model = model.ok_or_else(|| StepError::Order("a shape is not known".to_owned()))?;
+            let plan = self.engine.plan(&model, group[0], &wanted)?;
+            let outputs = in_parallel(&group, |_, batch| plan.run(batch, None))?;
+            for (i, outputs) in numbered(group[0]).into_iter().zip(outputs) {
+                all[i] = outputs;
+            }
+        }
+        Ok(all)
+    }
+
+    /// Whether a node computes a value: an input or a constant is no step.
+    pub fn computes(&self, value: ValueId) -> bool {
+        matches!(self.view.source(value), Source::Node { .. })
+    }
+}
+
+/// Why a step cannot be made.
+#[derive(Debug)]
+pub enum StepError {
+    /// In words: values are not asked for in an order in which they can be computed.
+    Order(String),
+    /// What the engine refuses.
+    Engine(EngineError),
+}
+
+impl From<EngineError> for StepError {
+    fn from(error: EngineError) -> StepError {
+        StepError::Engine(error)
+    }
+}

@@ -1,0 +1,376 @@
+//! Weights for what the quantized Linears before them give, one site after the other.
+//!
+//! ```text
+//!             x₁ ── W₁ ──▶ y₁ ─ nodes ─▶ x₂ ── W₂ ──▶ y₂         the float model
+//! inputs ─▶                                                      ─▶ …
+//!             x̂₁ ── Q₁ ──▶ ŷ₁ ─ nodes ─▶ x̂₂ ── Q₂ ──▶ ŷ₂         with x̂ quantized, and Q₂ made from x₂, x̂₂ and W₂
+//! ```
+//!
+//! The nodes between the Linears are run by the engine ([`Steps`]), the Linears here: as many calibration tokens as there are
+//! channels, twice, so that the whole costs about two runs of the float model on them. What is found is a part of the plan.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use ndarray::{Array2, ArrayD, ArrayView2, Axis, Ix2, IxDyn, concatenate};
+use rayon::prelude::*;
+
+use super::build::{Folded, Refinement, Source, integers, recognised, weight_hash};
+use super::job::Job;
+use super::judge::rows;
+use super::plan::Plan;
+use super::rounded::Sequential;
+use super::sites::SiteId;
+use crate::calibrate::{Batch, StepError, Steps, Vectors, VectorsOf, vectors, weights_of};
+use crate::error::Error;
+use crate::graph::{ValueId, View};
+use crate::recognise::{Linear, LinearForm, LinearId, Recognised};
+use crate::site::normed_stream;
+use crate::solve::sequential::{SeenInputs, SeenRounding, SequentialWeight};
+use crate::solve::{ActivationQuantizer, WeightSpec, quantize_weight};
+
+/// Tokens that are run, about: MiniLM-L6 at W4A8 has 11.8 dB with 2400.
+const TOKENS: usize = 3072;
+
+/// Output columns up to which a weight is rounded so: beyond is the Linear of a vocabulary.
+const WIDEST: usize = 16384;
+
+/// The plan with weights that are rounded for what comes in; `None` if none of them is better so, or the model cannot be run in
+/// steps.
+///
+/// # Errors
+/// A constant that cannot be read.
+pub(super) fn sequential(
+    job: &Job,
+    source: Source,
+    calibration: &[Batch],
+    plan: &Plan,
+) -> Result<Option<Plan>, Error> {
+    let folded = Folded::new(source, plan, &integers(plan))?.model;
+    let model = folded.as_model();
+    let view = folded.view();
+    let found = recognised(&folded, source.calibrated);
+    let search = Search {
+        source,
+        plan,
+        refinement: &Refinement::of(source, &folded, plan),
+        view: &view,
+        found: &found,
+    };
+    let waves = search.waves();
+    let batches = enough(calibration);
+    let outside = waves.iter().flat_map(|wave| search.outputs(wave));
+    let mut steps = Steps::new(job.engine, model, &batches, 2, outside.collect());
+    job.progress
+        .begin("sequential rounding", waves.len() as u64);
+    let streams = search.streams(&waves);
+    let mut wanted: BTreeSet<String> = streams.values().cloned().collect();
+    wanted.extend(waves.iter().map(|w| view.name(w.value).to_owned()));
+    let wanted: Vec<String> = wanted.into_iter().collect();
+    let mut sequential = BTreeMap::new();
+    let mut run = || -> Result<(), StepError> {
+        let tokens = vectors(job.engine, model, &batches, &wanted)?;
+        let later: Vec<ValueId> = waves.iter().map(|wave| wave.value).collect();
+        for (at, wave) in waves.iter().enumerate() {
+            let inputs = steps.value(wave.value, &later[at + 1..])?;
+            let Some(tokens) = Tokens::of(
+                &inputs,
+                &tokens,
+                view.name(wave.value),
+                streams.get(&wave.site),
+            ) else {
+                return Err(StepError::Order(
+                    "its tokens are not those of the model".to_owned(),
+                ));
+            };
+            let found = search.round(wave, inputs, &tokens, &mut |output, values| {
+                steps.put(output, values);
+            });
+            sequential.extend(found.ok_or_else(|| StepError::Order("a shape".to_owned()))?);
+            job.progress.advance(1);
+        }
+        Ok(())
+    };
+    let done = run();
+    if let Err(e) = &done {
+        eprintln!("{e:?}");
+    }
+    job.progress.end();
+    job.clock.finish("sequential");
+    Ok((done.is_ok() && !sequential.is_empty()).then(|| Plan {
+        sequential,
+        ..plan.clone()
+    }))
+}
+
+/// Linears that read one value.
+struct Wave {
+    site: SiteId,
+    value: ValueId,
+    linears: Vec<LinearId>,
+}
+
+struct Search<'a> {
+    source: Source<'a>,
+    plan: &'a Plan,
+    /// How the weights are rounded without.
+    refinement: &'a Refinement,
+    /// Of the migrated model.
+    view: &'a View<'a>,
+    found: &'a Recognised,
+}
+
+impl Search<'_> {
+    /// The quantized Linears by the values that they read, in the order of the graph. The others are run with the rest of it.
+    fn waves(&self) -> Vec<Wave> {
+        let mut waves: Vec<Wave> = Vec::new();
+        for (site, row) in self.source.calibrated.prepared.sites.iter() {
+            if self.plan.sites[site].is_none() {
+                continue;
+            }
+            for &l in row.linears.iter().filter(|l| self.plan.quantizes(**l)) {
+                let linear = &self.found.linears[l];
+                let node = self.view.producer(linear.input);
+                let inside = matches!(linear.form, LinearForm::Gemm { .. }) && linear.odd_bias;
+                if node.is_none() || !linear.channels_last() || inside {
+                    continue;
+                }
+                let own = |w: &&mut Wave| w.site == site && w.value == linear.input;
+                match waves.iter_mut().find(own) {
+                    Some(wave) => wave.linears.push(l),
+                    None => waves.push(Wave {
+                        site,
+                        value: linear.input,
+                        linears: vec![l],
+                    }),
+                }
+            }
+        }
+        waves.sort_by_key(|wave| {
+            wave.linears
+                .iter()
+                .map(|&l| self.found.linears[l].node)
+                .min()
+        });
+        waves
+    }
+
+    /// What the Linears of a wave compute.
+    fn outputs(&self, wave: &Wave) -> impl Iterator<Item = ValueId> {
+        let linears = wave.linears.iter();
+        linears.filter_map(|&l| self.view.output(self.found.linears[l].node, 0))
+    }
+
+    /// The stream that a norm reads behind the Linears of a site, by its name.
+    fn streams(&self, waves: &[Wave]) -> BTreeMap<SiteId, String> {
+        let stream = |wave: &Wave| {
+            let stream = normed_stream(self.view, self.found, &wave.linears)?;
+            Some((wave.site, self.view.name(stream).to_owned()))
+        };
+        waves.iter().filter_map(stream).collect()
+    }
+
+    /// Rounds the weights of a wave for `inputs`, float in the first half of them and seen in the second, and computes what
+    /// the Linears give with them; `None` if a weight cannot be read.
+    fn round(
+        &self,
+        wave: &Wave,
+        inputs: Vec<ArrayD<f32>>,
+        tokens: &Tokens,
+        put: &mut dyn FnMut(ValueId, Vec<ArrayD<f32>>),
+    ) -> Option<Vec<(LinearId, Sequential)>> {
+        let inputs = Inputs::new(inputs, &self.quantizer(wave)?)?;
+        let mut made = Vec::new();
+        let seen =
+            [false, true].map(|bias| self.reads(wave, bias).then(|| inputs.seen(tokens, bias)));
+        let seen = seen.map(Option::flatten);
+        let mut roundings: Vec<(bool, WeightSpec, Option<SeenRounding>)> = Vec::new();
+        for &l in &wave.linears {
+            let linear = &self.found.linears[l];
+            let w = linear.load_weight(self.view)?;
+            let spec = self.source.weight(self.plan, l, w.nrows());
+            let nearest = || Arc::new(quantize_weight(w.view(), &spec));
+            let before = self.refinement.rounded.get(&l).cloned();
+            let before = before.unwrap_or_else(nearest);
+            // With zero points, or without, as it has been decided.
+            let spec = WeightSpec {
+                symmetric: before.zero_point.is_empty(),
+                ..spec
+            };
+            let own = linear.n <= WIDEST && !linear.weight_is_shared(self.view);
+            let bias = linear.bias.is_some();
+            if own && !roundings.iter().any(|(b, s, _)| (*b, *s) == (bias, spec)) {
+                let rounding = seen[usize::from(bias)].as_ref();
+                roundings.push((bias, spec, rounding.and_then(|seen| seen.rounding(&spec))));
+            }
+            let rounding = roundings
+                .iter()
+                .find(|(b, s, _)| own && (*b, *s) == (bias, spec));
+            let rounding = rounding.and_then(|(.., rounding)| rounding.as_ref());
+            let found = rounding.and_then(|rounding| rounding.round(w.view(), &before));
+            let correction = self.refinement.corrections.iter().find(|(of, _)| *of == l);
+            let used = found.unwrap_or_else(|| SequentialWeight {
+                weight: (*before).clone(),
+                correction: correction.map(|(_, c)| c.clone()),
+            });
+            put(
+                self.view.output(linear.node, 0)?,
+                inputs.products(&w, &used, self.inner_bias(linear))?,
+            );
+            made.push((l, Sequential::new(weight_hash(&w), &spec, used)));
+        }
+        Some(made)
+    }
+
+    /// Whether a wave has a Linear with a bias, or without.
+    fn reads(&self, wave: &Wave, bias: bool) -> bool {
+        let mut linears = wave.linears.iter();
+        linears.any(|&l| self.found.linears[l].bias.is_some() == bias)
+    }
+
+    /// How the value that a wave reads is quantized.
+    fn quantizer(&self, wave: &Wave) -> Option<ActivationQuantizer> {
+        let plan = self.plan.sites[wave.site].as_ref()?;
+        let channels = self.found.linears[*wave.linears.first()?].k;
+        let spec = plan.activation(self.source.options, channels);
+        Some(spec.quantizer(plan.range.0, plan.range.1))
+    }
+
+    /// The bias that is added by the node itself.
+    fn inner_bias(&self, linear: &Linear) -> Option<Vec<f32>> {
+        let gemm = matches!(linear.form, LinearForm::Gemm { .. });
+        let bias = linear.load_bias(self.view).filter(|_| gemm)?;
+        Some(bias.to_vec())
+    }
+}
+
+/// What the Linears of a wave read, whole, per batch.
+struct Inputs {
+    /// The axes before the channels.
+    leads: Vec<Vec<usize>>,
+    /// `[T, C]`.
+    float: Vec<Array2<f32>>,
+    /// Quantized.
+    seen: Vec<Array2<f32>>,
+}
+
+impl Inputs {
+    fn new(both: Vec<ArrayD<f32>>, quantizer: &ActivationQuantizer) -> Option<Inputs> {
+        let leads = both[..both.len() / 2].iter();
+        let leads = leads.map(|x| x.shape().split_last().map(|(_, lead)| lead.to_vec()));
+        let leads: Vec<Vec<usize>> = leads.collect::<Option<_>>()?;
+        let mut float: Vec<Array2<f32>> = both.into_iter().map(flat).collect::<Option<_>>()?;
+        let mut seen = float.split_off(leads.len());
+        for x in &mut seen {
+            let mut quantized = Array2::zeros(x.raw_dim());
+            let columns = x.ncols();
+            if let (Some(x), Some(out)) = (x.as_slice(), quantized.as_slice_mut()) {
+                quantizer.apply(x, out, columns);
+            }
+            *x = quantized;
+        }
+        Some(Inputs { leads, float, seen })
+    }
+
+    /// The tokens that set and confirm weights.
+    fn seen(&self, tokens: &Tokens, bias: bool) -> Option<SeenInputs> {
+        let real = |all: &[Array2<f32>]| {
+            let real = all.iter().zip(&tokens.real);
+            let real: Vec<_> = real.map(|(x, real)| x.select(Axis(0), real)).collect();
+            let views: Vec<_> = real.iter().map(|x| x.view()).collect();
+            concatenate(Axis(0), &views).ok()
+        };
+        let weights = tokens.weights.as_deref();
+        SeenInputs::new(&real(&self.float)?, &real(&self.seen)?, weights, bias)
+    }
+
+    /// What a Linear gives, in float and quantized.
+    fn products(
+        &self,
+        w: &Array2<f32>,
+        used: &SequentialWeight,
+        bias: Option<Vec<f32>>,
+    ) -> Option<Vec<ArrayD<f32>>> {
+        let quantized = used.weight.dequantize();
+        let product =
+            |x: &Array2<f32>, w: ArrayView2<f32>, lead: &Vec<usize>, more: Option<&[f32]>| {
+                let mut product = x.dot(&w);
+                for add in bias.as_deref().into_iter().chain(more) {
+                    product += &ndarray::aview1(add);
+                }
+                let shape: Vec<usize> = lead.iter().copied().chain([w.ncols()]).collect();
+                product.into_shape_with_order(IxDyn(&shape)).ok()
+            };
+        let float = self.float.par_iter().zip(&self.leads);
+        let float = float.map(|(x, lead)| product(x, w.view(), lead, None));
+        let seen = self.seen.par_iter().zip(&self.leads);
+        let correction = used.correction.as_deref();
+        let seen = seen.map(|(x, lead)| product(x, quantized.view(), lead, correction));
+        float.chain(seen).collect()
+    }
+}
+
+/// `[…, C]` as `[T, C]`.
+fn flat(x: ArrayD<f32>) -> Option<Array2<f32>> {
+    let channels = *x.shape().last()?;
+    let tokens = x.len().checked_div(channels)?;
+    let x = x.as_standard_layout().into_owned();
+    let x = x.into_shape_with_order(IxDyn(&[tokens, channels])).ok()?;
+    x.into_dimensionality::<Ix2>().ok()
+}
+
+/// The tokens of a value that are no padding.
+struct Tokens {
+    /// Per batch.
+    real: Vec<Vec<usize>>,
+    /// What the squared error of each counts; `None` if all count the same.
+    weights: Option<Vec<f32>>,
+}
+
+impl Tokens {
+    /// `None` if a value has others than the model has run.
+    fn of(
+        values: &[ArrayD<f32>],
+        known: &[VectorsOf],
+        name: &str,
+        stream: Option<&String>,
+    ) -> Option<Tokens> {
+        let own: Vec<&Vectors> = known.iter().map(|of| of.get(name)).collect::<Option<_>>()?;
+        let count = |x: &ArrayD<f32>| x.len() / x.shape().last().copied().unwrap_or(1).max(1);
+        let same = values.iter().zip(&own);
+        let same = same.into_iter().all(|(x, own)| count(x) == own.real.len());
+        let real = |own: &&Vectors| {
+            let real = own.real.iter().enumerate();
+            real.filter_map(|(t, real)| real.then_some(t)).collect()
+        };
+        let real: Vec<Vec<usize>> = own.iter().map(real).collect();
+        let sizes = stream.and_then(|stream| {
+            let mut sizes = Vec::new();
+            for ((of, own), real) in known.iter().zip(&own).zip(&real) {
+                let stream = of.get(stream).filter(|s| s.real == own.real)?;
+                sizes.extend(real.iter().map(|&t| stream.sizes[t]));
+            }
+            weights_of(&sizes)
+        });
+        same.then_some(Tokens {
+            real,
+            weights: sizes,
+        })
+    }
+}
+
+/// As many batches, spread over all, as have [`TOKENS`].
+fn enough(batches: &[Batch]) -> Vec<Batch> {
+    let chosen = (1..=batches.len()).map(|n| rows::spread(batches.len(), n).collect::<Vec<_>>());
+    let wanted: usize = std::env::var("SEQT").ok().and_then(|t| t.parse().ok()).unwrap_or(TOKENS);
+    let tokens = |chosen: &[usize]| {
+        chosen
+            .iter()
+            .map(|&i| rows::tokens(&batches[i]))
+            .sum::<usize>()
+    };
+    let mut chosen =
+        chosen.filter(|chosen| tokens(chosen) >= wanted || chosen.len() == batches.len());
+    let chosen = chosen.next().unwrap_or_default();
+    chosen.into_iter().map(|i| batches[i].clone()).collect()
+}
