@@ -6,8 +6,9 @@
 //!             x̂₁ ── Q₁ ──▶ ŷ₁ ─ nodes ─▶ x̂₂ ── Q₂ ──▶ ŷ₂         with x̂ quantized, and Q₂ made from x₂, x̂₂ and W₂
 //! ```
 //!
-//! The nodes between the Linears are run by the engine ([`Steps`]), the Linears here: as many calibration tokens as there are
-//! channels, twice, so that the whole costs about two runs of the float model on them. What is found is a part of the plan.
+//! The nodes between the Linears are run by the engine ([`Steps`]), the Linears here, so that the whole costs about three runs of
+//! the model on some calibration rows, whatever its depth. What is found is a part of the plan. What cannot be run in steps (a
+//! Linear in one branch alone) is not rounded so.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,13 +25,14 @@ use super::sites::SiteId;
 use crate::calibrate::{Batch, StepError, Steps, Vectors, VectorsOf, vectors, weights_of};
 use crate::error::Error;
 use crate::graph::{ValueId, View};
+use crate::onnx::Model;
 use crate::recognise::{Linear, LinearForm, LinearId, Recognised};
 use crate::site::normed_stream;
 use crate::solve::sequential::{SeenInputs, SeenRounding, SequentialWeight};
 use crate::solve::{ActivationQuantizer, WeightSpec, quantize_weight};
 
-/// Tokens that are run, about: MiniLM-L6 at W4A8 has 11.8 dB with 2400.
-const TOKENS: usize = 3072;
+/// Tokens that are run, about: MiniLM-L6 at W4A8 has 13.5 dB with 1500, 13.95 with 2048, 13.94 with 3000.
+const TOKENS: usize = 2048;
 
 /// Output columns up to which a weight is rounded so: beyond is the Linear of a vocabulary.
 const WIDEST: usize = 16384;
@@ -59,45 +61,13 @@ pub(super) fn sequential(
     };
     let waves = search.waves();
     let batches = enough(calibration);
-    let outside = waves.iter().flat_map(|wave| search.outputs(wave));
-    let mut steps = Steps::new(job.engine, model, &batches, 2, outside.collect());
     job.progress
         .begin("sequential rounding", waves.len() as u64);
-    let streams = search.streams(&waves);
-    let mut wanted: BTreeSet<String> = streams.values().cloned().collect();
-    wanted.extend(waves.iter().map(|w| view.name(w.value).to_owned()));
-    let wanted: Vec<String> = wanted.into_iter().collect();
-    let mut sequential = BTreeMap::new();
-    let mut run = || -> Result<(), StepError> {
-        let tokens = vectors(job.engine, model, &batches, &wanted)?;
-        let later: Vec<ValueId> = waves.iter().map(|wave| wave.value).collect();
-        for (at, wave) in waves.iter().enumerate() {
-            let inputs = steps.value(wave.value, &later[at + 1..])?;
-            let Some(tokens) = Tokens::of(
-                &inputs,
-                &tokens,
-                view.name(wave.value),
-                streams.get(&wave.site),
-            ) else {
-                return Err(StepError::Order(
-                    "its tokens are not those of the model".to_owned(),
-                ));
-            };
-            let found = search.round(wave, inputs, &tokens, &mut |output, values| {
-                steps.put(output, values);
-            });
-            sequential.extend(found.ok_or_else(|| StepError::Order("a shape".to_owned()))?);
-            job.progress.advance(1);
-        }
-        Ok(())
-    };
-    let done = run();
-    if let Err(e) = &done {
-        eprintln!("{e:?}");
-    }
+    let done = search.run(job, model, &batches, &waves);
     job.progress.end();
     job.clock.finish("sequential");
-    Ok((done.is_ok() && !sequential.is_empty()).then(|| Plan {
+    let sequential = done.unwrap_or_default();
+    Ok((!sequential.is_empty()).then(|| Plan {
         sequential,
         ..plan.clone()
     }))
@@ -121,6 +91,39 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
+    /// The weights that are better so, wave by wave.
+    fn run(
+        &self,
+        job: &Job,
+        model: &Model,
+        batches: &[Batch],
+        waves: &[Wave],
+    ) -> Result<BTreeMap<LinearId, Sequential>, StepError> {
+        let outside = waves.iter().flat_map(|wave| self.outputs(wave)).collect();
+        let mut steps = Steps::new(job.engine, model, batches, 2, outside);
+        let streams = self.streams(waves);
+        let name = |wave: &Wave| self.view.name(wave.value).to_owned();
+        let mut wanted: BTreeSet<String> = streams.values().cloned().collect();
+        wanted.extend(waves.iter().map(name));
+        let wanted: Vec<String> = wanted.into_iter().collect();
+        let known = vectors(job.engine, model, batches, &wanted)?;
+        let later: Vec<ValueId> = waves.iter().map(|wave| wave.value).collect();
+        let mut all = BTreeMap::new();
+        for (at, wave) in waves.iter().enumerate() {
+            let inputs = steps.value(wave.value, &later[at + 1..])?;
+            let tokens = Tokens::of(&inputs, &known, &name(wave), streams.get(&wave.site));
+            let other = || StepError::Order(format!("`{}` has other tokens", name(wave)));
+            let tokens = tokens.ok_or_else(other)?;
+            let found = self.round(wave, inputs, &tokens, &mut |output, values| {
+                steps.put(output, values);
+            });
+            let unread = || StepError::Order(format!("a weight behind `{}`", name(wave)));
+            all.extend(found.ok_or_else(unread)?);
+            job.progress.advance(1);
+        }
+        Ok(all)
+    }
+
     /// The quantized Linears by the values that they read, in the order of the graph. The others are run with the rest of it.
     fn waves(&self) -> Vec<Wave> {
         let mut waves: Vec<Wave> = Vec::new();
@@ -209,6 +212,7 @@ impl Search<'_> {
             let rounding = rounding.and_then(|(.., rounding)| rounding.as_ref());
             let found = rounding.and_then(|rounding| rounding.round(w.view(), &before));
             let correction = self.refinement.corrections.iter().find(|(of, _)| *of == l);
+            let better = found.is_some();
             let used = found.unwrap_or_else(|| SequentialWeight {
                 weight: (*before).clone(),
                 correction: correction.map(|(_, c)| c.clone()),
@@ -217,7 +221,9 @@ impl Search<'_> {
                 self.view.output(linear.node, 0)?,
                 inputs.products(&w, &used, self.inner_bias(linear))?,
             );
-            made.push((l, Sequential::new(weight_hash(&w), &spec, used)));
+            if better {
+                made.push((l, Sequential::new(weight_hash(&w), &spec, used)));
+            }
         }
         Some(made)
     }
@@ -362,7 +368,6 @@ impl Tokens {
 /// As many batches, spread over all, as have [`TOKENS`].
 fn enough(batches: &[Batch]) -> Vec<Batch> {
     let chosen = (1..=batches.len()).map(|n| rows::spread(batches.len(), n).collect::<Vec<_>>());
-    let wanted: usize = std::env::var("SEQT").ok().and_then(|t| t.parse().ok()).unwrap_or(TOKENS);
     let tokens = |chosen: &[usize]| {
         chosen
             .iter()
@@ -370,7 +375,7 @@ fn enough(batches: &[Batch]) -> Vec<Batch> {
             .sum::<usize>()
     };
     let mut chosen =
-        chosen.filter(|chosen| tokens(chosen) >= wanted || chosen.len() == batches.len());
+        chosen.filter(|chosen| tokens(chosen) >= TOKENS || chosen.len() == batches.len());
     let chosen = chosen.next().unwrap_or_default();
     chosen.into_iter().map(|i| batches[i].clone()).collect()
 }

@@ -5,6 +5,7 @@ mod data;
 mod engine;
 mod plans;
 pub(crate) mod stats;
+mod steps;
 pub(crate) mod threads;
 
 use std::path::{Path, PathBuf};

@@ -3,6 +3,7 @@
 mod faults;
 mod random;
 mod rotations;
+mod sequential;
 mod units;
 
 use std::collections::BTreeSet;
@@ -49,6 +50,8 @@ struct Script<'a> {
     measured: Vec<Plan>,
     /// Error of every Linear.
     sensitivity: Vec<f64>,
+    /// What is asked for weights that are rounded in sequence gives.
+    sequential: Option<fn(&Plan) -> Plan>,
 }
 
 impl<'a> Script<'a> {
@@ -62,6 +65,7 @@ impl<'a> Script<'a> {
             plain: None,
             measured: Vec::new(),
             sensitivity: Vec::new(),
+            sequential: None,
         }
     }
 
@@ -181,6 +185,10 @@ impl Judge for Script<'_> {
             work: 1.0,
         });
         Ok(all.filter(|s| plan.quantizes(s.linear)).collect())
+    }
+
+    fn sequential(&mut self, plan: &Plan) -> Result<Option<Plan>, Error> {
+        Ok(self.sequential.map(|of| of(plan)))
     }
 
     fn attention_ranges(
