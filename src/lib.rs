@@ -44,7 +44,9 @@ pub use pipeline::{
     Evaluation, Inspection, anatomy, check_quantizable, inspect, run, run_evaluated, run_with,
     stats,
 };
-pub use pipeline::{Streaming, WorkFolder, cannot_stream, run_streaming, whole_model_bytes};
+pub use pipeline::{
+    Streaming, WorkFolder, cannot_stream, run_streaming, stored_bytes, whole_model_bytes,
+};
 pub use quantizer::{CalibratedQuantizer, Quantized, Quantizer};
 /// The type of [`Options::include`] and [`Options::exclude`].
 pub use regex::Regex;

@@ -8,9 +8,10 @@ use onnx_osplus::calibrate::{Dataset, Engine};
 use onnx_osplus::onnx::{Model, SourceFiles};
 use onnx_osplus::progress::Progress;
 use onnx_osplus::review::{Report, Settings};
+use onnx_osplus::solve::Method;
 use onnx_osplus::{
-    Evaluation, Options, Streaming, WorkFolder, cannot_stream, run_evaluated, run_streaming,
-    whole_model_bytes,
+    Evaluation, Format, Options, Streaming, WorkFolder, cannot_stream, run_evaluated,
+    run_streaming, stored_bytes, whole_model_bytes,
 };
 use serde_json::json;
 
@@ -72,6 +73,14 @@ pub(super) fn run(
         std::fs::remove_dir_all(&path)
             .map_err(|error| anyhow!("cannot remove {}: {error}", shown::path(&path)))?;
     }
+    let weights = whole_model_bytes(original) / 4;
+    let least = Needed {
+        result: arguments.least_bytes()(weights),
+        compares: options.method != Method::None && options.format != Format::Float,
+        values: stored_bytes(original, data),
+        there: folder_bytes(&path),
+    };
+    has_room(&path, &least, system::free_bytes(&path))?;
     let work = WorkFolder::open(
         &path,
         &key(arguments, source, digest, options)?,
@@ -101,6 +110,55 @@ pub(super) fn run(
             Err(error.into())
         }
     }
+}
+
+/// Bytes that a run block by block needs on the disk of OUT at the very least.
+struct Needed {
+    /// Of the result.
+    result: u64,
+    /// Whether its parts are stored as plain min-max quantization makes them, too.
+    compares: bool,
+    /// Of the values between the parts.
+    values: u64,
+    /// What an interrupted run has stored already.
+    there: u64,
+}
+
+impl Needed {
+    /// The parts wait in the work folder until OUT is whole.
+    fn bytes(&self) -> u64 {
+        let parts = self.result * if self.compares { 2 } else { 1 };
+        (parts + self.values).saturating_sub(self.there) + self.result
+    }
+}
+
+/// Whether the disk that the work folder is on has room for all of the run, `free` bytes being left on it.
+///
+/// # Errors
+/// It has not: hours later it would be full.
+fn has_room(work: &Path, needed: &Needed, free: Option<u64>) -> Result<()> {
+    let least = needed.bytes();
+    match free {
+        Some(free) if free < least => bail!(
+            "{} cannot hold a run block by block: its disk has {:.1} MB left, and the parts, the values between them and OUT need \
+             {:.1} MB or more; free some of it, or write OUT to another disk",
+            shown::path(work),
+            free as f64 / 1e6,
+            least as f64 / 1e6
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// Bytes of the files in a folder and those in it; 0 of one that is not there.
+fn folder_bytes(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let bytes = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(meta) if meta.is_dir() => folder_bytes(&entry.path()),
+        Ok(meta) => meta.len(),
+        Err(_) => 0,
+    };
+    entries.map(bytes).sum()
 }
 
 /// The folder beside OUT.
@@ -195,6 +253,43 @@ pub(super) fn parse_bytes(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_disk_that_is_too_small_for_the_work_folder_is_named() {
+        let needed = Needed {
+            result: 40_000_000,
+            compares: true,
+            values: 10_000_000,
+            there: 0,
+        };
+        let path = Path::new("far/out.onnx.work");
+        assert!(has_room(path, &needed, Some(130_000_000)).is_ok());
+        assert!(has_room(path, &needed, None).is_ok(), "not known");
+        let said = has_room(path, &needed, Some(129_000_000))
+            .unwrap_err()
+            .to_string();
+        for part in ["far/out.onnx.work", "129.0 MB left", "130.0 MB or more"] {
+            assert!(said.contains(part), "{said}");
+        }
+        // Nothing to compare with, and most of it done.
+        let resumed = Needed {
+            compares: false,
+            there: 45_000_000,
+            ..needed
+        };
+        assert!(has_room(path, &resumed, Some(45_000_000)).is_ok());
+        assert!(has_room(path, &resumed, Some(44_000_000)).is_err());
+    }
+
+    #[test]
+    fn what_is_in_a_folder_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(folder_bytes(&folder.path().join("none")), 0);
+        std::fs::create_dir(folder.path().join("part-000")).unwrap();
+        std::fs::write(folder.path().join("key.json"), [0; 5]).unwrap();
+        std::fs::write(folder.path().join("part-000/ours.onnx"), [0; 7]).unwrap();
+        assert_eq!(folder_bytes(folder.path()), 12);
+    }
 
     #[test]
     fn amounts_of_memory() {

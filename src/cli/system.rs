@@ -46,8 +46,29 @@ fn checked(pointer: *mut u8, size: usize) -> *mut u8 {
     if pointer.is_null() {
         out_of_memory(size);
     }
+    if size >= LARGE {
+        use_huge_pages(pointer, size);
+    }
     pointer
 }
+
+/// Bytes of a block that is mapped by itself ([`return_freed_memory`]).
+const LARGE: usize = 4 << 20;
+
+/// Asks for huge pages for a large block, where the system leaves that to programs, as most do: such blocks are weights and
+/// activations, new for every plan, and a fault for every 4 kB of them took a sixth of the time of a model with a large vocabulary.
+#[cfg(target_os = "linux")]
+fn use_huge_pages(pointer: *mut u8, size: usize) {
+    const PAGE: usize = 4096;
+    let start = (pointer as usize).next_multiple_of(PAGE);
+    let end = (pointer as usize + size) / PAGE * PAGE;
+    // SAFETY: whole pages of a block that was just allocated; the advice changes nothing of what is in them. Without huge pages
+    // it is refused, and everything stays as it was.
+    unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
+}
+
+#[cfg(not(target_os = "linux"))]
+fn use_huge_pages(_: *mut u8, _: usize) {}
 
 /// Whether a thread is about to end the program because there is no memory left.
 static OUT_OF_MEMORY: AtomicBool = AtomicBool::new(false);
@@ -218,7 +239,7 @@ pub(super) fn return_freed_memory() {
     // leaves as it was.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 4 << 20);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE as libc::c_int);
         libc::mallopt(libc::M_TRIM_THRESHOLD, 32 << 20);
     }
 }

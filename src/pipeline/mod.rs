@@ -43,7 +43,9 @@ pub use inspect::{Inspection, check_quantizable, inspect};
 pub use job::Evaluation;
 pub use plan::plan_round_trip;
 pub use stats::stats;
-pub use stream::{Streaming, WorkFolder, cannot_stream, run_streaming, whole_model_bytes};
+pub use stream::{
+    Streaming, WorkFolder, cannot_stream, run_streaming, stored_bytes, whole_model_bytes,
+};
 
 use build::{KnownWeights, Source};
 use calibrate::Calibrated;

@@ -152,6 +152,12 @@ impl Dataset {
         self.origins.all()
     }
 
+    /// The number of tokens of all rows, about; of data that do not tell, as images, the number of rows at least.
+    pub fn tokens(&self) -> u64 {
+        let tokens = |table: &Table| table.rows as u64 * table.length().unwrap_or(1) as u64;
+        self.tables.iter().map(tokens).sum()
+    }
+
     /// SHA-256 of what the model is fed with: names, types, shapes and elements of every array, in the order of the files.
     /// The same data in other files, or compressed, has the same digest.
     pub fn digest(&self) -> String {

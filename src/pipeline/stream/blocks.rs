@@ -66,6 +66,14 @@ pub(super) fn weight_bytes(model: &Model) -> u64 {
     tensors.map(|t| elements(&t.dims) * 4).sum()
 }
 
+/// Channels of the value that goes from part to part, at the least: those of the narrowest Linear on its wider side.
+pub(super) fn least_width(model: &Model) -> u64 {
+    let weights = model.graph().initializer.iter();
+    let weights = weights.filter(|t| t.dims.len() == 2 && t.dims.iter().all(|&d| d > 1));
+    let wider = weights.filter_map(|t| t.dims.iter().copied().max());
+    wider.min().map_or(1, |width| width.unsigned_abs())
+}
+
 fn elements(dims: &[i64]) -> u64 {
     let sizes = dims.iter().map(|&d| u64::try_from(d).unwrap_or(0));
     sizes.fold(1, u64::saturating_mul)

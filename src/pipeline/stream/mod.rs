@@ -74,6 +74,12 @@ pub fn whole_model_bytes(original: &Model) -> u64 {
     4 * blocks::weight_bytes(original)
 }
 
+/// What a run block by block stores in its work folder at the very least, in bytes, besides the parts of the result: the values
+/// before and behind the part that it works on, on all rows, in float32.
+pub fn stored_bytes(original: &Model, data: &Dataset) -> u64 {
+    2 * size_of::<f32>() as u64 * data.tokens() * blocks::least_width(original)
+}
+
 /// [`run`](super::run), block by block.
 ///
 /// The parts of the result are files in the work folder: save the model before the folder goes.
