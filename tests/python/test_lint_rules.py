@@ -360,6 +360,7 @@ ORT = [
     Case("R3-activation-block", "ort", "float", in_form(run_time_blocks()), in_form(per_token()), ort_in_float),
     Case("R6-opset", "ort", "rejected", in_form(block_forms.blocks("int8"), opset=19), in_form(block_forms.blocks("int8")), ort_rejects, name="blocks"),
     Case("R6-opset", "ort", "rejected", in_form(block_forms.blocks("int2")), in_form(block_forms.blocks("int2"), opset=25), ort_rejects, name="int2"),
+    Case("R6-opset-28", "ort", "rejected", u8(opset=28), u8(opset=27), ort_rejects),
     Case("R10-blocks", "ort", "slow", lambda: forms.blocks(48, k=288), lambda: forms.blocks(32, k=288), only_mended_fuses("MatMulNBits"), name="power"),
 ]  # fmt: skip
 
