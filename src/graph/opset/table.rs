@@ -93,7 +93,7 @@ pub const OPERATORS: &[Operator] = &[
     op(op::Asinh, 9, &[22]),
     op(op::Atan, 7, &[22]),
     op(op::Atanh, 9, &[22]),
-    op(op::Attention, 23, &[24]).with(&[(24, Refuse(ATTENTION_24))]),
+    op(op::Attention, 23, &[24, 25]).with(&[(24, Refuse(ATTENTION_24))]),
     op(op::AveragePool, 1, &[10, 11, 19, 22]),
     op(op::BatchNormalization, 1, &[9, 14, 15]).with(&[
         (9, Convert(batch_normalization)),
