@@ -16,6 +16,6 @@ fn the_descriptor_is_written_for_the_python_test() {
 }
 
 #[test]
-fn the_ir_version_is_13() {
-    assert_eq!(Version::IrVersion as i32, 13);
+fn the_ir_version_is_14() {
+    assert_eq!(Version::IrVersion as i32, 14);
 }

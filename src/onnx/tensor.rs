@@ -113,6 +113,7 @@ pub(super) fn bits(dtype: DataType) -> Option<usize> {
         Undefined | String => return None,
         Uint2 | Int2 => 2,
         Uint4 | Int4 | Float4e2m1 => 4,
+        Float6e2m3 | Float6e3m2 => 6,
         Uint8 | Int8 | Bool | Float8e4m3fn | Float8e4m3fnuz | Float8e5m2 | Float8e5m2fnuz
         | Float8e8m0 => 8,
         Uint16 | Int16 | Float16 | Bfloat16 => 16,
@@ -238,9 +239,9 @@ fn storage(tensor: &TensorProto) -> Result<Storage<'_>, TensorError> {
             Storage::Int32(&tensor.int32_data),
         ),
     };
-    // An element of `int32_data` holds one byte of the types that are packed.
+    // An element of `int32_data` holds one byte of the types that are packed, and one element of those with 6 bits.
     let expected = match bits(dtype) {
-        Some(bits) if bits < 8 => bytes,
+        Some(2 | 4) => bytes,
         _ => count,
     };
     length(expected, found, "elements", field)?;

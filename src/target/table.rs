@@ -46,7 +46,7 @@ pub(super) const ORT: Profile = Profile {
     pools_keep_channels: true,
     no_qoperator: None,
     saturates: true,
-    newest_opset: 26,
+    newest_opset: 27,
     sources: &[
         Source {
             rules: "R2, R4",
@@ -94,7 +94,7 @@ pub(super) const TENSORRT: Profile = Profile {
     pools_keep_channels: true,
     no_qoperator: Some("TensorRT's parser rejects QLinearMatMul"),
     saturates: false,
-    newest_opset: 26,
+    newest_opset: 27,
     sources: &[
         Source {
             rules: "T1, T2",
@@ -152,7 +152,7 @@ pub(super) const OPENVINO: Profile = Profile {
     pools_keep_channels: false,
     no_qoperator: Some("OpenVINO fails to convert QLinearMatMul"),
     saturates: true,
-    newest_opset: 26,
+    newest_opset: 27,
     sources: &[
         Source {
             rules: "int8",
@@ -203,7 +203,7 @@ pub(super) const PORTABLE: Profile = Profile {
     pools_keep_channels: false,
     no_qoperator: Some("TensorRT rejects QLinearMatMul and OpenVINO fails to convert it"),
     saturates: true,
-    newest_opset: 26,
+    newest_opset: 27,
     sources: &[
         Source {
             rules: "R4",

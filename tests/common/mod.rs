@@ -67,6 +67,7 @@ fn bits(dtype: DataType) -> usize {
     match dtype {
         Uint2 | Int2 => 2,
         Uint4 | Int4 | Float4e2m1 => 4,
+        Float6e2m3 | Float6e3m2 => 6,
         Uint16 | Int16 | Float16 | Bfloat16 => 16,
         Uint32 | Int32 | Float => 32,
         Uint64 | Int64 | Double | Complex64 => 64,
@@ -77,7 +78,7 @@ fn bits(dtype: DataType) -> usize {
 
 /// A tensor of any type, in `raw_data` or in the typed field, of the right length.
 pub fn tensor() -> BoxedStrategy<TensorProto> {
-    let types = (1..=26i32).prop_map(|number| DataType::try_from(number).unwrap());
+    let types = (1..=28i32).prop_map(|number| DataType::try_from(number).unwrap());
     (vec(0..4usize, 0..3), types, any::<bool>())
         .prop_flat_map(|(shape, dtype, raw)| {
             let count: usize = shape.iter().product();
@@ -138,7 +139,11 @@ pub fn tensor() -> BoxedStrategy<TensorProto> {
                     vec(any::<u64>(), count).prop_map(fill).boxed()
                 }
                 _ => {
-                    let count = if bits(dtype) < 8 { packed } else { count };
+                    // Types of 6 bits are packed in `raw_data` only.
+                    let count = match bits(dtype) {
+                        2 | 4 => packed,
+                        _ => count,
+                    };
                     let fill = |int32_data| TensorProto {
                         int32_data,
                         ..Default::default()

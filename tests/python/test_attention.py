@@ -299,3 +299,45 @@ def test_minilm_with_int8_attention(l6, job, optimized):
     counts = measure.op_counts(optimized(result.path))
     assert counts["MatMulIntegerToFloat"] + counts["QLinearMatMul"] == 36 + 12
     assert measure.heldout_sqnr(result.case, result.path) >= 19
+
+
+@pytest.mark.parametrize("past", [0, 3])
+@pytest.mark.parametrize("left, right, causal", [(2, -1, 1), (1, 2, 0), (-1, 1, 0)])
+def test_windows_are_masks(tmp_path, left, right, causal, past):
+    """`left_window_size` and `right_window_size` (opset 25) when the tool runs the model, against the same as a mask."""
+    length, depth = 6, 4
+    row, column = np.arange(length)[:, None] + past, np.arange(length + past)[None]
+    seen = (column <= row) if causal else np.ones((length, length + past), bool)
+    seen &= (left < 0) | (column >= row - left)
+    seen &= (right < 0) | (column <= row + right)
+
+    def attention(path, opset, mask, **attributes):
+        inputs = {name: ["b", 2, length, depth] for name in "qkv"}
+        nodes, optional = [], ["mask"] if mask is not None else [""]
+        if past:
+            inputs |= {name: ["b", 2, past, depth] for name in ("pk", "pv")}
+            optional += ["pk", "pv"]
+        outputs = ["y", "k2", "v2"] if past else ["y"]
+        nodes.append(helper.make_node("Attention", ["q", "k", "v", *optional], outputs, **attributes))
+        info = lambda name, shape: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)  # noqa: E731
+        constants = [] if mask is None else [numpy_helper.from_array(mask, "mask")]
+        graph = helper.make_graph(nodes, "g", [info(*item) for item in inputs.items()], [info("y", None)], constants)
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=11), path)
+        return inputs
+
+    inputs = attention(tmp_path / "window.onnx", 25, None, left_window_size=left, right_window_size=right, is_causal=causal)
+    attention(tmp_path / "mask.onnx", 24, np.where(seen, 0, -1e30).astype(np.float32))
+    attention(tmp_path / "all.onnx", 24, None, is_causal=causal)
+    random = np.random.default_rng(5)
+    data = {name: random.normal(size=(8, *shape[1:])).astype(np.float32) for name, shape in inputs.items()}
+    np.savez(tmp_path / "data.npz", **data)
+
+    def sqnr(other):
+        result = run_tool("verify", tmp_path / "window.onnx", tmp_path / other, "--calib", tmp_path / "data.npz", "--json", "-")
+        assert result.returncode == 0, result.stderr
+        [told] = [output["sqnr_db"] for output in json.loads(result.stdout)["outputs"] if output["name"] == "y"]
+        return np.inf if told is None else told
+
+    assert sqnr("mask.onnx") > 100 and sqnr("all.onnx") < 30
+    run = lambda name: measure.outputs(tmp_path / name, data)["y"]  # noqa: E731
+    assert measure.sqnr(run("window.onnx"), run("mask.onnx")) > 100, "ONNX Runtime reads them so too"

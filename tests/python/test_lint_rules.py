@@ -283,6 +283,17 @@ def attention(mask):
     return forms.model(nodes, constants, x=(1, 8, forms.K), y=(1, 8, forms.K))
 
 
+def window(size):
+    """Each token sees as many before it, as an attribute of opset 25 or in a mask."""
+    constants, inputs, attributes = {}, ["x", "x", "x"], {"left_window_size": size}
+    if size is None:
+        own = np.arange(8)
+        constants, attributes = {"mask": own[None] >= own[:, None] - 1}, {}
+        inputs.append("mask")
+    nodes = [forms.node("Attention", inputs, ["y"], q_num_heads=4, kv_num_heads=4, **attributes)]
+    return forms.model(nodes, constants, x=(2, 8, forms.K), y=(2, 8, forms.K), opset=25)
+
+
 def integer_operator():
     q, scale = forms.quantized(forms.weights(), axis=None)
     nodes = [
@@ -360,6 +371,7 @@ ORT = [
     Case("R3-activation-block", "ort", "float", in_form(run_time_blocks()), in_form(per_token()), ort_in_float),
     Case("R6-opset", "ort", "rejected", in_form(block_forms.blocks("int8"), opset=19), in_form(block_forms.blocks("int8")), ort_rejects, name="blocks"),
     Case("R6-opset", "ort", "rejected", in_form(block_forms.blocks("int2")), in_form(block_forms.blocks("int2"), opset=25), ort_rejects, name="int2"),
+    Case("R6-opset-28", "ort", "rejected", u8(opset=28), u8(opset=27), ort_rejects),
     Case("R10-blocks", "ort", "slow", lambda: forms.blocks(48, k=288), lambda: forms.blocks(32, k=288), only_mended_fuses("MatMulNBits"), name="power"),
 ]  # fmt: skip
 
@@ -421,6 +433,7 @@ OPENVINO = [
     Case("O3-int4", "openvino", "float", in_form(block_forms.blocks("int4")), in_form(block_forms.blocks("uint4")), ov_multiplies_floats),
     Case("O1-g-idx", "openvino", "rejected", in_form(nbits(groups=True)), in_form(nbits()), ov_dies),
     Case("O1-2-bits", "openvino", "rejected", in_form(block_forms.blocks("int2"), opset=25), in_form(nbits(2)), ov_rejects),
+    Case("O6-window", "openvino", "wrong", lambda: window(1), lambda: window(None), ov_wrong),
     Case("O4-scale", "openvino", "wrong", u8(a_scale=-0.02), u8(), ov_wrong),
 ]  # fmt: skip
 

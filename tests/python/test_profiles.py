@@ -73,6 +73,8 @@ EXTRA = [(), ("--weight-granularity", "per-tensor"), ("--weights-as-float-qdq",)
 FORMS = [(opset, "float32", (*bits(pair),)) for opset in (17, 21) for pair in BITS]
 FORMS += [(17, "float32", extra) for extra in EXTRA[1:]] + [(opset, "float16", ()) for opset in (17, 21)]
 FORMS += [(21, "float16", ("--weights-as-float-qdq",)), (21, "bfloat16", ())]
+NEWEST = 27  # of every target
+FORMS += [(NEWEST, "float32", ())]
 
 
 def form_id(form):
@@ -140,6 +142,16 @@ def test_float_weights_are_the_same_weights(written):
     assert all(np.array_equal(stored[name], float_[name]) for name in stored)
 
 
+@pytest.mark.parametrize("opset", [NEWEST, NEWEST + 1])
+@pytest.mark.parametrize("target", ["ort", "tensorrt", "openvino", "portable"])
+def test_a_newer_operator_set_is_told(target, opset, tmp_path):
+    onnx.save(layers(opset), tmp_path / "in.onnx")
+    np.save(tmp_path / "x.npy", FEEDS["x"])
+    result = run_tool(tmp_path / "in.onnx", tmp_path / "out.onnx", "--calib", tmp_path / "x.npy", "--target", target)
+    assert result.returncode == 0, result.stderr
+    assert (f"opset {opset} is newer than {NEWEST}" in result.stdout + result.stderr) == (opset > NEWEST)
+
+
 # --- Why it is not written otherwise ---
 
 
@@ -150,7 +162,7 @@ def test_each_linear_needs_a_pair_of_its_own_in_onnx_runtime(written, tmp_path):
     assert "head" in left  # a Gemm with a float bias
 
 
-@pytest.mark.parametrize("opset", range(21, 26))
+@pytest.mark.parametrize("opset", range(21, NEWEST + 1))
 def test_output_dtype_is_what_onnx_runtime_stumbles_over(written, opset):
     """R6: int8 Q/DQ is fine at any operator set, if only the zero point tells the type."""
     model = onnx.load(written("portable", 21))

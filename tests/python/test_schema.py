@@ -12,7 +12,7 @@ from google.protobuf import descriptor_pb2
 
 ROOT = pathlib.Path(__file__).parents[2]
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
-PINNED = "1.20.1"
+PINNED = "1.23.2"
 
 
 def ours():

@@ -1,4 +1,4 @@
-//! What changed in every operator of the standard domain, up to version 25 of the operator set.
+//! What changed in every operator of the standard domain, up to version 28 of the operator set.
 //!
 //! The facts are those of the ONNX operator change log. A version without a rule was read and found compatible: a node
 //! that was valid before means the same in the new version (types were added, negative axes or broadcasting allowed,
@@ -12,7 +12,7 @@ use super::convert::*;
 use crate::onnx::op;
 
 /// The last version that this table describes. [`super::raise`] goes to [`super::NEWEST_TARGET`] at most.
-pub const NEWEST: i64 = 25;
+pub const NEWEST: i64 = 28;
 
 /// What becomes of a node when its operator's definition changes.
 #[derive(Clone, Copy, Debug)]
@@ -75,6 +75,8 @@ const SCAN_8: &str =
 
 const ATTENTION_24: &str = "what `is_causal` means beside a mask was defined anew";
 
+const LOG_SUM_28: &str = "version 28 takes no integers";
+
 use Rule::{Convert, Refuse};
 
 /// Every operator of the standard domain that exists in version [`NEWEST`] or existed before, by name.
@@ -91,27 +93,29 @@ pub const OPERATORS: &[Operator] = &[
     op(op::Asinh, 9, &[22]),
     op(op::Atan, 7, &[22]),
     op(op::Atanh, 9, &[22]),
-    op(op::Attention, 23, &[24]).with(&[(24, Refuse(ATTENTION_24))]),
+    op(op::Attention, 23, &[24, 25]).with(&[(24, Refuse(ATTENTION_24))]),
     op(op::AveragePool, 1, &[10, 11, 19, 22]),
     op(op::BatchNormalization, 1, &[9, 14, 15]).with(&[
         (9, Convert(batch_normalization)),
         (14, Convert(batch_normalization_outputs)),
     ]),
     op(op::Bernoulli, 15, &[22]),
-    op(op::BitShift, 11, &[]),
+    op(op::BitCast, 26, &[]),
+    op(op::BitShift, 11, &[28]),
     op(op::BitwiseAnd, 18, &[]),
     op(op::BitwiseNot, 18, &[]),
     op(op::BitwiseOr, 18, &[]),
     op(op::BitwiseXor, 18, &[]),
     op(op::BlackmanWindow, 17, &[]),
-    op(op::Cast, 1, &[9, 13, 19, 21, 23, 24, 25]),
+    op(op::Cast, 1, &[9, 13, 19, 21, 23, 24, 25, 28]),
     op(op::CastLike, 15, &[19, 21, 23, 24, 25]),
+    op(op::CausalConvWithState, 27, &[]),
     op(op::Ceil, 1, &[13]),
-    op(op::Celu, 12, &[]),
+    op(op::Celu, 12, &[28]),
     op(op::CenterCropPad, 18, &[]),
     op(op::Clip, 1, &[11, 12, 13]).with(&[(11, Convert(clip))]),
     op(op::Col2Im, 18, &[]),
-    op(op::Compress, 9, &[11]),
+    op(op::Compress, 9, &[11, 28]),
     op(op::Concat, 1, &[11, 13]),
     op(op::ConcatFromSequence, 11, &[]),
     op(op::Constant, 1, &[9, 11, 12, 13, 19, 21, 23, 24, 25]),
@@ -121,17 +125,18 @@ pub const OPERATORS: &[Operator] = &[
     op(op::ConvTranspose, 1, &[11, 22]).with(&[(11, Convert(conv_transpose))]),
     op(op::Cos, 7, &[22]),
     op(op::Cosh, 9, &[22]),
+    op(op::CumProd, 26, &[]),
     op(op::CumSum, 11, &[14]),
     op(op::DFT, 17, &[20]).with(&[(20, Convert(dft))]),
     op(op::DeformConv, 19, &[22]),
-    op(op::DepthToSpace, 1, &[11, 13]),
-    op(op::DequantizeLinear, 10, &[13, 19, 21, 23, 24, 25]),
+    op(op::DepthToSpace, 1, &[11, 13, 28]),
+    op(op::DequantizeLinear, 10, &[13, 19, 21, 23, 24, 25, 28]),
     op(op::Det, 11, &[22]),
     op(op::Div, 1, &[13, 14]),
     op(op::Dropout, 1, &[10, 12, 13, 22])
         .with(&[(10, Convert(dropout_mask)), (12, Convert(dropout))]),
     op(op::DynamicQuantizeLinear, 11, &[]),
-    op(op::Einsum, 12, &[]),
+    op(op::Einsum, 12, &[28]),
     op(op::Elu, 1, &[22]),
     op(op::Equal, 1, &[11, 13, 19]),
     op(op::Erf, 9, &[13]).with(&[(13, Convert(erf))]),
@@ -172,6 +177,7 @@ pub const OPERATORS: &[Operator] = &[
     op(op::LeakyRelu, 1, &[16]),
     op(op::Less, 1, &[9, 13]),
     op(op::LessOrEqual, 12, &[16]),
+    op(op::LinearAttention, 27, &[]),
     op(op::Log, 1, &[13]),
     op(op::LogSoftmax, 1, &[11, 13]).with(&[(13, Convert(softmax))]),
     op(op::Loop, 1, &[11, 13, 16, 19, 21, 23, 24, 25]),
@@ -188,7 +194,7 @@ pub const OPERATORS: &[Operator] = &[
     op(op::MelWeightMatrix, 17, &[]),
     op(op::Min, 1, &[8, 12, 13]),
     op(op::Mish, 18, &[22]),
-    op(op::Mod, 10, &[13]),
+    op(op::Mod, 10, &[13, 28]),
     op(op::Mul, 1, &[13, 14]),
     op(op::Multinomial, 7, &[22]),
     op(op::Neg, 1, &[13]),
@@ -196,29 +202,31 @@ pub const OPERATORS: &[Operator] = &[
     op(op::NonMaxSuppression, 10, &[11]),
     op(op::NonZero, 9, &[13]),
     op(op::Not, 1, &[]),
-    op(op::OneHot, 9, &[11]),
-    op(op::Optional, 15, &[]),
-    op(op::OptionalGetElement, 15, &[18]),
-    op(op::OptionalHasElement, 15, &[18]),
+    op(op::OneHot, 9, &[11, 28]),
+    op(op::Optional, 15, &[28]),
+    op(op::OptionalGetElement, 15, &[18, 28]),
+    op(op::OptionalHasElement, 15, &[18, 28]),
     op(op::Or, 1, &[]),
     op(op::PRelu, 1, &[9, 16]),
     op(op::Pad, 1, &[11, 13, 18, 19, 21, 23, 24, 25]).with(&[(11, Convert(pad))]),
     op(op::Pow, 1, &[12, 13, 15]),
     op(op::QLinearConv, 10, &[]),
     op(op::QLinearMatMul, 10, &[21]),
-    op(op::QuantizeLinear, 10, &[13, 19, 21, 23, 24, 25]),
+    op(op::QuantizeLinear, 10, &[13, 19, 21, 23, 24, 25, 28]),
     op(op::RMSNormalization, 23, &[]),
     op(op::RNN, 1, &[14, 22]),
     op(op::RandomNormal, 1, &[22]),
     op(op::RandomNormalLike, 1, &[22]),
     op(op::RandomUniform, 1, &[22]),
     op(op::RandomUniformLike, 1, &[22]),
-    op(op::Range, 11, &[]),
+    op(op::Range, 11, &[27]),
     op(op::Reciprocal, 1, &[13]),
     op(op::ReduceL1, 1, &[11, 13, 18]).with(&[(18, Convert(reduce))]),
     op(op::ReduceL2, 1, &[11, 13, 18]).with(&[(18, Convert(reduce))]),
-    op(op::ReduceLogSum, 1, &[11, 13, 18]).with(&[(18, Convert(reduce))]),
-    op(op::ReduceLogSumExp, 1, &[11, 13, 18]).with(&[(18, Convert(reduce))]),
+    op(op::ReduceLogSum, 1, &[11, 13, 18, 28])
+        .with(&[(18, Convert(reduce)), (28, Refuse(LOG_SUM_28))]),
+    op(op::ReduceLogSumExp, 1, &[11, 13, 18, 28])
+        .with(&[(18, Convert(reduce)), (28, Refuse(LOG_SUM_28))]),
     op(op::ReduceMax, 1, &[11, 12, 13, 18, 20]).with(&[(18, Convert(reduce))]),
     op(op::ReduceMean, 1, &[11, 13, 18]).with(&[(18, Convert(reduce))]),
     op(op::ReduceMin, 1, &[11, 12, 13, 18, 20]).with(&[(18, Convert(reduce))]),
@@ -230,7 +238,7 @@ pub const OPERATORS: &[Operator] = &[
     op(op::Reshape, 1, &[13, 14, 19, 21, 23, 24, 25]),
     op(op::Resize, 10, &[11, 13, 18, 19])
         .with(&[(11, Convert(resize)), (13, Convert(resize_inputs))]),
-    op(op::ReverseSequence, 10, &[]),
+    op(op::ReverseSequence, 10, &[28]),
     op(op::RoiAlign, 10, &[16, 22]).with(&[(16, Convert(roi_align))]),
     op(op::RotaryEmbedding, 23, &[]),
     op(op::Round, 11, &[22]),
@@ -260,7 +268,7 @@ pub const OPERATORS: &[Operator] = &[
     op(op::SoftmaxCrossEntropyLoss, 12, &[13]),
     op(op::Softplus, 1, &[22]),
     op(op::Softsign, 1, &[22]),
-    op(op::SpaceToDepth, 1, &[13]),
+    op(op::SpaceToDepth, 1, &[13, 28]),
     op(op::Split, 1, &[11, 13, 18]).with(&[(13, Convert(split)), (18, Convert(split_outputs))]),
     op(op::SplitToSequence, 11, &[24]),
     op(op::Sqrt, 1, &[13]),
@@ -270,6 +278,7 @@ pub const OPERATORS: &[Operator] = &[
     op(op::StringSplit, 20, &[]),
     op(op::Sub, 1, &[13, 14]),
     op(op::Sum, 1, &[8, 13]),
+    op(op::SwiGLU, 28, &[]),
     op(op::Swish, 24, &[]),
     op(op::Tan, 7, &[22]),
     op(op::Tanh, 1, &[13]),
@@ -280,7 +289,7 @@ pub const OPERATORS: &[Operator] = &[
     op(op::TopK, 1, &[10, 11, 24]).with(&[(10, Convert(top_k))]),
     op(op::Transpose, 1, &[13, 21, 23, 24, 25]),
     op(op::Trilu, 14, &[]),
-    op(op::Unique, 11, &[]),
+    op(op::Unique, 11, &[28]),
     op(op::Unsqueeze, 1, &[11, 13, 21, 23, 24, 25]).with(&[(13, Convert(unsqueeze))]),
     op(op::Upsample, 1, &[9, 10]).with(&[(9, Convert(upsample_scales)), (10, Convert(upsample))]),
     op(op::Where, 9, &[16]),

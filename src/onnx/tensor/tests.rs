@@ -178,6 +178,19 @@ fn integers_in_typed_fields() {
 }
 
 #[test]
+fn floats_of_6_bits_are_packed_in_raw_data_only() {
+    for dtype in [DataType::Float6e2m3, DataType::Float6e3m2] {
+        check(&raw(dtype, &[5], &[0; 4])).unwrap();
+        check(&raw(dtype, &[5], &[0; 5])).unwrap_err();
+        let mut tensor = typed(dtype, &[5]);
+        tensor.int32_data = vec![0; 5];
+        check(&tensor).unwrap();
+        tensor.int32_data = vec![0; 4];
+        check(&tensor).unwrap_err();
+    }
+}
+
+#[test]
 fn what_does_not_fit_is_an_error_that_names_the_tensor() {
     let message = |result: Result<ArrayD<f32>, TensorError>| result.unwrap_err().to_string();
     assert_eq!(

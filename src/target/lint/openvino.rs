@@ -9,6 +9,7 @@ use super::{Cost, Hits, Rule, Subject};
 use crate::graph::Blocked;
 use crate::graph::infer;
 use crate::onnx::DataType;
+use crate::onnx::node::attr_i;
 use crate::onnx::op;
 use crate::target::pool::Pools;
 
@@ -153,6 +154,15 @@ pub(super) const RULES: &[Rule] = &[
         find: pool,
     },
     Rule {
+        id: "O6-window",
+        title: "the windows of Attention are in its mask",
+        cost: Cost::Wrong,
+        subject: Subject::Graph,
+        source: "OpenVINO 2026.4.1 (CPU), measured against ONNX Runtime 1.32.0: every key is seen",
+        mend: "write the window as a mask (input 3 of Attention)",
+        find: window,
+    },
+    Rule {
         id: "O5-rotation",
         title: "rotations stay in float",
         cost: Cost::Inaccurate,
@@ -194,6 +204,18 @@ fn operator(scope: &Scope, hits: &mut Hits) {
         if lacks {
             let domain = if domain.is_empty() { "ONNX" } else { domain };
             hits.at(id, format!("no conversion rule for {operator} of {domain}"));
+        }
+    }
+}
+
+fn window(scope: &Scope, hits: &mut Hits) {
+    for (id, node) in scope.nodes() {
+        let sizes = ["left_window_size", "right_window_size"];
+        let name = sizes
+            .iter()
+            .find(|name| attr_i(node, name).is_some_and(|n| n >= 0));
+        if let (op::Attention, Some(name)) = (scope.view.op(id), name) {
+            hits.at(id, format!("its {name} is left out"));
         }
     }
 }

@@ -1,12 +1,13 @@
-//! Which operators a runtime has, as it answered when asked for each operator of onnx 1.20.1 (opset 25) and of
-//! ONNX Runtime 1.31.1's com.microsoft domain.
+//! Which operators a runtime has, as it answered when asked for each operator of onnx 1.23.2 (opset 28) and of
+//! ONNX Runtime 1.32.0's com.microsoft domain.
 
 use crate::onnx::op;
 
 /// Operators of ONNX that the parser of TensorRT-RTX 1.7.1 does not support (`OnnxParser.supports_operator`).
-pub(super) const TENSORRT_LACKS: [&str; 43] = [
+pub(super) const TENSORRT_LACKS: [&str; 46] = [
     op::AffineGrid,
     op::Bernoulli,
+    op::BitCast,
     op::BitShift,
     op::BitwiseAnd,
     op::BitwiseNot,
@@ -17,6 +18,7 @@ pub(super) const TENSORRT_LACKS: [&str; 43] = [
     op::Compress,
     op::ConcatFromSequence,
     op::ConvInteger,
+    op::CumProd,
     op::DFT,
     op::DeformConv,
     op::Det,
@@ -46,6 +48,7 @@ pub(super) const TENSORRT_LACKS: [&str; 43] = [
     op::StringConcat,
     op::StringNormalizer,
     op::StringSplit,
+    op::SwiGLU,
     op::TfIdfVectorizer,
     op::Unique,
 ];
@@ -72,10 +75,14 @@ pub(super) const TENSORRT_MICROSOFT: [&str; 15] = [
 
 /// Operators of ONNX that the frontend of OpenVINO 2026.4.1 has no conversion rule for. Sequences are not
 /// among them: what is made, split, measured and joined again becomes tensors before the rules are asked.
-pub(super) const OPENVINO_LACKS: [&str; 16] = [
+pub(super) const OPENVINO_LACKS: [&str; 21] = [
+    op::BitCast,
+    op::CausalConvWithState,
+    op::CumProd,
     op::DeformConv,
     op::Det,
     op::ImageDecoder,
+    op::LinearAttention,
     op::MaxUnpool,
     op::MelWeightMatrix,
     op::Optional,
@@ -87,6 +94,7 @@ pub(super) const OPENVINO_LACKS: [&str; 16] = [
     op::StringConcat,
     op::StringNormalizer,
     op::StringSplit,
+    op::SwiGLU,
     op::TensorScatter,
     op::TfIdfVectorizer,
 ];

@@ -1,4 +1,4 @@
-//! The standard Attention (opset 23 and 24), written out:
+//! The standard Attention (opset 23 to 25), written out:
 //!
 //! ```text
 //! S = scale · Q Kᵀ      (mode 0)      S₁ = softcap · tanh(S / softcap)      (mode 1)
@@ -173,17 +173,27 @@ fn biases(
         all.push(bias);
     }
     let columns: Vec<i64> = (0..keys as i64).collect();
-    if attr_i(node, "is_causal").unwrap_or(0) != 0 {
-        let rows: Vec<i64> = (0..q_length)
-            .map(|row| (row + past_length) as i64)
-            .collect();
+    let [left, right] = window(node);
+    let causal = (attr_i(node, "is_causal").unwrap_or(0) != 0).then_some(0);
+    let limits = [
+        (op::LessOrEqual, causal),
+        (op::GreaterOrEqual, left.map(|left| -left)),
+        (op::LessOrEqual, right),
+    ];
+    for (operator, shift) in limits {
+        let Some(shift) = shift else { continue };
+        let own = past_length as i64..(past_length + q_length) as i64;
+        let rows: Vec<i64> = own.map(|row| row.saturating_add(shift)).collect();
         let (rows, columns) = (b.ints(&rows), b.ints(&columns));
         let axis = b.ints(&[1]);
         let rows = b.op(op::Unsqueeze, &[&rows, &axis], vec![]);
-        let seen = b.op(op::LessOrEqual, &[&columns, &rows], vec![]);
+        let seen = b.op(operator, &[&columns, &rows], vec![]);
         all.push(additive(b, &seen));
     }
     if let Some(lengths) = slot(6) {
+        if left.or(right).is_some() {
+            return Err(b.refused("a window beside nonpad_kv_seqlen is not known"));
+        }
         let axes = b.ints(&[1, 2, 3]);
         let lengths = b.op(op::Unsqueeze, &[lengths, &axes], vec![]);
         let columns = b.ints(&columns);
@@ -191,6 +201,11 @@ fn biases(
         all.push(additive(b, &seen));
     }
     Ok(all)
+}
+
+/// How far before and behind its own position a query sees (opset 25): `None` is as far as there are keys.
+fn window(node: &NodeProto) -> [Option<i64>; 2] {
+    ["left_window_size", "right_window_size"].map(|name| attr_i(node, name).filter(|&n| n >= 0))
 }
 
 /// What a key adds to its score: nothing where `seen` is true.
@@ -201,6 +216,9 @@ fn additive(b: &mut Build<'_, '_>, seen: &str) -> String {
 
 /// Where shapes are not known, the engine's own operator may do; it wants a float mask.
 fn boolean_mask(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outcome, EngineError> {
+    if window(node).iter().any(Option::is_some) {
+        return Err(b.refused("the shapes of Q and K must be known where there is a window"));
+    }
     let mask = match node.input.get(3) {
         Some(mask) if b.scope.dtype(mask) == Some(DataType::Bool) => mask,
         _ => return Ok(Outcome::Kept),
