@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use ndarray::Array2;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::solve::sequential::SequentialWeight;
 use crate::solve::{QuantizedWeight, WeightSpec};
@@ -15,7 +16,7 @@ pub(crate) struct Sequential {
     of: u64,
     /// Bits of the weight, for which the same holds.
     bits: u8,
-    #[serde(with = "stored")]
+    #[serde(serialize_with = "write", deserialize_with = "read")]
     weight: Arc<QuantizedWeight>,
     /// What is added to the bias, `[N]`; `None` without one.
     correction: Option<Vec<f32>>,
@@ -45,48 +46,36 @@ impl Sequential {
 }
 
 /// A weight as lists of numbers.
-mod stored {
-    use serde::de::Error;
-    use serde::{Deserializer, Serializer};
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    columns: usize,
+    q: Vec<i8>,
+    scale: Vec<f32>,
+    zero_point: Vec<i8>,
+    group: Option<usize>,
+}
 
-    use super::*;
+fn write<S: Serializer>(weight: &Arc<QuantizedWeight>, to: S) -> Result<S::Ok, S::Error> {
+    let stored = Stored {
+        columns: weight.q.ncols(),
+        q: weight.q.iter().copied().collect(),
+        scale: weight.scale.clone(),
+        zero_point: weight.zero_point.clone(),
+        group: weight.group,
+    };
+    stored.serialize(to)
+}
 
-    #[derive(Serialize, Deserialize)]
-    struct Stored {
-        columns: usize,
-        q: Vec<i8>,
-        scale: Vec<f32>,
-        zero_point: Vec<i8>,
-        group: Option<usize>,
-    }
-
-    pub(super) fn serialize<S: Serializer>(
-        weight: &Arc<QuantizedWeight>,
-        to: S,
-    ) -> Result<S::Ok, S::Error> {
-        let stored = Stored {
-            columns: weight.q.ncols(),
-            q: weight.q.iter().copied().collect(),
-            scale: weight.scale.clone(),
-            zero_point: weight.zero_point.clone(),
-            group: weight.group,
-        };
-        stored.serialize(to)
-    }
-
-    pub(super) fn deserialize<'d, D: Deserializer<'d>>(
-        from: D,
-    ) -> Result<Arc<QuantizedWeight>, D::Error> {
-        let stored = Stored::deserialize(from)?;
-        let rows = stored.q.len().checked_div(stored.columns).unwrap_or(0);
-        let q = Array2::from_shape_vec((rows, stored.columns), stored.q);
-        Ok(Arc::new(QuantizedWeight {
-            q: q.map_err(D::Error::custom)?,
-            scale: stored.scale,
-            zero_point: stored.zero_point,
-            group: stored.group,
-        }))
-    }
+fn read<'d, D: Deserializer<'d>>(from: D) -> Result<Arc<QuantizedWeight>, D::Error> {
+    let stored = Stored::deserialize(from)?;
+    let rows = stored.q.len().checked_div(stored.columns).unwrap_or(0);
+    let q = Array2::from_shape_vec((rows, stored.columns), stored.q);
+    Ok(Arc::new(QuantizedWeight {
+        q: q.map_err(D::Error::custom)?,
+        scale: stored.scale,
+        zero_point: stored.zero_point,
+        group: stored.group,
+    }))
 }
 
 #[cfg(test)]

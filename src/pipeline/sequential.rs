@@ -18,7 +18,7 @@ use rayon::prelude::*;
 
 use super::build::{Folded, Refinement, Source, integers, recognised, weight_hash};
 use super::job::Job;
-use super::judge::rows;
+use super::judge::rows::{spread, tokens as tokens_of};
 use super::plan::Plan;
 use super::rounded::Sequential;
 use super::sites::SiteId;
@@ -367,11 +367,11 @@ impl Tokens {
 
 /// As many batches, spread over all, as have [`TOKENS`].
 fn enough(batches: &[Batch]) -> Vec<Batch> {
-    let chosen = (1..=batches.len()).map(|n| rows::spread(batches.len(), n).collect::<Vec<_>>());
+    let chosen = (1..=batches.len()).map(|n| spread(batches.len(), n).collect::<Vec<_>>());
     let tokens = |chosen: &[usize]| {
         chosen
             .iter()
-            .map(|&i| rows::tokens(&batches[i]))
+            .map(|&i| tokens_of(&batches[i]))
             .sum::<usize>()
     };
     let mut chosen =
