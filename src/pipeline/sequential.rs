@@ -16,7 +16,7 @@ use std::sync::Arc;
 use ndarray::{Array2, ArrayD, ArrayView2, Axis, Ix2, IxDyn, concatenate};
 use rayon::prelude::*;
 
-use super::build::{Folded, Refinement, Source, integers, recognised, weight_hash};
+use super::build::{Folded, Refinement, Source, WIDEST, integers, recognised, weight_hash};
 use super::job::Job;
 use super::judge::rows::{spread, tokens as tokens_of};
 use super::plan::Plan;
@@ -33,9 +33,6 @@ use crate::solve::{ActivationQuantizer, WeightSpec, quantize_weight};
 
 /// Tokens that are run, about: MiniLM-L6 at W4A8 has 13.5 dB with 1500, 13.95 with 2048, 13.94 with 3000.
 const TOKENS: usize = 2048;
-
-/// Output columns up to which a weight is rounded so: beyond is the Linear of a vocabulary.
-const WIDEST: usize = 16384;
 
 /// The plan with weights that are rounded for what comes in; `None` if none of them is better so, or the model cannot be run in
 /// steps.

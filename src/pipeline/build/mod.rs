@@ -23,7 +23,7 @@ use crate::recognise::LinearId;
 
 pub(crate) use folded::{Folded, rounding_error};
 pub(crate) use known::{KnownWeights, hash as weight_hash};
-pub(crate) use refine::Refinement;
+pub(crate) use refine::{Refinement, WIDEST};
 pub(crate) use source::{Source, recognised};
 
 /// A plan and its model.

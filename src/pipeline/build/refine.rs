@@ -26,7 +26,7 @@ const CONFIRMED_BY: usize = 128;
 const WORTH_ZERO_POINTS: f64 = 1.047;
 
 /// Output columns up to which weights are rounded with error feedback: beyond is the Linear of a vocabulary.
-const WIDEST: usize = 16384;
+pub(crate) const WIDEST: usize = 16384;
 
 /// What makes the quantization of a migrated model better than rounding to the nearest.
 #[derive(Default)]
