@@ -97,13 +97,14 @@ impl Search<'_> {
         waves: &[Wave],
     ) -> Result<BTreeMap<LinearId, Sequential>, StepError> {
         let outside = waves.iter().flat_map(|wave| self.outputs(wave)).collect();
-        let mut steps = Steps::new(job.engine, model, batches, 2, outside);
         let streams = self.streams(waves);
         let name = |wave: &Wave| self.view.name(wave.value).to_owned();
         let mut wanted: BTreeSet<String> = streams.values().cloned().collect();
         wanted.extend(waves.iter().map(name));
         let wanted: Vec<String> = wanted.into_iter().collect();
-        let known = vectors(job.engine, model, batches, &wanted)?;
+        let mut known = vectors(job.engine, model, batches, &wanted)?;
+        known.truncate(as_many(&known));
+        let mut steps = Steps::new(job.engine, model, &batches[..known.len()], 2, outside);
         let later: Vec<ValueId> = waves.iter().map(|wave| wave.value).collect();
         let mut all = BTreeMap::new();
         for (at, wave) in waves.iter().enumerate() {
@@ -322,7 +323,7 @@ fn flat(x: ArrayD<f32>) -> Option<Array2<f32>> {
     x.into_dimensionality::<Ix2>().ok()
 }
 
-/// The tokens of a value that are no padding.
+/// The tokens of a value that are no padding; evenly spread ones, if there are very many.
 struct Tokens {
     /// Per batch.
     real: Vec<Vec<usize>>,
@@ -346,7 +347,14 @@ impl Tokens {
             let real = own.real.iter().enumerate();
             real.filter_map(|(t, real)| real.then_some(t)).collect()
         };
-        let real: Vec<Vec<usize>> = own.iter().map(real).collect();
+        let mut real: Vec<Vec<usize>> = own.iter().map(real).collect();
+        let all: usize = real.iter().map(Vec::len).sum();
+        let (every, mut at) = (all.div_ceil(2 * TOKENS).max(1), 0);
+        let mut thin = |_: &usize| {
+            at += 1;
+            (at - 1) % every == 0
+        };
+        real.iter_mut().for_each(|real| real.retain(&mut thin));
         let sizes = stream.and_then(|stream| {
             let mut sizes = Vec::new();
             for ((of, own), real) in known.iter().zip(&own).zip(&real) {
@@ -362,6 +370,18 @@ impl Tokens {
     }
 }
 
+/// How many batches, from the first on, have [`TOKENS`]: images do not tell before they are run.
+fn as_many(known: &[VectorsOf]) -> usize {
+    let real = |v: &Vectors| v.real.iter().filter(|real| **real).count();
+    let most = |of: &VectorsOf| of.values().map(real).max().unwrap_or(0);
+    let mut sum = 0;
+    let enough = known.iter().position(|of| {
+        sum += most(of);
+        sum >= TOKENS
+    });
+    enough.map_or(known.len(), |last| last + 1)
+}
+
 /// As many batches, spread over all, as have [`TOKENS`].
 fn enough(batches: &[Batch]) -> Vec<Batch> {
     let chosen = (1..=batches.len()).map(|n| spread(batches.len(), n).collect::<Vec<_>>());
@@ -375,4 +395,42 @@ fn enough(batches: &[Batch]) -> Vec<Batch> {
         chosen.filter(|chosen| tokens(chosen) >= TOKENS || chosen.len() == batches.len());
     let chosen = chosen.next().unwrap_or_default();
     chosen.into_iter().map(|i| batches[i].clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A batch whose value x has so many tokens, every fourth of them padding.
+    fn known(tokens: usize) -> VectorsOf {
+        let vectors = Vectors {
+            real: (0..tokens).map(|t| t % 4 != 3).collect(),
+            sizes: vec![1.0; tokens],
+        };
+        [("x".to_owned(), vectors)].into()
+    }
+
+    #[test]
+    fn batches_are_run_until_there_are_enough_tokens() {
+        let batches = [known(TOKENS), known(TOKENS), known(TOKENS)];
+        assert_eq!(as_many(&batches), 2);
+        assert_eq!(as_many(&batches[..1]), 1);
+        assert_eq!(as_many(&[known(9 * TOKENS), known(4)]), 1);
+    }
+
+    #[test]
+    fn of_very_many_tokens_evenly_spread_ones_set_weights() {
+        let (tokens, channels) = (8 * TOKENS, 1);
+        let value = ArrayD::zeros(IxDyn(&[8, TOKENS, channels]));
+        let found = Tokens::of(&[value], &[known(tokens)], "x", None).unwrap();
+        // Of six times as many that are real, every third.
+        assert_eq!(found.real[0].len(), 2 * TOKENS);
+        assert_eq!(found.real[0][..4], [0, 4, 8, 12]);
+        let few = ArrayD::zeros(IxDyn(&[8, channels]));
+        let found = Tokens::of(&[few], &[known(8)], "x", Some(&"x".to_owned())).unwrap();
+        assert_eq!(found.real[0], [0, 1, 2, 4, 5, 6]);
+        assert_eq!(found.weights, Some(vec![1.0; 6]));
+        let other = ArrayD::zeros(IxDyn(&[9, channels]));
+        assert!(Tokens::of(&[other], &[known(8)], "x", None).is_none());
+    }
 }
