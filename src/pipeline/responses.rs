@@ -16,7 +16,7 @@ use oxc_index::IndexVec;
 use crate::calibrate::{Batch, Captured, Engine, InputTensor, Kept, Plan, Values, Wanted};
 use crate::graph::View;
 use crate::onnx::Model;
-use crate::recognise::{Linear, LinearForm};
+use crate::recognise::Linear;
 use crate::site::{Response, ResponseKind};
 use crate::solve;
 
@@ -148,14 +148,13 @@ impl<'m> Responses<'m> {
             if shape.iter().product::<usize>() != tokens * linear.n {
                 return None;
             }
-            let gemm = matches!(linear.form, LinearForm::Gemm { .. });
-            if gemm && linear.odd_bias {
+            if linear.odd_bias {
                 return None;
             }
             cuts.push(Cut {
                 name: self.view.name(cut).to_owned(),
                 shape,
-                bias: linear.load_bias(&self.view).filter(|_| gemm),
+                bias: linear.inner_bias(&self.view),
             });
         }
         let mut outputs = Vec::new();

@@ -39,6 +39,11 @@ impl Sequential {
         same.then_some(&self.weight)
     }
 
+    /// Whether these are its integers.
+    pub(crate) fn is(&self, weight: &Arc<QuantizedWeight>) -> bool {
+        Arc::ptr_eq(&self.weight, weight)
+    }
+
     /// What is added to the bias.
     pub(crate) fn correction(&self) -> Option<&[f32]> {
         self.correction.as_deref()

@@ -13,12 +13,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use ndarray::{Array2, ArrayD, ArrayView2, Axis, Ix2, IxDyn, concatenate};
+use ndarray::{Array1, Array2, ArrayD, ArrayView2, Axis, Ix2, IxDyn, aview1, concatenate};
 use rayon::prelude::*;
 
 use super::build::{Folded, Refinement, Source, WIDEST, integers, recognised, weight_hash};
 use super::job::Job;
-use super::judge::rows::{spread, tokens as tokens_of};
+use super::judge::rows::fewest;
 use super::plan::Plan;
 use super::rounded::Sequential;
 use super::sites::SiteId;
@@ -26,10 +26,10 @@ use crate::calibrate::{Batch, StepError, Steps, Vectors, VectorsOf, vectors, wei
 use crate::error::Error;
 use crate::graph::{ValueId, View};
 use crate::onnx::Model;
-use crate::recognise::{Linear, LinearForm, LinearId, Recognised};
+use crate::recognise::{LinearId, Recognised};
 use crate::site::normed_stream;
-use crate::solve::sequential::{SeenInputs, SeenRounding, SequentialWeight};
-use crate::solve::{ActivationQuantizer, WeightSpec, quantize_weight};
+use crate::solve::sequential::{SeenInputs, SequentialWeight};
+use crate::solve::{ActivationQuantizer, QuantizedWeight, WeightSpec, quantize_weight};
 
 /// Tokens that are run, about: MiniLM-L6 at W4A8 has 13.5 dB with 1500, 13.95 with 2048, 13.94 with 3000.
 const TOKENS: usize = 2048;
@@ -57,7 +57,8 @@ pub(super) fn sequential(
         found: &found,
     };
     let waves = search.waves();
-    let batches = enough(calibration);
+    let batches = fewest(calibration, &BTreeSet::new(), 0, TOKENS);
+    let batches: Vec<Batch> = batches.iter().map(|&i| calibration[i].clone()).collect();
     job.progress
         .begin("sequential rounding", waves.len() as u64);
     let done = search.run(job, model, &batches, &waves);
@@ -75,6 +76,27 @@ struct Wave {
     site: SiteId,
     value: ValueId,
     linears: Vec<LinearId>,
+}
+
+/// The weight of one of them.
+struct Weight {
+    id: LinearId,
+    /// W'.
+    w: Array2<f32>,
+    spec: WeightSpec,
+    /// As it is rounded without.
+    before: Arc<QuantizedWeight>,
+    /// Whether the Linear has a bias.
+    bias: bool,
+    /// Whether it may be rounded so: no other Linear has it, and it is no vocabulary.
+    own: bool,
+}
+
+impl Weight {
+    /// Whether the same tokens and factors round both.
+    fn is_rounded_like(&self, other: &Weight) -> bool {
+        (self.bias, self.spec) == (other.bias, other.spec)
+    }
 }
 
 struct Search<'a> {
@@ -132,8 +154,7 @@ impl Search<'_> {
             for &l in row.linears.iter().filter(|l| self.plan.quantizes(**l)) {
                 let linear = &self.found.linears[l];
                 let node = self.view.producer(linear.input);
-                let inside = matches!(linear.form, LinearForm::Gemm { .. }) && linear.odd_bias;
-                if node.is_none() || !linear.channels_last() || inside {
+                if node.is_none() || !linear.channels_last() || linear.odd_bias {
                     continue;
                 }
                 let own = |w: &&mut Wave| w.site == site && w.value == linear.input;
@@ -181,55 +202,70 @@ impl Search<'_> {
         put: &mut dyn FnMut(ValueId, Vec<ArrayD<f32>>),
     ) -> Option<Vec<(LinearId, Sequential)>> {
         let inputs = Inputs::new(inputs, &self.quantizer(wave)?)?;
+        let weights = wave.linears.iter().map(|&l| self.weight(l));
+        let weights: Vec<Weight> = weights.collect::<Option<_>>()?;
         let mut made = Vec::new();
-        let seen =
-            [false, true].map(|bias| self.reads(wave, bias).then(|| inputs.seen(tokens, bias)));
-        let seen = seen.map(Option::flatten);
-        let mut roundings: Vec<(bool, WeightSpec, Option<SeenRounding>)> = Vec::new();
-        for &l in &wave.linears {
-            let linear = &self.found.linears[l];
-            let w = linear.load_weight(self.view)?;
-            let spec = self.source.weight(self.plan, l, w.nrows());
-            let nearest = || Arc::new(quantize_weight(w.view(), &spec));
-            let before = self.refinement.rounded.get(&l).cloned();
-            let before = before.unwrap_or_else(nearest);
-            // With zero points, or without, as it has been decided.
-            let spec = WeightSpec {
-                symmetric: before.zero_point.is_empty(),
-                ..spec
-            };
-            let own = linear.n <= WIDEST && !linear.weight_is_shared(self.view);
-            let bias = linear.bias.is_some();
-            if own && !roundings.iter().any(|(b, s, _)| (*b, *s) == (bias, spec)) {
-                let rounding = seen[usize::from(bias)].as_ref();
-                roundings.push((bias, spec, rounding.and_then(|seen| seen.rounding(&spec))));
-            }
-            let rounding = roundings
-                .iter()
-                .find(|(b, s, _)| own && (*b, *s) == (bias, spec));
-            let rounding = rounding.and_then(|(.., rounding)| rounding.as_ref());
-            let found = rounding.and_then(|rounding| rounding.round(w.view(), &before));
-            let correction = self.refinement.corrections.iter().find(|(of, _)| *of == l);
-            let better = found.is_some();
-            let used = found.unwrap_or_else(|| SequentialWeight {
-                weight: (*before).clone(),
-                correction: correction.map(|(_, c)| c.clone()),
-            });
-            put(
-                self.view.output(linear.node, 0)?,
-                inputs.products(&w, &used, self.inner_bias(linear))?,
-            );
-            if better {
-                made.push((l, Sequential::new(weight_hash(&w), &spec, used)));
+        for alike in weights.chunk_by(Weight::is_rounded_like) {
+            let own = alike.iter().any(|weight| weight.own);
+            let seen = own.then(|| inputs.seen(tokens, alike[0].bias)).flatten();
+            let rounding = seen.as_ref().and_then(|seen| seen.rounding(&alike[0].spec));
+            for Weight {
+                id,
+                w,
+                spec,
+                before,
+                own,
+                ..
+            } in alike
+            {
+                let linear = &self.found.linears[*id];
+                let rounding = rounding.as_ref().filter(|_| *own);
+                let found = rounding.and_then(|rounding| rounding.round(w.view(), before));
+                let better = found.is_some();
+                let used = found.unwrap_or_else(|| SequentialWeight {
+                    weight: (**before).clone(),
+                    correction: self.correction(*id),
+                });
+                put(
+                    self.view.output(linear.node, 0)?,
+                    inputs.products(w, &used, linear.inner_bias(self.view))?,
+                );
+                if better {
+                    made.push((*id, Sequential::new(weight_hash(w), spec, used)));
+                }
             }
         }
         Some(made)
     }
 
-    /// Whether a wave has a Linear with a bias, or without.
-    fn reads(&self, wave: &Wave, bias: bool) -> bool {
-        let mut linears = wave.linears.iter();
-        linears.any(|&l| self.found.linears[l].bias.is_some() == bias)
+    /// The weight of a Linear, and how it is rounded without; `None` if it cannot be read.
+    fn weight(&self, id: LinearId) -> Option<Weight> {
+        let linear = &self.found.linears[id];
+        let w = linear.load_weight(self.view)?;
+        let spec = self.source.weight(self.plan, id, w.nrows());
+        let nearest = || Arc::new(quantize_weight(w.view(), &spec));
+        let before = self.refinement.rounded.get(&id).cloned();
+        let before = before.unwrap_or_else(nearest);
+        Some(Weight {
+            id,
+            bias: linear.bias.is_some(),
+            own: linear.n <= WIDEST && !linear.weight_is_shared(self.view),
+            // With zero points, or without, as it has been decided.
+            spec: WeightSpec {
+                symmetric: before.zero_point.is_empty(),
+                ..spec
+            },
+            before,
+            w,
+        })
+    }
+
+    /// What is added to the bias of a Linear without.
+    fn correction(&self, id: LinearId) -> Option<Vec<f32>> {
+        let mut corrections = self.refinement.corrections.iter();
+        corrections
+            .find(|(of, _)| *of == id)
+            .map(|(_, c)| c.clone())
     }
 
     /// How the value that a wave reads is quantized.
@@ -238,13 +274,6 @@ impl Search<'_> {
         let channels = self.found.linears[*wave.linears.first()?].k;
         let spec = plan.activation(self.source.options, channels);
         Some(spec.quantizer(plan.range.0, plan.range.1))
-    }
-
-    /// The bias that is added by the node itself.
-    fn inner_bias(&self, linear: &Linear) -> Option<Vec<f32>> {
-        let gemm = matches!(linear.form, LinearForm::Gemm { .. });
-        let bias = linear.load_bias(self.view).filter(|_| gemm)?;
-        Some(bias.to_vec())
     }
 }
 
@@ -293,14 +322,17 @@ impl Inputs {
         &self,
         w: &Array2<f32>,
         used: &SequentialWeight,
-        bias: Option<Vec<f32>>,
+        bias: Option<Array1<f32>>,
     ) -> Option<Vec<ArrayD<f32>>> {
         let quantized = used.weight.dequantize();
         let product =
             |x: &Array2<f32>, w: ArrayView2<f32>, lead: &Vec<usize>, more: Option<&[f32]>| {
                 let mut product = x.dot(&w);
-                for add in bias.as_deref().into_iter().chain(more) {
-                    product += &ndarray::aview1(add);
+                if let Some(bias) = &bias {
+                    product += bias;
+                }
+                if let Some(more) = more {
+                    product += &aview1(more);
                 }
                 let shape: Vec<usize> = lead.iter().copied().chain([w.ncols()]).collect();
                 product.into_shape_with_order(IxDyn(&shape)).ok()
@@ -380,21 +412,6 @@ fn as_many(known: &[VectorsOf]) -> usize {
         sum >= TOKENS
     });
     enough.map_or(known.len(), |last| last + 1)
-}
-
-/// As many batches, spread over all, as have [`TOKENS`].
-fn enough(batches: &[Batch]) -> Vec<Batch> {
-    let chosen = (1..=batches.len()).map(|n| spread(batches.len(), n).collect::<Vec<_>>());
-    let tokens = |chosen: &[usize]| {
-        chosen
-            .iter()
-            .map(|&i| tokens_of(&batches[i]))
-            .sum::<usize>()
-    };
-    let mut chosen =
-        chosen.filter(|chosen| tokens(chosen) >= TOKENS || chosen.len() == batches.len());
-    let chosen = chosen.next().unwrap_or_default();
-    chosen.into_iter().map(|i| batches[i].clone()).collect()
 }
 
 #[cfg(test)]

@@ -101,6 +101,12 @@ impl Linear {
         })
     }
 
+    /// The effective bias that `node` adds itself: that of a Gemm.
+    pub fn inner_bias(&self, view: &View) -> Option<Array1<f32>> {
+        let gemm = matches!(self.form, LinearForm::Gemm { .. });
+        self.load_bias(view).filter(|_| gemm)
+    }
+
     /// The effective bias `b: [N]`, beta in it; `None` if the layer has none.
     pub fn load_bias(&self, view: &View) -> Option<Array1<f32>> {
         let (array, _) = view.constant(self.bias?.value)?.into_float()?;

@@ -36,7 +36,7 @@ const COLUMNS: usize = 8192;
 const JUDGED: usize = 256;
 
 /// Rows that are handled one by one between matrix products.
-const BLOCK: usize = 48;
+pub(super) const BLOCK: usize = 48;
 
 /// Channels that share one H, at most: its factor costs their cube, and errors of other groups are not made up for. At 8 bits
 /// groups of half the size gave the same on MiniLM-L6, L3 and SmolLM2.
@@ -376,17 +376,10 @@ fn cholesky(mut a: ArrayViewMut2<f32>) -> Option<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::solve::mix::noise;
     use crate::solve::quantize_weight;
 
     const SPEC: WeightSpec = WeightSpec::per_channel(4);
-
-    /// Numbers in −1 ..= 1.
-    fn noise(rows: usize, columns: usize, seed: u64) -> Array2<f32> {
-        Array2::from_shape_fn((rows, columns), |(i, j)| {
-            let n = seed + (i * columns + j) as u64;
-            (crate::solve::mix::mix(n) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        })
-    }
 
     /// Tokens whose channels move together, as those of a real layer do.
     fn tokens(count: usize, channels: usize, seed: u64) -> Array2<f32> {

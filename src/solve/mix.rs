@@ -7,3 +7,11 @@ pub(super) fn mix(i: u64) -> u64 {
     let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     z ^ (z >> 31)
 }
+
+/// Numbers in −1 ..= 1, for tests.
+#[cfg(test)]
+pub(super) fn noise(rows: usize, columns: usize, seed: u64) -> ndarray::Array2<f32> {
+    ndarray::Array2::from_shape_fn((rows, columns), |(i, j)| {
+        (mix(seed + (i * columns + j) as u64) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    })
+}

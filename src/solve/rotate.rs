@@ -486,17 +486,10 @@ fn rounding_error(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::solve::mix::mix;
+    use crate::solve::mix::noise;
     use crate::solve::{
         ActivationSpec, Method, WeightSpec, fake_quantize, quantize_weight, solve_both,
     };
-
-    /// Numbers in −1 ..= 1.
-    fn noise(rows: usize, columns: usize, seed: u64) -> Array2<f32> {
-        Array2::from_shape_fn((rows, columns), |(i, j)| {
-            (mix(seed + (i * columns + j) as u64) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        })
-    }
 
     /// What GELU gives: most values just below 0, some channels large, one token in sixteen larger.
     fn activations(tokens: usize, channels: usize, seed: u64) -> Array2<f32> {

@@ -250,14 +250,8 @@ fn multiply_each(rows: &mut [f32], factors: &[f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::solve::mix::noise;
     use proptest::prelude::*;
-
-    /// Numbers in −1 ..= 1.
-    fn noise(rows: usize, columns: usize, seed: u64) -> Array2<f32> {
-        Array2::from_shape_fn((rows, columns), |(i, j)| {
-            (mix(seed + (i * columns + j) as u64) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        })
-    }
 
     fn rotated(rotation: &Rotation, x: &Array2<f32>) -> Array2<f32> {
         let mut out = x.clone();

@@ -18,7 +18,7 @@ use ndarray::linalg::general_mat_mul;
 use ndarray::{Array1, Array2, ArrayView2, Axis, s};
 use rayon::prelude::*;
 
-use super::feedback::{Feedback, factor, lower_products};
+use super::feedback::{BLOCK, Feedback, factor, lower_products};
 use super::wide::{add_scaled, row_times};
 use super::{QuantizedWeight, WeightSpec};
 
@@ -33,9 +33,6 @@ const CLEARLY: f64 = 0.99;
 
 /// Columns of a weight that are worked on at a time, by one thread.
 const COLUMNS: usize = 512;
-
-/// Rows that are solved for one by one between matrix products.
-const BLOCK: usize = 48;
 
 /// The same tokens at the inputs of a site, in the float model and in the quantized one.
 pub struct SeenInputs {
@@ -249,15 +246,8 @@ fn eliminate(l: ArrayView2<f32>, b: &mut Array2<f32>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::solve::mix::noise;
     use crate::solve::quantize_weight;
-
-    /// Numbers in −1 ..= 1.
-    fn noise(rows: usize, columns: usize, seed: u64) -> Array2<f32> {
-        Array2::from_shape_fn((rows, columns), |(i, j)| {
-            let n = seed + (i * columns + j) as u64;
-            (crate::solve::mix::mix(n) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        })
-    }
 
     #[test]
     fn the_solution_solves() {

@@ -15,10 +15,11 @@ use ndarray::ArrayD;
 use crate::calibrate::data::array::Values;
 use crate::calibrate::data::input::{Batch, InputTensor};
 use crate::calibrate::engine::error::EngineError;
-use crate::calibrate::engine::plan::{Engine, Wanted};
+use crate::calibrate::engine::plan::Engine;
+use crate::calibrate::measure::compare::{output_plan, position};
 use crate::calibrate::measure::parallel::{groups, in_parallel};
 use crate::graph::infer::Facts;
-use crate::graph::{Cut, Source, ValueId, View, cut};
+use crate::graph::{Cut, ValueId, View, cut, names_read};
 use crate::onnx::{Model, tensor};
 
 /// A model on its way.
@@ -27,9 +28,10 @@ pub struct Steps<'m> {
     view: View<'m>,
     /// The batches of one stream after those of another.
     batches: Vec<Batch>,
-    facts: Facts,
     /// What the caller computes.
     outside: BTreeSet<ValueId>,
+    /// Float values that depend on that: everything else is computed again where it is read.
+    deep: BTreeSet<ValueId>,
     /// Per batch of `batches`, what later steps read.
     kept: Vec<BTreeMap<ValueId, InputTensor>>,
 }
@@ -43,11 +45,12 @@ impl<'m> Steps<'m> {
         streams: usize,
         outside: BTreeSet<ValueId>,
     ) -> Steps<'m> {
+        let view = View::new(model);
         Steps {
             engine,
-            view: View::new(model),
+            deep: behind(&view, &outside),
+            view,
             batches: (0..streams).flat_map(|_| batches.iter().cloned()).collect(),
-            facts: Facts::of_graph(model.graph()),
             outside,
             kept: vec![BTreeMap::new(); streams * batches.len()],
         }
@@ -71,7 +74,8 @@ impl<'m> Steps<'m> {
                 _ => None,
             };
             let arrays = self.kept.iter().map(array);
-            return Ok(arrays.collect::<Option<_>>().unwrap_or_default());
+            let missing = || StepError::Order("batches differ".to_owned());
+            return arrays.collect::<Option<_>>().ok_or_else(missing);
         }
         let stops = |v: ValueId| known.contains(&v) || self.outside.contains(&v);
         let mut part = cut(&self.view, &[value], stops, |_| Ok(())).map_err(StepError::Order)?;
@@ -84,9 +88,9 @@ impl<'m> Steps<'m> {
             .iter()
             .flat_map(|&node| self.view.node(node).output.iter())
             .filter_map(|name| self.view.value(name))
-            .filter(|&v| self.is_float(v))
+            .filter(|v| self.deep.contains(v))
             .collect();
-        let stops = |v: ValueId| stops(v) || (made.contains(&v) && self.is_deep(v));
+        let stops = |v: ValueId| stops(v) || made.contains(&v);
         let needed = cut(&self.view, later, stops, |_| Ok(())).map_err(StepError::Order)?;
         let needed: BTreeSet<ValueId> = needed.fed.into_iter().collect();
         let more = needed.iter().copied();
@@ -119,18 +123,6 @@ impl<'m> Steps<'m> {
         }
     }
 
-    fn is_float(&self, value: ValueId) -> bool {
-        self.facts
-            .dtype(self.view.name(value))
-            .is_some_and(tensor::is_float)
-    }
-
-    /// Whether it depends on what the caller computes: everything else is computed again where it is read.
-    fn is_deep(&self, value: ValueId) -> bool {
-        let outside = |v: ValueId| self.outside.contains(&v);
-        cut(&self.view, &[value], outside, |_| Ok(())).is_ok_and(|cut| !cut.fed.is_empty())
-    }
-
     /// Runs a part on all batches.
     fn run(&self, part: &Cut) -> Result<Vec<BTreeMap<String, ArrayD<f32>>>, StepError> {
         let batch = |(batch, kept): (&Batch, &BTreeMap<ValueId, InputTensor>)| {
@@ -148,32 +140,32 @@ impl<'m> Steps<'m> {
         };
         let batches: Vec<Batch> = self.batches.iter().zip(&self.kept).map(batch).collect();
         let mut all = vec![BTreeMap::new(); batches.len()];
-        let wanted = Wanted {
-            taps: &[],
-            outputs: true,
-        };
-        let numbered = |group: &Batch| {
-            let like = batches.iter().enumerate();
-            let like = like.filter(|(_, batch)| group.runs_like(batch));
-            like.map(|(i, _)| i).collect::<Vec<_>>()
-        };
         for group in groups(&batches) {
             let shape = |v| Some(group[0].inputs.get(self.view.name(v))?.shape());
             let model = part.model(&self.view, shape);
             let model = model.ok_or_else(|| StepError::Order("a shape is not known".to_owned()))?;
-            let plan = self.engine.plan(&model, group[0], &wanted)?;
+            let plan = output_plan(self.engine, &model, group[0])?;
             let outputs = in_parallel(&group, |_, batch| plan.run(batch, None))?;
-            for (i, outputs) in numbered(group[0]).into_iter().zip(outputs) {
-                all[i] = outputs;
+            for (batch, outputs) in group.into_iter().zip(outputs) {
+                all[position(&batches, batch)] = outputs;
             }
         }
         Ok(all)
     }
+}
 
-    /// Whether a node computes a value: an input or a constant is no step.
-    pub fn computes(&self, value: ValueId) -> bool {
-        matches!(self.view.source(value), Source::Node { .. })
+/// Float values that are computed from those of `outside`.
+fn behind(view: &View, outside: &BTreeSet<ValueId>) -> BTreeSet<ValueId> {
+    let facts = Facts::of_graph(view.graph());
+    let mut behind = outside.clone();
+    for (_, node) in view.nodes() {
+        let mut read = names_read(node).filter_map(|name| view.value(name));
+        if read.any(|v| behind.contains(&v)) {
+            behind.extend(node.output.iter().filter_map(|name| view.value(name)));
+        }
     }
+    behind.retain(|&v| facts.dtype(view.name(v)).is_some_and(tensor::is_float));
+    behind
 }
 
 /// Why a step cannot be made.

@@ -9,6 +9,7 @@ use crate::calibrate::data::input::Batch;
 use crate::calibrate::data::tokens::TokenContext;
 use crate::calibrate::engine::error::EngineError;
 use crate::calibrate::engine::plan::{Engine, TapSink, Wanted};
+use crate::calibrate::measure::compare::position;
 use crate::calibrate::measure::parallel::{groups, in_parallel};
 use crate::calibrate::measure::sizes::sizes;
 use crate::onnx::Model;
@@ -53,9 +54,8 @@ pub fn vectors(
             Ok(std::mem::take(&mut *found))
         };
         let found = in_parallel(&group, run)?;
-        let own = (0..batches.len()).filter(|&i| group[0].runs_like(&batches[i]));
-        for (i, found) in own.collect::<Vec<_>>().into_iter().zip(found) {
-            all[i] = found;
+        for (batch, found) in group.into_iter().zip(found) {
+            all[position(batches, batch)] = found;
         }
     }
     Ok(all)

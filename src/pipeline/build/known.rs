@@ -13,11 +13,11 @@ use crate::solve::{Migration, QuantizedWeight, WeightSpec};
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct RoundedFrom {
     /// A hash of W', `[K, N]`.
-    weight: u64,
+    pub(super) weight: u64,
     /// The shift, scale and rotation of the tokens.
     transform: Migration,
     /// How it is quantized.
-    spec: WeightSpec,
+    pub(super) spec: WeightSpec,
 }
 
 impl RoundedFrom {

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::super::plan::{Plan, Rounding, SitePlan};
 use super::super::sites::{SiteId, SiteRow};
-use super::known::{RoundedFrom, hash};
+use super::known::RoundedFrom;
 use super::source::{Source, recognised};
 use crate::graph::View;
 use crate::graph::branches::FlatModel;
@@ -117,9 +117,9 @@ impl Refine<'_> {
             Some((l, w, from))
         };
         let mut weights: Vec<_> = linears.iter().filter_map(weight).collect();
-        let in_sequence = |(l, w, _): &(LinearId, Array2<f32>, _)| {
-            let (weight, _) = self.in_sequence(*l, w)?;
-            Some((*l, weight.clone()))
+        let in_sequence = |(l, _, from): &(LinearId, Array2<f32>, RoundedFrom)| {
+            let made = self.plan.sequential.get(l)?;
+            Some((*l, made.of(from.weight, &from.spec)?.clone()))
         };
         let done: Vec<_> = weights.iter().filter_map(in_sequence).collect();
         weights.retain(|(l, ..)| done.iter().all(|(known, _)| known != l));
@@ -176,17 +176,6 @@ impl Refine<'_> {
         Some(weights.into_iter().map(round).chain(done).collect())
     }
 
-    /// The integers of a Linear that the plan has, and what is to be added to its bias.
-    fn in_sequence(
-        &self,
-        l: LinearId,
-        w: &Array2<f32>,
-    ) -> Option<(&Arc<QuantizedWeight>, Option<&[f32]>)> {
-        let made = self.plan.sequential.get(&l)?;
-        let spec = self.source.weight(self.plan, l, w.nrows());
-        Some((made.of(hash(w), &spec)?, made.correction()))
-    }
-
     /// What to add to the biases of Linears, so that quantization keeps the mean of their outputs.
     fn corrections(&self, rounded: &Rounded) -> Vec<(LinearId, Vec<f32>)> {
         let mut jobs = Vec::new();
@@ -204,10 +193,11 @@ impl Refine<'_> {
             jobs.extend(with_bias.map(|&l| (l, means.clone())));
         }
         let correct = |(l, means): &(LinearId, [Means; 2])| {
-            let w = self.found.linears[*l].load_weight(&self.view)?;
-            if let Some((_, correction)) = self.in_sequence(*l, &w) {
-                return Some((*l, correction?.to_vec()));
+            let made = self.plan.sequential.get(l);
+            if let Some(made) = made.filter(|made| rounded.get(l).is_some_and(|w| made.is(w))) {
+                return Some((*l, made.correction()?.to_vec()));
             }
+            let w = self.found.linears[*l].load_weight(&self.view)?;
             let weight = self.source.weight(self.plan, *l, w.nrows());
             let nearest = || Arc::new(quantize_weight(w.view(), &weight));
             let quantized = rounded.get(l).cloned().unwrap_or_else(nearest);

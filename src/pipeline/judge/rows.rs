@@ -68,16 +68,25 @@ fn judging(split: &Split, options: &Options) -> (Vec<Batch>, Vec<Batch>) {
 
 /// The smallest choice of batches, evenly spaced, that has enough rows and tokens and every setting of the switches.
 fn enough(batches: &[Batch]) -> BTreeSet<usize> {
-    let first_of_setting = first_of_setting(batches);
+    fewest(batches, &first_of_setting(batches), ROWS, TOKENS)
+}
+
+/// The smallest choice of batches, evenly spaced, that has so many rows and tokens, `always` among them; all if none has.
+pub(in crate::pipeline) fn fewest(
+    batches: &[Batch],
+    always: &BTreeSet<usize>,
+    rows: usize,
+    tokens: usize,
+) -> BTreeSet<usize> {
     let mut choices = (1..=batches.len()).map(|n| {
         let evenly = spread(batches.len(), n);
-        evenly.chain(first_of_setting.iter().copied()).collect()
+        evenly.chain(always.iter().copied()).collect()
     });
     let all = (0..batches.len()).collect();
     let suffices = |chosen: &BTreeSet<usize>| {
         let sum =
             |count: fn(&Batch) -> usize| chosen.iter().map(|&i| count(&batches[i])).sum::<usize>();
-        sum(|b| b.rows.len()) >= ROWS && sum(tokens) >= TOKENS
+        sum(|b| b.rows.len()) >= rows && sum(tokens_of) >= tokens
     };
     choices.find(suffices).unwrap_or(all)
 }
@@ -95,7 +104,7 @@ pub(in crate::pipeline) fn first_of_setting(batches: &[Batch]) -> BTreeSet<usize
 }
 
 /// Real tokens of a batch, about.
-pub(in crate::pipeline) fn tokens(batch: &Batch) -> usize {
+fn tokens_of(batch: &Batch) -> usize {
     if let Some(mask) = batch.mask() {
         return mask.iter().filter(|real| **real).count();
     }
