@@ -29,7 +29,7 @@ pub use engine::error::EngineError;
 pub use engine::onnxruntime::{OnnxRuntimeEngine, Provider};
 pub use engine::plan::{Engine, Plan, TapSink, Wanted};
 pub use engine::tract_engine::TractEngine;
-pub use measure::capture::{Captured, Keep, Kept};
+pub use measure::capture::{Captured, Keep, Kept, Walk};
 pub use measure::channel_stats::{ChannelStats, FoldStats, StatOptions, Statistics};
 pub use measure::compare::{
     Outputs, Reduce, Reference, compare, compare_few, compare_with, outputs, reduce_outputs,

@@ -1,6 +1,6 @@
 //! Values inside the model, whole: what the loss at the response of a block needs, for a few sequences.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ndarray::{ArrayD, ArrayViewD};
@@ -9,6 +9,8 @@ use crate::calibrate::data::input::Batch;
 use crate::calibrate::data::tokens::{Place, TokenContext};
 use crate::calibrate::engine::error::EngineError;
 use crate::calibrate::engine::plan::{Engine, Plan, TapSink, Wanted};
+use crate::calibrate::measure::steps::Steps;
+use crate::graph::ValueId;
 use crate::onnx::Model;
 
 /// One value of one run, with the place of each of its vectors.
@@ -74,17 +76,90 @@ impl TapSink for KeepSink {
         if !self.wanted[tap] {
             return Ok(());
         }
-        let places = self.context.places(&self.names[tap], value.shape(), false);
-        let half = |p: &Place| {
-            let number = p.row.map_or(p.position, |r| self.context.row(Some(r)));
-            p.keep.then_some((number % 2) as usize)
-        };
         let captured = Captured {
-            halves: places.iter().map(half).collect(),
+            halves: halves(&self.context, &self.names[tap], value.shape()),
             value: value.as_standard_layout().into_owned(),
         };
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept[tap] = Some(captured);
         Ok(())
+    }
+}
+
+/// [`Captured::halves`] of a value.
+fn halves(context: &TokenContext, name: &str, shape: &[usize]) -> Vec<Option<usize>> {
+    let half = |p: &Place| {
+        let number = p.row.map_or(p.position, |r| context.row(Some(r)));
+        p.keep.then_some((number % 2) as usize)
+    };
+    let places = context.places(name, shape, false);
+    places.iter().map(half).collect()
+}
+
+/// Values of one batch in waves: each time only what lies behind the wave before is run, and what is read later kept.
+pub struct Walk<'m> {
+    engine: &'m dyn Engine,
+    model: &'m Model,
+    batch: &'m Batch,
+    context: TokenContext,
+    /// The names of the values that are still to come.
+    waves: VecDeque<Vec<String>>,
+    /// `None` once a part could not be run alone: the whole model is run then.
+    steps: Option<Steps<'m>>,
+}
+
+impl<'m> Walk<'m> {
+    /// Runs nothing yet. `waves` have the names of float values; the order of the graph costs least.
+    ///
+    /// # Errors
+    /// What [`Engine::plan`] refuses.
+    pub fn new(
+        engine: &'m dyn Engine,
+        model: &'m Model,
+        batch: &'m Batch,
+        waves: Vec<Vec<String>>,
+    ) -> Result<Walk<'m>, EngineError> {
+        let wanted = Wanted {
+            taps: &waves.concat(),
+            outputs: false,
+        };
+        let axes = engine.plan(model, batch, &wanted)?.axes();
+        Ok(Walk {
+            context: TokenContext::new(batch, axes),
+            steps: Some(Steps::inside(engine, model, std::slice::from_ref(batch))),
+            engine,
+            model,
+            batch,
+            waves: waves.into(),
+        })
+    }
+
+    /// The values of the next wave; none behind the last.
+    ///
+    /// # Errors
+    /// What [`Engine::plan`] and [`Plan::run`] refuse of the whole model.
+    pub fn wave(&mut self) -> Result<Kept, EngineError> {
+        let values = self.waves.pop_front().unwrap_or_default();
+        if let Some(kept) = self.step(&values) {
+            return Ok(kept);
+        }
+        self.steps = None;
+        let (batch, values) = (self.batch, &values[..]);
+        Keep { batch, values }.capture(self.engine, self.model)
+    }
+
+    fn step(&mut self, values: &[String]) -> Option<Kept> {
+        let steps = self.steps.as_mut()?;
+        let later = self.waves.iter().flatten();
+        let later: Vec<ValueId> = later.map(|name| steps.id(name)).collect::<Option<_>>()?;
+        let now = values.iter().map(|name| steps.id(name));
+        let now: Vec<ValueId> = now.collect::<Option<_>>()?;
+        let found = steps.values(&now, &later).ok()?.pop()?;
+        let captured = |(name, id): (&String, ValueId)| {
+            let value = found.get(&id)?.clone();
+            let halves = halves(&self.context, name, value.shape());
+            Some((name.clone(), Captured { value, halves }))
+        };
+        values.iter().zip(now).map(captured).collect()
     }
 }

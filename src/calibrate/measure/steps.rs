@@ -56,6 +56,24 @@ impl<'m> Steps<'m> {
         }
     }
 
+    /// Runs nothing yet. All is computed here, in one stream, and nothing twice.
+    pub(super) fn inside(
+        engine: &'m dyn Engine,
+        model: &'m Model,
+        batches: &[Batch],
+    ) -> Steps<'m> {
+        let mut steps = Steps::new(engine, model, batches, 1, BTreeSet::new());
+        let inputs = steps.view.graph().input.iter();
+        let inputs = inputs.filter_map(|input| steps.view.value(input.name()));
+        steps.deep = behind(&steps.view, &inputs.collect());
+        steps
+    }
+
+    /// The value of a name in the model.
+    pub(super) fn id(&self, name: &str) -> Option<ValueId> {
+        self.view.value(name)
+    }
+
     /// A float value that is not computed outside, for every batch of the first stream, then of the next. What `later` values
     /// need is kept, and nothing else.
     ///
@@ -66,19 +84,56 @@ impl<'m> Steps<'m> {
         value: ValueId,
         later: &[ValueId],
     ) -> Result<Vec<ArrayD<f32>>, StepError> {
+        let found = self.values(&[value], later)?.into_iter();
+        let missing = || StepError::Order(format!("`{}` is not computed", self.view.name(value)));
+        let of = |mut found: BTreeMap<ValueId, ArrayD<f32>>| found.remove(&value);
+        found.map(of).collect::<Option<_>>().ok_or_else(missing)
+    }
+
+    /// Several [values](Steps::value), which one run gives: per batch.
+    ///
+    /// # Errors
+    /// Those of [`Steps::value`].
+    pub(super) fn values(
+        &mut self,
+        values: &[ValueId],
+        later: &[ValueId],
+    ) -> Result<Vec<BTreeMap<ValueId, ArrayD<f32>>>, StepError> {
         let known = |kept: &BTreeMap<ValueId, InputTensor>| kept.keys().copied().collect();
         let known: BTreeSet<ValueId> = self.kept.first().map(known).unwrap_or_default();
-        if known.contains(&value) {
-            let array = |kept: &BTreeMap<ValueId, InputTensor>| match kept.get(&value)?.values() {
-                Ok(Values::F32(array)) => Some(array),
-                _ => None,
-            };
-            let arrays = self.kept.iter().map(array);
-            let missing = || StepError::Order("batches differ".to_owned());
-            return arrays.collect::<Option<_>>().ok_or_else(missing);
+        let mut found = vec![BTreeMap::new(); self.kept.len()];
+        for &value in values.iter().filter(|v| known.contains(v)) {
+            for (found, kept) in found.iter_mut().zip(&self.kept) {
+                let array = kept.get(&value).map(InputTensor::values);
+                let Some(Ok(Values::F32(array))) = array else {
+                    return Err(StepError::Order("batches differ".to_owned()));
+                };
+                found.insert(value, array);
+            }
         }
+        let unknown = values.iter().copied().filter(|v| !known.contains(v));
+        let unknown: Vec<ValueId> = unknown.collect();
+        if unknown.is_empty() {
+            return Ok(found);
+        }
+        let outputs = self.advance(&unknown, &known, later)?;
+        for (found, mut outputs) in found.iter_mut().zip(outputs) {
+            for &value in &unknown {
+                found.extend(outputs.remove(self.view.name(value)).map(|made| (value, made)));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Runs what lies between the `known` values and `values`, and keeps what `later` ones need. The outputs, per batch.
+    fn advance(
+        &mut self,
+        values: &[ValueId],
+        known: &BTreeSet<ValueId>,
+        later: &[ValueId],
+    ) -> Result<Vec<BTreeMap<String, ArrayD<f32>>>, StepError> {
         let stops = |v: ValueId| known.contains(&v) || self.outside.contains(&v);
-        let mut part = cut(&self.view, &[value], stops, |_| Ok(())).map_err(StepError::Order)?;
+        let mut part = cut(&self.view, values, stops, |_| Ok(())).map_err(StepError::Order)?;
         if let Some(&early) = part.fed.iter().find(|v| !known.contains(v)) {
             let name = self.view.name(early);
             return Err(StepError::Order(format!("`{name}` is not known yet")));
@@ -94,10 +149,10 @@ impl<'m> Steps<'m> {
         let needed = cut(&self.view, later, stops, |_| Ok(())).map_err(StepError::Order)?;
         let needed: BTreeSet<ValueId> = needed.fed.into_iter().collect();
         let more = needed.iter().copied();
-        let more = more.filter(|v| made.contains(v) && *v != value);
+        let more = more.filter(|v| made.contains(v) && !values.contains(v));
         part.outputs.extend(more);
-        let mut outputs = self.run(&part)?;
-        for (kept, outputs) in self.kept.iter_mut().zip(&mut outputs) {
+        let outputs = self.run(&part)?;
+        for (kept, outputs) in self.kept.iter_mut().zip(&outputs) {
             kept.retain(|v, _| needed.contains(v));
             for &v in &part.outputs {
                 let made = outputs
@@ -109,11 +164,7 @@ impl<'m> Steps<'m> {
                 }
             }
         }
-        let name = self.view.name(value);
-        let missing = || StepError::Order(format!("`{name}` is not computed"));
-        let of =
-            |mut outputs: BTreeMap<String, ArrayD<f32>>| outputs.remove(name).ok_or_else(missing);
-        outputs.into_iter().map(of).collect()
+        Ok(outputs)
     }
 
     /// What the caller has computed, for the batches of the first stream, then of the next.

@@ -3,7 +3,8 @@
 //! *Accumulated*: its output in the quantized model against the float model's, with everything that went wrong before it.
 //! *Fed*: what its quantized form makes of the float model's values: its own error alone.
 //!
-//! A few sequences go through both models, and values are kept in waves, so that memory does not grow with the model.
+//! A few sequences go through both models in waves, each from what the one before has kept ([`Walk`]): no node is run twice, and
+//! memory does not grow with the model.
 //! The relation of the values that have one name in both is told by the quantized model without the rounding of its
 //! activations ([`without_activation_rounding`](super::prepare::without_activation_rounding)): a migrated value shows there
 //! most clearly.
@@ -16,7 +17,7 @@ use super::alike::{Relation, relation};
 use super::cut::{cut, model_with_batch};
 use super::prepare::{vectors_differ, without_activation_rounding};
 use super::{Energy, LayerError};
-use crate::calibrate::{Batch, Captured, Engine, EngineError, Keep, Kept, Values, Wanted, shapes};
+use crate::calibrate::{Batch, Captured, Engine, EngineError, Kept, Values, Walk, Wanted, shapes};
 use crate::graph::{Cut, Source, ValueId, View};
 use crate::onnx::Model;
 use crate::onnx::op;
@@ -111,7 +112,7 @@ fn pair(f: &View, q: &View, linear: &Linear) -> Pair {
 
 /// Values that both models have.
 struct Shared {
-    /// Float values of one name, or a Linear's output under its two names.
+    /// Float values of one name, or a Linear's output under its two names; in the order of the float model's graph.
     names: Vec<(String, String)>,
     /// By the name in the float model.
     shapes: BTreeMap<String, Vec<usize>>,
@@ -148,8 +149,10 @@ impl Shared {
             let (a, b) = (of_float.get(a), of_quantized.get(b));
             a.is_some_and(|a| (2..=3).contains(&a.len()) && Some(a) == b)
         };
+        let mut names: Vec<(String, String)> = both.iter().filter(|n| alike(n)).cloned().collect();
+        names.sort_by_key(|(name, _)| f.value(name).and_then(|v| f.producer(v)));
         Ok(Shared {
-            names: both.into_iter().filter(alike).collect(),
+            names,
             shapes: of_float,
         })
     }
@@ -167,20 +170,19 @@ impl Shared {
         let changed = vectors_differ(float, quantized);
         let mut relations = BTreeMap::new();
         let sizes = self.names.iter().map(|n| (n, bytes(&self.shapes[&n.0])));
-        for wave in waves(sizes.collect()) {
-            let names = |pick: fn(&(String, String)) -> &String| -> Vec<String> {
-                wave.iter().map(|n| pick(n).clone()).collect()
-            };
-            let capture = |model: &Model, values: &[String]| -> Result<Kept, EngineError> {
-                Keep { batch, values }.capture(engine, model)
-            };
-            let r = capture(float, &names(|n| &n.0))?;
-            let o = capture(quantized, &names(|n| &n.1))?;
-            let u = match &unrounded {
-                Some(model) => Some(capture(model, &names(|n| &n.1))?),
-                None => None,
-            };
-            for name in &wave {
+        let waves = waves(sizes.collect());
+        let walk = |model, pick: fn(&(String, String)) -> &String| {
+            let names = waves.iter().map(|w| w.iter().map(|n| pick(n).clone()));
+            Walk::new(engine, model, batch, names.map(Iterator::collect).collect())
+        };
+        let mut float = walk(float, |n| &n.0)?;
+        let exact = unrounded.as_ref().map(|model| walk(model, |n| &n.1));
+        let mut exact = exact.transpose()?;
+        let mut quantized = walk(quantized, |n| &n.1)?;
+        for wave in &waves {
+            let (r, o) = (float.wave()?, quantized.wave()?);
+            let u = exact.as_mut().map(Walk::wave).transpose()?;
+            for name in wave {
                 let (Some(r), Some(o)) = (r.get(&name.0), o.get(&name.1)) else {
                     continue;
                 };
@@ -188,7 +190,7 @@ impl Shared {
                 let related = relation(r, &u.value, changed);
                 for pair in pairs
                     .iter_mut()
-                    .filter(|p| p.outputs.as_ref() == Some(name))
+                    .filter(|p| p.outputs.as_ref() == Some(*name))
                 {
                     pair.error.migrated = related != Relation::Same;
                     pair.error.accumulated = energy(r, &related.back(&o.value));
@@ -265,15 +267,17 @@ fn fed(
     };
     let sized: Vec<(&(usize, Cut), usize)> = jobs.iter().map(|job| (job, size(job))).collect();
     progress.advance((pairs.len() - sized.len()) as u64);
-    for wave in waves(sized) {
-        let mut names: BTreeSet<String> = BTreeSet::new();
-        for (i, cut) in &wave {
-            names.extend(cut.fed.iter().map(|v| q.name(*v).to_owned()));
-            names.extend(pairs[*i].outputs.iter().map(|(name, _)| name.clone()));
-        }
-        let values: Vec<String> = names.into_iter().collect();
-        let values = &values[..];
-        let kept = Keep { batch, values }.capture(engine, float)?;
+    let waves = waves(sized);
+    let read = |wave: &[&(usize, Cut)]| -> BTreeSet<String> {
+        let fed = wave.iter().flat_map(|(_, cut)| &cut.fed);
+        let fed = fed.map(|v| q.name(*v).to_owned());
+        let outputs = wave.iter().flat_map(|(i, _)| &pairs[*i].outputs);
+        fed.chain(outputs.map(|(name, _)| name.clone())).collect()
+    };
+    let read = waves.iter().map(|wave| read(wave).into_iter().collect());
+    let mut walk = Walk::new(engine, float, batch, read.collect())?;
+    for wave in waves {
+        let kept = walk.wave()?;
         for (i, cut) in wave {
             let pair = &mut pairs[*i];
             match one(engine, (q, relations), cut, pair, batch, &kept) {
