@@ -57,11 +57,7 @@ impl<'m> Steps<'m> {
     }
 
     /// Runs nothing yet. All is computed here, in one stream, and nothing twice.
-    pub(super) fn inside(
-        engine: &'m dyn Engine,
-        model: &'m Model,
-        batches: &[Batch],
-    ) -> Steps<'m> {
+    pub(super) fn inside(engine: &'m dyn Engine, model: &'m Model, batches: &[Batch]) -> Steps<'m> {
         let mut steps = Steps::new(engine, model, batches, 1, BTreeSet::new());
         let inputs = steps.view.graph().input.iter();
         let inputs = inputs.filter_map(|input| steps.view.value(input.name()));
@@ -119,7 +115,11 @@ impl<'m> Steps<'m> {
         let outputs = self.advance(&unknown, &known, later)?;
         for (found, mut outputs) in found.iter_mut().zip(outputs) {
             for &value in &unknown {
-                found.extend(outputs.remove(self.view.name(value)).map(|made| (value, made)));
+                found.extend(
+                    outputs
+                        .remove(self.view.name(value))
+                        .map(|made| (value, made)),
+                );
             }
         }
         Ok(found)
