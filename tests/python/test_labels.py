@@ -7,10 +7,12 @@ import re
 import measure
 import numpy as np
 import onnx
+import pyarrow
 import pytest
 from architectures import FOLDER, ROWS, feeds_of, run
 from conftest import TINY, run_tool
 from onnx import TensorProto, helper, numpy_helper
+from pyarrow import parquet
 from test_text_data import sentences, text_model, wordpiece
 from transformers import PreTrainedTokenizerFast
 
@@ -196,7 +198,7 @@ def labelled_text(folder, names):
     return rows
 
 
-@pytest.mark.parametrize("kind", ["csv", "jsonl", "words"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "words", "parquet"])
 def test_labels_stay_with_their_texts(tmp_path, kind):
     """Rows without text are left out, and without a mask rows are put in the order of their lengths: the label goes along."""
     names = ["calm", "angry", "sad"] if kind == "words" else [0, 1, 2]
@@ -204,11 +206,15 @@ def test_labels_stay_with_their_texts(tmp_path, kind):
     assert len({label for _, label in texts}) == 3
     if kind == "words":
         (tmp_path / "config.json").write_text(json.dumps({"id2label": dict(enumerate(names))}))
-    data = tmp_path / ("data.jsonl" if kind == "jsonl" else "data.csv")
-    with data.open("w", newline="") as file:
-        if kind == "jsonl":
-            file.writelines(json.dumps({"text": text, "label": label}) + "\n" for text, label in texts)
-        else:
+    data = tmp_path / f"data.{'csv' if kind == 'words' else kind}"
+    if kind == "parquet":
+        # As hubs store datasets: groups of rows, dictionaries, zstd.
+        columns = {"text": [text for text, _ in texts], "label": [label for _, label in texts]}
+        parquet.write_table(pyarrow.table(columns), data, row_group_size=40, compression="zstd")
+    elif kind == "jsonl":
+        data.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in texts))
+    else:
+        with data.open("w", newline="") as file:
             csv.writer(file).writerows([("text", "label"), *texts])
     calib = tmp_path / "calib.txt"
     calib.write_text("\n".join(sentences()))
@@ -278,3 +284,34 @@ def test_numbers_and_pairs(tmp_path):
     # Without rows of their own the pairs would be torn.
     done = run_tool(TINY.model, out, "--calib", tmp_path / "pairs.npz", "--labels", tmp_path / "labels.txt", "--force")
     assert done.returncode == 1 and "pairs of their own" in done.stderr
+
+
+def test_a_label_for_every_token(tmp_path):
+    """Token classification: labels [rows, tokens], with -100 where there is none, as its datasets are."""
+    model = onnx.load(TINY.model)
+    graph, rng = model.graph, np.random.default_rng(4)
+    hidden = graph.output[0].type.tensor_type.shape.dim[-1].dim_value
+    graph.initializer.append(numpy_helper.from_array(rng.normal(size=(hidden, 5)).astype(np.float32), "head"))
+    graph.node.append(helper.make_node("MatMul", [graph.output[0].name, "head"], ["logits"], "head"))
+    graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, None))
+    path, out = tmp_path / "model.onnx", tmp_path / "out.onnx"
+    onnx.save(model, path)
+    feeds = measure.with_token_types(TINY.model, np.load(TINY.calib))
+    mask = feeds["attention_mask"].astype(bool)
+    logits = lambda path: measure.session(path).run(["logits"], feeds)[0]  # noqa: E731
+    labels = logits(path).argmax(-1)
+    wrong = rng.random(labels.shape) < 0.2
+    labels[wrong] = (labels[wrong] + 1) % 5
+    # What is cut into pieces has a label at the first alone.
+    judged = mask & (rng.random(labels.shape) < 0.7)
+    np.save(tmp_path / "labels.npy", np.where(judged, labels, -100))
+    eval_data = ["--eval", TINY.calib, "--labels", tmp_path / "labels.npy", "--metric-output", "logits"]
+    bits = ["--weight-bits", "4", "--activation-bits", "4"]
+    report = tmp_path / "report.json"
+    done = run_tool(path, out, "--calib", TINY.calib, *eval_data, *bits, "--report", report, "--no-layers")
+    assert done.returncode == 0, done.stderr
+    metric = json.loads(report.read_text())["metric"]
+    of = lambda path: float(np.mean((logits(path).argmax(-1) == labels)[judged]))  # noqa: E731
+    assert metric["float"] == pytest.approx(of(path)) and 0.7 < metric["float"] < 0.9
+    assert metric["quantized"] == pytest.approx(of(out), abs=3 / judged.sum())
+    assert metric["quantized"] < metric["float"] and metric["rows"] == len(labels)

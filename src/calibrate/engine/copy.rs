@@ -151,7 +151,12 @@ pub(in crate::calibrate) fn calibration_copy<'m>(
             },
         }
     }
-    tell_apart(&mut nodes, &mut names);
+    let blocked = scope.take_stored();
+    let initializers = initializer.iter().map(|tensor| tensor.name().to_owned());
+    let mut sources: BTreeSet<String> = initializers.chain(shapes.keys().cloned()).collect();
+    sources.extend(constants.keys().map(|name| (*name).to_owned()));
+    sources.extend(blocked.keys().cloned());
+    tell_apart(&mut nodes, sources, &mut names);
     let mut inputs = Vec::new();
     for input in &graph.input {
         // Before IR version 4 initializers were listed as inputs too.
@@ -193,16 +198,24 @@ pub(in crate::calibrate) fn calibration_copy<'m>(
     Ok(Copy {
         proto,
         constants,
-        blocked: scope.take_stored(),
+        blocked,
         index_limits,
         facts: scope.into_facts(),
     })
 }
 
-/// Gives nodes of one name a name each: ONNX lets them share it, the engine does not.
-fn tell_apart(nodes: &mut [NodeProto], names: &mut Names) {
-    let mut seen = BTreeSet::new();
-    for node in nodes.iter_mut().filter(|n| !n.name().is_empty()) {
+/// Gives nodes of one name a name each, and those that are called as a constant or an input (`sources`) another one: ONNX lets
+/// them share it, the engine does not, which calls a node without a name as its first output.
+fn tell_apart(nodes: &mut [NodeProto], sources: BTreeSet<String>, names: &mut Names) {
+    let mut seen = sources;
+    let (named, unnamed): (Vec<_>, Vec<_>) =
+        nodes.iter_mut().partition(|node| !node.name().is_empty());
+    seen.extend(
+        unnamed
+            .iter()
+            .filter_map(|node| node.output.first().cloned()),
+    );
+    for node in named {
         if !seen.insert(node.name().to_owned()) {
             node.name = Some(names.unique(node.name()));
         }

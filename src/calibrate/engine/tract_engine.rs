@@ -21,15 +21,15 @@ use crate::calibrate::engine::resolve::resolve;
 use crate::calibrate::engine::shapes::{at_fault, found_shapes, products};
 use crate::calibrate::engine::tap::Tap;
 use crate::calibrate::engine::tract_plan::{TractPlan, error_text, panic_text};
-use crate::calibrate::engine::tract_tensor::{Tables, blocked_tensor, datum_name};
+use crate::calibrate::engine::tract_tensor::{Tables, blocked_tensor, constant_tensor, datum_name};
 use crate::calibrate::engine::{broadcast, round_blocks, rounding};
 use crate::graph::axes::Axes;
 use crate::graph::infer::{Fact, Value};
 use crate::graph::work::Product;
 use crate::onnx::Model;
 use crate::onnx::node::subgraphs;
-use crate::onnx::op;
 use crate::onnx::proto::GraphProto;
+use crate::onnx::{op, tensor};
 
 /// Runs models with tract, in float32, each batch on one thread.
 #[derive(Debug, Clone, Copy, Default)]
@@ -76,7 +76,7 @@ impl Engine for Sharing {
         like: &Batch,
         wanted: &Wanted<'_>,
     ) -> Result<Box<dyn Plan>, EngineError> {
-        let plan = self.prepare(model, like, wanted, |typed, copy| {
+        let plan = self.prepare(model, like, wanted, Weights::Read, |typed, copy| {
             let shapes = like.shapes();
             let axes = Arc::new(copy.axes(&shapes, &like.by_row()));
             Ok(Box::new(typed.into_plan(axes)?) as Box<dyn Plan>)
@@ -95,9 +95,18 @@ impl Engine for Sharing {
             taps: values,
             outputs: false,
         };
-        self.prepare(model, like, &wanted, |typed, _| {
-            Ok(typed.tap_shapes(values)?)
-        })
+        let shapes = |weights| {
+            self.prepare(model, like, &wanted, weights, |typed, _| {
+                Ok(typed.tap_shapes(values)?)
+            })
+        };
+        match shapes(Weights::Stated) {
+            // An operator that asks for the numbers of a weight, or what the file is at fault for.
+            Ok(None) => {}
+            Err(error) if !matches!(error, EngineError::NotFloat { .. }) => {}
+            known => return known,
+        }
+        shapes(Weights::Read)
     }
 
     fn products(&self, model: &Model, like: &Batch) -> Result<Vec<Product>, EngineError> {
@@ -118,6 +127,7 @@ impl Sharing {
         model: &Model,
         like: &Batch,
         wanted: &Wanted<'_>,
+        weights: Weights,
         finish: impl FnOnce(Typed, &Copy<'_>) -> Result<T, Failure>,
     ) -> Result<T, EngineError> {
         let shapes = like.shapes();
@@ -129,7 +139,8 @@ impl Sharing {
             reason,
         };
         match catch_unwind(AssertUnwindSafe(|| {
-            let typed = build(&copy, &shapes, &taps, wanted.outputs, &self.tables)?;
+            let tables = Some(&self.tables).filter(|_| weights == Weights::Read);
+            let typed = build(&copy, &shapes, &taps, wanted.outputs, tables)?;
             finish(typed, &copy)
         })) {
             Ok(Ok(done)) => Ok(done),
@@ -195,13 +206,26 @@ impl From<TractError> for Failure {
     }
 }
 
-/// `taps`: those of the wanted values that are computed, with their numbers.
+/// What is made of large float constants.
+#[derive(Clone, Copy, PartialEq)]
+enum Weights {
+    /// Their numbers.
+    Read,
+    /// Values of their type and shape, of which nothing else is known: shapes seldom depend on more.
+    Stated,
+}
+
+/// Elements of a large constant.
+const LARGE: usize = 1 << 16;
+
+/// `taps`: those of the wanted values that are computed, with their numbers; `tables`: where constants are read, or `None` for
+/// large ones that are only [stated](Weights::Stated).
 fn build(
     copy: &Copy<'_>,
     shapes: &Shapes,
     taps: &[(usize, &String)],
     with_outputs: bool,
-    tables: &Tables,
+    tables: Option<&Tables>,
 ) -> Result<Typed, Failure> {
     let mut onnx = tract_onnx::onnx().with_ignore_value_info(true);
     round_blocks::register(&mut onnx);
@@ -213,15 +237,22 @@ fn build(
     let mut model = parsed.model;
 
     for name in &parsed.unresolved_inputs {
+        let outlet = outlets[name];
+        if let Some(shape) = stated(copy, name).filter(|_| tables.is_none()) {
+            let fact = InferenceFact::dt_shape(f32::datum_type(), shape);
+            model.node_mut(outlet.node).outputs[0].fact = fact;
+            continue;
+        }
         let value = match (copy.constants.get(name.as_str()), copy.blocked.get(name)) {
             (Some(constant), _) => {
                 let is_table = copy.index_limits.iter().any(|l| l.table == *name);
-                tables.tensor(constant, is_table)?
+                let tables = tables.filter(|_| is_table);
+                let tensor = tables.map(|tables| tables.tensor(constant));
+                tensor.unwrap_or_else(|| Ok(constant_tensor(constant)?.into_arc_tensor()))?
             }
             (None, Some(weight)) => blocked_tensor(weight)?.into_arc_tensor(),
             (None, None) => return Err(EngineError::UnknownValue { name: name.clone() }.into()),
         };
-        let outlet = outlets[name];
         let fact = InferenceFact::from(TypedFact::try_from(value.clone())?);
         let node = model.node_mut(outlet.node);
         node.op = Box::new(Const::new(value)?);
@@ -300,6 +331,18 @@ fn build(
         skipped,
         index_limits: copy.index_limits.clone(),
     })
+}
+
+/// The shape of a large float constant.
+fn stated(copy: &Copy<'_>, name: &str) -> Option<Vec<usize>> {
+    let shape = match (copy.constants.get(name), copy.blocked.get(name)) {
+        (Some(constant), _) => {
+            let float = tensor::dtype(constant).is_some_and(tensor::is_float);
+            tensor::shape(constant).ok().filter(|_| float)?
+        }
+        (None, weight) => weight?.shape.clone(),
+    };
+    (shape.iter().product::<usize>() >= LARGE).then_some(shape)
 }
 
 /// A model whose types and shapes are known, not yet optimized.

@@ -27,13 +27,9 @@ pub(super) struct Tables {
 }
 
 impl Tables {
-    /// The tensor of a constant, made now or, if it is a table, before.
-    pub(super) fn tensor(
-        &self,
-        constant: &TensorProto,
-        is_table: bool,
-    ) -> Result<Arc<Tensor>, EngineError> {
-        let Some(raw) = constant.raw_data.as_ref().filter(|_| is_table) else {
+    /// The tensor of a table, made now or before.
+    pub(super) fn tensor(&self, constant: &TensorProto) -> Result<Arc<Tensor>, EngineError> {
+        let Some(raw) = constant.raw_data.as_ref() else {
             return Ok(constant_tensor(constant)?.into_arc_tensor());
         };
         let place = (raw.as_ptr() as usize, raw.len());
@@ -55,7 +51,7 @@ impl Tables {
 }
 
 /// Copies a constant into a tensor of the engine; every float type becomes float32.
-fn constant_tensor(constant: &TensorProto) -> Result<Tensor, EngineError> {
+pub(super) fn constant_tensor(constant: &TensorProto) -> Result<Tensor, EngineError> {
     let fail = |reason: String| EngineError::Constant {
         name: constant.name().to_owned(),
         reason,
@@ -91,12 +87,10 @@ fn constant_tensor(constant: &TensorProto) -> Result<Tensor, EngineError> {
     }
     if tensor::is_float(dtype) {
         let array = tensor::float_array(constant).map_err(|e| fail(e.to_string()))?;
-        let data: Vec<f32> = array.into_iter().collect();
-        return Tensor::from_shape(&shape, &data).map_err(tract);
+        return Ok(array.into_tensor());
     }
     let array = tensor::int_array(constant).map_err(|e| fail(e.to_string()))?;
-    let data: Vec<i64> = array.into_iter().collect();
-    let wide = Tensor::from_shape(&shape, &data).map_err(tract)?;
+    let wide = array.into_tensor();
     let datum = match (plain, dtype) {
         (Some(datum), _) => datum,
         (None, DataType::Bool) => bool::datum_type(),

@@ -221,6 +221,33 @@ fn nodes_may_share_a_name() {
 }
 
 #[test]
+fn nodes_may_be_called_as_values_that_they_do_not_make() {
+    let constant = tensor::from_f32("", &[2], &[3., 4.], DataType::Float);
+    let model = model(
+        17,
+        vec![info("x", DataType::Float, &["b", "2"])],
+        vec![
+            make_node(
+                op::Constant,
+                "w",
+                &[],
+                &["k"],
+                vec![tensor_attr("value", constant)],
+            ),
+            make_node(op::Mul, "x", &["x", "w"], &["a"], vec![]),
+            make_node(op::Add, "w", &["a", "k"], &["b"], vec![]),
+            make_node(op::Relu, "", &["b"], &["r"], vec![]),
+            make_node(op::Neg, "r", &["r"], &["n"], vec![]),
+            make_node(op::Neg, "k", &["n"], &["y"], vec![]),
+        ],
+        vec![tensor::from_f32("w", &[2], &[2., 3.], DataType::Float)],
+        &["y"],
+    );
+    let y = run(&model, f32_batch("x", array![[-2f32, 2.]].into_dyn(), 0)).unwrap();
+    assert_eq!(y["y"], array![[0f32, 10.]].into_dyn());
+}
+
+#[test]
 fn float16_models_run_in_float32() {
     let half = |name: &str, shape: &[usize], data: &[f32]| {
         tensor::from_f32(name, shape, data, DataType::Float16)
