@@ -10,7 +10,7 @@ use tract_onnx::tract_hir::internal::*;
 
 /// `a ∘ b` in float32, where `b` has the rank of `a` and is broadcast into its shape.
 #[derive(Debug, Clone, Copy, Hash, PartialEq, Eq)]
-enum Broadcast {
+pub(super) enum Broadcast {
     Add,
     Sub,
     Mul,

@@ -5,6 +5,7 @@ mod check;
 pub(super) mod copy;
 mod decompose;
 pub(super) mod error;
+mod gelu;
 mod node;
 #[cfg(feature = "onnxruntime")]
 pub(super) mod onnxruntime;

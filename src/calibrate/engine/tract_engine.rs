@@ -22,7 +22,7 @@ use crate::calibrate::engine::shapes::{at_fault, found_shapes, products};
 use crate::calibrate::engine::tap::Tap;
 use crate::calibrate::engine::tract_plan::{TractPlan, error_text, panic_text};
 use crate::calibrate::engine::tract_tensor::{Tables, blocked_tensor, constant_tensor, datum_name};
-use crate::calibrate::engine::{broadcast, round_blocks, rounding};
+use crate::calibrate::engine::{broadcast, gelu, round_blocks, rounding};
 use crate::graph::axes::Axes;
 use crate::graph::infer::{Fact, Value};
 use crate::graph::work::Product;
@@ -358,7 +358,8 @@ struct Typed {
 }
 
 impl Typed {
-    fn into_plan(self, axes: Arc<Axes>) -> TractResult<TractPlan> {
+    fn into_plan(mut self, axes: Arc<Axes>) -> TractResult<TractPlan> {
+        gelu::keep_channels(&mut self.model)?;
         let mut optimized = self.model.into_decluttered()?.into_optimized()?;
         broadcast::replace_general(&mut optimized)?;
         rounding::replace_quantize(&mut optimized)?;

@@ -16,7 +16,10 @@ use crate::onnx::op;
 use crate::onnx::tensor;
 use crate::progress::NoProgress;
 
-fn run(model: &Model, batch: Batch) -> Result<BTreeMap<String, ArrayD<f32>>, EngineError> {
+pub(super) fn run(
+    model: &Model,
+    batch: Batch,
+) -> Result<BTreeMap<String, ArrayD<f32>>, EngineError> {
     let outputs = outputs(&TractEngine, model, &[batch], 1, &NoProgress)?;
     Ok(outputs.batches.into_iter().next().unwrap())
 }

@@ -3,6 +3,7 @@
 mod branches;
 mod data;
 mod engine;
+mod gelu;
 mod plans;
 pub(crate) mod stats;
 mod steps;
