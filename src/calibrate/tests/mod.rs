@@ -13,7 +13,11 @@ use std::path::{Path, PathBuf};
 
 use ndarray::{ArrayD, IxDyn};
 
-use crate::calibrate::{Batch, CalibError, CalibSource, Dataset, InputTensor, Values};
+use crate::calibrate::{
+    Batch, CalibError, CalibSource, Dataset, Engine, EngineError, InputTensor, Plan, Shapes,
+    TractEngine, Values, Wanted,
+};
+use crate::graph::work::Product;
 use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension};
 use crate::onnx::proto::{
     GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto,
@@ -119,4 +123,36 @@ fn open_error(model: &Model, sources: &[CalibSource], folder: &Path) -> String {
         .to_string()
         .replace(&format!("{}/", folder.display()), "")
         .replace(&folder.display().to_string(), "FOLDER")
+}
+
+/// tract, which is asked only for plans of models that the function lets through.
+struct Watched<F>(F);
+
+impl<F: Fn(&Model) -> Result<(), EngineError> + Sync> Engine for Watched<F> {
+    fn plan(
+        &self,
+        model: &Model,
+        like: &Batch,
+        wanted: &Wanted<'_>,
+    ) -> Result<Box<dyn Plan>, EngineError> {
+        (self.0)(model)?;
+        TractEngine.plan(model, like, wanted)
+    }
+
+    fn shapes(
+        &self,
+        model: &Model,
+        like: &Batch,
+        values: &[String],
+    ) -> Result<Option<Shapes>, EngineError> {
+        TractEngine.shapes(model, like, values)
+    }
+
+    fn products(&self, model: &Model, like: &Batch) -> Result<Vec<Product>, EngineError> {
+        TractEngine.products(model, like)
+    }
+
+    fn sharing(&self) -> Box<dyn Engine> {
+        TractEngine.sharing()
+    }
 }

@@ -1,6 +1,7 @@
 //! What is kept from one plan to the next.
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 
 use ndarray::array;
 
@@ -8,48 +9,11 @@ use super::engine::{embedding, ids_batch, qdq, shifted};
 use super::*;
 use crate::calibrate::engine::copy::calibration_copy;
 use crate::calibrate::measure::compare::Reference;
-use crate::calibrate::{
-    Engine, EngineError, Plan, Shapes, TractEngine, Wanted, compare_with, outputs,
-};
-use crate::graph::work::Product;
+use crate::calibrate::{compare_with, outputs};
 use crate::onnx::node::{ints_attr, make_node};
 use crate::onnx::op;
 use crate::onnx::tensor;
 use crate::progress::NoProgress;
-
-/// tract, with a count of the plans per model (told apart by their first initializer).
-#[derive(Default)]
-struct Counting(std::sync::Mutex<BTreeMap<Vec<u8>, usize>>);
-
-impl Engine for Counting {
-    fn plan(
-        &self,
-        model: &Model,
-        like: &Batch,
-        wanted: &Wanted<'_>,
-    ) -> Result<Box<dyn Plan>, EngineError> {
-        let key = model.graph().initializer[0].raw_data().to_vec();
-        *self.0.lock().unwrap().entry(key).or_default() += 1;
-        TractEngine.plan(model, like, wanted)
-    }
-
-    fn shapes(
-        &self,
-        model: &Model,
-        like: &Batch,
-        values: &[String],
-    ) -> Result<Option<Shapes>, EngineError> {
-        TractEngine.shapes(model, like, values)
-    }
-
-    fn products(&self, _: &Model, _: &Batch) -> Result<Vec<Product>, EngineError> {
-        Ok(Vec::new())
-    }
-
-    fn sharing(&self) -> Box<dyn Engine> {
-        Box::new(Counting::default())
-    }
-}
 
 #[test]
 fn a_reference_runs_once_for_several_comparisons() {
@@ -57,12 +21,18 @@ fn a_reference_runs_once_for_several_comparisons() {
         .map(|i| f32_batch("x", wave(&[2, 3, 2]) + i as f32 * 0.1, 2 * i as u64))
         .collect();
     let (same, other) = (shifted(0.), shifted(0.3));
-    let engine = Counting::default();
+    // Models are told apart by their first initializer.
+    let planned: Mutex<BTreeMap<Vec<u8>, usize>> = Mutex::default();
+    let engine = Watched(|model: &Model| {
+        let key = model.graph().initializer[0].raw_data().to_vec();
+        *planned.lock().unwrap().entry(key).or_default() += 1;
+        Ok(())
+    });
     let mut reference = Reference::new(&same, &batches);
     let mut compared = || compare_with(&engine, &mut reference, &[&other], 2, &NoProgress).unwrap();
     let first = compared();
     assert_eq!(compared(), first);
-    let plans: Vec<usize> = engine.0.lock().unwrap().values().copied().collect();
+    let plans: Vec<usize> = planned.lock().unwrap().values().copied().collect();
     assert_eq!(plans, [1, 2]);
 }
 

@@ -4,10 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 
 use super::*;
-use crate::calibrate::{
-    Engine, EngineError, Keep, Plan, Shapes, StepError, Steps, TractEngine, Walk, Wanted, vectors,
-};
-use crate::graph::work::Product;
+use crate::calibrate::{Keep, StepError, Steps, Walk, vectors};
 use crate::graph::{ValueId, View};
 use crate::onnx::node::make_node;
 use crate::onnx::{op, tensor};
@@ -107,43 +104,18 @@ fn vectors_tell_padding_and_sizes() {
     assert!(found.sizes.iter().all(|size| *size > 0.0) && found.sizes.len() == 6);
 }
 
-/// tract, with the nodes of every model that it has planned; models of fewer than `least` are refused.
-#[derive(Default)]
-struct Counting {
-    nodes: Mutex<Vec<usize>>,
-    least: usize,
-}
-
-impl Engine for Counting {
-    fn plan(
-        &self,
-        model: &Model,
-        like: &Batch,
-        wanted: &Wanted<'_>,
-    ) -> Result<Box<dyn Plan>, EngineError> {
+/// The nodes of the models that a walk plans, where those of fewer than `least` are refused; what it gives is what the whole
+/// model gives.
+fn walked(least: usize) -> Vec<usize> {
+    let planned = Mutex::new(Vec::new());
+    let engine = Watched(|model: &Model| {
         let nodes = model.graph().node.len();
-        self.nodes.lock().unwrap().push(nodes);
-        if nodes < self.least {
-            return Err(EngineError::UnsupportedOps { ops: Vec::new() });
+        planned.lock().unwrap().push(nodes);
+        match nodes < least {
+            true => Err(EngineError::UnsupportedOps { ops: Vec::new() }),
+            false => Ok(()),
         }
-        TractEngine.plan(model, like, wanted)
-    }
-
-    fn shapes(&self, _: &Model, _: &Batch, _: &[String]) -> Result<Option<Shapes>, EngineError> {
-        Ok(None)
-    }
-
-    fn products(&self, _: &Model, _: &Batch) -> Result<Vec<Product>, EngineError> {
-        Ok(Vec::new())
-    }
-
-    fn sharing(&self) -> Box<dyn Engine> {
-        Box::new(Counting::default())
-    }
-}
-
-/// The nodes of the models that a walk plans; what it gives is what the whole model gives.
-fn walked(engine: Counting) -> Vec<usize> {
+    });
     let model = two_linears();
     let batch = f32_batch("x", wave(&[2, 3, 4]), 0);
     let names = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect();
@@ -159,14 +131,13 @@ fn walked(engine: Counting) -> Vec<usize> {
         let expected = Keep { batch, values }.capture(&TractEngine, &model);
         assert_eq!(walk.wave().unwrap(), expected.unwrap(), "{values:?}");
     }
-    drop(walk);
-    engine.nodes.into_inner().unwrap()
+    planned.lock().unwrap().clone()
 }
 
 #[test]
 fn a_walk_runs_no_product_twice() {
     // One plan of the whole, which tells where axes come from; then parts, where Shape and Reshape may be read again.
-    let planned = walked(Counting::default());
+    let planned = walked(0);
     let (whole, parts) = planned.split_first().unwrap();
     assert_eq!(*whole, two_linears().graph().node.len());
     assert!(parts.iter().sum::<usize>() <= whole + 3, "{planned:?}");
@@ -175,9 +146,7 @@ fn a_walk_runs_no_product_twice() {
 #[test]
 fn a_walk_over_what_cannot_be_run_in_parts_runs_the_whole() {
     let whole = two_linears().graph().node.len();
-    let least = whole;
-    let nodes = Mutex::default();
-    let planned = walked(Counting { nodes, least });
+    let planned = walked(whole);
     // One part is tried.
     assert_eq!(planned.iter().filter(|&&n| n < whole).count(), 1);
     assert_eq!(planned.iter().filter(|&&n| n == whole).count(), 1 + 5);
