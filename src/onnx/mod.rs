@@ -13,6 +13,7 @@
 
 mod digest;
 mod fields;
+mod halves;
 mod input;
 pub mod load;
 pub mod node;

@@ -7,13 +7,12 @@
 
 use std::borrow::Cow;
 
+use super::halves::widened;
 use super::proto::TensorProto;
 use super::proto::tensor_proto::{DataLocation, DataType};
 use bytes::Bytes;
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use ndarray::ArrayD;
-use rayon::prelude::*;
 use thiserror::Error;
 
 /// Why a tensor could not be read.
@@ -285,25 +284,6 @@ pub fn float_array(tensor: &TensorProto) -> Result<ArrayD<f32>, TensorError> {
         (Storage::Int64(_) | Storage::Uint64(_), _) => Vec::new(),
     };
     array(tensor, values)
-}
-
-/// Floats of two bytes as float32, on all threads: these are the bytes of a large model.
-fn widened<H: Default + std::marker::Copy>(raw: &[u8], from_le_bytes: fn([u8; 2]) -> H) -> Vec<f32>
-where
-    [H]: HalfFloatSliceExt,
-{
-    const PIECE: usize = 4096;
-    let mut wide = vec![0.0; raw.len() / 2];
-    let pieces = wide.par_chunks_mut(PIECE).zip(raw.par_chunks(2 * PIECE));
-    pieces.for_each(|(wide, raw)| {
-        // The bytes of a file lie at any address, those of a slice of halves do not.
-        let mut halves = [H::default(); PIECE];
-        for (half, bytes) in halves.iter_mut().zip(chunks(raw)) {
-            *half = from_le_bytes(bytes);
-        }
-        halves[..wide.len()].convert_to_f32_slice(wide);
-    });
-    wide
 }
 
 /// The elements as i64, in the tensor's shape: all integer types, and BOOL as 0 and 1.
