@@ -160,6 +160,17 @@ def test_a_file_that_is_deleted_or_replaced_is_none(command, word, external, fol
 MOMENTS = ["mmap:1", "write:1", "write:2", "fsync:1"]
 
 
+@pytest.fixture
+def signals_as_usual():
+    """Programs inherit what is ignored, and tests may run under nohup or behind a shell's `&`."""
+    endings = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    old = [signal.signal(ending, signal.SIG_DFL) for ending in endings]
+    yield
+    for ending, handler in zip(endings, old, strict=True):
+        signal.signal(ending, handler)
+
+
+@pytest.mark.usefixtures("signals_as_usual")
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_a_signal_leaves_nothing_behind(command, ending, folder, preload):
