@@ -47,6 +47,10 @@ fn mismatch(node: &NodeProto, scope: &Scope) -> Option<String> {
             let fits = repeats.iter().all(|&n| n >= 0);
             (!fits).then(|| format!("its repeats are {repeats:?}"))
         }
+        // The engine looks for its axes without end.
+        op::LayerNormalization if rank == Some(0) => {
+            Some("its input is one number, without an axis to normalize over".to_owned())
+        }
         op::Concat
         | op::Gather
         | op::LayerNormalization

@@ -224,6 +224,26 @@ fn nodes_may_share_a_name() {
 }
 
 #[test]
+fn a_norm_of_one_number_is_refused() {
+    let float = |name: &str, shape: &[usize]| {
+        tensor::from_f32(name, shape, &[1.0, 1.0][..shape.len() + 1], DataType::Float)
+    };
+    let norm = make_node(op::LayerNormalization, "norm", &["c", "g"], &["n"], vec![]);
+    let model = model(
+        17,
+        vec![info("x", DataType::Float, &["b", "2"])],
+        vec![norm, make_node(op::Add, "add", &["x", "n"], &["y"], vec![])],
+        vec![float("c", &[]), float("g", &[2])],
+        &["y"],
+    );
+    let error = error(run(&model, f32_batch("x", wave(&[1, 2]), 0)));
+    assert!(
+        error.contains("norm") && error.contains("without an axis"),
+        "{error}"
+    );
+}
+
+#[test]
 fn nodes_may_be_called_as_values_that_they_do_not_make() {
     let constant = tensor::from_f32("", &[2], &[3., 4.], DataType::Float);
     let model = model(
