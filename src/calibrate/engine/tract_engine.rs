@@ -76,7 +76,8 @@ impl Engine for Sharing {
         like: &Batch,
         wanted: &Wanted<'_>,
     ) -> Result<Box<dyn Plan>, EngineError> {
-        let plan = self.prepare(model, like, wanted, Weights::Read, |typed, copy| {
+        let weights = Weights::Read(&self.tables);
+        let plan = self.prepare(model, like, wanted, weights, |typed, copy| {
             let shapes = like.shapes();
             let axes = Arc::new(copy.axes(&shapes, &like.by_row()));
             Ok(Box::new(typed.into_plan(axes)?) as Box<dyn Plan>)
@@ -106,7 +107,7 @@ impl Engine for Sharing {
             Err(error) if !matches!(error, EngineError::NotFloat { .. }) => {}
             known => return known,
         }
-        shapes(Weights::Read)
+        shapes(Weights::Read(&self.tables))
     }
 
     fn products(&self, model: &Model, like: &Batch) -> Result<Vec<Product>, EngineError> {
@@ -127,7 +128,7 @@ impl Sharing {
         model: &Model,
         like: &Batch,
         wanted: &Wanted<'_>,
-        weights: Weights,
+        weights: Weights<'_>,
         finish: impl FnOnce(Typed, &Copy<'_>) -> Result<T, Failure>,
     ) -> Result<T, EngineError> {
         let shapes = like.shapes();
@@ -139,8 +140,7 @@ impl Sharing {
             reason,
         };
         match catch_unwind(AssertUnwindSafe(|| {
-            let tables = Some(&self.tables).filter(|_| weights == Weights::Read);
-            let typed = build(&copy, &shapes, &taps, wanted.outputs, tables)?;
+            let typed = build(&copy, &shapes, &taps, wanted.outputs, weights)?;
             finish(typed, &copy)
         })) {
             Ok(Ok(done)) => Ok(done),
@@ -207,10 +207,10 @@ impl From<TractError> for Failure {
 }
 
 /// What is made of large float constants.
-#[derive(Clone, Copy, PartialEq)]
-enum Weights {
-    /// Their numbers.
-    Read,
+#[derive(Clone, Copy)]
+enum Weights<'t> {
+    /// Their numbers; of tables those at hand.
+    Read(&'t Tables),
     /// Values of their type and shape, of which nothing else is known: shapes seldom depend on more.
     Stated,
 }
@@ -218,14 +218,13 @@ enum Weights {
 /// Elements of a large constant.
 const LARGE: usize = 1 << 16;
 
-/// `taps`: those of the wanted values that are computed, with their numbers; `tables`: where constants are read, or `None` for
-/// large ones that are only [stated](Weights::Stated).
+/// `taps`: those of the wanted values that are computed, with their numbers.
 fn build(
     copy: &Copy<'_>,
     shapes: &Shapes,
     taps: &[(usize, &String)],
     with_outputs: bool,
-    tables: Option<&Tables>,
+    weights: Weights<'_>,
 ) -> Result<Typed, Failure> {
     let mut onnx = tract_onnx::onnx().with_ignore_value_info(true);
     round_blocks::register(&mut onnx);
@@ -238,7 +237,9 @@ fn build(
 
     for name in &parsed.unresolved_inputs {
         let outlet = outlets[name];
-        if let Some(shape) = stated(copy, name).filter(|_| tables.is_none()) {
+        if let Weights::Stated = weights
+            && let Some(shape) = stated(copy, name)
+        {
             let fact = InferenceFact::dt_shape(f32::datum_type(), shape);
             model.node_mut(outlet.node).outputs[0].fact = fact;
             continue;
@@ -246,9 +247,10 @@ fn build(
         let value = match (copy.constants.get(name.as_str()), copy.blocked.get(name)) {
             (Some(constant), _) => {
                 let is_table = copy.index_limits.iter().any(|l| l.table == *name);
-                let tables = tables.filter(|_| is_table);
-                let tensor = tables.map(|tables| tables.tensor(constant));
-                tensor.unwrap_or_else(|| Ok(constant_tensor(constant)?.into_arc_tensor()))?
+                match weights {
+                    Weights::Read(tables) => tables.tensor(constant, is_table)?,
+                    Weights::Stated => constant_tensor(constant)?.into_arc_tensor(),
+                }
             }
             (None, Some(weight)) => blocked_tensor(weight)?.into_arc_tensor(),
             (None, None) => return Err(EngineError::UnknownValue { name: name.clone() }.into()),

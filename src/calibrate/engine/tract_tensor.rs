@@ -27,9 +27,13 @@ pub(super) struct Tables {
 }
 
 impl Tables {
-    /// The tensor of a table, made now or before.
-    pub(super) fn tensor(&self, constant: &TensorProto) -> Result<Arc<Tensor>, EngineError> {
-        let Some(raw) = constant.raw_data.as_ref() else {
+    /// The tensor of a constant, made now or, if it is a table, before.
+    pub(super) fn tensor(
+        &self,
+        constant: &TensorProto,
+        is_table: bool,
+    ) -> Result<Arc<Tensor>, EngineError> {
+        let Some(raw) = constant.raw_data.as_ref().filter(|_| is_table) else {
             return Ok(constant_tensor(constant)?.into_arc_tensor());
         };
         let place = (raw.as_ptr() as usize, raw.len());
