@@ -10,14 +10,19 @@ alone, dB of the stream, and the operators that ONNX Runtime runs in integers. O
 
 import argparse
 import re
+import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
-import onnx
-import onnxruntime as ort
-from onnx import helper
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "python"))
+
+import measure  # noqa: E402  (needs the path above)
+import numpy as np  # noqa: E402
+import onnx  # noqa: E402
+import onnxruntime as ort  # noqa: E402
+from onnx import helper  # noqa: E402
 
 
 class Cut:
@@ -84,11 +89,6 @@ def run(session, end, begin, value, feeds):
     return session.run([end], given)[0]
 
 
-def sqnr(r, o):
-    r, o = r.astype(np.float64), o.astype(np.float64)
-    return 10 * np.log10((r**2).sum() / max(((r - o) ** 2).sum(), 1e-300))
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("model", type=Path)
@@ -115,7 +115,8 @@ def main():
         integers = {op: count for op, count in ops.items() if "Integer" in op or op.startswith(("QLinear", "QGemm"))}
         label = "output" if at == len(ends) - 1 else at
         shown = ", ".join(f"{count} {op}" for op, count in sorted(integers.items())) or "none"
-        print(f"| {label} | {sqnr(reference, alone):.1f} | {sqnr(reference, carried):.1f} | {shown} | {ops['MatMul']} |", flush=True)
+        own, so_far = (measure.sqnr(reference, output) for output in (alone, carried))
+        print(f"| {label} | {own:.1f} | {so_far:.1f} | {shown} | {ops['MatMul']} |", flush=True)
         begin, stream, kind = end, reference, helper.np_dtype_to_tensor_dtype(reference.dtype)
 
 

@@ -1,19 +1,11 @@
-"""The same function as another exporter could have written it: each changes a model in place and returns it, or None where there
-is nothing to change."""
+"""The same function as another exporter could have written it: each changes a model in place and returns it."""
 
 import random
 
 import numpy as np
-from onnx import AttributeProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import TensorProto, ValueInfoProto, helper, numpy_helper
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
-
-
-def subgraphs(node):
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            yield attribute.g
-        yield from attribute.graphs
 
 
 def replace_nodes(model, nodes):
@@ -155,13 +147,7 @@ def in_a_branch(model):
         value.name = name
         return value
 
-    def copies(nodes):
-        for node in nodes:
-            copy = NodeProto()
-            copy.CopyFrom(node)
-            yield copy
-
-    then = [*copies(model.graph.node), *(helper.make_node("Identity", [o.name], [f"{o.name}/then"]) for o in outputs)]
+    then = [*model.graph.node, *(helper.make_node("Identity", [o.name], [f"{o.name}/then"]) for o in outputs)]
     zeros = [numpy_helper.from_array(np.zeros([1] * len(o.type.tensor_type.shape.dim), np.float32)) for o in outputs]
     other = [helper.make_node("Constant", [], [f"{o.name}/else"], value=zero) for o, zero in zip(outputs, zeros, strict=True)]
     untyped = [helper.make_tensor_value_info(f"{o.name}/else", TensorProto.FLOAT, None) for o in outputs]
