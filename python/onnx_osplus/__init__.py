@@ -53,7 +53,8 @@ def quantize(model, calibration, out=None, *, progress=None, metric=None, min_me
 
     model: a path, bytes, or an onnx.ModelProto; it is never changed.
     calibration: a path as for `--calib` (or a list of them, or a dict of paths by input), texts, a dict of arrays, an iterable of
-        dicts or tensors (a torch DataLoader, a datasets.Dataset), or a CalibrationDataReader.
+        dicts or tensors (a torch DataLoader, a datasets.Dataset), or a CalibrationDataReader; None where files of `stats=` keep
+        the rows.
     out: the file to write; without it the model is in memory: `Result.model`.
     progress: True for a line on the standard error, or a function of (what, done, total).
     metric: a function of the model (a `Candidate`: bytes with a `session`) that gives a number, more is better; it judges the
@@ -100,7 +101,8 @@ def quantize(model, calibration, out=None, *, progress=None, metric=None, min_me
 
 def stats(model, calibration, out, *, progress=None, **options):
     """Statistics of the calibration rows in a file, or of one part of them (`shard="2/8"`), as `onnx-osplus stats` takes them:
-    `quantize(…, stats=[file, …])` need not measure them again. Gives the path of the file."""
+    `quantize(…, stats=[file, …])` need not measure them again. With `with_data=True` the file keeps the rows too, and
+    `quantize(model, None, …, stats=file)` needs no other data. Gives the path of the file."""
     with _temporary() as folder:
         path = _model.as_path(model, folder)
         words = _words(calibration, path, folder, dict(options), "stats")

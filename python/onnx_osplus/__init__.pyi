@@ -56,6 +56,7 @@ class _Verify(_Data, _Labels, total=False):
 
 class _Stats(_Inspect, total=False):
     shard: str
+    with_data: bool
     seed: int
     force: bool
 
@@ -91,7 +92,7 @@ class _Quantize(_Inspect, _Labels, total=False):
 
 def quantize(
     model: Model,
-    calibration: Calibration,
+    calibration: Calibration | None,
     out: Path | None = None,
     *,
     progress: Progress = None,

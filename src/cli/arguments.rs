@@ -82,7 +82,7 @@ pub(crate) struct Arguments {
     /// (.wav), one by one or in a folder.
     /// May be given several times [example: --calib sentences.txt] [example: --calib data.npz] [example: --calib
     /// input_ids=ids.npy]
-    #[arg(long, value_name = "[NAME=]PATH", required = true)]
+    #[arg(long, value_name = "[NAME=]PATH", required_unless_present = "stats")]
     pub calib: Vec<OsString>,
 
     #[command(flatten)]
@@ -183,7 +183,7 @@ pub(crate) struct Arguments {
     pub(super) engine: EngineArguments,
 
     /// Statistics of the calibration rows that `onnx-osplus stats` has taken of the same model and data: the files of all shards.
-    /// They need not be measured again; --calib has the rows that judge [example: --stats part1.stats part2.stats]
+    /// They need not be measured again; --calib has the rows that judge, unless a file was taken --with-data [example: --stats part1.stats part2.stats]
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub(super) stats: Vec<PathBuf>,
 
@@ -324,6 +324,15 @@ impl Arguments {
     /// The calibration data, each with the input it is for, if named.
     pub(crate) fn sources(&self) -> Vec<CalibSource> {
         self.calib.iter().map(|text| source(text)).collect()
+    }
+
+    /// Where the rows are: the data of --calib, else the files of --stats.
+    pub(super) fn row_sources(&self) -> Vec<CalibSource> {
+        let statistics = self.stats.iter().map(|path| source(path.as_os_str()));
+        match self.calib.is_empty() {
+            true => statistics.collect(),
+            false => self.sources(),
+        }
     }
 
     /// Batches to run in parallel.

@@ -286,6 +286,9 @@ pub(crate) fn quantize_with(
         Some(data) => data
             .of(&original, arguments.batch)
             .map_err(onnx_osplus::Error::from)?,
+        None if arguments.calib.is_empty() => {
+            stats::rows(&arguments.stats, &original, arguments.batch)?
+        }
         None => Dataset::open_with(
             &original,
             &arguments.sources(),
@@ -313,7 +316,7 @@ pub(crate) fn quantize_with(
     )?;
 
     let saving = Instant::now();
-    check_data(&data, &calibration, &arguments.sources())?;
+    check_data(&data, &calibration, &arguments.row_sources())?;
     evaluation::check_unchanged(labelled.as_ref(), &arguments.eval_sources())?;
     let provenance = Provenance::new(&report, source.digests(), calibration);
     if !arguments.no_metadata {

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::{BufReader, BufWriter, Read, Write};
+use std::io::{BufReader, BufWriter, Read, Seek, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -13,7 +14,7 @@ use onnx_osplus::calibrate::{
     Dataset, GatheredStatistics, Statistics, finish_statistics, merge_statistics, read_statistics,
     write_statistics,
 };
-use onnx_osplus::onnx::{self, SourceFiles, output};
+use onnx_osplus::onnx::{self, InputFile, Model, SourceFiles, output};
 use onnx_osplus::progress::Progress;
 use onnx_osplus::target::Target;
 use serde::{Deserialize, Serialize};
@@ -74,6 +75,10 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     engine: EngineArguments,
 
+    /// Keep the rows in FILE too: --stats then does without --calib; of several shards one is enough [example: --with-data]
+    #[arg(long)]
+    with_data: bool,
+
     /// Overwrite FILE if it exists [example: --force]
     #[arg(long)]
     force: bool,
@@ -94,6 +99,9 @@ fn parse_shard(text: &str) -> Result<(usize, usize), String> {
 
 /// What a file of statistics begins with.
 const MAGIC: &[u8; 16] = b"onnx-osplus\0stat";
+
+/// What a file that keeps the rows ends with, behind the number of the byte that they begin at.
+const ROWS: &[u8; 16] = b"onnx-osplus\0rows";
 
 /// What the statistics are of: all shards of one run have the same, but for `shard`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -152,6 +160,12 @@ pub(crate) fn run(arguments: &Arguments, progress: &dyn Progress) -> Result<()> 
         file.write_all(&(text.len() as u64).to_le_bytes())?;
         file.write_all(&text)?;
         write_statistics(&found, &mut file)?;
+        if arguments.with_data {
+            let at = file.stream_position()?;
+            data.store(&mut file)?;
+            file.write_all(&at.to_le_bytes())?;
+            file.write_all(ROWS)?;
+        }
         file.flush()
     })?;
     if !arguments.quiet {
@@ -187,6 +201,38 @@ fn read(path: &Path) -> Result<(Head, GatheredStatistics)> {
     let head = serde_json::from_slice(&text).map_err(|e| damaged(&e))?;
     let found = read_statistics(&mut file).map_err(|e| damaged(&e))?;
     Ok((head, found))
+}
+
+/// The rows that one of the files in `paths` keeps beside its statistics.
+///
+/// # Errors
+/// A file that is none of statistics; rows that are damaged or do not suit the model; no rows at all.
+pub(super) fn rows(paths: &[PathBuf], model: &Model, batch: usize) -> Result<Dataset> {
+    for path in paths {
+        let file = InputFile::open(path)
+            .map_err(|e| anyhow!("{} cannot be read: {e}", shown::path(path)))?;
+        if !file.bytes.starts_with(MAGIC) {
+            bail!(
+                "{} is no file that `onnx-osplus stats` has written",
+                shown::path(path)
+            );
+        }
+        if let Some(range) = kept_rows(&file.bytes) {
+            let stored = file.bytes.slice(range);
+            return Ok(Dataset::of_stored(model, &stored, batch, path)?);
+        }
+    }
+    bail!(
+        "no file of --stats keeps the rows that it was taken of: give them with --calib, or take the statistics --with-data"
+    )
+}
+
+/// Where in a file of statistics is what [`Dataset::store`] wrote.
+fn kept_rows(file: &[u8]) -> Option<Range<usize>> {
+    let end = file.strip_suffix(ROWS)?;
+    let (rows, at) = end.split_last_chunk::<8>()?;
+    let at = usize::try_from(u64::from_le_bytes(*at)).ok()?;
+    (at <= rows.len()).then_some(at..rows.len())
 }
 
 /// The statistics of all shards in `paths`, which must be of this very model and data.

@@ -198,6 +198,22 @@ def labelled_text(folder, names):
     return rows
 
 
+def test_rows_that_statistics_keep_keep_their_numbers(tmp_path):
+    """Without a mask rows are in the order of their lengths, and blank ones left out; labels go by the lines of the text."""
+    texts = labelled_text(tmp_path, [0, 1, 2])
+    calib, labels, kept = tmp_path / "calib.csv", tmp_path / "labels.npy", tmp_path / "kept.stats"
+    with calib.open("w", newline="") as file:
+        csv.writer(file).writerows([("text",), *((text,) for text, _ in texts)])
+    np.save(labels, np.array([label for _, label in texts]))
+    model, told = tmp_path / "model.onnx", []
+    assert run_tool("stats", model, "--calib", calib, "-o", kept, "--with-data").returncode == 0
+    for data in (["--calib", calib], ["--stats", kept]):
+        done = run_tool(model, tmp_path / "out.onnx", *data, "--labels", labels, "--force")
+        assert done.returncode == 0, done.stderr
+        told.append([line for line in done.stdout.splitlines() if not line.startswith(("time", "wrote"))])
+    assert told[0] == told[1] and any("100.0 %" in line for line in told[0])
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "words", "parquet"])
 def test_labels_stay_with_their_texts(tmp_path, kind):
     """Rows without text are left out, and without a mask rows are put in the order of their lengths: the label goes along."""

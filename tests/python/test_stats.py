@@ -28,7 +28,8 @@ def shards(tmp_path_factory):
 
 def quantize(out, *options, status=0, data=TINY[1]):
     report = out.with_suffix(".json")
-    result = run_tool(TINY[0], out, "--calib", data, "--report", report, "--no-layers", "--no-metadata", "--force", *options)
+    calib = ["--calib", data] if data else []
+    result = run_tool(TINY[0], out, *calib, "--report", report, "--no-layers", "--no-metadata", "--force", *options)
     assert result.returncode == status, result.stderr
     return (out.read_bytes(), json.loads(report.read_text())) if status == 0 else result.stderr
 
@@ -43,6 +44,30 @@ def test_shards_give_the_same_bytes(options, shards, tmp_path):
         if options == []:
             # Nothing was measured again.
             assert not any("statistics that were given" in note for note in report["notes"])
+
+
+@pytest.mark.parametrize("options", [[], ["--streaming", "on"], ["--keep-float", "2"]])
+def test_files_that_keep_the_rows_do_without_the_data(options, shards, tmp_path):
+    whole, told = quantize(tmp_path / "whole.onnx", *options)
+    one, two = shards(2)[0], shards(2, "--with-data")[1]
+    made, report = quantize(tmp_path / "parts.onnx", *options, "--stats", one, two, data=None)
+    assert made == whole
+    assert report["outputs"] == told["outputs"] and report["notes"] == told["notes"]
+
+
+def test_rows_that_are_not_there_or_damaged(shards, tmp_path):
+    out = tmp_path / "out.onnx"
+    assert "--with-data" in quantize(out, "--stats", *shards(2), status=1, data=None)
+    assert "no file that" in quantize(out, "--stats", TINY[1], status=1, data=None)
+    whole = shards(1, "--with-data")[0].read_bytes()
+    damaged = tmp_path / "damaged.stats"
+    at = int.from_bytes(whole[-24:-16], "little")
+    for change in (at, at + 9, at + 40, len(whole) - 24, len(whole) - 20):
+        damaged.write_bytes(whole[:change] + bytes([whole[change] ^ 0x55]) + whole[change + 1 :])
+        said = quantize(out, "--stats", damaged, status=1, data=None)
+        assert "damaged.stats" in said or "--with-data" in said, said
+        assert "internal error" not in said
+    assert not out.exists()
 
 
 def test_what_other_options_need_is_measured(shards, tmp_path):

@@ -236,6 +236,8 @@ assert verified["metric"]["name"] == "pearson"
 parts = [onnx_osplus.stats(model, data, f"{out}-{n}.stats", shard=f"{n}/2") for n in (1, 2)]
 again = onnx_osplus.quantize(model, data, stats=parts, no_layers=True, no_metadata=True)
 assert again.model == onnx_osplus.quantize(model, data, no_layers=True, no_metadata=True).model
+kept = onnx_osplus.stats(model, data, f"{out}-kept.stats", with_data=True)
+assert onnx_osplus.quantize(model, None, stats=kept, no_layers=True, no_metadata=True).model == again.model
 try:
     onnx_osplus.stats(model, data, parts[0])
     raise SystemExit("no error")

@@ -17,6 +17,7 @@ mod origins;
 pub(super) mod part;
 pub(super) mod signature;
 pub(super) mod sources;
+mod stored;
 mod synthetic;
 mod table;
 pub(super) mod tokens;

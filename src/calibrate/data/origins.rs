@@ -1,9 +1,11 @@
 //! Which rows of a user's files the rows of the data are.
 
+use serde::{Deserialize, Serialize};
+
 use crate::calibrate::data::sources::Origin;
 
 /// The origin of every row, in the order of the data.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Origins {
     rows: Vec<usize>,
     /// Rows of all files but the last, and of those.
@@ -29,6 +31,11 @@ impl Origins {
     pub(super) fn of(&self, row: u64) -> usize {
         let at = row as usize;
         self.rows.get(at).copied().unwrap_or(at)
+    }
+
+    /// The rows of the data.
+    pub(super) fn rows(&self) -> usize {
+        self.rows.len()
     }
 
     /// Rows of all files.
