@@ -29,6 +29,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from datetime import date
@@ -71,6 +72,7 @@ TABLE = (
     Tool("NNCF", "nncf", "quantize_nncf.py", "transformer", swept=True),
     Tool("NNCF, SmoothQuant off", "nncf", "quantize_nncf.py", "no-smoothquant"),
     Tool("AMD Quark, SmoothQuant", "quark", "quantize_quark.py", "smoothquant", swept=True),
+    Tool("AMD Quark, SmoothQuant and AdaRound", "quark", "quantize_quark.py", "smoothquant+adaround", swept=True),
     Tool("AMD Quark", "quark", "quantize_quark.py", "static"),
     Tool("onnx-neural-compressor", "onnx-neural-compressor", "quantize_onc.py", "static"),
     Tool("onnx-neural-compressor, SmoothQuant", "onnx-neural-compressor", "quantize_onc.py", "smoothquant", swept=True),
@@ -84,6 +86,9 @@ TABLE = (
         note="symmetric",
         swept=True,
     ),
+    Tool("NVIDIA ModelOpt, max", "modelopt", "quantize_modelopt.py", "max", note="symmetric"),
+    Tool("NVIDIA ModelOpt, entropy", "modelopt", "quantize_modelopt.py", "entropy", note="symmetric"),
+    Tool("onnxsim quantize_auto", "onnxsim", "quantize_onnxsim.py", "auto", note="its choice"),
     Tool("onnxruntime dynamic", "onnxruntime", "quantize_ort.py", "dynamic", note="dynamic"),
     Tool("**onnx-osplus**", OURS, options=SIX, note="6 bits"),
     Tool("onnx-osplus --method none (plain min-max)", OURS, options=("--method", "none", *SIX), note="6 bits"),
@@ -99,18 +104,31 @@ def last_line(text):
     return lines[-1][:300] if lines else "no message"
 
 
-def run_measured(command, variables, log):
+def wait(process, limit):
+    """The status and resource usage of a process, which is killed after `limit` seconds."""
+    timer = threading.Timer(limit, process.kill)
+    timer.start()
+    try:
+        # subprocess would reap the child without its resource usage.
+        _, status, usage = os.wait4(process.pid, 0)
+    finally:
+        timer.cancel()
+    return status, usage
+
+
+def run_measured(command, variables, log, limit):
     """(wall s, CPU s, peak MB) of one process. This script loads no libraries, because a child's ru_maxrss starts at the
     memory of the process that started it."""
     start = time.perf_counter()
     with open(log, "w") as out:
         # In the folder of the log, because some tools write into the current one.
         command, folder = [str(c) for c in command], log.parent
-        # subprocess would reap the child without its resource usage.
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=variables, cwd=folder)
-        _, status, usage = os.wait4(process.pid, 0)
+        status, usage = wait(process, limit)
     wall = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
+    if wall >= limit:
+        raise Failed(f"not done after {limit:.0f} s")
     if process.returncode != 0:
         raise Failed(f"exit status {process.returncode}: {last_line(log.read_text(errors='replace'))}")
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
@@ -140,7 +158,7 @@ def quantize(tool, model, folder, args):
     out.parent.mkdir(parents=True, exist_ok=True)
     for file in out.parent.iterdir():
         file.unlink()
-    return run_measured(command, variables, folder / "log.txt")
+    return run_measured(command, variables, folder / "log.txt", args.limit)
 
 
 def quantize_all(tools, model, folder, args):
@@ -197,6 +215,7 @@ def parse():
         "--only", default="", help="only tools whose environment or label this regular expression finds"
     )
     parser.add_argument("--runs", type=int, default=1, help="runs of each tool; the median is shown")
+    parser.add_argument("--limit", type=float, default=600, help="seconds after which a run is given up")
     parser.add_argument("--rounds", type=int, default=15, help="interleaved pairs for the speed-up; 0 leaves it out")
     parser.add_argument("--json", type=Path, help="write every number there")
     parser.add_argument("--readme", action="store_true", help="put the table of all tools into docs/results.md")

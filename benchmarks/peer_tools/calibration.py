@@ -43,6 +43,9 @@ class Reader:
     def get_next(self):
         return next(self.remaining, None)
 
+    def get_first(self):
+        return self.batches[0]
+
     def __iter__(self):
         return iter(self.batches)
 

@@ -18,8 +18,9 @@ PACKAGES = {
     "onnxsim": "onnxsim",
     "onnxslim": "onnxslim",
     "quark": "amd-quark",
+    "modelopt": "nvidia-modelopt",
 }
-WITH_DEPENDENCIES = ("quark",)  # PyTorch brings libraries that differ from machine to machine
+WITH_DEPENDENCIES = ("quark", "modelopt")  # PyTorch brings libraries that differ from machine to machine
 
 
 class NotInstalled(Exception):

@@ -4,6 +4,7 @@
 smoothquant:α           its SmoothQuant of Quark's flow; the pass of the same name migrates 2-D activations only
 smoothquant-symmetric:α the same, then int8 activations with zero point 0
 simplify                shapes and constants folded, nothing migrated
+auto                    its own search for a scheme, with the calibration rows and its budget (a relative error of 0.02)
 osplus                  its Outlier Suppression+, α = 0.5 (2-D activations only: a Linear on [batch, tokens, channels] stays)
 """
 
@@ -22,6 +23,8 @@ def main():
     setting, model, out, calib = sys.argv[1:]
     setting, _, alpha = setting.partition(":")
     rows, original = batches(model, calib), onnx.load(model)
+    if setting == "auto":
+        return onnx.save(onnxsim.quantize_auto(original, calibration_data=rows), out)
     if setting == "osplus":
         migrated = onnxsim.apply_outlier_suppression_plus(original, rows, alpha=0.5)
     elif setting == "simplify":

@@ -3,7 +3,8 @@
 
 SCRIPT quantizes with SETTING:α from every other calibration row; the α whose result has the highest SQNR on the rows
 between is taken, and the model is quantized with it from all rows. Runs in the environment of the tool and prints
-`alpha 0.80` last. An α that fails is left out; where all do, so does the sweep.
+`alpha 0.80` last. An α that fails is left out; where all do, so does the sweep. Of a setting of two steps, FIRST+SECOND, the α is
+that of the first alone.
 """
 
 import subprocess
@@ -42,7 +43,7 @@ def main():
         for alpha in ALPHAS:
             trial = Path(folder) / alpha / "model.onnx"
             trial.parent.mkdir()
-            status, said = run(script, f"{setting}:{alpha}", model, str(trial), even)
+            status, said = run(script, f"{setting.partition('+')[0]}:{alpha}", model, str(trial), even)
             if status == 0:
                 found[alpha] = measure.sqnr(reference, score.values(trial, odd))
                 print(f"alpha {alpha}: {found[alpha]:.2f} dB", flush=True)
