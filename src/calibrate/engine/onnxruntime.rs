@@ -161,6 +161,14 @@ impl Engine for OnnxRuntimeEngine {
         products(self, &copy, model, like)
     }
 
+    fn axes(&self, model: &Model, like: &Batch) -> Result<Arc<Axes>, EngineError> {
+        let resolved = resolve(self, model, like)?;
+        Ok(Arc::new(axes(
+            resolved.model.as_ref().unwrap_or(model),
+            like,
+        )))
+    }
+
     fn sharing(&self) -> Box<dyn Engine> {
         Box::new(self.clone())
     }

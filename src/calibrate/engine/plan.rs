@@ -56,6 +56,12 @@ pub trait Engine: Sync {
     /// Those of [`Engine::plan`].
     fn products(&self, model: &Model, like: &Batch) -> Result<Vec<Product>, EngineError>;
 
+    /// Where the axes of the values of `model` come from at the input shapes of `like`, without a plan: what [`Plan::axes`] says.
+    ///
+    /// # Errors
+    /// Those of [`Engine::plan`] that shapes alone tell.
+    fn axes(&self, model: &Model, like: &Batch) -> Result<Arc<Axes>, EngineError>;
+
     /// An engine that makes the same plans; what one plan holds and the next needs too need not be made again.
     fn sharing(&self) -> Box<dyn Engine>;
 }

@@ -58,6 +58,10 @@ impl Engine for TractEngine {
         Sharing::default().products(model, like)
     }
 
+    fn axes(&self, model: &Model, like: &Batch) -> Result<Arc<Axes>, EngineError> {
+        Sharing::default().axes(model, like)
+    }
+
     fn sharing(&self) -> Box<dyn Engine> {
         Box::new(Sharing::default())
     }
@@ -114,6 +118,12 @@ impl Engine for Sharing {
         let resolved = resolve(self, model, like)?;
         let copy = self.copy(resolved.model.as_ref().unwrap_or(model), like)?;
         products(self, &copy, model, like)
+    }
+
+    fn axes(&self, model: &Model, like: &Batch) -> Result<Arc<Axes>, EngineError> {
+        let resolved = resolve(self, model, like)?;
+        let copy = self.copy(resolved.model.as_ref().unwrap_or(model), like)?;
+        Ok(Arc::new(copy.axes(&like.shapes(), &like.by_row())))
     }
 
     fn sharing(&self) -> Box<dyn Engine> {

@@ -112,20 +112,15 @@ impl<'m> Walk<'m> {
     /// Runs nothing yet. `waves` have the names of float values; the order of the graph costs least.
     ///
     /// # Errors
-    /// What [`Engine::plan`] refuses.
+    /// What [`Engine::axes`] refuses.
     pub fn new(
         engine: &'m dyn Engine,
         model: &'m Model,
         batch: &'m Batch,
         waves: Vec<Vec<String>>,
     ) -> Result<Walk<'m>, EngineError> {
-        let wanted = Wanted {
-            taps: &waves.concat(),
-            outputs: false,
-        };
-        let axes = engine.plan(model, batch, &wanted)?.axes();
         Ok(Walk {
-            context: TokenContext::new(batch, axes),
+            context: TokenContext::new(batch, engine.axes(model, batch)?),
             steps: Some(Steps::inside(engine, model, std::slice::from_ref(batch))),
             engine,
             model,

@@ -10,6 +10,7 @@ mod steps;
 pub(crate) mod threads;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ndarray::{ArrayD, IxDyn};
 
@@ -17,6 +18,7 @@ use crate::calibrate::{
     Batch, CalibError, CalibSource, Dataset, Engine, EngineError, InputTensor, Plan, Shapes,
     TractEngine, Values, Wanted,
 };
+use crate::graph::axes::Axes;
 use crate::graph::work::Product;
 use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension};
 use crate::onnx::proto::{
@@ -150,6 +152,10 @@ impl<F: Fn(&Model) -> Result<(), EngineError> + Sync> Engine for Watched<F> {
 
     fn products(&self, model: &Model, like: &Batch) -> Result<Vec<Product>, EngineError> {
         TractEngine.products(model, like)
+    }
+
+    fn axes(&self, model: &Model, like: &Batch) -> Result<Arc<Axes>, EngineError> {
+        TractEngine.axes(model, like)
     }
 
     fn sharing(&self) -> Box<dyn Engine> {

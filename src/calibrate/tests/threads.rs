@@ -92,6 +92,10 @@ impl Engine for Counting {
         self.engine.products(model, like)
     }
 
+    fn axes(&self, model: &Model, like: &Batch) -> Result<Arc<Axes>, EngineError> {
+        self.engine.axes(model, like)
+    }
+
     fn sharing(&self) -> Box<dyn Engine> {
         Box::new(Counting {
             engine: self.engine.sharing(),
