@@ -29,6 +29,7 @@ pub use engine::error::EngineError;
 pub use engine::onnxruntime::{OnnxRuntimeEngine, Provider};
 pub use engine::plan::{Engine, Plan, TapSink, Wanted};
 pub use engine::tract_engine::TractEngine;
+pub use measure::behind::Behind;
 pub use measure::capture::{Captured, Keep, Kept, Walk};
 pub use measure::channel_stats::{ChannelStats, FoldStats, StatOptions, Statistics};
 pub use measure::compare::{

@@ -74,6 +74,17 @@ pub fn cut(
     })
 }
 
+/// Values that are computed from those of `from`, and these themselves.
+pub fn reached(view: &View, mut from: BTreeSet<ValueId>) -> BTreeSet<ValueId> {
+    for (_, node) in view.nodes() {
+        let mut read = names_read(node).filter_map(|name| view.value(name));
+        if read.any(|v| from.contains(&v)) {
+            from.extend(node.output.iter().filter_map(|name| view.value(name)));
+        }
+    }
+    from
+}
+
 impl Cut {
     /// The part as a model with the functions and operator sets of the whole one. `shape` gives the shapes of what is fed.
     /// `None` if one is missing.

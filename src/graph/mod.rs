@@ -24,7 +24,7 @@ pub mod work;
 pub use blocked::{Blocked, Constants, Symmetry};
 pub use check::{GraphError, check};
 pub use constant::{Constant, blocks_of, is_orthogonal};
-pub use cut::{Cut, cut};
+pub use cut::{Cut, cut, reached};
 pub use fixed::is_random;
 pub use infer::constant_expression;
 pub use inline::inline;

@@ -28,7 +28,7 @@ use crate::onnx::Model;
 use crate::progress::Progress;
 
 /// Bytes of reference outputs that [`compare`] keeps at a time.
-const OUTPUT_BUDGET: usize = 64 << 20;
+pub(super) const OUTPUT_BUDGET: usize = 64 << 20;
 
 /// Bytes of reference outputs that a [`Reference`] remembers from one comparison to the next.
 const REMEMBERED: usize = 16 << 20;
@@ -155,7 +155,8 @@ impl<'a> Reference<'a> {
     }
 }
 
-fn bytes(outputs: &Found) -> usize {
+/// Bytes of the outputs of one batch.
+pub(super) fn bytes(outputs: &Found) -> usize {
     let sizes = outputs.values().map(|a| a.len() * size_of::<f32>());
     sizes.sum()
 }

@@ -1,5 +1,6 @@
 //! What is measured while a model runs: statistics and ranges of values inside it, and how two models' outputs differ.
 
+pub(super) mod behind;
 pub(super) mod capture;
 pub(super) mod channel_stats;
 pub(super) mod compare;

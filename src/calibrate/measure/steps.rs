@@ -19,7 +19,7 @@ use crate::calibrate::engine::plan::Engine;
 use crate::calibrate::measure::compare::{output_plan, position};
 use crate::calibrate::measure::parallel::{groups, in_parallel};
 use crate::graph::infer::Facts;
-use crate::graph::{Cut, ValueId, View, cut, names_read};
+use crate::graph::{Cut, ValueId, View, cut, reached};
 use crate::onnx::{Model, tensor};
 
 /// A model on its way.
@@ -68,6 +68,18 @@ impl<'m> Steps<'m> {
     /// The value of a name in the model.
     pub(super) fn id(&self, name: &str) -> Option<ValueId> {
         self.view.value(name)
+    }
+
+    /// What the graph outputs that `changed` values reach are computed of besides, as far as that is not computed again where it is
+    /// read.
+    pub(super) fn beside(&self, changed: &BTreeSet<ValueId>) -> Vec<ValueId> {
+        let reached = reached(&self.view, changed.clone());
+        let outputs = self.view.graph().output.iter();
+        let outputs = outputs.filter_map(|output| self.view.value(output.name()));
+        let outputs: Vec<ValueId> = outputs.filter(|v| reached.contains(v)).collect();
+        let stops = |v: ValueId| self.deep.contains(&v) && !reached.contains(&v);
+        // A value that no one defines is met when the model is run.
+        cut(&self.view, &outputs, stops, |_| Ok(())).map_or_else(|_| vec![], |part| part.fed)
     }
 
     /// A float value that is not computed outside, for every batch of the first stream, then of the next. What `later` values
@@ -208,13 +220,7 @@ impl<'m> Steps<'m> {
 /// Float values that are computed from those of `outside`.
 fn behind(view: &View, outside: &BTreeSet<ValueId>) -> BTreeSet<ValueId> {
     let facts = Facts::of_graph(view.graph());
-    let mut behind = outside.clone();
-    for (_, node) in view.nodes() {
-        let mut read = names_read(node).filter_map(|name| view.value(name));
-        if read.any(|v| behind.contains(&v)) {
-            behind.extend(node.output.iter().filter_map(|name| view.value(name)));
-        }
-    }
+    let mut behind = reached(view, outside.clone());
     behind.retain(|&v| facts.dtype(view.name(v)).is_some_and(tensor::is_float));
     behind
 }

@@ -1,11 +1,13 @@
-//! What every Linear adds to the error of the outputs: each alone in integers, on a few calibration rows.
+//! What every Linear adds to the error of the outputs: each alone in integers, on a few calibration rows, and run from there on.
 
 use super::super::build::{Folded, Refinement, build_only};
 use super::super::plan::Plan;
 use super::Sensitivity;
 use super::held_out::HeldOut;
 use super::rows::first_of_setting;
-use crate::calibrate::{Batch, OutputComparison, Reference, RowError, compare_with, judged};
+use crate::calibrate::{
+    Batch, Behind, OutputComparison, Reference, RowError, compare_with, judged,
+};
 use crate::error::Error;
 use crate::onnx::Model;
 use crate::progress::NoProgress;
@@ -24,6 +26,10 @@ impl HeldOut<'_> {
         let folded = Folded::new(self.source, plan, &Default::default())?.model;
         let refinement = Refinement::of(self.source, &folded, plan);
         let batches = few(self.calibration);
+        let base = folded.clone().unflatten();
+        let nodes: Vec<&str> = all.iter().map(|s| s.name.as_str()).collect();
+        let engine = self.job.engine;
+        let mut behind = Behind::new(engine, &base, &batches, &nodes)?;
         let mut reference = Reference::new(self.job.original, &batches);
         let (progress, threads) = (self.job.progress, self.job.options.threads);
         progress.begin("sensitivity", all.len() as u64);
@@ -34,8 +40,8 @@ impl HeldOut<'_> {
             };
             let models: Vec<Model> = some.iter().map(only).collect::<Result<_, _>>()?;
             let models: Vec<&Model> = models.iter().collect();
-            let engine = self.job.engine;
-            let compared = compare_with(engine, &mut reference, &models, threads, &NoProgress)?;
+            behind.advance(some.len());
+            let compared = compare_with(&behind, &mut reference, &models, threads, &NoProgress)?;
             for (candidate, outputs) in some.iter_mut().zip(compared) {
                 candidate.error = judged(outputs).iter().map(relative_error).sum();
             }
