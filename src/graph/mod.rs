@@ -25,7 +25,7 @@ pub use blocked::{Blocked, Constants, Symmetry};
 pub use check::{GraphError, check};
 pub use constant::{Constant, blocks_of, is_orthogonal};
 pub use cut::{Cut, cut, reached};
-pub use fixed::is_random;
+pub use fixed::{is_random, random_note};
 pub use infer::constant_expression;
 pub use inline::inline;
 pub use names::Names;

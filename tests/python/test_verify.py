@@ -262,6 +262,23 @@ def test_linears_without_a_counterpart_say_so(tmp_path):
     assert "12 in the float model, 0 quantized; own error of 0" in text
 
 
+def test_random_numbers_are_the_same_in_both_models_which_is_said(tmp_path):
+    """As a masked autoencoder has them: no run of ONNX Runtime repeats another, so a figure of one run is of those numbers."""
+    model = onnx.load(TINY.model)
+    output = model.graph.output[0].name
+    next(node for node in model.graph.node if output in node.output).output[0] = "before"
+    model.graph.node.append(onnx.helper.make_node("RandomNormalLike", ["before"], ["noise"], "noise", scale=5.0))
+    model.graph.node.append(onnx.helper.make_node("Add", ["before", "noise"], [output], "noisy"))
+    onnx.save(model, tmp_path / "in.onnx")
+    data = ["--calib", TINY.calib]
+    done = run_tool(tmp_path / "in.onnx", tmp_path / "out.onnx", *data)
+    assert done.returncode == 0, done.stderr
+    assert "RandomNormalLike `noise` draws random numbers" in " ".join(done.stdout.split())
+    done = run_tool("verify", tmp_path / "in.onnx", tmp_path / "out.onnx", *data, "--json", "-")
+    found = json.loads(done.stdout)
+    assert found["outputs"][0]["sqnr_db"] > 40 and any("draws random numbers" in note for note in found["notes"])
+
+
 def test_data_with_other_lengths_and_one_row(job, tmp_path):
     quant = job(TINY).path
     for length in (5, 9):
