@@ -71,8 +71,16 @@ mod tests {
         };
         assert_eq!(note(vec![node(op::Relu, "r")]), None);
         let mut nodes = vec![node(op::Relu, "r"), node(op::Bernoulli, "drop")];
-        assert!(note(nodes.clone()).unwrap().starts_with("Bernoulli `drop` draws"));
+        assert!(
+            note(nodes.clone())
+                .unwrap()
+                .starts_with("Bernoulli `drop` draws")
+        );
         nodes.extend(["a", "b"].map(|name| node(op::RandomNormalLike, name)));
-        assert!(note(nodes).unwrap().contains("`drop` and 2 other nodes draw"));
+        assert!(
+            note(nodes)
+                .unwrap()
+                .contains("`drop` and 2 other nodes draw")
+        );
     }
 }

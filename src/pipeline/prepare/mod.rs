@@ -315,7 +315,9 @@ fn recognise_all(
     drop(view);
     let mut changes = changes;
     changes.notes.extend(smaller_groups(job, &found, &skipped));
-    changes.notes.extend(graph::random_note(job.original.graph()));
+    changes
+        .notes
+        .extend(graph::random_note(job.original.graph()));
     let prepared = Prepared {
         model,
         found,

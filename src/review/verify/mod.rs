@@ -344,9 +344,7 @@ fn verify_here(
         verification.outputs = outputs;
         verification.agreements = agreements;
     }
-    verification
-        .notes
-        .extend(graph::random_note(float.graph()));
+    verification.notes.extend(graph::random_note(float.graph()));
     if let Some(few) = rows.few.filter(|_| options.layers) {
         let (float, quantized) = (prepare::taken_apart(float), prepare::opened(quantized));
         verification.layer_rows = few.rows.len();
