@@ -14,7 +14,9 @@ use super::config;
 /// Wrong usage; also where help or the version is asked for.
 pub(crate) fn parse(words: &[OsString]) -> Result<Command, clap::Error> {
     // With a file of settings, the command line need not have what it has to have otherwise.
-    let mut lenient = command().mut_args(|arg| arg.required(false));
+    let mut lenient = command()
+        .mut_args(|arg| arg.required(false))
+        .mut_arg("calib", |arg| arg.required_unless_present("config"));
     let given = lenient.try_get_matches_from_mut(words);
     let file = given.ok().filter(|m| m.subcommand().is_none());
     match file.and_then(|m| Some((m.get_one::<PathBuf>("config")?.clone(), m))) {

@@ -34,6 +34,21 @@ def folder(tmp_path):
     return tmp_path
 
 
+def test_statistics_take_the_place_of_data(tmp_path):
+    """--calib is needed on a command line that has neither --stats nor a file of settings."""
+    shutil.copy(TINY.model, tmp_path / "in.onnx")
+    kept = run_tool("stats", "in.onnx", "--calib", TINY.calib, "-o", "in.stats", "--with-data", cwd=tmp_path)
+    assert kept.returncode == 0, kept.stderr
+    settings = 'input = "in.onnx"\noutput = "out.onnx"\n'
+    for more, status in (('stats = ["in.stats"]\n', 0), ("", 2)):
+        (tmp_path / "osplus.toml").write_text(settings + more)
+        done = run_tool("--config", "osplus.toml", "--force", cwd=tmp_path)
+        assert done.returncode == status, done.stderr
+    assert "--calib" in done.stderr
+    done = run_tool("in.onnx", "out.onnx", cwd=tmp_path)
+    assert done.returncode == 2 and "--calib" in done.stderr
+
+
 def test_a_file_is_the_command_line(folder):
     config = write(folder / "osplus.toml", input="in.onnx", output="out.onnx", calib=["data.npz"], report="r.json", **FAST,
                    **{"weight-bits": 6, "exclude": "key"})
