@@ -1,6 +1,6 @@
 //! New names that derive from old ones and never collide.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use crate::onnx::Model;
 use crate::onnx::node::subgraphs;
@@ -11,6 +11,8 @@ use crate::onnx::proto::{GraphProto, NodeProto};
 /// Subgraphs share their names with the graph around them, so a name that is free only outside is not free.
 pub struct Names {
     used: HashSet<String>,
+    /// The last number behind a name that was not free: those up to it are taken.
+    counts: HashMap<String, usize>,
 }
 
 impl Names {
@@ -18,6 +20,7 @@ impl Names {
     pub fn new(model: &Model) -> Self {
         let mut names = Names {
             used: HashSet::new(),
+            counts: HashMap::new(),
         };
         names.collect(model.graph());
         // A function has names of its own, but an inlined one must not meet those of its callers.
@@ -64,13 +67,17 @@ impl Names {
 
     /// `wanted` if that is free, else `{wanted}_2`, `_3`, …; the answer is free no longer.
     pub fn unique(&mut self, wanted: &str) -> String {
-        let mut name = wanted.to_owned();
-        let mut count = 1;
-        while !self.used.insert(name.clone()) {
-            count += 1;
-            name = format!("{wanted}_{count}");
+        if self.used.insert(wanted.to_owned()) {
+            return wanted.to_owned();
         }
-        name
+        let count = self.counts.entry(wanted.to_owned()).or_insert(1);
+        loop {
+            *count += 1;
+            let name = format!("{wanted}_{count}");
+            if self.used.insert(name.clone()) {
+                return name;
+            }
+        }
     }
 
     /// `{base}_{suffix}` if that is free, else `{base}_{suffix}_2`, `_3`, …; the answer is free no longer.

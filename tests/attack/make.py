@@ -352,6 +352,9 @@ def models():
         m = good()
         edit(m)
         yield Attack(f"edited-{name}", MODEL, raw(m), needs=GRAPH if name == "input-twice" else NONE, names=("`x` is defined twice",))
+    for count in (0, 37):
+        nodes = [node("QuantizeLinear", ["h", "odd"], ["q"], name="bad_q"), node("DequantizeLinear", ["q", "odd"], ["y"], name="bad_d")]
+        yield Attack(f"scales-{count}", MODEL, raw(model(nodes, dict(odd=np.ones(count, np.float32)))), needs=RUN, names=("bad_q",))
     for name, shape in {"wide": (2**30, 2**30, 8), "long": (1, 2**40, 8), "overflow": (2**40, 2**40, 8)}.items():
         yield Attack(f"input-{name}", MODEL, raw(model(relu, inputs=[value("x", *shape)])), needs=RUN, names=("x",))
 

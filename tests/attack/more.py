@@ -55,7 +55,8 @@ def odd_graphs():
     yield "chain-MatMul", chain("MatMul", 60, "w"), {}
     yield "ladder-40", ladder(40), {}
     yield "ladder-600", ladder(600), {}
-    yield "sum-of-400", [node("Sum", ["h"] * 400, ["y"], name="bad_sum")], {}
+    for op in ("Sum", "Max"):
+        yield f"{op}-of-1500", [node(op, ["h"] * 1_500, ["y"], name="bad_sum")], {}
     yield "concat-of-2000", [node("Concat", ["h"] * 2_000, ["y"], name="bad_concat", axis=1)], {}
     for depth in (5, 12, 15):
         yield f"ifs-{depth}", nested_ifs(depth), YES

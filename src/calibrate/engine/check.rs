@@ -62,8 +62,29 @@ fn mismatch(node: &NodeProto, scope: &Scope) -> Option<String> {
             (!(-rank..rank).contains(&axis) && rank > 0)
                 .then(|| format!("its axis is {axis}, and its input has {rank} axes"))
         }
+        op::QuantizeLinear | op::DequantizeLinear => scales(node, &first?, &shape(1)?),
         _ => None,
     }
+}
+
+/// What is wrong with the scales of a node: there is one, or one for every index of its axis, or they are those of blocks.
+fn scales(node: &NodeProto, input: &[usize], scale: &[usize]) -> Option<String> {
+    if scale.contains(&0) {
+        return Some(format!("its scale has the shape {scale:?}, no element"));
+    }
+    let blocked = attr_i(node, "block_size").is_some_and(|size| size != 0);
+    let &[count] = scale else {
+        return None;
+    };
+    if blocked || count == 1 {
+        return None;
+    }
+    let axis = attr_i(node, "axis").unwrap_or(1);
+    let at = usize::try_from(axis + if axis < 0 { input.len() as i64 } else { 0 });
+    let size = at.ok().and_then(|at| input.get(at));
+    (size != Some(&count)).then(|| {
+        format!("it has {count} scales along axis {axis} of its input, whose shape is {input:?}")
+    })
 }
 
 fn too_large(node: &NodeProto, scope: &Scope) -> Option<String> {

@@ -244,6 +244,46 @@ fn a_norm_of_one_number_is_refused() {
 }
 
 #[test]
+fn operators_of_many_inputs_are_those_of_few() {
+    let x = wave(&[2, 3]);
+    let cases = [
+        (op::Sum, x.mapv(|v| 37.0 * v)),
+        (op::Max, x.mapv(f32::abs)),
+        (op::Min, x.mapv(|v| -v.abs())),
+    ];
+    for (op, expected) in cases {
+        let inputs = [vec!["x"; 40], vec!["n"; 3]].concat();
+        let nodes = vec![
+            make_node(op::Neg, "neg", &["x"], &["n"], vec![]),
+            make_node(op, "many", &inputs, &["y"], vec![]),
+        ];
+        let input = info("x", DataType::Float, &["B", "3"]);
+        let model = model(17, vec![input], nodes, vec![], &["y"]);
+        let found = run(&model, f32_batch("x", x.clone(), 0)).unwrap();
+        let worst = (&found["y"] - &expected).mapv(f32::abs);
+        assert!(worst.iter().all(|v| *v < 1e-4), "{op}: {worst}");
+    }
+}
+
+#[test]
+fn scales_that_do_not_fit_their_input_are_refused() {
+    let refused = |count: usize| {
+        let scales = tensor::from_f32("s", &[count], &vec![1.0; count], DataType::Float);
+        let nodes = vec![
+            make_node(op::QuantizeLinear, "quant", &["x", "s"], &["q"], vec![]),
+            make_node(op::DequantizeLinear, "dequant", &["q", "s"], &["y"], vec![]),
+        ];
+        let input = info("x", DataType::Float, &["B", "3"]);
+        let model = model(17, vec![input], nodes, vec![scales], &["y"]);
+        run(&model, f32_batch("x", wave(&[2, 3]), 0)).err()
+    };
+    let told = |count| refused(count).map_or(String::new(), |error| error.to_string());
+    assert!(told(0).contains("quant (QuantizeLinear): its scale has the shape [0]"));
+    assert!(told(2).contains("quant (QuantizeLinear): it has 2 scales along axis 1"));
+    assert_eq!([told(1), told(3)], ["", ""]);
+}
+
+#[test]
 fn nodes_may_be_called_as_values_that_they_do_not_make() {
     let constant = tensor::from_f32("", &[2], &[3., 4.], DataType::Float);
     let model = model(

@@ -46,6 +46,30 @@ pub(super) fn strided_slice(
     Ok(Outcome::Replaced)
 }
 
+/// Inputs of one operator that the engine prepares in a chain: the time that it takes grows with their square.
+const IN_A_CHAIN: usize = 32;
+
+/// `y = Sum(x₁, …)` of many, Max and Min too, becomes a tree of those of two.
+pub(super) fn of_many(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outcome, EngineError> {
+    let Some(y) = node
+        .output
+        .first()
+        .filter(|_| node.input.len() > IN_A_CHAIN)
+    else {
+        return Ok(Outcome::Kept);
+    };
+    let mut level = node.input.clone();
+    while level.len() > 2 {
+        let next = level.chunks(2).map(|pair| match pair {
+            [one] => one.clone(),
+            pair => b.op(node.op_type(), &[&pair[0], &pair[1]], vec![]),
+        });
+        level = next.collect();
+    }
+    b.op_to(node.op_type(), &[&level[0], &level[1]], y, vec![]);
+    Ok(Outcome::Replaced)
+}
+
 /// Random numbers get a seed, made of the name of the value, if they have none: models that are compared must draw the
 /// same ones. (The engine tells `…Like` by the end of the node's name.)
 pub(super) fn random(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outcome, EngineError> {
