@@ -128,6 +128,9 @@ fn input<'a>(path: &Path, inputs: &'a [Wanted]) -> Result<(&'a Wanted, Layout), 
     Ok((input, layout))
 }
 
+/// Bytes of the pixels of one image, as it is decoded: a few bytes of a file can ask for more than there is.
+const LARGEST: u64 = 512 << 20;
+
 /// Decodes an image, upright, in three colours; what is behind them shows no longer.
 fn read(path: &Path) -> Result<Pixels, PrepareError> {
     let wrong = |e: image::ImageError| {
@@ -140,6 +143,13 @@ fn read(path: &Path) -> Result<Pixels, PrepareError> {
         source,
     })?;
     let mut decoder = reader.into_decoder().map_err(wrong)?;
+    let (size, (width, height)) = (decoder.total_bytes(), decoder.dimensions());
+    if size > LARGEST {
+        return Err(PrepareError::file(
+            path,
+            format!("says that it has {width} x {height} pixels, more than an image is read of"),
+        ));
+    }
     let orientation = decoder.orientation().map_err(wrong)?;
     let mut image = DynamicImage::from_decoder(decoder).map_err(wrong)?;
     image.apply_orientation(orientation);
@@ -153,4 +163,23 @@ fn read(path: &Path) -> Result<Pixels, PrepareError> {
         height,
         data: image.into_raw(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A BMP file of 438 bytes whose head has a height of -620,756,980, from top to bottom (found by fuzzing).
+    #[test]
+    fn an_image_that_asks_for_more_than_there_is_is_refused() {
+        let mut file = b"BM\xb6\x01\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0\x0a\0\0\0".to_vec();
+        file.extend((-620_756_980_i32).to_le_bytes());
+        file.extend([1, 0, 24, 0, 0, 0, 0, 0]);
+        file.resize(438, 0);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("high.bmp");
+        std::fs::write(&path, file).unwrap();
+        let told = read(&path).err().unwrap().to_string();
+        assert!(told.contains("10 x 620756980 pixels"), "{told}");
+    }
 }
