@@ -100,6 +100,9 @@ fn parse_shard(text: &str) -> Result<(usize, usize), String> {
 /// What a file of statistics begins with.
 const MAGIC: &[u8; 16] = b"onnx-osplus\0stat";
 
+/// What is told of a file that does not.
+const NOT_OURS: &str = "is no file that `onnx-osplus stats` has written";
+
 /// What a file that keeps the rows ends with, behind the number of the byte that they begin at.
 const ROWS: &[u8; 16] = b"onnx-osplus\0rows";
 
@@ -184,10 +187,9 @@ fn read(path: &Path) -> Result<(Head, GatheredStatistics)> {
     let file = std::fs::File::open(path).map_err(|e| fail(&format!("cannot be read: {e}")))?;
     let mut file = BufReader::new(file);
     let mut begin = [0; 24];
-    file.read_exact(&mut begin)
-        .map_err(|_| fail("is no file that `onnx-osplus stats` has written"))?;
+    file.read_exact(&mut begin).map_err(|_| fail(NOT_OURS))?;
     if &begin[..16] != MAGIC {
-        return Err(fail("is no file that `onnx-osplus stats` has written"));
+        return Err(fail(NOT_OURS));
     }
     let damaged = |e: &dyn std::fmt::Display| fail(&format!("is damaged: {e}; write it again"));
     let length = begin[16..]
@@ -212,10 +214,7 @@ pub(super) fn rows(paths: &[PathBuf], model: &Model, batch: usize) -> Result<Dat
         let file = InputFile::open(path)
             .map_err(|e| anyhow!("{} cannot be read: {e}", shown::path(path)))?;
         if !file.bytes.starts_with(MAGIC) {
-            bail!(
-                "{} is no file that `onnx-osplus stats` has written",
-                shown::path(path)
-            );
+            bail!("{} {NOT_OURS}", shown::path(path));
         }
         if let Some(range) = kept_rows(&file.bytes) {
             let stored = file.bytes.slice(range);

@@ -58,16 +58,13 @@ impl Element {
 
     /// The element type of a name as [`Display`](std::fmt::Display) writes it.
     pub(crate) fn from_name(name: &str) -> Option<Element> {
-        let sized = |kind: &str| -> Option<u8> { name.strip_prefix(kind)?.parse().ok() };
-        let all = [Element::Bool, Element::Bfloat16];
-        let (int, uint, float) = (sized("int"), sized("uint"), sized("float"));
-        let bytes = |bits: u8| bits / 8;
-        match (int, uint, float) {
-            (Some(n @ (8 | 16 | 32 | 64)), ..) => Some(Element::Int(bytes(n))),
-            (_, Some(n @ (8 | 16 | 32 | 64)), _) => Some(Element::Uint(bytes(n))),
-            (.., Some(n @ (16 | 32 | 64))) => Some(Element::Float(bytes(n))),
-            _ => all.into_iter().find(|element| element.to_string() == name),
-        }
+        let integers = [1, 2, 4, 8].into_iter();
+        let integers = integers.flat_map(|n| [Element::Int(n), Element::Uint(n)]);
+        let floats = [2, 4, 8].map(Element::Float);
+        let mut all = integers
+            .chain(floats)
+            .chain([Element::Bool, Element::Bfloat16]);
+        all.find(|element| element.to_string() == name)
     }
 
     /// The element type of a NumPy type string such as `<i8`, and whether its bytes are big endian.

@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::calibrate::data::array::{Element, FileArray, Values};
 use crate::calibrate::data::dataset::Dataset;
 use crate::calibrate::data::error::CalibError;
-use crate::calibrate::data::input::NamedArray;
-use crate::calibrate::data::signature::{list, model_inputs};
+use crate::calibrate::data::signature::model_inputs;
+use crate::calibrate::data::sources::{named, unknown};
 use crate::onnx::Model;
 
 impl Dataset {
@@ -31,21 +30,11 @@ impl Dataset {
             let mut arrays = BTreeMap::new();
             for (name, values) in table {
                 if !inputs.iter().any(|input| input.name == name) {
-                    return Err(CalibError::UnknownInput {
-                        file: from.to_owned(),
-                        name,
-                        inputs: list(&inputs),
-                    });
+                    return Err(unknown(&inputs, from, &name));
                 }
                 let (element, shape, bytes) = raw(&values);
                 if let Some(data) = FileArray::new(element, shape, bytes) {
-                    let array = NamedArray {
-                        file: from.to_owned(),
-                        array: Some(name.clone()),
-                        input: name.clone(),
-                        data,
-                    };
-                    arrays.insert(name, Arc::new(array));
+                    arrays.insert(name.clone(), named(&name, from, Some(&name), data));
                 }
             }
             made.push(arrays);

@@ -109,7 +109,12 @@ pub(super) fn read_tables(
     }
 }
 
-fn named(input: &str, file: &Path, array: Option<&str>, data: FileArray) -> Arc<NamedArray> {
+pub(super) fn named(
+    input: &str,
+    file: &Path,
+    array: Option<&str>,
+    data: FileArray,
+) -> Arc<NamedArray> {
     Arc::new(NamedArray {
         file: file.to_owned(),
         array: array.map(str::to_owned),
@@ -118,7 +123,7 @@ fn named(input: &str, file: &Path, array: Option<&str>, data: FileArray) -> Arc<
     })
 }
 
-fn unknown(inputs: &[ModelInput], file: &Path, name: &str) -> CalibError {
+pub(super) fn unknown(inputs: &[ModelInput], file: &Path, name: &str) -> CalibError {
     CalibError::UnknownInput {
         file: file.to_owned(),
         name: name.to_owned(),

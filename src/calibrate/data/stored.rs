@@ -17,7 +17,9 @@ use crate::calibrate::data::dataset::Dataset;
 use crate::calibrate::data::error::CalibError;
 use crate::calibrate::data::input::NamedArray;
 use crate::calibrate::data::origins::Origins;
-use crate::calibrate::data::signature::{list, model_inputs};
+use crate::calibrate::data::signature::model_inputs;
+use crate::calibrate::data::sources::{named, unknown};
+use crate::calibrate::data::table::Table;
 use crate::onnx::Model;
 
 #[derive(Serialize, Deserialize)]
@@ -34,6 +36,17 @@ struct Array {
     shape: Vec<usize>,
 }
 
+impl Array {
+    /// Its elements, which are taken from the beginning of `rest`; `None` if they are not there.
+    fn elements(&self, rest: &mut Bytes) -> Option<FileArray> {
+        let element = Element::from_name(&self.element)?;
+        let mut sizes = self.shape.iter();
+        let length = sizes.try_fold(element.size(), |n, size| n.checked_mul(*size))?;
+        let bytes = (length <= rest.len()).then(|| rest.split_to(length))?;
+        FileArray::new(element, self.shape.clone(), bytes)
+    }
+}
+
 /// The longest head that is read.
 const MOST: usize = 64 << 20;
 
@@ -43,7 +56,7 @@ impl Dataset {
     /// # Errors
     /// What the system says.
     pub fn store(&self, out: &mut impl Write) -> io::Result<()> {
-        let arrays = |table: &crate::calibrate::data::table::Table| {
+        let arrays = |table: &Table| {
             let arrays = table.arrays.iter();
             let array = |(input, (array, _)): (&String, &(Arc<NamedArray>, _))| Array {
                 input: input.clone(),
@@ -87,33 +100,13 @@ impl Dataset {
         let mut tables = Vec::with_capacity(head.tables.len());
         for stated in head.tables {
             let mut table = BTreeMap::new();
-            for Array {
-                input,
-                element,
-                shape,
-            } in stated
-            {
-                if !inputs.iter().any(|known| known.name == input) {
-                    return Err(CalibError::UnknownInput {
-                        file: file.to_owned(),
-                        name: input,
-                        inputs: list(&inputs),
-                    });
+            for array in stated {
+                if !inputs.iter().any(|known| known.name == array.input) {
+                    return Err(unknown(&inputs, file, &array.input));
                 }
-                let element = Element::from_name(&element).ok_or_else(damaged)?;
-                let length = shape
-                    .iter()
-                    .try_fold(element.size(), |n, size| n.checked_mul(*size))
-                    .filter(|length| *length <= rest.len())
-                    .ok_or_else(damaged)?;
-                let data = FileArray::new(element, shape, rest.split_to(length));
-                let array = NamedArray {
-                    file: file.to_owned(),
-                    array: Some(input.clone()),
-                    input: input.clone(),
-                    data: data.ok_or_else(damaged)?,
-                };
-                table.insert(input, Arc::new(array));
+                let data = array.elements(&mut rest).ok_or_else(damaged)?;
+                let made = named(&array.input, file, Some(&array.input), data);
+                table.insert(array.input, made);
             }
             tables.push(table);
         }

@@ -3,6 +3,7 @@
 
 use super::decompose::Scope;
 use super::node::node_label;
+use crate::graph::infer::axis_of;
 use crate::onnx::node::{attr_i, attr_ints};
 use crate::onnx::op;
 use crate::onnx::proto::NodeProto;
@@ -80,9 +81,8 @@ fn scales(node: &NodeProto, input: &[usize], scale: &[usize]) -> Option<String> 
         return None;
     }
     let axis = attr_i(node, "axis").unwrap_or(1);
-    let at = usize::try_from(axis + if axis < 0 { input.len() as i64 } else { 0 });
-    let size = at.ok().and_then(|at| input.get(at));
-    (size != Some(&count)).then(|| {
+    let size = axis_of(input.len(), axis).map(|at| input[at]);
+    (size != Some(count)).then(|| {
         format!("it has {count} scales along axis {axis} of its input, whose shape is {input:?}")
     })
 }

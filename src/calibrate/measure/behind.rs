@@ -40,7 +40,7 @@ pub struct Behind<'m> {
 /// The outputs of the base, which are those of a model that does not reach them; a single output is always reached.
 #[derive(Default)]
 struct Whole {
-    outputs: Vec<Found>,
+    outputs: Arc<[Found]>,
     integers: Vec<String>,
     skipped: Vec<String>,
 }
@@ -107,15 +107,10 @@ impl<'m> Behind<'m> {
         }
     }
 
-    /// What is kept of a batch.
-    fn kept(&self, batch: &Batch) -> Option<(usize, &BTreeMap<String, InputTensor>)> {
-        let at = self.batches.iter().position(|b| b.rows == batch.rows)?;
-        Some((at, &self.kept[at]))
-    }
-
     /// The plan of what lies behind the nodes that differ; `None` if it cannot be made, or is all of the model.
     fn part(&self, model: &Model, like: &Batch) -> Option<PartPlan> {
-        let (_, kept) = self.kept(like).filter(|(_, kept)| !kept.is_empty())?;
+        let at = self.batches.iter().position(|b| b.rows == like.rows)?;
+        let kept = Some(&self.kept[at]).filter(|kept| !kept.is_empty())?;
         let view = View::new(model);
         let reached = reached(&view, self.differing(&view));
         let outputs = view.graph().output.iter();
@@ -130,17 +125,16 @@ impl<'m> Behind<'m> {
         let inputs = part.inputs.iter();
         let inputs = inputs.map(|&i| view.graph().input[i].name().to_owned());
         let inputs: BTreeSet<String> = inputs.collect();
-        let feeds = self.batches.iter().enumerate().map(|(at, batch)| {
+        let feeds = self.batches.iter().zip(&self.kept).map(|(batch, kept)| {
             let mut feeds = batch.clone();
             feeds.inputs.retain(|name, _| inputs.contains(name));
-            let of_fed = |name: &String| Some((name.clone(), self.kept[at].get(name)?.clone()));
+            let of_fed = |name: &String| Some((name.clone(), kept.get(name)?.clone()));
             feeds.inputs.extend(fed.iter().filter_map(of_fed));
             feeds
         });
         let feeds: Vec<Batch> = feeds.collect();
         let alone = part.model(&view, |v| Some(kept.get(view.name(v))?.shape()))?;
-        let first = feeds.iter().find(|feeds| feeds.rows == like.rows)?;
-        let plan = output_plan(self.engine, &alone, first).ok()?;
+        let plan = output_plan(self.engine, &alone, &feeds[at]).ok()?;
         let (mut integers, mut skipped) = (self.whole.integers.clone(), self.whole.skipped.clone());
         if view.graph().output.len() == 1 {
             integers = plan.integer_outputs().to_vec();
@@ -218,7 +212,7 @@ struct PartPlan {
     /// What the part is fed with, for every batch.
     feeds: Vec<Batch>,
     /// The outputs of the base, for every batch, if the part does not compute all.
-    whole: Vec<Found>,
+    whole: Arc<[Found]>,
     axes: Arc<Axes>,
     integers: Vec<String>,
     skipped: Vec<String>,
@@ -255,7 +249,7 @@ impl Whole {
         base: &Model,
         batches: &[Batch],
     ) -> Result<Option<Whole>, EngineError> {
-        let (mut whole, mut size) = (Whole::default(), 0);
+        let (mut whole, mut outputs, mut size) = (Whole::default(), Vec::new(), 0);
         for batch in batches {
             let plan = output_plan(engine, base, batch)?;
             let found = plan.run(batch, None)?;
@@ -263,10 +257,11 @@ impl Whole {
             if size > OUTPUT_BUDGET {
                 return Ok(None);
             }
-            whole.outputs.push(found);
+            outputs.push(found);
             whole.integers = plan.integer_outputs().to_vec();
             whole.skipped = plan.skipped_outputs().to_vec();
         }
+        whole.outputs = outputs.into();
         Ok(Some(whole))
     }
 }

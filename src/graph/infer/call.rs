@@ -138,7 +138,7 @@ impl List {
 }
 
 /// An axis from the front; negative ones count from the end.
-pub(super) fn axis_of(rank: usize, axis: i64) -> Option<usize> {
+pub(crate) fn axis_of(rank: usize, axis: i64) -> Option<usize> {
     let axis = usize::try_from(if axis < 0 { axis + rank as i64 } else { axis }).ok()?;
     (axis < rank).then_some(axis)
 }

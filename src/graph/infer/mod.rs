@@ -36,6 +36,7 @@ mod table;
 mod tests;
 
 pub use call::Call;
+pub(crate) use call::axis_of;
 pub use fact::{Dim, Dims, Fact, Limits, Value, known, product};
 pub use facts::{Facts, stated};
 pub use node::{constant_expression, from_shapes, has_values, infer};
