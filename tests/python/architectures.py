@@ -3,23 +3,20 @@
 `quantize(row, options…)` runs the tool once per session; the same arguments give the same files again.
 """
 
-import atexit
 import json
-import tempfile
-from pathlib import Path
+import subprocess
 
 import measure
 import numpy as np
 import onnx
 from conftest import MODELS, run_tool
+from once import once
 from specified import arrays
 
 FOLDER = MODELS / "architectures"
 ROWS = {row["file"].removesuffix(".onnx"): row for row in json.loads((FOLDER / "table.json").read_text())["rows"]}
 CALIBRATION, HELD_OUT = (32, 1), (64, 2)  # rows, seed
 
-_folder = tempfile.TemporaryDirectory(prefix="onnx-osplus-architectures-")
-atexit.register(_folder.cleanup)
 _done = {}
 
 
@@ -32,21 +29,28 @@ def feeds_of(row, model, rows, seed, specs=None):
 def quantize(row, *options):
     """The result of the tool, the path it wrote and its report."""
     key = (row["file"], *options)
-    if key in _done:
-        return _done[key]
-    folder = Path(_folder.name) / row["file"].removesuffix(".onnx")
-    calib = folder / "calib"
-    if not calib.exists():
-        calib.mkdir(parents=True)
-        model = onnx.load(FOLDER / row["file"])
-        np.savez(calib / "0.npz", **feeds_of(row, model, *CALIBRATION))
-        if "other_branch" in row:
-            np.savez(calib / "1.npz", **feeds_of(row, model, *CALIBRATION, row["other_branch"]))
-    name = "-".join(["out", *(o.strip("-") for o in options)])
-    out, report = folder / f"{name}.onnx", folder / f"{name}.json"
-    done = run_tool(FOLDER / row["file"], out, "--calib", calib, "--no-layers", "--report", report, "-q", *options)
-    _done[key] = done, out, json.loads(report.read_text()) if done.returncode == 0 else None
+    if key not in _done:
+        name = "-".join(["out", *(o.strip("-") for o in options)])
+        folder = once(f"architectures/{row['file'].removesuffix('.onnx')}/{name}", lambda folder: _quantize(row, folder, options))
+        code, stdout, stderr = json.loads((folder / "result.json").read_text())
+        report = json.loads((folder / "report.json").read_text()) if code == 0 else None
+        _done[key] = subprocess.CompletedProcess(name, code, stdout, stderr), folder / "out.onnx", report
     return _done[key]
+
+
+def _quantize(row, folder, options):
+    calib = once(f"architectures/{row['file'].removesuffix('.onnx')}/calib", lambda folder: _calibration(row, folder)) / "rows"
+    paths = folder / "out.onnx", "--calib", calib, "--no-layers", "--report", folder / "report.json"
+    done = run_tool(FOLDER / row["file"], *paths, "-q", *options)
+    (folder / "result.json").write_text(json.dumps([done.returncode, done.stdout, done.stderr]))
+
+
+def _calibration(row, folder):
+    model, folder = onnx.load(FOLDER / row["file"]), folder / "rows"
+    folder.mkdir(exist_ok=True)
+    np.savez(folder / "0.npz", **feeds_of(row, model, *CALIBRATION))
+    if "other_branch" in row:
+        np.savez(folder / "1.npz", **feeds_of(row, model, *CALIBRATION, row["other_branch"]))
 
 
 def run(path, row, feeds):

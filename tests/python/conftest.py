@@ -3,6 +3,7 @@
 `job(CASE, options…)` quantizes one model and returns a `Job`; the same arguments give the same `Job` again.
 """
 
+import hashlib
 import json
 import os
 import subprocess
@@ -22,6 +23,12 @@ sys.path[:0] = [str(MODELS), str(Path(__file__).parent)]
 import measure  # noqa: E402  (needs the path above)
 from build_albert import albert_model, read_torch  # noqa: E402
 from build_bert import bert_model, read_safetensors  # noqa: E402
+from once import once, shared  # noqa: E402
+
+
+def pytest_configure():
+    # Before pytest-xdist starts processes, so that all of them know the folder.
+    shared()
 
 
 def tool_path():
@@ -114,19 +121,28 @@ def albert(tmp_path_factory):
     return real_case("albert", path, "last_hidden_state", 73, "reactions-")
 
 
+def run_job(case, folder, options):
+    """What a `Job` is made of, in files: out.onnx, report.json, and what was printed."""
+    paths = folder / "out.onnx", "--calib", case.calib, "--no-layers", "--report", folder / "report.json"
+    result = run_tool(case.model, *paths, *options)
+    assert result.returncode == 0, f"exit status {result.returncode}\n{result.stdout}\n{result.stderr}"
+    (folder / "said.json").write_text(json.dumps({"stdout": result.stdout, "stderr": result.stderr}))
+
+
 @pytest.fixture(scope="session")
-def job(tmp_path_factory):
+def job():
     """job(case, options…) → Job. Fails the test with the tool's own words if the tool fails."""
     done = {}
 
     def run(case, *options):
         key = (case.name, *map(str, options))
         if key not in done:
-            folder = tmp_path_factory.mktemp(case.name)
-            out, report = folder / "out.onnx", folder / "report.json"
-            result = run_tool(case.model, out, "--calib", case.calib, "--no-layers", "--report", report, *options)
-            assert result.returncode == 0, f"exit status {result.returncode}\n{result.stdout}\n{result.stderr}"
-            done[key] = Job(case, out, json.loads(report.read_text()), result.stdout, result.stderr)
+            # What is asked for is the default.
+            options = options[2:] if options[:2] == ("--target", "ort") else options
+            name = f"{case.name}-{hashlib.sha256(repr([str(o) for o in options]).encode()).hexdigest()[:16]}"
+            folder = once(name, lambda folder: run_job(case, folder, options))
+            report, said = (json.loads((folder / file).read_text()) for file in ("report.json", "said.json"))
+            done[key] = Job(case, folder / "out.onnx", report, said["stdout"], said["stderr"])
         return done[key]
 
     return run

@@ -387,7 +387,11 @@ def all_graphs(graph):
 # --- models that nobody here made ---
 
 
-@pytest.fixture(scope="session", params=["minilm-l3", "minilm-l6-fused", "minilm-l6-decomposed", "albert"])
+# The norms of the fourth are folded alike for every target: one runtime has to run it.
+REAL = ["minilm-l3", "minilm-l6-fused", "albert"]
+
+
+@pytest.fixture(scope="session", params=REAL)
 def real(request):
     """A real model, and the shape that its inputs have in the tests."""
     if request.param == "minilm-l3":
@@ -406,6 +410,7 @@ def real_run(job, case, target, rows=2, tokens=16):
 
 
 class TestRealModels:
+    @pytest.mark.parametrize("real", [*REAL, "minilm-l6-decomposed"], indirect=True)
     @pytest.mark.parametrize("target", ONNX_RUNTIME_TARGETS)
     def test_onnx_runtime(self, job, real, target, tmp_path):
         path, linears, feeds = real_run(job, real, target)
@@ -428,9 +433,9 @@ class TestRealModels:
 
 @pytest.mark.parametrize("target", ALL_TARGETS)
 def test_symmetric_activations_are_accurate(job, l6, target):
-    """Held-out text, dB: at least 22 on MiniLM-L6 with int8 activations, 19 with int8 attention too."""
+    """Held-out text, dB, without rotations: at least 22 on MiniLM-L6 with int8 activations, 19 with int8 attention too."""
     for attention, least in [("float", 22), ("int8", 19)]:
-        done = job(l6["fused"], "--target", target, "--attention", attention)
+        done = job(l6["fused"], "--target", target, "--attention", attention, "--max-slowdown", "0")
         assert measure.heldout_sqnr(l6["fused"], done.path) >= least, attention
 
 
