@@ -10,8 +10,8 @@ use onnx_osplus::progress::Progress;
 use super::arguments::Arguments;
 use super::{Given, decoders, explain, print, print_summary, quantize_with, say, shown};
 
-/// What is behind the name of a file that is another form of the model beside it.
-const FORMS: [&str; 14] = [
+/// What is behind the name of a file that has the model beside it in integers.
+const INTEGER_FORMS: [&str; 11] = [
     "quantized",
     "int8",
     "uint8",
@@ -21,12 +21,15 @@ const FORMS: [&str; 14] = [
     "q4f16",
     "q8",
     "bnb4",
-    "fp16",
-    "float16",
-    "optimized",
     "quint8",
     "qint8",
 ];
+
+/// What is behind the name of a file that has it in another form of float; `O1` to `O4` are such, too.
+const FLOAT_FORMS: [&str; 3] = ["fp16", "float16", "optimized"];
+
+/// What a folder of ONNX Runtime GenAI says of its models: their names, beside it.
+const GENAI: &str = "genai_config.json";
 
 /// Names of files with weights; they are not copied.
 const WEIGHTS: [&str; 13] = [
@@ -59,7 +62,10 @@ pub(super) fn run(
 ) -> Result<()> {
     let (folder, out) = (&arguments.input, &arguments.output);
     let models = models(folder)?;
-    let targets = targets(&models, out, arguments.name.as_deref())?;
+    let targets = match folder.join(GENAI).is_file() {
+        true => named_by_genai(folder, &models, out, arguments.name.as_deref())?,
+        false => targets(&models, out, arguments.name.as_deref())?,
+    };
     if out.exists() && !out.is_dir() {
         bail!(
             "{} is no folder; for a folder IN, OUT is one too",
@@ -88,7 +94,9 @@ pub(super) fn run(
             );
         }
     }
-    make_folder(&out.join("onnx"))?;
+    for target in &targets {
+        make_folder(target.parent().unwrap_or(out))?;
+    }
     let decoders = decoders::data(arguments, &models, progress);
     let mut failed = Vec::new();
     for (model, target) in models.iter().zip(&targets) {
@@ -115,22 +123,22 @@ pub(super) fn run(
             }
             Ok(_) => {}
             Err(error) if models.len() == 1 => return Err(error),
-            Err(error) => failed.push((model, error)),
+            Err(error) => failed.push((model, target, error)),
         }
     }
     if failed.len() == models.len() {
         // Each for its reason; the first stands for the exit status.
-        for (model, error) in &failed[1..] {
+        for (model, _, error) in &failed[1..] {
             say(&format!(
                 "error: {}: {}",
                 shown::path(model),
                 explain(error)
             ));
         }
-        let (_, error) = failed.swap_remove(0);
+        let (.., error) = failed.swap_remove(0);
         return Err(error);
     }
-    for (model, error) in &failed {
+    for (model, target, error) in &failed {
         let what = match here {
             true => "stays",
             false => "is copied",
@@ -141,7 +149,7 @@ pub(super) fn run(
             explain(error)
         ));
         if !here {
-            for (from, to) in whole(model, &out.join("onnx"))? {
+            for (from, to) in whole(model, target.parent().unwrap_or(out))? {
                 copy(&from, &to, arguments.force)?;
             }
         }
@@ -159,15 +167,18 @@ pub(super) fn run(
     Ok(())
 }
 
-/// The float models of a folder: of `onnx/` in it, or its own.
+/// The float models of a folder: of `onnx/` in it, or its own. A model in another form of float, such as optimum's
+/// `model_optimized.onnx`, is one where there is no other.
 ///
 /// # Errors
 /// There are none.
 fn models(folder: &Path) -> Result<Vec<PathBuf>> {
-    for place in [folder.join("onnx"), folder.to_owned()] {
-        let found = float_models(&files(&place));
-        if !found.is_empty() {
-            return Ok(found);
+    for other_forms in [false, true] {
+        for place in [folder.join("onnx"), folder.to_owned()] {
+            let found = float_models(&files(&place), other_forms);
+            if !found.is_empty() {
+                return Ok(found);
+            }
         }
     }
     bail!(
@@ -195,8 +206,9 @@ fn stem(path: &Path) -> String {
         .unwrap_or_default()
 }
 
-/// Models that are no other form of one beside them. A merged decoder stands for the two that were merged.
-fn float_models(files: &[PathBuf]) -> Vec<PathBuf> {
+/// Models that are no other form of one beside them; `other_forms` of float count. A merged decoder stands for the two that were
+/// merged.
+fn float_models(files: &[PathBuf], other_forms: bool) -> Vec<PathBuf> {
     let is_model =
         |path: &&PathBuf| path.extension().is_some_and(|e| e == "onnx") && path.is_file();
     let models: Vec<&PathBuf> = files.iter().filter(is_model).collect();
@@ -207,7 +219,8 @@ fn float_models(files: &[PathBuf]) -> Vec<PathBuf> {
             let level = part
                 .strip_prefix('O')
                 .is_some_and(|n| n.len() == 1 && n.as_bytes()[0].is_ascii_digit());
-            level || FORMS.contains(&part)
+            let float = level || FLOAT_FORMS.contains(&part);
+            float && !other_forms || INTEGER_FORMS.contains(&part)
         })
     };
     let merged = stems.iter().any(|of| of == "decoder_model_merged");
@@ -241,6 +254,28 @@ fn targets(models: &[PathBuf], out: &Path, name: Option<&str>) -> Result<Vec<Pat
         .iter()
         .map(|path| onnx.join(format!("{}_{name}.onnx", stem(path))))
         .collect())
+}
+
+/// What each model of a folder of ONNX Runtime GenAI is written to: the names that its configuration has for them.
+fn named_by_genai(
+    folder: &Path,
+    models: &[PathBuf],
+    out: &Path,
+    name: Option<&str>,
+) -> Result<Vec<PathBuf>> {
+    if let Some(name) = name {
+        bail!(
+            "{GENAI} names its models, and the result has the same names; leave out --name {}",
+            onnx::shown(name)
+        );
+    }
+    if same(folder, out) {
+        bail!(
+            "{GENAI} names its models, and the result has the same names: OUT has to be another folder"
+        );
+    }
+    let beside = |model: &PathBuf| out.join(model.strip_prefix(folder).unwrap_or(model));
+    Ok(models.iter().map(beside).collect())
 }
 
 /// `report.json` of one of several models: `report-encoder_model.json`.
@@ -378,6 +413,33 @@ mod tests {
             ]),
             ["decoder_model.onnx", "decoder_with_past_model.onnx"]
         );
+    }
+
+    #[test]
+    fn another_form_of_float_is_a_model_where_there_is_no_other() {
+        assert_eq!(
+            found(&["model_optimized.onnx", "model_int8.onnx"]),
+            ["model_optimized.onnx"]
+        );
+        assert_eq!(
+            found(&["x/y.onnx", "onnx/model_fp16.onnx"]),
+            ["onnx/model_fp16.onnx"]
+        );
+        assert_eq!(
+            found(&["model_O4.onnx", "onnx/model.onnx"]),
+            ["onnx/model.onnx"]
+        );
+    }
+
+    #[test]
+    fn a_configuration_of_genai_names_the_result() {
+        let folder = tempfile::tempdir().unwrap();
+        let models = [folder.path().join("model.onnx")];
+        let named = |out, name| named_by_genai(folder.path(), &models, out, name);
+        let targets = named(Path::new("out"), None).unwrap();
+        assert_eq!(targets, [Path::new("out/model.onnx")]);
+        assert!(named(Path::new("out"), Some("int8")).is_err());
+        assert!(named(folder.path(), None).is_err());
     }
 
     #[test]

@@ -121,6 +121,7 @@ fn dissect(
     let quantized: BTreeSet<&String> = quantized.collect();
     let misses = misses.filter(|m| !quantized.contains(&m.name));
     anatomy.near_misses.extend(misses.map(Into::into));
+    notes.extend(graph::loop_note(original.graph()));
     anatomy.notes = notes;
     Ok(anatomy)
 }
@@ -164,6 +165,9 @@ fn measured(
 }
 
 fn without_shapes(error: &dyn std::fmt::Display) -> String {
+    // What follows its first line is a table for those who give data.
+    let error = error.to_string();
+    let error = error.lines().next().unwrap_or_default();
     format!("the model was not run, so that sinks behind reshapes are not found: {error}")
 }
 

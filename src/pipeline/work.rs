@@ -6,7 +6,7 @@ use super::plan::{Plan, Precision};
 use super::prepare::Prepared;
 use crate::calibrate::{Batch, Engine};
 use crate::graph::work::Product;
-use crate::graph::{Use, View};
+use crate::graph::{Use, View, works_in_loops};
 use crate::onnx::{Model, op, tensor};
 use crate::recognise::Recognised;
 use crate::review::WorkReport;
@@ -20,6 +20,9 @@ pub(super) fn work_of(
     written: &Model,
 ) -> Option<WorkReport> {
     let view = prepared.model.view();
+    if works_in_loops(written.graph()) {
+        return None;
+    }
     let products = engine.products(prepared.model.as_model(), batch).ok()?;
     let linears = prepared.found.linears.iter().zip(&plan.linears);
     let integer = |p: &&Precision| plan.format.quantizes() && p.is_integer();
@@ -66,6 +69,9 @@ pub(super) fn work_of_model(
     batch: &Batch,
 ) -> Option<WorkReport> {
     let view = View::new(model);
+    if works_in_loops(model.graph()) {
+        return None;
+    }
     let products = engine.products(model, batch).ok()?;
     let linears = found.linears.iter().filter_map(|l| view.output(l.node, 0));
     let int8 = linears.map(|v| view.name(v)).collect();

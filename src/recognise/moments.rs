@@ -53,24 +53,34 @@ pub(super) fn variance_of(view: &View, value: ValueId) -> Option<Variance> {
     })
 }
 
-/// Strips ε: v from Add(v, ε) or Max(v, ε), ε a scalar constant on either side, or from Clip.
+/// Strips ε: v from Add(v, ε) or Max(v, ε), ε a scalar constant on either side, or from Clip; from one in another, as of
+/// Flax's max(mean(x²) − mean(x)², 0) + ε.
 pub(super) fn without_epsilon(view: &View, value: ValueId) -> (ValueId, bool) {
-    let value = see_through(view, value);
-    let Some((node, 0)) = view.producer(value) else {
-        return (value, false);
+    let (mut value, mut found) = (see_through(view, value), false);
+    while let Some(inner) = one_less(view, value) {
+        (value, found) = (see_through(view, inner), true);
+    }
+    (value, found)
+}
+
+fn one_less(view: &View, value: ValueId) -> Option<ValueId> {
+    let (node, 0) = view.producer(value)? else {
+        return None;
     };
-    let is_scalar = |v: ValueId| view.scalar(v).is_some();
-    let inner = match (view.op(node), view.input(node, 0), view.input(node, 1)) {
-        (op::Add | op::Max, Some(v), Some(e)) if is_scalar(e) => Some(v),
-        (op::Add | op::Max, Some(e), Some(v)) if is_scalar(e) => Some(v),
-        (op::Clip, Some(v), Some(min)) if is_scalar(min) => Some(v),
+    match (view.op(node), view.input(node, 0), view.input(node, 1)) {
+        (op::Add | op::Max, Some(v), Some(e)) if is_scalar(view, e) => Some(v),
+        (op::Add | op::Max, Some(e), Some(v)) if is_scalar(view, e) => Some(v),
+        (op::Clip, Some(v), Some(min)) if is_scalar(view, min) => Some(v),
         (op::Clip, Some(v), None) if attr_f(view.node(node), "min").is_some() => Some(v),
         _ => None,
-    };
-    match inner {
-        Some(v) => (see_through(view, v), true),
-        None => (value, false),
     }
+}
+
+/// Whether a value is a scalar constant, in the type of another value perhaps.
+fn is_scalar(view: &View, value: ValueId) -> bool {
+    let cast = view.producer_is(value, op::CastLike);
+    let value = cast.and_then(|node| view.input(node, 0)).unwrap_or(value);
+    view.scalar(value).is_some()
 }
 
 /// A mean: what it averages, and why it is not over the last axis, if so.

@@ -318,6 +318,7 @@ fn recognise_all(
     changes
         .notes
         .extend(graph::random_note(job.original.graph()));
+    changes.notes.extend(graph::loop_note(job.original.graph()));
     let prepared = Prepared {
         model,
         found,
