@@ -208,6 +208,12 @@ fn epsilon_anywhere() {
         "node c[1] = 1e-6
          ve = Add(v, c)
          s = Sqrt(ve)",
+        "vp = Max(v, e)
+         ve = Add(vp, e)
+         s = Sqrt(ve)",
+        "el = CastLike(e, x)
+         ve = Add(v, el)
+         s = Sqrt(ve)",
     ] {
         layer(&format!(
             "{CENTRED}
