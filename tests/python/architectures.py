@@ -39,10 +39,14 @@ def quantize(row, *options):
 
 
 def _quantize(row, folder, options):
-    calib = once(f"architectures/{row['file'].removesuffix('.onnx')}/calib", lambda folder: _calibration(row, folder)) / "rows"
-    paths = folder / "out.onnx", "--calib", calib, "--no-layers", "--report", folder / "report.json"
+    paths = folder / "out.onnx", "--calib", calibration(row), "--no-layers", "--report", folder / "report.json"
     done = run_tool(FOLDER / row["file"], *paths, "-q", *options)
     (folder / "result.json").write_text(json.dumps([done.returncode, done.stdout, done.stderr]))
+
+
+def calibration(row):
+    """The folder with the data that `quantize` calibrates with."""
+    return once(f"architectures/{row['file'].removesuffix('.onnx')}/calib", lambda folder: _calibration(row, folder)) / "rows"
 
 
 def _calibration(row, folder):

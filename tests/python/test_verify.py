@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from architectures import ROWS, quantize
+from architectures import ROWS, calibration, quantize
 from conftest import MODELS, TINY, TINY_LLAMA, run_tool
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
@@ -296,7 +296,7 @@ def test_every_linear_of_other_architectures_is_found(name):
     row = ROWS[name]
     done, out, report = quantize(row, "--format", "float")
     assert done.returncode == 0, done.stderr
-    result = run_tool("verify", MODELS / "architectures" / row["file"], out, "--calib", out.parent / "calib", "--json", "-")
+    result = run_tool("verify", MODELS / "architectures" / row["file"], out, "--calib", calibration(row), "--json", "-")
     assert result.returncode == 0, result.stderr
     layers = json.loads(result.stdout)["layers"]
     assert len(layers) == len(report["linears"])
