@@ -105,7 +105,9 @@ def check(python, package, path, linears, feeds, folder):
     if not worst >= 30:
         return f"wrong: {worst:.0f} dB"
     integer, left = integer_products(package, dump)
-    return "ok" if (integer, left) == (linears, 0) else f"{integer} of {linears} in int8"
+    # The products of rotations stay in float.
+    rotations = len(measure.rotation_products(onnx.load(path)))
+    return "ok" if integer == linears and left <= rotations else f"{integer} of {linears} in int8, {left} products in float"
 
 
 def main():
