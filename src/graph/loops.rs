@@ -1,12 +1,12 @@
 //! What is in the bodies of loops: nothing here looks into them.
 
+use super::work::is_product;
 use crate::onnx::node::subgraphs;
 use crate::onnx::op;
 use crate::onnx::proto::{GraphProto, NodeProto};
 
 /// Operators that run a graph again and again.
 const LOOPS: [&str; 3] = [op::Loop, op::Scan, op::SequenceMap];
-const PRODUCTS: [&str; 5] = [op::MatMul, op::Gemm, op::Conv, op::Einsum, op::MatMulNBits];
 
 /// The nodes that repeat products, each with their number in its body; in the branches of an If too.
 fn loops(graph: &GraphProto) -> Vec<(&NodeProto, usize)> {
@@ -21,7 +21,8 @@ fn loops(graph: &GraphProto) -> Vec<(&NodeProto, usize)> {
 fn products(graph: &GraphProto) -> usize {
     let of = |node: &NodeProto| {
         let inside: usize = subgraphs(node).map(products).sum();
-        inside + usize::from(PRODUCTS.contains(&node.op_type()))
+        // The engine spells MatMulNBits out before it counts.
+        inside + usize::from(is_product(node) || node.op_type() == op::MatMulNBits)
     };
     graph.node.iter().map(of).sum()
 }

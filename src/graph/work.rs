@@ -29,7 +29,7 @@ pub fn products<'n>(
 ) -> Result<Vec<Product>, Vec<String>> {
     let mut unknown = Vec::new();
     let mut product = |node: &NodeProto| {
-        if !MULTIPLY.contains(&node.op_type()) {
+        if !is_product(node) {
             return None;
         }
         let Some(multiplications) = multiplications(node, facts) else {
@@ -60,6 +60,11 @@ pub fn products<'n>(
         true => Ok(found),
         false => Err(unknown),
     }
+}
+
+/// Whether a node is counted by [`products`].
+pub(super) fn is_product(node: &NodeProto) -> bool {
+    MULTIPLY.contains(&node.op_type())
 }
 
 /// The operators that [`multiplications`] knows.

@@ -20,10 +20,7 @@ pub(super) fn work_of(
     written: &Model,
 ) -> Option<WorkReport> {
     let view = prepared.model.view();
-    if works_in_loops(written.graph()) {
-        return None;
-    }
-    let products = engine.products(prepared.model.as_model(), batch).ok()?;
+    let products = products(engine, prepared.model.as_model(), batch)?;
     let linears = prepared.found.linears.iter().zip(&plan.linears);
     let integer = |p: &&Precision| plan.format.quantizes() && p.is_integer();
     let linears = linears
@@ -69,15 +66,20 @@ pub(super) fn work_of_model(
     batch: &Batch,
 ) -> Option<WorkReport> {
     let view = View::new(model);
-    if works_in_loops(model.graph()) {
-        return None;
-    }
-    let products = engine.products(model, batch).ok()?;
+    let products = products(engine, model, batch)?;
     let linears = found.linears.iter().filter_map(|l| view.output(l.node, 0));
     let int8 = linears.map(|v| view.name(v)).collect();
     let mut work = report(&view, found, &products, &int8, &[], batch.rows.len());
     (work.embedding_bytes, work.float_bytes) = float_bytes(model);
     Some(work)
+}
+
+/// Every product, where all of them and their shapes are known.
+fn products(engine: &dyn Engine, model: &Model, batch: &Batch) -> Option<Vec<Product>> {
+    match works_in_loops(model.graph()) {
+        true => None,
+        false => engine.products(model, batch).ok(),
+    }
 }
 
 fn report(

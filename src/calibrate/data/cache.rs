@@ -4,6 +4,7 @@
 //! Decoders built for ONNX Runtime's GenAI name both last axes; the attention operators that read the past tell the size, or
 //! the keys that are joined with it.
 
+use crate::graph::infer::axis_of;
 use crate::graph::{NodeId, Use, ValueId, View};
 use crate::onnx::node::{attr_i, attr_ints};
 use crate::onnx::op;
@@ -47,9 +48,8 @@ fn joined_size(view: &View, node: NodeId, slot: usize) -> Option<usize> {
     let others = (0..view.node(node).input.len()).filter(|&other| other != slot);
     let shapes = others.filter_map(|other| view.shape(view.input(node, other)?));
     let last = |shape: Vec<Option<usize>>| {
-        let is_last =
-            axis == -1 || usize::try_from(axis).ok() == Some(shape.len().saturating_sub(1));
-        (*shape.last()?).filter(|_| !is_last)
+        let behind = axis_of(shape.len(), axis)? + 1;
+        shape[behind..].last().copied()?
     };
     shapes.filter_map(last).next()
 }
