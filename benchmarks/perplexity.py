@@ -72,16 +72,18 @@ FINE = (
     ("4,8", "--preset llm"),
     ("4,8", "--weight-only --weight-bits 4"),
 )
-NBITS = ("default", "symmetric", "k-quant")
+NBITS = ("default", "symmetric", "k-quant", "HQQ")
 
 
 def quantize_nbits(model, out, form):
-    """ONNX Runtime's quantizer: 4 bits in groups of 32, accuracy level 4."""
+    """ONNX Runtime's quantizer: 4 bits in groups of 32, accuracy level 4. HQQ needs PyTorch (`pip install torch`)."""
     from onnxruntime.quantization import matmul_nbits_quantizer as nbits
 
     symmetric = form == "symmetric"
     if form == "k-quant":
         config = nbits.KQuantWeightOnlyQuantConfig()
+    elif form == "HQQ":
+        config = nbits.HQQWeightOnlyQuantConfig(block_size=32, bits=4)
     else:
         config = nbits.DefaultWeightOnlyQuantConfig(block_size=32, is_symmetric=symmetric, accuracy_level=4)
     loaded = nbits.onnx.load(str(model))

@@ -33,7 +33,7 @@ pub use report::{
     RoundedCheck, SiteReport,
 };
 pub use settings::Settings;
-pub use sure::{SURE_DB, known_to_db, too_few};
+pub use sure::{SURE_DB, are_few, known_to_db, too_few};
 pub use verify::{
     Energy, LAYER_TOKENS, LayerError, OutputError, VERIFICATION_SCHEMA, Verification, VerifyError,
     VerifyOptions, VerifyRows, verify,

@@ -220,7 +220,7 @@ def test_few_held_out_rows_say_that_they_are_few(tmp_path):
     assert "of 4 held-out rows" in few.report["outputs"]["y"]["caution"]
     assert "of 4 held-out rows" in few.job.stdout
     (tmp_path / "more").mkdir()
-    more = Result(tmp_path / "more", alike, rows=64)
+    more = Result(tmp_path / "more", alike, rows=128)
     assert more.report["outputs"]["y"]["caution"] is None
     # A float model is the original on every row.
     (tmp_path / "float").mkdir()

@@ -15,7 +15,7 @@ use crate::graph::branches::FlatModel;
 use crate::onnx::Model;
 use crate::progress::Progress;
 use crate::recognise::Attention;
-use crate::review::{FloatCheck, SURE_DB, known_to_db};
+use crate::review::{FloatCheck, SURE_DB, are_few, known_to_db};
 
 /// [`compare_with`] or [`compare_few`](crate::calibrate::compare_few).
 type Compare = fn(
@@ -140,7 +140,7 @@ impl<'a> HeldOut<'a> {
         Ok(judging)
     }
 
-    /// Measures again on all held-out rows if those that judged tell the figures of an output too badly.
+    /// Measures again on all held-out rows if those that judged tell the figures of an output too badly, or are few.
     ///
     /// # Errors
     /// Those of [`Judge::measure`].
@@ -148,7 +148,8 @@ impl<'a> HeldOut<'a> {
         let unsure = |o: &OutputComparison| {
             known_to_db(o).is_none_or(|db| db > SURE_DB) && o.max_abs_error > 0.0
         };
-        if !written.outputs.iter().any(unsure) || !self.ask_all_rows() {
+        let doubted = are_few(self.judging) || written.outputs.iter().any(unsure);
+        if !doubted || !self.ask_all_rows() {
             return Ok(());
         }
         let mut plain = self.plain.take();
