@@ -216,14 +216,17 @@ impl Feedback {
         let mut sums = vec![0.0f64; w.ncols()];
         let parts = q.axis_chunks_iter_mut(Axis(1), TOGETHER);
         let parts: Vec<_> = parts.zip(sums.chunks_mut(TOGETHER)).collect();
-        parts.into_par_iter().enumerate().for_each(|(i, (mut q, sums))| {
-            let columns = i * TOGETHER..i * TOGETHER + sums.len();
-            for group in &self.groups {
-                let w = w.slice(s![.., columns.clone()]);
-                let levels = |channel| levels(channel).of(columns.clone());
-                group.round(w, &levels, (q.view_mut(), sums));
-            }
-        });
+        parts
+            .into_par_iter()
+            .enumerate()
+            .for_each(|(i, (mut q, sums))| {
+                let columns = i * TOGETHER..i * TOGETHER + sums.len();
+                for group in &self.groups {
+                    let w = w.slice(s![.., columns.clone()]);
+                    let levels = |channel| levels(channel).of(columns.clone());
+                    group.round(w, &levels, (q.view_mut(), sums));
+                }
+            });
         (q, sums)
     }
 }
