@@ -11,7 +11,9 @@
 //! Bytes hold the first integer in their lowest bits, and every row of q and z begins with a byte of its own. Zero points are
 //! packed like q, or floats; without them MatMulNBits and bytes of GatherBlockQuantized have 2^(bits − 1), all others 0.
 
-use std::borrow::Cow;
+mod rows;
+
+use rows::Rows;
 
 use super::{NodeId, View};
 use crate::onnx::node::attr_i;
@@ -207,6 +209,50 @@ impl<'m> Blocked<'m> {
         })
     }
 
+    /// Integers of 8 bits behind a DequantizeLinear with one scale, or one for every place of an axis that is the first or last of
+    /// those longer than 1: one block takes all of the other axes.
+    pub fn whole(node: &NodeProto, constants: Constants<'_, 'm>) -> Option<Blocked<'m>> {
+        let blocks = attr_i(node, "block_size").is_some_and(|b| b > 0);
+        (node.op_type() == crate::onnx::op::DequantizeLinear && !blocks).then_some(())?;
+        let q = slot(node, 0, constants)??;
+        let scale = slot(node, 1, constants)??;
+        let (bits, signed) = integer(dtype(q)?).filter(|(bits, _)| *bits == 8)?;
+        let shape = tensor::shape(q).ok()?;
+        let at = attr_i(node, "axis").unwrap_or(1);
+        let at = usize::try_from(if at < 0 { at + shape.len() as i64 } else { at }).ok();
+        let all = count(&shape).filter(|&all| all > 0)?;
+        let (outer, axis, inner) = match (tensor::shape(scale).ok()?.as_slice(), at) {
+            ([] | [1], _) => (1, all, 1),
+            (_, Some(at)) => {
+                let before = count(shape.get(..at)?)?;
+                let (of_axis, behind) = (*shape.get(at)?, count(shape.get(at + 1..)?)?);
+                match (before, behind) {
+                    (1, behind) => (of_axis, behind, 1),
+                    (before, 1) => (1, before, of_axis),
+                    _ => return None,
+                }
+            }
+            (_, None) => return None,
+        };
+        let whole = Blocked {
+            q,
+            scale,
+            zero: slot(node, 2, constants)?,
+            groups: None,
+            bits,
+            signed,
+            block: axis,
+            outer,
+            axis,
+            inner,
+            by_rows: false,
+            default_zero: 0.0,
+            shape,
+            transposed: false,
+        };
+        whole.fits().then_some(whole)
+    }
+
     /// Blocks along the axis; the last may be cut short.
     pub fn blocks(&self) -> usize {
         self.axis.div_ceil(self.block)
@@ -366,12 +412,19 @@ impl<'m> Blocked<'m> {
         let group = self.groups()?;
         let mut floats = vec![0f32; count(&self.shape)?];
         let mut zero_row = vec![self.default_zero; blocks * inner];
+        let plain = !self.transposed && group.is_none() && per_row > 0;
         for row in 0..self.outer {
             let scale_row = &scales[row * blocks * inner..][..blocks * inner];
             if let Some(zeros) = &zeros {
                 for (i, zero) in zero_row.iter_mut().enumerate() {
                     *zero = zeros.get(row, i);
                 }
+            }
+            let bytes = q.bytes_of_row(row).filter(|_| plain);
+            if let Some(bytes) = bytes {
+                let to = &mut floats[row * per_row..][..per_row];
+                self.floats_of_bytes(bytes, (&zero_row, scale_row), to);
+                continue;
             }
             for k in 0..self.axis {
                 let g = group.as_ref().map_or(k / self.block, |group| group[k]);
@@ -389,6 +442,31 @@ impl<'m> Blocked<'m> {
         Some(floats)
     }
 
+    /// The floats of one row of bytes.
+    fn floats_of_bytes(&self, bytes: &[u8], (zeros, scales): (&[f32], &[f32]), to: &mut [f32]) {
+        let inner = self.inner;
+        let number = |byte: u8| match self.signed {
+            true => f32::from(byte as i8),
+            false => f32::from(byte),
+        };
+        let places = to
+            .chunks_mut(inner * self.block)
+            .zip(bytes.chunks(inner * self.block));
+        for (g, (to, bytes)) in places.enumerate() {
+            let (zeros, scales) = (&zeros[g * inner..][..inner], &scales[g * inner..][..inner]);
+            if let ([zero], [scale]) = (zeros, scales) {
+                let numbers = to.iter_mut().zip(bytes);
+                numbers.for_each(|(to, &q)| *to = (number(q) - zero) * scale);
+                continue;
+            }
+            for (to, bytes) in to.chunks_mut(inner).zip(bytes.chunks(inner)) {
+                let parts = zeros.iter().zip(scales);
+                let numbers = to.iter_mut().zip(bytes).zip(parts);
+                numbers.for_each(|((to, &q), (zero, scale))| *to = (number(q) - zero) * scale);
+            }
+        }
+    }
+
     /// The group of every place, where they are named.
     #[expect(clippy::option_option, reason = "none named, or named wrongly")]
     fn groups(&self) -> Option<Option<Vec<usize>>> {
@@ -398,76 +476,6 @@ impl<'m> Blocked<'m> {
         let all = tensor::int_array(groups).ok()?;
         let index = |&g: &i64| usize::try_from(g).ok().filter(|&g| g < self.blocks());
         all.iter().map(index).collect::<Option<Vec<_>>>().map(Some)
-    }
-}
-
-/// Numbers by rows.
-enum Rows<'m> {
-    /// Integers of up to 8 bits, and how many of them one row takes.
-    Packed {
-        bytes: Cow<'m, [u8]>,
-        bits: u32,
-        signed: bool,
-        stride: usize,
-    },
-    /// One number each.
-    Wide(Vec<f32>, usize),
-}
-
-impl<'m> Rows<'m> {
-    fn new(
-        tensor: &'m TensorProto,
-        bits: u32,
-        signed: bool,
-        per_row: usize,
-        by_rows: bool,
-    ) -> Option<Rows<'m>> {
-        if is_float(tensor) {
-            let floats = tensor::float_array(tensor).ok()?;
-            return Some(Rows::Wide(floats.into_iter().collect(), per_row));
-        }
-        if bits > 8 {
-            let ints = tensor::int_array(tensor).ok()?;
-            return Some(Rows::Wide(
-                ints.iter().map(|&v| v as f32).collect(),
-                per_row,
-            ));
-        }
-        let per_byte = 8 / bits as usize;
-        let stride = match by_rows {
-            true => per_row.div_ceil(per_byte) * per_byte,
-            false => per_row,
-        };
-        Some(Rows::Packed {
-            bytes: tensor::bytes(tensor).ok()?,
-            bits,
-            signed,
-            stride,
-        })
-    }
-
-    #[inline]
-    fn get(&self, row: usize, i: usize) -> f32 {
-        match self {
-            Rows::Wide(all, stride) => all[row * stride + i],
-            Rows::Packed {
-                bytes,
-                bits,
-                signed,
-                stride,
-            } => {
-                let at = row * stride + i;
-                let per_byte = 8 / *bits as usize;
-                let byte = bytes[at / per_byte];
-                // Moves the integer to the top of the byte and back down, with or without its sign.
-                let place = (at % per_byte) as u32 * bits;
-                let top = byte << (8 - bits - place);
-                match signed {
-                    true => f32::from(top as i8 >> (8 - bits)),
-                    false => f32::from(top >> (8 - bits)),
-                }
-            }
-        }
     }
 }
 

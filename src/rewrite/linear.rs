@@ -171,7 +171,10 @@ pub(super) fn stored_weight(linear: &Linear, w: Array2<f32>) -> NewConstant {
     let shape = w.shape().to_vec();
     NewConstant {
         shape,
-        data: w.as_standard_layout().iter().copied().collect(),
+        data: w
+            .as_standard_layout()
+            .as_slice()
+            .map_or_else(Vec::new, <[f32]>::to_vec),
         dtype: linear.dtype,
     }
 }
@@ -289,18 +292,15 @@ impl LinearFold {
         self.input = affine.clone();
     }
 
-    /// Adds to `patch` what the Linear becomes; weight and bias each have their precision.
+    /// What weight and bias become.
     ///
     /// # Errors
-    /// A constant that cannot be read, or does not fit its type.
-    pub(super) fn write(
+    /// A weight that cannot be read.
+    pub(super) fn constants(
         &self,
-        [of_weight, of_bias]: [Precision; 2],
         view: &View,
         linear: &Linear,
-        patch: &mut Patch,
-        (names, copies): (&mut Names, &mut Copies),
-    ) -> Result<(), RewriteError> {
+    ) -> Result<Constants, RewriteError> {
         let unreadable = || RewriteError::Constant(view.name(linear.weight).to_owned());
         let scales_output = self.output_scale.iter().any(|&s| s != 1.0);
         let shifts_output = self.output_shift.iter().any(|&z| z != 0.0);
@@ -311,7 +311,7 @@ impl LinearFold {
             || shifts_output
             || (changes_output && linear.bias.is_some());
         let mut weight = linear.load_weight(view).ok_or_else(unreadable)?;
-        if new_bias {
+        let bias = new_bias.then(|| {
             let mut bias = linear
                 .load_bias(view)
                 .unwrap_or_else(|| Array1::zeros(linear.n));
@@ -324,11 +324,9 @@ impl LinearFold {
                 .zip(outputs)
                 .for_each(|(b, (z, s))| *b = (*b - z) / s);
             let bias = self.columns.apply(bias.insert_axis(Axis(0)));
-            let bias = bias.remove_axis(Axis(0));
-            let names = (&mut *names, &mut *copies);
-            set_bias(of_bias, view, linear, bias, patch, names)?;
-        }
-        if new_weight {
+            bias.remove_axis(Axis(0))
+        });
+        let weight = new_weight.then(|| {
             if let Some(rotation) = rotation {
                 weight = rotation.rotate_weight(weight.view(), self.input.scale.as_deref());
             } else if let Some(s) = &self.input.scale {
@@ -340,13 +338,44 @@ impl LinearFold {
             if scales_output {
                 weight /= &ndarray::aview1(&self.output_scale);
             }
-            let weight = self.columns.apply(weight);
-            let mut new = stored_weight(linear, weight);
+            stored_weight(linear, self.columns.apply(weight))
+        });
+        Ok(Constants { weight, bias })
+    }
+}
+
+/// The constants of a Linear that are no longer what they were.
+pub(super) struct Constants {
+    /// W', as the operator stores it.
+    weight: Option<NewConstant>,
+    /// b': [N].
+    bias: Option<Array1<f32>>,
+}
+
+impl Constants {
+    /// Adds to `patch` what the Linear becomes; weight and bias each have their precision.
+    ///
+    /// # Errors
+    /// A constant that cannot be read, or does not fit its type.
+    pub(super) fn write(
+        self,
+        [of_weight, of_bias]: [Precision; 2],
+        view: &View,
+        linear: &Linear,
+        patch: &mut Patch,
+        (names, copies): (&mut Names, &mut Copies),
+    ) -> Result<(), RewriteError> {
+        let changed = (self.weight.is_some(), self.bias.is_some());
+        if let Some(bias) = self.bias {
+            let names = (&mut *names, &mut *copies);
+            set_bias(of_bias, view, linear, bias, patch, names)?;
+        }
+        if let Some(mut new) = self.weight {
             new.dtype = of_weight.of(new.dtype);
             let (at, names) = ((linear.node, 1), (names, copies));
             set_constant(of_weight, view, patch, names, at, linear.weight, new)?;
         }
-        if let Some(node) = without_factors(view, linear, new_weight, new_bias) {
+        if let Some(node) = without_factors(view, linear, changed.0, changed.1) {
             patch.replace(linear.node, node);
         }
         Ok(())

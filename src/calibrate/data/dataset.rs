@@ -16,7 +16,7 @@ use crate::calibrate::data::masks::{self, Reading};
 use crate::calibrate::data::origins::Origins;
 use crate::calibrate::data::signature::{ModelInput, list, model_inputs};
 use crate::calibrate::data::sources::{CalibSource, Origin, Read, read_tables};
-use crate::calibrate::data::table::Table;
+use crate::calibrate::data::table::{Table, equal_parts};
 use crate::graph::branches::FlatModel;
 use crate::graph::size_inputs;
 use crate::onnx::{Digest, Model};
@@ -204,8 +204,10 @@ impl Dataset {
                 held_out_used && number % every == every - 1
             };
             let (held, kept): (Vec<usize>, Vec<usize>) = (0..table.rows).partition(held);
-            self.batches(table, &kept, &mut split.calibration);
-            self.batches(table, &held, &mut split.held_out);
+            let size = self.rows_of_batch(table);
+            split.calibration.extend(self.batches(table, &kept, size));
+            let size = equal_parts(held.len(), size.min(held.len()).div_ceil(2));
+            split.held_out.extend(self.batches(table, &held, size));
         }
         if !held_out_used {
             split.held_out = split.calibration.clone();
@@ -218,7 +220,7 @@ impl Dataset {
         let mut batches = Vec::new();
         for table in &self.tables {
             let rows: Vec<usize> = (0..table.rows).collect();
-            self.batches(table, &rows, &mut batches);
+            batches.extend(self.batches(table, &rows, self.rows_of_batch(table)));
         }
         batches
     }
@@ -261,12 +263,16 @@ impl Dataset {
         (rows.len() > 1 || long && rows.len() == count).then(|| self.batch(table, &rows))
     }
 
-    fn batches(&self, table: &Table, rows: &[usize], out: &mut Vec<Batch>) {
+    /// How many rows are run at a time.
+    fn rows_of_batch(&self, table: &Table) -> usize {
         let most = table.length().map_or(self.batch, |n| TOKENS / n);
-        let size = most.clamp(1, self.batch);
-        for rows in rows.chunks(self.fixed_batch.unwrap_or(size)) {
-            out.push(self.batch(table, rows));
-        }
+        most.clamp(1, self.batch)
+    }
+
+    /// `rows` in batches of `size`, unless the model fixes it.
+    fn batches(&self, table: &Table, rows: &[usize], size: usize) -> Vec<Batch> {
+        let batches = rows.chunks(self.fixed_batch.unwrap_or(size));
+        batches.map(|rows| self.batch(table, rows)).collect()
     }
 
     pub(super) fn batch(&self, table: &Table, rows: &[usize]) -> Batch {

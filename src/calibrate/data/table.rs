@@ -49,3 +49,29 @@ impl Table {
         self.length().or(longest.max()).unwrap_or(1)
     }
 }
+
+/// A size of batches, `most` at most, that leaves no smaller one at the end: of a few rows every core is to have some, and each
+/// shape takes a plan of its own. `most` where only much smaller ones are equal.
+pub(super) fn equal_parts(rows: usize, most: usize) -> usize {
+    let equal = (1..=most).rev().find(|size| rows.is_multiple_of(*size));
+    equal.filter(|size| size * 4 >= most).unwrap_or(most).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn batches_are_equal_where_they_can_be() {
+        let cases = [
+            (2, 1, 1),
+            (8, 4, 4),
+            (7, 4, 1),
+            (9, 4, 3),
+            (13, 8, 8),
+            (0, 0, 1),
+            (1, 1, 1),
+        ];
+        for (rows, most, size) in cases {
+            assert_eq!(super::equal_parts(rows, most), size, "{rows} {most}");
+        }
+    }
+}

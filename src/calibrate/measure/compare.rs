@@ -30,8 +30,9 @@ use crate::progress::Progress;
 /// Bytes of reference outputs that [`compare`] keeps at a time.
 pub(super) const OUTPUT_BUDGET: usize = 64 << 20;
 
-/// Bytes of reference outputs that a [`Reference`] remembers from one comparison to the next.
-const REMEMBERED: usize = 16 << 20;
+/// Bytes of reference outputs that a [`Reference`] remembers from one comparison to the next: less than that and what it runs again,
+/// plan included, costs as much as the model that it is compared with.
+const REMEMBERED: usize = OUTPUT_BUDGET;
 
 /// The float outputs of a model.
 #[derive(Debug, Clone, PartialEq)]

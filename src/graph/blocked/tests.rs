@@ -165,3 +165,63 @@ fn what_does_not_go_together_is_none() {
     };
     assert!(with(nbits(5, 2, 4, 4), &short, &s).is_none());
 }
+
+/// (q − z) s by the definition of DequantizeLinear, with the scale's place on `axis`.
+fn defined(shape: &[usize], q: &[u8], axis: Option<usize>, scale: &[f32], zero: &[u8]) -> Vec<f32> {
+    let place = |i: usize| {
+        axis.map_or(0, |axis| {
+            i / shape[axis + 1..].iter().product::<usize>() % shape[axis]
+        })
+    };
+    let value = |(i, &q): (usize, &u8)| {
+        let zero = zero.get(place(i)).map_or(0.0, |z| f32::from(*z));
+        (f32::from(q) - zero) * scale[place(i)]
+    };
+    q.iter().enumerate().map(value).collect()
+}
+
+#[test]
+fn one_scale_or_one_for_every_place_of_an_outer_axis() {
+    let scales: Vec<f32> = (0..6).map(|i| 0.5 + i as f32 / 3.0).collect();
+    let zeros: Vec<u8> = (0..6).map(|i| 100 + 9 * i).collect();
+    for (shape, axis, known) in [
+        (vec![4, 6], None, true),
+        (vec![4, 6], Some(1), true),
+        (vec![6, 4], Some(0), true),
+        (vec![1, 4, 6], Some(2), true),
+        (vec![1, 6, 4], Some(1), true),
+        (vec![2, 6, 2], Some(1), false),
+        (vec![6], Some(0), true),
+    ] {
+        let count = shape.iter().product::<usize>();
+        let q: Vec<u8> = (0..count).map(|i| (i * 37 % 256) as u8).collect();
+        let places = if axis.is_some() { 6 } else { 1 };
+        let dims: &[usize] = if axis.is_some() { &[6] } else { &[] };
+        for zero in [&zeros[..0], &zeros[..places]] {
+            let mut tensors = vec![
+                ("q", tensor::from_u8("q", &shape, &q)),
+                (
+                    "s",
+                    tensor::from_f32("s", dims, &scales[..places], DataType::Float),
+                ),
+            ];
+            if !zero.is_empty() {
+                tensors.push(("z", tensor::from_u8("z", dims, zero)));
+            }
+            let find = |name: &str| tensors.iter().find(|(n, _)| *n == name).map(|(_, t)| t);
+            let at = axis.map_or(1, |axis| axis as i64 - shape.len() as i64);
+            let inputs = if zero.is_empty() {
+                &["q", "s"][..]
+            } else {
+                &["q", "s", "z"]
+            };
+            let attributes = vec![int_attr("axis", at)];
+            let node = make_node(op::DequantizeLinear, "n", inputs, &["y"], attributes);
+            let whole = Blocked::whole(&node, &find);
+            assert_eq!(whole.is_some(), known, "{shape:?}");
+            let floats = whole.map(|whole| whole.floats().unwrap());
+            let expected = defined(&shape, &q, axis, &scales, zero);
+            assert!(floats.is_none_or(|floats| floats == expected), "{shape:?}");
+        }
+    }
+}

@@ -1,16 +1,19 @@
 //! Q/DQ, or integer operators, at every Linear that a plan computes with integers.
 
+use std::collections::BTreeSet;
+
 use oxc_index::index_vec;
+use rayon::prelude::*;
 
 use super::super::plan::{Plan, Precision};
 use super::products::integer_products;
 use super::refine::Refinement;
 use super::source::{Source, recognised};
 use crate::error::Error;
-use crate::graph::Names;
 use crate::graph::branches::FlatModel;
+use crate::graph::{Names, View};
 use crate::options::{Activations, Format, Options};
-use crate::recognise::Recognised;
+use crate::recognise::{Linear, LinearId, Recognised};
 use crate::rewrite::{self, Activation, Magnitude, QuantizePlan, RewriteError};
 use crate::solve::{ActivationSpec, QuantParams};
 
@@ -39,7 +42,8 @@ pub(super) fn quantize(
         return super::blocks::quantize(source, model, &found, plan, refinement);
     }
     let view = model.view();
-    let what = quantize_plan(source, &found, plan, refinement);
+    let mut what = quantize_plan(source, &found, plan, refinement);
+    round_the_rest(&view, &found, &mut what);
     let mut names = Names::new(model.as_model());
     let patches = match plan.format {
         Format::QOperator => {
@@ -100,6 +104,25 @@ fn quantize_plan(
         rounded: refinement.rounded.clone(),
         profile: options.profile(),
     }
+}
+
+/// Rounds to the nearest, in parallel, what is not rounded yet; Linears that share a weight get that of the first.
+fn round_the_rest(view: &View, found: &Recognised, what: &mut QuantizePlan) {
+    let mut seen = BTreeSet::new();
+    let planned = found.linears.iter_enumerated().zip(&what.activations);
+    let planned = planned.filter(|(_, activation)| activation.is_some());
+    let first: Vec<_> = planned
+        .map(|(linear, _)| linear)
+        .filter(|(_, linear)| seen.insert(view.derivation(linear.weight)))
+        .filter(|(l, _)| !what.rounded.contains_key(l))
+        .collect();
+    let nearest = |&(l, linear): &(LinearId, &Linear)| {
+        let spec = what.raised.get(&linear.node).unwrap_or(&what.weight);
+        // What cannot be read is told where it is written.
+        Some((l, rewrite::nearest(view, linear, spec).ok()?))
+    };
+    let nearest: Vec<_> = first.par_iter().filter_map(nearest).collect();
+    what.rounded.extend(nearest);
 }
 
 /// Scale and zero point of a value whose tokens have a largest magnitude of 1: nothing is beyond them, whatever the bits.

@@ -17,6 +17,8 @@ mod nodes;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use rayon::prelude::*;
+
 use crate::graph::{Names, NodeId, Patch, ValueId, View};
 use crate::onnx::DataType;
 use crate::recognise::{LinearId, Norm, NormParam, Recognised};
@@ -252,8 +254,16 @@ impl Migration<'_, '_> {
             self.fold_param(param, &mut patch, change)?;
             self.patches.push(patch);
         }
-        for (l, fold) in std::mem::take(&mut self.linears) {
-            let linear = &self.found.linears[l];
+        // The arithmetic in parallel, names in order.
+        let folds: Vec<(LinearId, LinearFold)> =
+            std::mem::take(&mut self.linears).into_iter().collect();
+        let (view, found) = (self.view, self.found);
+        let constants = |(l, fold): (LinearId, LinearFold)| {
+            let linear = &found.linears[l];
+            (l, linear, fold.constants(view, linear))
+        };
+        let constants: Vec<_> = folds.into_par_iter().map(constants).collect();
+        for (l, linear, constants) in constants {
             let mut patch = Patch::new(format!("fold shift and scale into `{}`", linear.name));
             let weight = match self.replaced.contains(&l) {
                 true => Precision::Float32,
@@ -261,7 +271,7 @@ impl Migration<'_, '_> {
             };
             let precisions = [weight, self.precision];
             let names = (&mut *self.names, &mut self.copies);
-            fold.write(precisions, self.view, linear, &mut patch, names)?;
+            constants?.write(precisions, self.view, linear, &mut patch, names)?;
             self.patches.push(patch);
         }
         Ok(self.patches)

@@ -176,7 +176,7 @@ fn by_place(
     gather(b, value, &places, axis)
 }
 
-/// DequantizeLinear with blocks, or with a scale that is computed.
+/// DequantizeLinear with blocks, with a scale that is computed, or of a constant.
 pub(super) fn dequantize(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outcome, EngineError> {
     let (Some(q), Some(scale), Some(y)) = (
         named(&node.input, 0),
@@ -192,6 +192,12 @@ pub(super) fn dequantize(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outc
         {
             b.scope.know_blocks(y, weight.block);
         }
+        let w = b.store(weight)?;
+        b.op_to(op::Identity, &[&w], y, vec![]);
+        return Ok(Replaced);
+    }
+    // The engine makes floats of integers too, in four steps with a copy each: a third of the time a plan takes.
+    if let Some(weight) = b.whole(node) {
         let w = b.store(weight)?;
         b.op_to(op::Identity, &[&w], y, vec![]);
         return Ok(Replaced);

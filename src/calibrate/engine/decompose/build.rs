@@ -165,6 +165,11 @@ impl<'a, 'g> Build<'a, 'g> {
         Blocked::of(node, &|name| self.scope.constant(name))
     }
 
+    /// A weight with one scale, or one for every place of an axis, that a DequantizeLinear reads.
+    pub(super) fn whole(&self, node: &NodeProto) -> Option<Blocked<'g>> {
+        Blocked::whole(node, &|name| self.scope.constant(name))
+    }
+
     /// A weight in blocks as a constant of floats: dequantized when the engine gets it, once for all nodes that read the same.
     ///
     /// # Errors
