@@ -279,8 +279,7 @@ pub struct NearMissReport {
 pub const FLOAT_LIMIT: f64 = 1e-4;
 
 /// How many rounding errors of its type ([`half::f16::EPSILON`] / 2) the outputs of a migrated model may move when its
-/// constants are rounded to that type. The model as it was has such errors in every constant and every value. A result in integers
-/// may exceed it: what these lose is compared as a whole.
+/// constants are rounded to that type. The model as it was has such errors in every constant and every value.
 pub const ROUNDING_LIMIT: f64 = 16.0;
 
 /// How the migrated float model compares with the original, both run in float32.
@@ -309,7 +308,7 @@ pub struct RoundedCheck {
     /// As in [`FloatCheck`].
     #[serde(deserialize_with = "number")]
     pub max_relative_error: f64,
-    /// [`ROUNDING_LIMIT`] rounding errors of `dtype`.
+    /// [`ROUNDING_LIMIT`] rounding errors of `dtype`, or more where integers follow.
     #[serde(deserialize_with = "number")]
     pub limit: f64,
 }
