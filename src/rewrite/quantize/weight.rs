@@ -116,7 +116,8 @@ impl Writer<'_, '_> {
             quantized.q.view()
         };
         let shape = q.shape().to_vec();
-        let q: Vec<i8> = q.as_standard_layout().iter().copied().collect();
+        let q = q.as_standard_layout();
+        let q = q.as_slice().unwrap_or(&[]);
         let mut weight = WeightNames {
             quantized: self.names.derive(name, "quantized"),
             scale: self.names.derive(name, "scale"),
@@ -132,13 +133,13 @@ impl Writer<'_, '_> {
         let dims: &[usize] = if weight.per_channel { &[count] } else { &[] };
         if self.plan.storage == WeightStorage::FloatQdq {
             let float = self.names.derive(name, "rounded");
-            patch.add_initializer(weight.as_float(&float, &shape, &q, transposed));
+            patch.add_initializer(weight.as_float(&float, &shape, q, transposed));
             patch.insert_before(
                 linear.node,
                 self.quantize_constant(name, &float, &weight, transposed),
             );
         } else if self.has_int4() && self.spec(linear).bits <= 4 {
-            patch.add_initializer(tensor::from_i4(&weight.quantized, &shape, &q));
+            patch.add_initializer(tensor::from_i4(&weight.quantized, &shape, q));
             let (wide, cast) = (
                 self.names.derive(name, "int8"),
                 self.names.derive(name, op::Cast),
@@ -148,7 +149,7 @@ impl Writer<'_, '_> {
             patch.insert_before(linear.node, cast);
             weight.quantized = wide;
         } else {
-            patch.add_initializer(tensor::from_i8(&weight.quantized, &shape, &q));
+            patch.add_initializer(tensor::from_i8(&weight.quantized, &shape, q));
         }
         patch.add_initializer(tensor::from_f32(
             &weight.scale,
