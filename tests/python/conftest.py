@@ -161,10 +161,7 @@ def optimized(tmp_path_factory):
     return dump
 
 
-@pytest.fixture(scope="session")
-def wheel(tmp_path_factory):
-    """The wheel, built with the profile and into the folder that the tests have built the program with and into."""
-    folder = tmp_path_factory.mktemp("wheel")
+def build_wheel(folder):
     done = subprocess.run(
         [sys.executable, "-m", "maturin", "build", "--profile", "dev", "-m", ROOT / "python" / "Cargo.toml", "--offline"]
         + ["--compatibility", "linux" if sys.platform == "linux" else "off", "-o", folder, "-i", sys.executable],
@@ -174,7 +171,13 @@ def wheel(tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr
     assert "Compiling tract" not in done.stderr, "its features differ from those of the program"
-    (path,) = folder.glob("*.whl")
+
+
+@pytest.fixture(scope="session")
+def wheel():
+    """The wheel, built with the profile and into the folder that the tests have built the program with and into; by one process, as what
+    it is packed from must not change meanwhile."""
+    (path,) = once("wheel", build_wheel).glob("*.whl")
     return path
 
 

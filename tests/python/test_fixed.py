@@ -73,5 +73,5 @@ def test_random_numbers_are_the_same_for_all_that_is_compared(run, op):
         ]
     )
     assert report["outputs"]["y"]["sqnr_db"] > 30
-    # Nothing was migrated or rewritten, so that there is no other float model to check.
-    assert report["float_check"] is None
+    # Where something was migrated or rewritten, the float model draws what the original draws.
+    assert report["float_check"] is None or report["float_check"]["max_relative_error"] < 1e-6

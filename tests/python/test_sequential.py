@@ -76,9 +76,9 @@ def test_every_form_of_a_linear_is_followed(tmp_path, form, dtype):
     model, generator = stack(dtype, form), np.random.default_rng(3)
     path, calib, out = (tmp_path / name for name in ("in.onnx", "calib.npy", "out.onnx"))
     onnx.save(model, path)
-    shape = (1024, 32) if form == "gemm" else (64, 16, 32)
+    shape = (2048, 32) if form == "gemm" else (128, 16, 32)
     # Channels that move together, as those of a real model do: what is missing can be told from what is there.
-    tokens = generator.standard_normal((1024, 4)) @ generator.standard_normal((4, 32)) + generator.standard_normal((1024, 32)) / 4
+    tokens = generator.standard_normal((2048, 4)) @ generator.standard_normal((4, 32)) + generator.standard_normal((2048, 32)) / 4
     np.save(calib, tokens.reshape(shape).astype(dtype))
     result = run_tool(path, out, "--calib", calib, "--weight-bits", "2", "--max-slowdown", "0")
     assert result.returncode == 0, result.stderr
