@@ -15,6 +15,7 @@ mod rows;
 
 use rows::Rows;
 
+use super::infer::axis_of;
 use super::{NodeId, View};
 use crate::onnx::node::attr_i;
 use crate::onnx::proto::{NodeProto, TensorProto};
@@ -148,9 +149,7 @@ impl<'m> Blocked<'m> {
     fn table(node: &NodeProto, constants: Constants<'_, 'm>) -> Option<Blocked<'m>> {
         let q = slot(node, 0, constants)??;
         let mut shape = tensor::shape(q).ok()?;
-        let rank = shape.len() as i64;
-        let at = attr_i(node, "quantize_axis").unwrap_or(1);
-        let at = usize::try_from(if at < 0 { at + rank } else { at }).ok()?;
+        let at = axis_of(shape.len(), attr_i(node, "quantize_axis").unwrap_or(1))?;
         let (mut bits, signed) = integer(dtype(q)?)?;
         let bytes = dtype(q)? == DataType::Uint8;
         if bytes {
@@ -187,9 +186,7 @@ impl<'m> Blocked<'m> {
         let block = attr_i(node, "block_size").filter(|&b| b > 0)?;
         let q = slot(node, 0, constants)??;
         let shape = tensor::shape(q).ok()?;
-        let rank = shape.len() as i64;
-        let at = attr_i(node, "axis").unwrap_or(1);
-        let at = usize::try_from(if at < 0 { at + rank } else { at }).ok()?;
+        let at = axis_of(shape.len(), attr_i(node, "axis").unwrap_or(1))?;
         let (bits, signed) = integer(dtype(q)?)?;
         Some(Blocked {
             q,
@@ -218,21 +215,17 @@ impl<'m> Blocked<'m> {
         let scale = slot(node, 1, constants)??;
         let (bits, signed) = integer(dtype(q)?).filter(|(bits, _)| *bits == 8)?;
         let shape = tensor::shape(q).ok()?;
-        let at = attr_i(node, "axis").unwrap_or(1);
-        let at = usize::try_from(if at < 0 { at + shape.len() as i64 } else { at }).ok();
         let all = count(&shape).filter(|&all| all > 0)?;
-        let (outer, axis, inner) = match (tensor::shape(scale).ok()?.as_slice(), at) {
-            ([] | [1], _) => (1, all, 1),
-            (_, Some(at)) => {
-                let before = count(shape.get(..at)?)?;
-                let (of_axis, behind) = (*shape.get(at)?, count(shape.get(at + 1..)?)?);
-                match (before, behind) {
-                    (1, behind) => (of_axis, behind, 1),
-                    (before, 1) => (1, before, of_axis),
+        let (outer, axis, inner) = match tensor::shape(scale).ok()?.as_slice() {
+            [] | [1] => (1, all, 1),
+            _ => {
+                let at = axis_of(shape.len(), attr_i(node, "axis").unwrap_or(1))?;
+                match (count(&shape[..at])?, count(&shape[at + 1..])?) {
+                    (1, behind) => (shape[at], behind, 1),
+                    (before, 1) => (1, before, shape[at]),
                     _ => return None,
                 }
             }
-            (_, None) => return None,
         };
         let whole = Blocked {
             q,

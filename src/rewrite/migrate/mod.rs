@@ -255,8 +255,7 @@ impl Migration<'_, '_> {
             self.patches.push(patch);
         }
         // The arithmetic in parallel, names in order.
-        let folds: Vec<(LinearId, LinearFold)> =
-            std::mem::take(&mut self.linears).into_iter().collect();
+        let folds = std::mem::take(&mut self.linears);
         let (view, found) = (self.view, self.found);
         let constants = |(l, fold): (LinearId, LinearFold)| {
             let linear = &found.linears[l];

@@ -185,19 +185,16 @@ pub(super) fn dequantize(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outc
     ) else {
         return Ok(Kept);
     };
-    if let Some(weight) = b.blocked(node) {
-        if attr_i(node, "axis") == Some(0)
-            && weight.shape.len() == 2
-            && weight.rounds_activations(4)
-        {
-            b.scope.know_blocks(y, weight.block);
-        }
-        let w = b.store(weight)?;
-        b.op_to(op::Identity, &[&w], y, vec![]);
-        return Ok(Replaced);
+    let blocked = b.blocked(node);
+    if let Some(weight) = &blocked
+        && attr_i(node, "axis") == Some(0)
+        && weight.shape.len() == 2
+        && weight.rounds_activations(4)
+    {
+        b.scope.know_blocks(y, weight.block);
     }
-    // The engine makes floats of integers too, in four steps with a copy each: a third of the time a plan takes.
-    if let Some(weight) = b.whole(node) {
+    // Those without blocks the engine makes floats of too, in four steps with a copy each: a third of the time a plan takes.
+    if let Some(weight) = blocked.or_else(|| b.whole(node)) {
         let w = b.store(weight)?;
         b.op_to(op::Identity, &[&w], y, vec![]);
         return Ok(Replaced);
