@@ -205,6 +205,47 @@ fn conditions_on_data_are_not_flattened() {
     assert!(reads("RandomNormalLike", "flag"), "chance");
 }
 
+/// A branch may give what it stores: the one that has no past keys and values gives empty ones.
+#[test]
+fn constants_that_a_branch_gives_stay_in_it() {
+    let mut stored = branch(vec![node("Neg", &["x"], &["t"])], &["t", "empty"], vec![]);
+    stored.initializer = vec![float("empty", 0.5)];
+    let mut read = branch(
+        vec![node("Mul", &["x", "empty"], &["t"])],
+        &["t", "empty"],
+        vec![],
+    );
+    read.initializer = vec![float("empty", 2.0)];
+    let graph = GraphProto {
+        node: vec![choice("flag", &["y", "z"], stored, read)],
+        input: vec![value("x"), switch("flag")],
+        output: vec![value("y"), value("z")],
+        ..GraphProto::default()
+    };
+    let before = model(17, 8, graph);
+    let mut flat = flat(&before);
+    assert_eq!(flat.unflatten(), before);
+    let view = flat.view();
+    let at = NodeId(
+        view.nodes()
+            .position(|(_, n)| n.op_type() == "Neg")
+            .unwrap(),
+    );
+    let mut patch = Patch::new("not negative");
+    patch.replace(at, node("Abs", &["x"], &["t"]));
+    let output = view.node(at).output[0].clone();
+    patch.rename_output(at, 0, output);
+    drop(view);
+    flat.apply(vec![patch]).unwrap();
+    let after = flat.unflatten();
+    check(&after).unwrap();
+    for (before, after) in subgraphs(&before.graph().node[0]).zip(subgraphs(&after.graph().node[0]))
+    {
+        assert_eq!(before.initializer, after.initializer);
+        assert_eq!(before.output, after.output);
+    }
+}
+
 /// What a patch puts between the nodes of a branch belongs to it; what several places read is in each of them.
 #[test]
 fn insertions_stay_in_their_branch() {

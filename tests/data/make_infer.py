@@ -263,6 +263,15 @@ def microsoft():
     yield "RotaryEmbedding", [floats(1, 2, 3, 4), i64(0), floats(5, 2), floats(5, 2)], ms
     yield "SkipLayerNormalization", [x, floats(2, 3, 4), floats(4), floats(4)], ms
     yield "SkipSimplifiedLayerNormalization", [x, floats(2, 3, 4), floats(4)], ms
+    yield "FusedConv", [floats(2, 3, 7, 8), floats(4, 3, 3, 2), floats(4)], ms | {"activation": "Relu", "strides": [2, 3], "pads": [1, 0, 2, 1]}
+    yield "FusedGemm", [floats(3, 2), floats(4, 3)], ms | {"activation": "Relu", "transA": 1, "transB": 1}
+    for first, *flags in (((2, 5, 3, 4),), ((2, 5, 4, 3), "transA"), ((3, 2, 5, 4), "transBatchA"), ((4, 2, 5, 3), "transA", "transBatchA")):
+        yield "FusedMatMul", [floats(*first), floats(2, 5, 4, 6)], ms | dict.fromkeys(flags, 1)
+    for second, *flags in (((2, 5, 6, 4), "transB"), ((4, 2, 5, 6), "transBatchB"), ((6, 2, 5, 4), "transB", "transBatchB"), ((6, 4), "transB")):
+        yield "FusedMatMul", [floats(2, 5, 3, 4), floats(*second)], ms | dict.fromkeys(flags, 1)
+    weight, scale = ints(4, 6, low=0, dtype=np.uint8), floats()
+    yield "DynamicQuantizeMatMul", [x, weight, scale, np.uint8(2)], ms
+    yield "MatMulIntegerToFloat", [ints(2, 3, 4, low=0, dtype=np.uint8), weight, scale, scale, np.uint8(3), np.uint8(2)], ms
 
 
 def computed(model, feed):

@@ -37,8 +37,12 @@ pub(super) fn unflatten(model: &Model) -> Model {
         building.old.extend(super::listed(marker, "scalars"));
     }
     for (node, path) in listed.iter().zip(paths(&listed)) {
-        let read = node.input.iter().map(String::as_str);
-        for name in read.chain(captured_names(node)) {
+        let mut read: Vec<&str> = node.input.iter().map(String::as_str).collect();
+        // What an If' captures are the results of its branches, which are read inside of them: one may be a constant.
+        if !is_end(node) {
+            read.extend(captured_names(node));
+        }
+        for name in read {
             let at = building.readers.entry(name.to_owned()).or_default();
             at.push(path.clone());
         }

@@ -17,6 +17,24 @@ pub(super) fn quantized_matmul(call: &Call) -> Option<Dims> {
     of_matrices(call.dims(0)?, call.dims(3)?)
 }
 
+/// The same of factors whose matrix is stored transposed (`transA`, `transB`), or with its rows before the axes of the batch
+/// (`transBatchA`, `transBatchB`): [m, …, k], or [k, …, m] with both.
+pub(super) fn fused_matmul(call: &Call) -> Option<Dims> {
+    let factor = |slot: usize, transposed: &str, rows_first: &str| {
+        let mut dims = call.dims(slot)?.to_vec();
+        let rank = dims.len();
+        if rank >= 2 && call.flag(rows_first, false) {
+            dims[..rank - 1].rotate_left(1);
+        }
+        if rank >= 2 && call.flag(transposed, false) {
+            dims.swap(rank - 2, rank - 1);
+        }
+        Some(dims)
+    };
+    let a = factor(0, "transA", "transBatchA")?;
+    of_matrices(&a, &factor(1, "transB", "transBatchB")?)
+}
+
 fn of_matrices(a: &[Dim], b: &[Dim]) -> Option<Dims> {
     match (a, b) {
         (_, []) | ([], _) => None,

@@ -35,6 +35,8 @@ const THIRD: Types = types(&[Any, Any, T], &[T]);
 const COMPARED: Types = types(&[T], &[Is(Bool)]);
 /// any → bool
 const BOOL: Types = types(&[Any], &[Is(Bool)]);
+/// any, … → float32
+const FLOAT: Types = types(&[Any], &[Is(Float)]);
 /// any, … → int64
 const INT64: Types = types(&[Any], &[Is(Int64)]);
 /// any, … → int32
@@ -233,8 +235,13 @@ pub(super) const TABLE: &[Row] = &[
     // ONNX Runtime's own.
     microsoft(op::BiasGelu, FIRST, First(same), NO),
     microsoft(op::DequantizeLinear, DEQUANTIZE, First(same), NO),
+    microsoft(op::DynamicQuantizeMatMul, FIRST, First(product::matmul), NO),
     microsoft(op::FastGelu, FIRST, First(same), NO),
+    microsoft(op::FusedConv, SAME, First(product::conv), NO),
+    microsoft(op::FusedGemm, SAME, First(product::gemm), NO),
+    microsoft(op::FusedMatMul, SAME, First(product::fused_matmul), NO),
     microsoft(op::Gelu, FIRST, First(same), NO),
+    microsoft(op::MatMulIntegerToFloat, FLOAT, First(product::matmul), NO),
     microsoft(op::QuantizeLinear, QUANTIZE, First(same), NO),
     microsoft(op::QuickGelu, FIRST, First(same), NO),
     microsoft(op::RotaryEmbedding, FIRST, First(same), NO),

@@ -138,6 +138,16 @@ def products():
         c = Case(f"FusedGemm_{activation}")
         inputs = [c.feed("x", c.normal(S, C)), c.const("w", c.normal(6, C)), c.const("c", c.normal(6))]
         yield c.op("FusedGemm", inputs, transB=1, alpha=0.5, beta=2.0, activation=activation, **attributes)
+    for activation, parameters in (
+        ("Relu", []), ("Tanh", []), ("Sigmoid", []), ("LeakyRelu", [0.2]), ("Clip", [-0.5, 0.75]), ("HardSigmoid", [0.3, 0.4]),
+    ):
+        c = Case(f"FusedConv_{activation}")
+        inputs = [c.feed("x", c.normal(B, 3, 7, 6)), c.const("w", c.normal(4, 3, 3, 2)), c.const("b", c.normal(4))]
+        attributes = {"activation_params": parameters} if parameters else {}
+        yield c.op("FusedConv", inputs, strides=[2, 1], pads=[1, 0, 2, 1], activation=activation, **attributes)
+    c = Case("FusedConv_sum")
+    inputs = [c.feed("x", c.normal(B, 3, 7)), c.const("w", c.normal(4, 3, 3)), "", c.feed("z", c.normal(B, 4, 5))]
+    yield c.op("FusedConv", inputs, activation="Relu")
 
 
 def masks(c, total):

@@ -3,7 +3,9 @@
 use super::build::{Build, Outcome};
 use crate::calibrate::engine::error::EngineError;
 use crate::onnx::DataType;
-use crate::onnx::node::{attr_f, attr_i, attr_s, float_attr, int_attr, ints_attr, string_attr};
+use crate::onnx::node::{
+    attr_f, attr_floats, attr_i, attr_s, float_attr, int_attr, ints_attr, string_attr,
+};
 use crate::onnx::op;
 use crate::onnx::proto::{AttributeProto, NodeProto};
 
@@ -214,6 +216,37 @@ pub(super) fn fused_matmul(
             let alpha = b.float(alpha);
             b.op_to(op::Mul, &[&product, &alpha], y, vec![]);
         }
+    }
+    Ok(Replaced)
+}
+
+/// `y = activation(Conv(x, w, b) + z)`, `b` and `z` where they are given
+pub(super) fn fused_conv(node: &NodeProto, b: &mut Build<'_, '_>) -> Result<Outcome, EngineError> {
+    let (Some((x, y)), Some(w)) = (ends(node), named(&node.input, 1)) else {
+        return Ok(Kept);
+    };
+    let of_conv = |a: &&AttributeProto| !a.name().starts_with("activation");
+    let attributes = node.attribute.iter().filter(of_conv).cloned().collect();
+    let inputs: Vec<&str> = [Some(x), Some(w), named(&node.input, 2)]
+        .into_iter()
+        .flatten()
+        .collect();
+    let mut sum = b.op(op::Conv, &inputs, attributes);
+    if let Some(z) = named(&node.input, 3) {
+        sum = b.op(op::Add, &[&sum, z], vec![]);
+    }
+    let activation = attr_s(node, "activation").unwrap_or(op::Identity);
+    let parameters = attr_floats(node, "activation_params").unwrap_or_default();
+    // Clip has its limits as inputs, all others what they need as attributes.
+    if activation == op::Clip {
+        let limits: Vec<String> = parameters.iter().map(|&limit| b.float(limit)).collect();
+        let mut inputs = vec![sum.as_str()];
+        inputs.extend(limits.iter().map(String::as_str));
+        b.op_to(activation, &inputs, y, vec![]);
+    } else {
+        let named = ["alpha", "beta"].into_iter().zip(parameters);
+        let parameters = named.map(|(name, &value)| float_attr(name, value));
+        b.op_to(activation, &[&sum], y, parameters.collect());
     }
     Ok(Replaced)
 }

@@ -80,6 +80,7 @@ const TABLE: &[(&str, &str, Rule)] = &[
     (MS, op::DynamicQuantizeMatMul, dynamic::quantize_matmul),
     (MS, op::EmbedLayerNormalization, contrib::embed_layer_norm),
     (MS, op::FastGelu, contrib::fast_gelu),
+    (MS, op::FusedConv, contrib::fused_conv),
     (MS, op::FusedGemm, contrib::fused_gemm),
     (MS, op::FusedMatMul, contrib::fused_matmul),
     (MS, op::GatherBlockQuantized, blocks::gather_blocks),
