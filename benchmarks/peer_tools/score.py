@@ -13,9 +13,11 @@ import shutil
 import statistics
 import sys
 import tempfile
+import wave
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / folder) for folder in ("benchmarks", "models", "tests/python")]
@@ -25,9 +27,11 @@ import speed  # noqa: E402
 from build_albert import albert_model, read_torch  # noqa: E402
 from build_bert import bert_model, read_safetensors  # noqa: E402
 from build_llama import llama_model, read_llama  # noqa: E402
+from ort_format import read_model  # noqa: E402
 from specified import arrays as specified_arrays  # noqa: E402
 
 REAL = ROOT / "models" / "real"
+CLIP = 32_000  # samples, two seconds
 TRAINED = 2000  # sentences of the first half of the text; the others are in the half that calibrates nothing
 # Exports of models/architectures that stand for architectures whose real weights no registry has: small and random.
 EXPORTS = {
@@ -55,7 +59,7 @@ def models(folder):
             path = folder / f"{name.replace(' ', '-').lower()}-{'fused' if fused else 'decomposed'}.onnx"
             path.write_bytes(model.SerializeToString(deterministic=True))
             found[name + form] = data | {"file": str(path), "task": task}
-    return found | decoder(folder) | vision(folder) | exports(folder)
+    return found | decoder(folder) | vision(folder) | speech(folder) | exports(folder)
 
 
 def decoder(folder):
@@ -86,6 +90,49 @@ def vision(folder):
         found[half] = str(folder / f"vit-s-{half}.npz")
         np.savez(found[half], input_image=images(count, seed))
     return {"ViT-S": found}
+
+
+def recording(path):
+    """Its samples at 16 kHz."""
+    with wave.open(str(path)) as file:
+        every = file.getframerate() // 16_000
+        samples = np.frombuffer(file.readframes(file.getnframes()), np.int16).astype(np.float32) / 2**15
+    return samples[: len(samples) // every * every].reshape(-1, every).mean(axis=1)
+
+
+def transcript(encoded, path, tokens):
+    """The ids that the decoder writes, the most probable at every step: [rows, tokens]"""
+    session, ids = measure.session(path), np.ones((len(encoded), 1), np.int64)
+    while ids.shape[1] < tokens:
+        mask = np.ones((len(encoded), CLIP), np.int64)
+        given = {"input_ids": ids, "encoder_hidden_states": encoded, "encoder_attention_mask": mask}
+        ids = np.hstack([ids, session.run(["logits"], given)[0][:, -1:].argmax(axis=-1)])
+    return given | {"input_ids": ids}
+
+
+def speech(folder):
+    """Moonshine's encoder and decoder, real weights that its package has in 8 bits, if models/fetch --packages was run."""
+    parts = {part: REAL / f"speech-{part}.ort" for part in ("encoder", "decoder")}
+    if not all(path.is_file() for path in parts.values()):
+        print("Moonshine is missing: run models/fetch --packages", file=sys.stderr)
+        return {}
+    found = {f"Moonshine {part}": {"file": str(folder / f"speech-{part}.onnx"), "task": "none", "speed": False} for part in parts}
+    encoder, decoder = found.values()
+    onnx.save(read_model(parts["encoder"]), encoder["file"])
+    model = read_model(parts["decoder"], "else_branch")
+    del model.graph.output[1:]  # keys and values for the steps behind
+    onnx.save(model, decoder["file"])
+    sound = np.concatenate([recording(REAL / name) for name in ("two-cities.wav", "beckett.wav")])
+    clips = sound[: len(sound) // CLIP * CLIP].reshape(-1, CLIP)
+    clips = clips[np.random.default_rng(0).permutation(len(clips))]
+    for half, rows in (("calib", clips[::2]), ("heldout", clips[1::2])):
+        given = {"input_values": rows, "attention_mask": np.ones(rows.shape, np.int64)}
+        encoder[half] = str(folder / f"speech-encoder-{half}.npz")
+        np.savez(encoder[half], **given)
+        encoded = measure.session(encoder["file"]).run(None, given)[0]
+        decoder[half] = str(folder / f"speech-decoder-{half}.npz")
+        np.savez(decoder[half], **transcript(encoded, decoder["file"], 12))
+    return found
 
 
 def exports(folder):

@@ -199,3 +199,27 @@ def test_every_architecture_without_data(path):
     assert snapshot.count("\n    into ") == sum(s["sink"] is not None for s in seen["sites"])
     assert snapshot.count("\n    into a Mul, ") == of_kind("explicit")
     assert seen["architecture"]["hidden"] and seen["architecture"]["attentions"]
+
+
+@pytest.mark.parametrize("operator", ["Conv", "FusedConv"])
+def test_a_model_of_sound_without_data(tmp_path, operator):
+    """Samples of any number behind convolutions that span many of them, as ONNX Runtime's optimizer writes those too."""
+    make, rng = onnx.helper.make_node, np.random.default_rng(0)
+    fused = {"activation": "Tanh", "domain": "com.microsoft"} if operator == "FusedConv" else {}
+    nodes = [
+        make("Unsqueeze", ["samples", "one"], ["wave"]),
+        make(operator, ["wave", "filters"], ["frames"], strides=[64], name="conv", **fused),
+        make("Transpose", ["frames"], ["tokens"], perm=[0, 2, 1]),
+        make("LayerNormalization", ["tokens", "gamma", "beta"], ["normed"], name="norm"),
+        make("MatMul", ["normed", "weight"], ["y"], name="linear"),
+    ]
+    arrays = {"one": np.array([1]), "filters": rng.normal(size=(16, 1, 127)), "gamma": np.ones(16), "beta": np.zeros(16)}
+    arrays["weight"] = rng.normal(size=(16, 24))
+    constants = [onnx.numpy_helper.from_array(a if a.dtype == np.int64 else a.astype(np.float32), n) for n, a in arrays.items()]
+    info = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, d) for n, d in (("samples", ["batch", "n"]), ("y", None))]
+    graph = onnx.helper.make_graph(nodes, "sound", info[:1], info[1:], constants)
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "model.onnx")
+    seen = inspect(tmp_path / "model.onnx")
+    assert seen["notes"] == []
+    assert [linear["name"] for linear in seen["linears"]] == ["linear"] and len(seen["sites"]) == 1

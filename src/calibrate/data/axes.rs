@@ -47,10 +47,7 @@ fn dim(input: &ModelInput, axis: usize) -> Option<&Dim> {
 
 fn names(input: &ModelInput) -> impl Iterator<Item = &str> {
     let dims = input.shape.iter().flatten();
-    dims.filter_map(|dim| match dim {
-        Dim::Named(name) => Some(name.as_str()),
-        _ => None,
-    })
+    dims.filter_map(Dim::name)
 }
 
 /// The name of the batch: of those that first axes have one that says so, else the one that most inputs have.

@@ -22,6 +22,16 @@ pub enum Dim {
     Any,
 }
 
+impl Dim {
+    /// The name of the size, where it has one.
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Dim::Named(name) => Some(name),
+            Dim::Fixed(_) | Dim::Any => None,
+        }
+    }
+}
+
 impl std::fmt::Display for Dim {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 
 use crate::calibrate::data::input::{Batch, Shapes};
-use crate::calibrate::engine::copy::{Copy, Known, shapes_text};
+use crate::calibrate::engine::copy::{Copy, Known, calibration_copy, shapes_text};
 use crate::calibrate::engine::error::EngineError;
 use crate::calibrate::engine::node::node_label;
 use crate::calibrate::engine::plan::Engine;
-use crate::graph::infer::{Fact, Facts, Limits, known as all_known};
+use crate::graph::infer::{Fact, Facts, Limits, Value, known as all_known};
 use crate::graph::work::Product;
 use crate::graph::{NodeId, ValueId, View, cut};
 use crate::onnx::Model;
@@ -39,12 +39,52 @@ pub(super) fn products(
         })
 }
 
+/// What the engine says of the shape of a value: of the part of the model that computes it, and what is known there.
+type OfPart<'f> = &'f dyn Fn(&Model, &String, &Known) -> Option<Vec<usize>>;
+
+/// The copy of a model for batches like one. Where it asks for a shape that does not follow from those of the inputs, the
+/// engine is asked, with the part of the model before it; what it does not know either, the file may state. A part is told
+/// what is known, or it would ask for the same again, once for every part that it is in.
+///
+/// # Errors
+/// Those of [`calibration_copy`]; a shape that no one knows.
+pub(super) fn copy_of<'m>(
+    model: &'m Model,
+    like: &Batch,
+    beside: &Known,
+    of_part: OfPart,
+) -> Result<Copy<'m>, EngineError> {
+    let shapes = like.shapes();
+    let sizes = like.sizes().into_iter().map(|(name, (dtype, array))| {
+        let value = Value::Ints(array.into_shared());
+        (name, Fact::of_value(dtype, value))
+    });
+    let mut known: Known = sizes.collect();
+    known.extend(
+        beside
+            .iter()
+            .map(|(name, fact)| (name.clone(), fact.clone())),
+    );
+    loop {
+        match calibration_copy(model, &shapes, &known) {
+            Err(EngineError::UnknownShape { node, op, value }) => {
+                let more = found_shapes(of_part, model, &shapes, &node, &known);
+                if more.is_empty() {
+                    return Err(at_fault(model, &known, &shapes, (node, op, value)));
+                }
+                known.extend(more);
+            }
+            copy => return copy,
+        }
+    }
+}
+
 /// The shapes of what the node called `label` reads, of those of which nothing is known yet. Empty if neither the engine nor
 /// the file tells one.
-pub(super) fn found_shapes(
-    engine: &dyn Engine,
+fn found_shapes(
+    of_part: OfPart,
     model: &Model,
-    like: &Batch,
+    shapes: &Shapes,
     label: &str,
     known: &Known,
 ) -> Known {
@@ -52,13 +92,15 @@ pub(super) fn found_shapes(
     let Some(node) = node_called(&view, label) else {
         return Known::new();
     };
-    let facts = facts(model, &like.shapes(), known);
+    let facts = facts(model, shapes, known);
     let unknown = |v: &ValueId| facts.get(view.name(*v)).and_then(Fact::shape).is_none();
     let inputs = (0..view.node(node).input.len()).filter_map(|slot| view.input(node, slot));
     let mut found = Known::new();
     for value in inputs.filter(|v| unknown(v) && view.producer(*v).is_some()) {
-        let shape = by_engine(engine, &view, like, value).or_else(|| {
-            let sizes = named_sizes(model, &like.shapes());
+        let part = part_of(&view, value);
+        let shape = part.and_then(|part| of_part(&part, &view.name(value).to_owned(), known));
+        let shape = shape.or_else(|| {
+            let sizes = named_sizes(model, shapes);
             stated_shape(view.graph().value_info.iter(), view.name(value), &sizes)
         });
         if let Some(shape) = shape {
@@ -74,13 +116,10 @@ fn node_called(view: &View, label: &str) -> Option<NodeId> {
         .map(|(id, _)| id)
 }
 
-/// What the engine says of the part of the model that computes a value.
-fn by_engine(engine: &dyn Engine, view: &View, like: &Batch, value: ValueId) -> Option<Vec<usize>> {
+/// The part of the model that computes a value.
+fn part_of(view: &View, value: ValueId) -> Option<Model> {
     let part = cut(view, &[value], |_| false, |_| Ok(())).ok()?;
-    let part = part.model(view, |_| None)?;
-    let name = view.name(value).to_owned();
-    let shapes = engine.shapes(&part, like, std::slice::from_ref(&name));
-    shapes.ok()??.remove(&name)
+    part.model(view, |_| None)
 }
 
 /// The sizes that the names of axes have at these input shapes.
@@ -149,7 +188,7 @@ fn facts(model: &Model, shapes: &Shapes, known: &Known) -> Facts {
 
 /// The error for a shape that no one knows. It names the node that makes it so: the first, going back, that has inputs of
 /// known shapes alone.
-pub(super) fn at_fault(
+fn at_fault(
     model: &Model,
     known: &Known,
     shapes: &Shapes,

@@ -13,18 +13,17 @@ use tract_onnx::tract_hir::internal::*;
 use tract_onnx::tract_hir::ops::konst::Const;
 
 use crate::calibrate::data::input::{Batch, Shapes};
-use crate::calibrate::engine::copy::{Copy, IndexLimit, Known, calibration_copy, shapes_text};
+use crate::calibrate::engine::copy::{Copy, IndexLimit, Known, shapes_text};
 use crate::calibrate::engine::error::EngineError;
 use crate::calibrate::engine::node::{is_standard, node_label};
 use crate::calibrate::engine::plan::{Engine, Plan, Wanted};
 use crate::calibrate::engine::resolve::resolve;
-use crate::calibrate::engine::shapes::{at_fault, found_shapes, products};
+use crate::calibrate::engine::shapes::{copy_of, products};
 use crate::calibrate::engine::tap::Tap;
 use crate::calibrate::engine::tract_plan::{TractPlan, error_text, panic_text};
 use crate::calibrate::engine::tract_tensor::{Tables, blocked_tensor, constant_tensor, datum_name};
 use crate::calibrate::engine::{broadcast, gelu, round_blocks, rounding};
 use crate::graph::axes::Axes;
-use crate::graph::infer::{Fact, Value};
 use crate::graph::work::Product;
 use crate::onnx::Model;
 use crate::onnx::node::subgraphs;
@@ -81,11 +80,18 @@ impl Engine for Sharing {
         wanted: &Wanted<'_>,
     ) -> Result<Box<dyn Plan>, EngineError> {
         let weights = Weights::Read(&self.tables);
-        let plan = self.prepare(model, like, wanted, weights, |typed, copy| {
-            let shapes = like.shapes();
-            let axes = Arc::new(copy.axes(&shapes, &like.by_row()));
-            Ok(Box::new(typed.into_plan(axes)?) as Box<dyn Plan>)
-        });
+        let plan = self.prepare(
+            model,
+            like,
+            wanted,
+            weights,
+            &Known::new(),
+            |typed, copy| {
+                let shapes = like.shapes();
+                let axes = Arc::new(copy.axes(&shapes, &like.by_row()));
+                Ok(Box::new(typed.into_plan(axes)?) as Box<dyn Plan>)
+            },
+        );
         self.tables.forget_unused();
         plan
     }
@@ -96,33 +102,26 @@ impl Engine for Sharing {
         like: &Batch,
         values: &[String],
     ) -> Result<Option<Shapes>, EngineError> {
-        let wanted = Wanted {
-            taps: values,
-            outputs: false,
-        };
-        let shapes = |weights| {
-            self.prepare(model, like, &wanted, weights, |typed, _| {
-                Ok(typed.tap_shapes(values)?)
-            })
-        };
-        match shapes(Weights::Stated) {
-            // An operator that asks for the numbers of a weight, or what the file is at fault for.
-            Ok(None) => {}
-            Err(error) if !matches!(error, EngineError::NotFloat { .. }) => {}
-            known => return known,
-        }
-        shapes(Weights::Read(&self.tables))
+        self.shapes_beside(model, like, values, &Known::new())
     }
 
     fn products(&self, model: &Model, like: &Batch) -> Result<Vec<Product>, EngineError> {
         let resolved = resolve(self, model, like)?;
-        let copy = self.copy(resolved.model.as_ref().unwrap_or(model), like)?;
+        let copy = self.copy(
+            resolved.model.as_ref().unwrap_or(model),
+            like,
+            &Known::new(),
+        )?;
         products(self, &copy, model, like)
     }
 
     fn axes(&self, model: &Model, like: &Batch) -> Result<Arc<Axes>, EngineError> {
         let resolved = resolve(self, model, like)?;
-        let copy = self.copy(resolved.model.as_ref().unwrap_or(model), like)?;
+        let copy = self.copy(
+            resolved.model.as_ref().unwrap_or(model),
+            like,
+            &Known::new(),
+        )?;
         Ok(Arc::new(copy.axes(&like.shapes(), &like.by_row())))
     }
 
@@ -132,6 +131,32 @@ impl Engine for Sharing {
 }
 
 impl Sharing {
+    /// Shapes of values, others being known.
+    fn shapes_beside(
+        &self,
+        model: &Model,
+        like: &Batch,
+        values: &[String],
+        known: &Known,
+    ) -> Result<Option<Shapes>, EngineError> {
+        let wanted = Wanted {
+            taps: values,
+            outputs: false,
+        };
+        let shapes = |weights| {
+            self.prepare(model, like, &wanted, weights, known, |typed, _| {
+                Ok(typed.tap_shapes(values)?)
+            })
+        };
+        match shapes(Weights::Stated) {
+            // An operator that asks for the numbers of a weight, or what the file is at fault for.
+            Ok(None) => {}
+            Err(error) if !matches!(error, EngineError::NotFloat { .. }) => {}
+            found => return found,
+        }
+        shapes(Weights::Read(&self.tables))
+    }
+
     /// Everything up to the typed model, then `finish`.
     fn prepare<T>(
         &self,
@@ -139,11 +164,12 @@ impl Sharing {
         like: &Batch,
         wanted: &Wanted<'_>,
         weights: Weights<'_>,
+        known: &Known,
         finish: impl FnOnce(Typed, &Copy<'_>) -> Result<T, Failure>,
     ) -> Result<T, EngineError> {
         let shapes = like.shapes();
         let resolved = resolve(self, model, like)?;
-        let copy = self.copy(resolved.model.as_ref().unwrap_or(model), like)?;
+        let copy = self.copy(resolved.model.as_ref().unwrap_or(model), like, known)?;
         let taps = resolved.computed(wanted.taps);
         let fail = |reason| EngineError::Plan {
             shapes: shapes_text(&shapes),
@@ -162,31 +188,17 @@ impl Sharing {
 }
 
 impl Sharing {
-    /// The copy of a model for batches like one. Where it asks for a shape that does not follow from those of the inputs,
-    /// the engine is asked, with the part of the model before it; what it does not know either, the file may state.
-    fn copy<'m>(&self, model: &'m Model, like: &Batch) -> Result<Copy<'m>, EngineError> {
-        let shapes = like.shapes();
-        let sizes = like.sizes().into_iter();
-        let mut known: Known = sizes
-            .map(|(name, (dtype, array))| {
-                (
-                    name,
-                    Fact::of_value(dtype, Value::Ints(array.into_shared())),
-                )
-            })
-            .collect();
-        loop {
-            match calibration_copy(model, &shapes, &known) {
-                Err(EngineError::UnknownShape { node, op, value }) => {
-                    let more = found_shapes(self, model, like, &node, &known);
-                    if more.is_empty() {
-                        return Err(at_fault(model, &known, &shapes, (node, op, value)));
-                    }
-                    known.extend(more);
-                }
-                copy => return copy,
-            }
-        }
+    /// The copy of a model for batches like one, some shapes being known.
+    fn copy<'m>(
+        &self,
+        model: &'m Model,
+        like: &Batch,
+        known: &Known,
+    ) -> Result<Copy<'m>, EngineError> {
+        copy_of(model, like, known, &|part, value, known| {
+            let found = self.shapes_beside(part, like, std::slice::from_ref(value), known);
+            found.ok()??.remove(value)
+        })
     }
 }
 

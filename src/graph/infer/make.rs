@@ -1,6 +1,6 @@
 //! Operators that make a value from a shape, an attribute or a few numbers.
 
-use ndarray::ArrayD;
+use ndarray::{ArrayD, IxDyn};
 
 use super::call::Call;
 use super::fact::{Dim, Dims, Fact, Limits, Value, known, line, number, product};
@@ -144,9 +144,25 @@ pub(super) fn filled_value(call: &Call, out: &Output) -> Option<Value> {
     })
 }
 
-/// shape(y) = [rank(x), ?]: as many columns as there are elements that are not zero
+/// shape(y) = [rank(x), number of elements of x that are not 0]: which is known where x is
 pub(super) fn non_zero(call: &Call) -> Option<Dims> {
-    Some(vec![call.rank(0), None])
+    let rank = call.rank(0);
+    // Of a scalar the ranks that runtimes give differ.
+    let known = call.value(0).filter(|_| rank != Some(0));
+    let count = known
+        .and_then(Value::ints)
+        .map(|x| x.iter().filter(|&&v| v != 0).count());
+    Some(vec![rank, count])
+}
+
+/// y[axis][i] = index along `axis` of element i that is not 0, in the order of rows
+pub(super) fn non_zero_value(call: &Call, out: &Output) -> Option<Value> {
+    let found = call.value(0)?.ints()?.indexed_iter();
+    let found: Vec<IxDyn> = found.filter(|(_, v)| **v != 0).map(|(at, _)| at).collect();
+    let axes = (0..*out.shape.first()?).flat_map(|axis| found.iter().map(move |at| at[axis]));
+    let indices: Option<Vec<i64>> = axes.map(|index| i64::try_from(index).ok()).collect();
+    let array = ArrayD::from_shape_vec(out.shape.as_slice(), indices?).ok()?;
+    Some(Value::Ints(array.into_shared()))
 }
 
 /// The type that attribute `to` names.

@@ -226,7 +226,7 @@ pub(super) const TABLE: &[Row] = &[
     // From a shape, an attribute or a few numbers.
     standard(op::Constant, CONSTANT, First(make::constant_shape), Constants(make::constant_value)),
     standard(op::ConstantOfShape, FILLED, First(make::filled), Small(make::filled_value)),
-    standard(op::NonZero, INT64, First(make::non_zero), NO),
+    standard(op::NonZero, INT64, First(make::non_zero), Small(make::non_zero_value)),
     standard(op::Range, SAME, First(make::range), Small(make::range_value)),
     standard(op::Shape, INT64, First(make::shape), OfShape(make::shape_value)),
     standard(op::Size, INT64, First(make::scalar), OfShape(make::size_value)),
