@@ -31,7 +31,7 @@ from ort_format import read_model  # noqa: E402
 from specified import arrays as specified_arrays  # noqa: E402
 
 REAL = ROOT / "models" / "real"
-CLIP = 32_000  # samples, two seconds
+CLIP = 16_000  # samples, one second
 TRAINED = 2000  # sentences of the first half of the text; the others are in the half that calibrates nothing
 # Exports of models/architectures that stand for architectures whose real weights no registry has: small and random.
 EXPORTS = {
