@@ -8,7 +8,8 @@ Every model is quantized from calibration rows and run in ONNX Runtime on held-o
 over tokens that are no padding, 10 log10(sum r^2 / sum (r - q)^2), and in brackets the mean over tokens of the same, both in
 dB. `plain` is the tool with --method none: the same form, rounded to the nearest, nothing migrated. The bars are of all elements
 and of the mean over tokens. Speeds are ratios of CPU times in one run, one thread, median of interleaved pairs: float32 over the
-form for one token and for 128, and the static form over the one with scales per token. The exit status is 1 if a bar is missed.
+form for one token and for 128, and the static form over the one with scales per token. `--only peers` has 4 bits in groups of 32 beside
+ONNX Runtime's own quantizer (peer_tools/nbits.py; HQQ needs PyTorch). The exit status is 1 if a bar is missed.
 """
 
 import argparse
@@ -28,6 +29,7 @@ sys.path[:0] = [str(ROOT / folder) for folder in ("benchmarks", "benchmarks/peer
 
 import bars  # noqa: E402  (needs the path above)
 import measure  # noqa: E402
+import nbits  # noqa: E402
 
 TOKEN = ("--activation-granularity", "per-token")
 SMOL, L6 = "SmolLM2, 6 layers", "MiniLM-L6"
@@ -135,11 +137,35 @@ def speed(args, folder, results):
         print(f"| {name} | static over per token, CPU time | | {times[128][1] / times[128][2]:.2f} |", flush=True)
 
 
+def peers(args, folder, results):
+    """4 bits in groups of 32 by this tool and by ONNX Runtime's quantizer: accuracy, and speed against float32."""
+    print("\n| model | tool | dB (per token) | 1 token | 128 tokens |\n|---|---|---|---|---|")
+    for name in (m for m in (SMOL, L6) if re.search(args.models, m)):
+        model, prefix = bars.model_file(name, folder), bars.MODELS[name][1]
+        reference, made = bars.held_out(model, prefix), {}
+        for options in (("--preset", "llm"), ("--weight-only", *bits(4))):
+            made[" ".join(options)] = folder / f"ours{len(made)}.onnx"
+            quantize(args, name, options, model, made[" ".join(options)])
+        for form in nbits.FORMS:
+            try:
+                nbits.quantize(model, folder / f"{form}.onnx", form, bars.REAL / f"{prefix}calib.npz")
+                made[f"ONNX Runtime, {form}"] = folder / f"{form}.onnx"
+            except ImportError as error:
+                print(f"not run: {form}: {error}")
+        times = {tokens: cpu_times([model, *made.values()], tokens, args.rounds) for tokens in (1, 128)}
+        for i, (tool, path) in enumerate(made.items(), 1):
+            got = bars.held_out(path, prefix)
+            numbers = {"sqnr": float(measure.sqnr(reference, got)), "per_token": measure.sqnr_per_token(reference, got)}
+            ratios = [of[0] / of[i] for of in times.values()]
+            results[f"{name} {tool}"] = numbers | {"speed": ratios}
+            print(f"| {name} | {tool} | {cell(numbers)} | {ratios[0]:.2f} × | {ratios[1]:.2f} × |", flush=True)
+
+
 def parse():
     parser = argparse.ArgumentParser(description="Scales per token and weights in groups on real models.")
     parser.add_argument("--binary", default=str(ROOT / "target" / "release" / "onnx-osplus"))
     parser.add_argument("--models", default="", help="only models whose name this regular expression finds")
-    parser.add_argument("--only", choices=("accuracy", "speed"), help="one of the two tables")
+    parser.add_argument("--only", choices=("accuracy", "speed", "peers"), help="one of the tables")
     parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds for a speed; 0 leaves it out")
     parser.add_argument("--json", type=Path, help="write every number there")
     return parser.parse_args()
@@ -148,12 +174,14 @@ def parse():
 def main():
     args, results = parse(), {}
     with tempfile.TemporaryDirectory(prefix="onnx-osplus-fine-") as folder:
-        missed = accuracy(args, Path(folder), results) if args.only != "speed" else []
-        if args.rounds and args.only != "accuracy":
+        missed = accuracy(args, Path(folder), results) if args.only in (None, "accuracy") else []
+        if args.rounds and args.only in (None, "speed"):
             speed(args, Path(folder), results)
+        if args.only == "peers":
+            peers(args, Path(folder), results)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")
-    reached = "" if args.only == "speed" else "\nEvery bar of accuracy is reached."
+    reached = "\nEvery bar of accuracy is reached." if args.only in (None, "accuracy") else ""
     print("\n".join(["\nMissed:", *(f"- {line}" for line in missed)]) if missed else reached)
     sys.exit(bool(missed))
 

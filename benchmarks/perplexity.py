@@ -6,8 +6,8 @@
     .venv/bin/python benchmarks/perplexity.py --fine-grained
 
 --fine-grained takes scales per token and weights in groups in the place of --bits, and beside them ONNX Runtime's own quantizer of
-weights in groups (default, symmetric and k-quant, groups of 32), which needs the package onnx_ir; without it those rows are
-named as not run.
+weights in groups of 32 (default, symmetric, k-quant, HQQ; GPTQ with the same rows is asked for by --forms), which needs the package onnx_ir, HQQ PyTorch;
+without them those rows are named as not run.
 
 SmolLM2-135M-Instruct, 30 layers, the output weight included. Every model is quantized from smollm2-calib.npz, snippets of
 reviews, news and tweets, and run in ONNX Runtime on two texts that nothing was calibrated or tuned on:
@@ -30,9 +30,10 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "models"), str(ROOT / "tests" / "python")]
+sys.path[:0] = [str(ROOT / folder) for folder in ("benchmarks/peer_tools", "models", "tests/python")]
 
 import measure  # noqa: E402  (needs the path above)
+import nbits  # noqa: E402
 from build_llama import llama_model, read_llama  # noqa: E402
 
 REAL = ROOT / "models" / "real"
@@ -72,36 +73,14 @@ FINE = (
     ("4,8", "--preset llm"),
     ("4,8", "--weight-only --weight-bits 4"),
 )
-NBITS = ("default", "symmetric", "k-quant", "HQQ")
-
-
-def quantize_nbits(model, out, form):
-    """ONNX Runtime's quantizer: 4 bits in groups of 32, accuracy level 4. HQQ needs PyTorch (`pip install torch`)."""
-    from onnxruntime.quantization import matmul_nbits_quantizer as nbits
-
-    symmetric = form == "symmetric"
-    if form == "k-quant":
-        config = nbits.KQuantWeightOnlyQuantConfig()
-    elif form == "HQQ":
-        config = nbits.HQQWeightOnlyQuantConfig(block_size=32, bits=4)
-    else:
-        config = nbits.DefaultWeightOnlyQuantConfig(block_size=32, is_symmetric=symmetric, accuracy_level=4)
-    loaded = nbits.onnx.load(str(model))
-    quantizer = nbits.MatMulNBitsQuantizer(
-        loaded, block_size=32, is_symmetric=symmetric, accuracy_level=4, algo_config=config
-    )
-    quantizer.process()
-    quantizer.model.save_model_to_file(str(out), False)
-
-
 def fine_grained(args, model, out, measured):
-    for bits, options in FINE:
+    for bits, options in () if args.peers else FINE:
         command = [args.binary, model, out, "--calib", REAL / "smollm2-calib.npz", "--no-layers", "--force", "--quiet"]
         subprocess.run([str(part) for part in [*command, *options.split()]], check=True)
         measured(bits, options, out)
-    for form in NBITS:
+    for form in args.forms:
         try:
-            quantize_nbits(model, out, form)
+            nbits.quantize(model, out, form, REAL / "smollm2-calib.npz")
         except ImportError as error:
             print(f"not run: MatMulNBitsQuantizer, {form}: {error}")
             continue
@@ -118,6 +97,8 @@ def parse():
     parser.add_argument("--bits", nargs="+", default=["8,8", "6,6", "4,8", "4,4"], help="of weights, of activations")
     parser.add_argument("--slowdowns", nargs="+", default=["0", "15", "50"], help="values of --max-slowdown")
     parser.add_argument("--fine-grained", action="store_true", help="scales per token and weights in groups")
+    parser.add_argument("--peers", action="store_true", help="of --fine-grained only ONNX Runtime's quantizer")
+    parser.add_argument("--forms", nargs="+", default=nbits.FORMS[:-1], choices=nbits.FORMS, help="of ONNX Runtime's quantizer; GPTQ takes hours")
     parser.add_argument("--layers", type=int, help="only the first layers, whose perplexity is high, to try the script")
     parser.add_argument("--rows", type=int, help="only so many rows of each text")
     parser.add_argument("--json", type=Path, help="write every number there")
