@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 #[cfg(unix)]
 use std::{
-    os::unix::thread::JoinHandleExt,
+    os::unix::thread::{JoinHandleExt, RawPthread},
     sync::mpsc::{Receiver, channel},
     sync::{Mutex, PoisonError},
 };
@@ -263,7 +263,7 @@ pub(super) fn install() {}
 
 /// The thread that waits for signals, if there is one, and its answers.
 #[cfg(unix)]
-static LISTENER: OnceLock<(libc::pthread_t, Mutex<Receiver<()>>)> = OnceLock::new();
+static LISTENER: OnceLock<(RawPthread, Mutex<Receiver<()>>)> = OnceLock::new();
 
 /// Signals that end the program.
 #[cfg(unix)]
@@ -280,7 +280,7 @@ pub(super) fn end_if_signalled() {
     if let Some((thread, answers)) = LISTENER.get() {
         let answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the thread never ends before the process does.
-        if unsafe { libc::pthread_kill(*thread, ASK) } == 0 {
+        if unsafe { libc::pthread_kill(*thread as libc::pthread_t, ASK) } == 0 {
             // It answers, or ends the process; it can do nothing else.
             let _ = answers.recv();
         }
