@@ -71,10 +71,14 @@ def quantize(args, row_model, options, model, out):
     subprocess.run([str(part) for part in command], check=True)
 
 
+def accuracy_of(name, reference, out):
+    got = bars.held_out(out, bars.MODELS[name][1])
+    return {"sqnr": float(measure.sqnr(reference, got)), "per_token": measure.sqnr_per_token(reference, got)}
+
+
 def found(args, row, options, model, reference, out):
     quantize(args, row.model, options, model, out)
-    got = bars.held_out(out, bars.MODELS[row.model][1])
-    return {"sqnr": float(measure.sqnr(reference, got)), "per_token": measure.sqnr_per_token(reference, got)}
+    return accuracy_of(row.model, reference, out)
 
 
 def cell(numbers):
@@ -154,8 +158,7 @@ def peers(args, folder, results):
                 print(f"not run: {form}: {error}")
         times = {tokens: cpu_times([model, *made.values()], tokens, args.rounds) for tokens in (1, 128)}
         for i, (tool, path) in enumerate(made.items(), 1):
-            got = bars.held_out(path, prefix)
-            numbers = {"sqnr": float(measure.sqnr(reference, got)), "per_token": measure.sqnr_per_token(reference, got)}
+            numbers = accuracy_of(name, reference, path)
             ratios = [of[0] / of[i] for of in times.values()]
             results[f"{name} {tool}"] = numbers | {"speed": ratios}
             print(f"| {name} | {tool} | {cell(numbers)} | {ratios[0]:.2f} × | {ratios[1]:.2f} × |", flush=True)

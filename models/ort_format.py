@@ -18,7 +18,6 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from onnxruntime.tools.ort_format_model.ort_flatbuffers_py.fbs.InferenceSession import InferenceSession
 from onnxruntime.tools.ort_format_model.ort_flatbuffers_py.fbs.TensorTypeAndShape import TensorTypeAndShape
 
-MS = "com.microsoft"
 SYMBOLIC, STATED = 2, 1  # of a dimension
 TENSOR = 1  # of a type
 
@@ -123,11 +122,15 @@ def graph(stored):
     return helper.make_graph(in_order(list(map(node, listed(stored, "Nodes")))), "main", inputs, outputs, constants)
 
 
+def attributes_of(node):
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+
 class Standard:
     """The nodes of a graph as standard operators, and the constants they need."""
 
     def __init__(self, of):
-        self.graph, self.nodes, self.rank = of, [], {}
+        self.graph, self.nodes = of, []
         self.constants = {t.name: numpy_helper.to_array(t) for t in of.initializer}
         self.float_of = {}  # what is quantized at run time: the value that it was
 
@@ -135,10 +138,9 @@ class Standard:
         self.constants[name] = np.asarray(array)
         return name
 
-    def add(self, op, inputs, outputs, **attributes):
-        outputs = [outputs] if isinstance(outputs, str) else outputs
-        self.nodes.append(helper.make_node(op, inputs, outputs, name=f"{outputs[0]}/{op}", **attributes))
-        return outputs[0]
+    def add(self, op, inputs, output, **attributes):
+        self.nodes.append(helper.make_node(op, inputs, [output], name=f"{output}/{op}", **attributes))
+        return output
 
     def node(self, of):
         write = {
@@ -156,10 +158,10 @@ class Standard:
 
     def dequantize(self, of):
         """Of rows of a table: those of the table in float."""
-        rows = next(n for n in self.graph.node if of.input[0] in n.output)
         if of.input[0] in self.float_of:
             self.add("Identity", [self.float_of[of.input[0]]], of.output[0])
             return
+        rows = next(n for n in self.nodes if of.input[0] in n.output)
         table, scale, zero = (self.constants[name].astype(np.float32) for name in (rows.input[0], *of.input[1:]))
         table = self.constant(f"{rows.input[0]}/float", (table - zero) * scale)
         self.nodes.remove(rows)
@@ -181,14 +183,14 @@ class Standard:
             self.add("Add", [product, at(bias)], of.output[0])
 
     def conv(self, of):
-        attributes = {a.name: helper.get_attribute_value(a) for a in of.attribute}
+        attributes = attributes_of(of)
         activation = attributes.pop("activation").decode()
         self.add("Conv", list(of.input), f"{of.name}/conv", **attributes)
         self.add(activation, [f"{of.name}/conv"], of.output[0])
 
     def matmul(self, of):
         """Of factors with four axes, as attention has them."""
-        attributes = {a.name: helper.get_attribute_value(a) for a in of.attribute}
+        attributes = attributes_of(of)
         factors = list(of.input)
         for i, which in enumerate("AB"):
             axes = [0, 1, 2, 3]
@@ -205,7 +207,7 @@ class Standard:
 
     def skip_norm(self, of):
         total = of.output[3] if len(of.output) > 3 else f"{of.name}/sum"
-        attributes = {a.name: helper.get_attribute_value(a) for a in of.attribute}
+        attributes = attributes_of(of)
         self.add("Add", of.input[:2], total)
         self.add("LayerNormalization", [total, *of.input[2:4]], of.output[0], axis=-1, **attributes)
 
@@ -221,7 +223,7 @@ class Standard:
 
     def quick_gelu(self, of):
         """x · sigmoid(alpha · x); SiLU where alpha is 1"""
-        alpha = next((a.f for a in of.attribute if a.name == "alpha"), 1.702)
+        alpha = attributes_of(of).get("alpha", 1.702)
         scaled = of.input[0]
         if alpha != 1:
             scaled = self.add("Mul", [scaled, self.constant(f"{of.name}/alpha", np.float32(alpha))], f"{of.name}/scaled")

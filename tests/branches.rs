@@ -232,9 +232,7 @@ fn constants_that_a_branch_gives_stay_in_it() {
             .unwrap(),
     );
     let mut patch = Patch::new("not negative");
-    patch.replace(at, node("Abs", &["x"], &["t"]));
-    let output = view.node(at).output[0].clone();
-    patch.rename_output(at, 0, output);
+    patch.replace(at, node("Abs", &["x"], &[&view.node(at).output[0]]));
     drop(view);
     flat.apply(vec![patch]).unwrap();
     let after = flat.unflatten();

@@ -5,22 +5,9 @@ It needs the package onnx_ir, HQQ PyTorch as well; without them `quantize` raise
 
 import logging
 
-import numpy as np
+import calibration
 
 FORMS = ("default", "symmetric", "k-quant", "HQQ", "GPTQ")
-
-
-class Rows:
-    """The rows that calibrate, eight at a time, as GPTQ reads them."""
-
-    def __init__(self, path, inputs):
-        self.arrays = dict(np.load(path))
-        self.arrays["token_type_ids"] = np.zeros_like(self.arrays["input_ids"])
-        self.inputs = inputs
-
-    def __iter__(self):
-        for start in range(0, len(self.arrays["input_ids"]), 8):
-            yield {name: self.arrays[name][start : start + 8] for name in self.inputs}
 
 
 def quantize(model, out, form, calib):
@@ -32,7 +19,7 @@ def quantize(model, out, form, calib):
     if form == "k-quant":
         config = nbits.KQuantWeightOnlyQuantConfig()
     elif form == "GPTQ":
-        config = nbits.GPTQWeightOnlyQuantConfig(Rows(calib, [i.name for i in loaded.graph.input]))
+        config = nbits.GPTQWeightOnlyQuantConfig(calibration.Reader(model, calib, padded=True))
     elif form == "HQQ":
         config = nbits.HQQWeightOnlyQuantConfig(block_size=32, bits=4)
     else:

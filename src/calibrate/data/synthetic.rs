@@ -39,18 +39,19 @@ impl Dataset {
         let mut arrays = BTreeMap::new();
         let mut left = Some(MOST_ZEROS);
         let recordings = inputs.iter().filter(|input| is_recording(input));
-        let samples: BTreeSet<&str> = recordings
-            .flat_map(|input| input.shape.iter().flatten().skip(1))
-            .filter_map(Dim::name)
-            .collect();
+        let lengths = recordings.flat_map(|input| input.shape.iter().flatten().skip(1));
+        let samples: BTreeSet<&str> = lengths.filter_map(Dim::name).collect();
         for input in inputs.iter().filter(|input| rule(&input.name).is_none()) {
             let size = |(axis, dim): (usize, &Dim), rank: usize| match (dim, axis, rank) {
                 (Dim::Fixed(n), _, _) => *n,
                 (_, 0, _) => 2,
                 (_, 1, 4) => 3,
                 (_, _, 4) => 224,
-                (dim, 1, _) if dim.name().is_some_and(|name| samples.contains(name)) => SAMPLES,
-                (_, 1, _) if is_recording(input) => SAMPLES,
+                (dim, 1, _)
+                    if is_recording(input) || dim.name().is_some_and(|n| samples.contains(n)) =>
+                {
+                    SAMPLES
+                }
                 _ => 8,
             };
             let shape = input.shape.as_ref().map(|dims| {

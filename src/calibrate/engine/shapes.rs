@@ -59,12 +59,8 @@ pub(super) fn copy_of<'m>(
         let value = Value::Ints(array.into_shared());
         (name, Fact::of_value(dtype, value))
     });
-    let mut known: Known = sizes.collect();
-    known.extend(
-        beside
-            .iter()
-            .map(|(name, fact)| (name.clone(), fact.clone())),
-    );
+    let mut known = beside.clone();
+    known.extend(sizes);
     loop {
         match calibration_copy(model, &shapes, &known) {
             Err(EngineError::UnknownShape { node, op, value }) => {
