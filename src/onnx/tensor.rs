@@ -399,6 +399,14 @@ fn array<T>(tensor: &TensorProto, values: Vec<T>) -> Result<ArrayD<T>, TensorErr
         .map_err(|_| error(tensor, TensorProblem::BadShape(tensor.dims.clone())))
 }
 
+/// The bytes of all elements; by whole elements, where an iterator of bytes is no loop over vectors.
+fn stored<T: Copy, const N: usize>(data: &[T], of: impl Fn(T) -> [u8; N]) -> Vec<u8> {
+    let mut bytes = vec![0; N * data.len()];
+    let elements = bytes.as_chunks_mut::<N>().0.iter_mut();
+    elements.zip(data).for_each(|(to, &value)| *to = of(value));
+    bytes
+}
+
 /// Makes a tensor with its elements in `raw_data`.
 fn make(name: &str, shape: &[usize], dtype: DataType, len: usize, raw: Vec<u8>) -> TensorProto {
     let count: usize = shape.iter().product();
@@ -423,19 +431,10 @@ fn make(name: &str, shape: &[usize], dtype: DataType, len: usize, raw: Vec<u8>) 
 /// If the length is not that of the shape or `dtype` is another type: both are mistakes of the calling code.
 pub fn from_f32(name: &str, shape: &[usize], data: &[f32], dtype: DataType) -> TensorProto {
     let raw: Vec<u8> = match dtype {
-        DataType::Float => data.iter().flat_map(|value| value.to_le_bytes()).collect(),
-        DataType::Float16 => data
-            .iter()
-            .flat_map(|&value| f16::from_f32(value).to_le_bytes())
-            .collect(),
-        DataType::Bfloat16 => data
-            .iter()
-            .flat_map(|&value| bf16::from_f32(value).to_le_bytes())
-            .collect(),
-        DataType::Double => data
-            .iter()
-            .flat_map(|&value| f64::from(value).to_le_bytes())
-            .collect(),
+        DataType::Float => stored(data, f32::to_le_bytes),
+        DataType::Float16 => stored(data, |value| f16::from_f32(value).to_le_bytes()),
+        DataType::Bfloat16 => stored(data, |value| bf16::from_f32(value).to_le_bytes()),
+        DataType::Double => stored(data, |value| f64::from(value).to_le_bytes()),
         other => panic!("tensor `{name}`: {} is no float type", other.as_str_name()),
     };
     make(name, shape, dtype, data.len(), raw)
@@ -463,7 +462,7 @@ pub fn from_u8(name: &str, shape: &[usize], data: &[u8]) -> TensorProto {
 /// # Panics
 /// If the length is not that of the shape.
 pub fn from_i32(name: &str, shape: &[usize], data: &[i32]) -> TensorProto {
-    let raw = data.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let raw = stored(data, i32::to_le_bytes);
     make(name, shape, DataType::Int32, data.len(), raw)
 }
 
@@ -472,7 +471,7 @@ pub fn from_i32(name: &str, shape: &[usize], data: &[i32]) -> TensorProto {
 /// # Panics
 /// If the length is not that of the shape.
 pub fn from_i64(name: &str, shape: &[usize], data: &[i64]) -> TensorProto {
-    let raw = data.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let raw = stored(data, i64::to_le_bytes);
     make(name, shape, DataType::Int64, data.len(), raw)
 }
 

@@ -19,6 +19,7 @@ use crate::onnx::Model;
 use crate::recognise::Linear;
 use crate::site::{Response, ResponseKind};
 use crate::solve;
+use crate::solve::product::product;
 
 use super::judge::rows::spread;
 use super::prepare::Prepared;
@@ -178,7 +179,7 @@ impl<'m> Responses<'m> {
         };
         let products = linears
             .iter()
-            .map(|l| Some(block.x.dot(&l.load_weight(&self.view)?)));
+            .map(|l| Some(product(&block.x, &l.load_weight(&self.view)?)));
         let products: Option<Vec<_>> = products.collect();
         let float = block.feed(products?)?;
         let model = self.cut_out(response, &float)?;
@@ -306,6 +307,9 @@ impl solve::Response for Joint {
     }
 
     fn loss(&self, products: Vec<Array2<f32>>) -> Option<f64> {
+        if let [block] = &self.blocks[..] {
+            return block.error(&block.feed(products)?);
+        }
         let (mut start, mut loss) = (0, 0.0);
         for block in &self.blocks {
             let end = start + block.x.nrows();

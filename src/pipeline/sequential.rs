@@ -28,6 +28,7 @@ use crate::graph::{ValueId, View};
 use crate::onnx::Model;
 use crate::recognise::{LinearId, Recognised};
 use crate::site::normed_stream;
+use crate::solve::product::product;
 use crate::solve::sequential::{SeenInputs, SequentialWeight};
 use crate::solve::{ActivationQuantizer, QuantizedWeight, WeightSpec, quantize_weight};
 
@@ -325,23 +326,22 @@ impl Inputs {
         bias: Option<Array1<f32>>,
     ) -> Option<Vec<ArrayD<f32>>> {
         let quantized = used.weight.dequantize();
-        let product =
-            |x: &Array2<f32>, w: ArrayView2<f32>, lead: &Vec<usize>, more: Option<&[f32]>| {
-                let mut product = x.dot(&w);
-                if let Some(bias) = &bias {
-                    product += bias;
-                }
-                if let Some(more) = more {
-                    product += &aview1(more);
-                }
-                let shape: Vec<usize> = lead.iter().copied().chain([w.ncols()]).collect();
-                product.into_shape_with_order(IxDyn(&shape)).ok()
-            };
+        let of = |x: &Array2<f32>, w: ArrayView2<f32>, lead: &Vec<usize>, more: Option<&[f32]>| {
+            let mut product = product(x, &w);
+            if let Some(bias) = &bias {
+                product += bias;
+            }
+            if let Some(more) = more {
+                product += &aview1(more);
+            }
+            let shape: Vec<usize> = lead.iter().copied().chain([w.ncols()]).collect();
+            product.into_shape_with_order(IxDyn(&shape)).ok()
+        };
         let float = self.float.par_iter().zip(&self.leads);
-        let float = float.map(|(x, lead)| product(x, w.view(), lead, None));
+        let float = float.map(|(x, lead)| of(x, w.view(), lead, None));
         let seen = self.seen.par_iter().zip(&self.leads);
         let correction = used.correction.as_deref();
-        let seen = seen.map(|(x, lead)| product(x, quantized.view(), lead, correction));
+        let seen = seen.map(|(x, lead)| of(x, quantized.view(), lead, correction));
         float.chain(seen).collect()
     }
 }

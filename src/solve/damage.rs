@@ -9,6 +9,7 @@
 
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis, s};
 
+use super::product::product;
 use super::{ActivationSpec, Fold, WeightSpec, quantize_weight};
 
 /// Tokens of each half, at most.
@@ -43,8 +44,8 @@ pub fn damage(
         if let (Some(x), Some(out)) = (rows.as_slice(), quantized.as_slice_mut()) {
             activation.quantizer(low, high).apply(x, out, w.nrows());
         }
-        let mut float = x.dot(&w);
-        let difference = quantized.dot(&rounded) - &float;
+        let mut float = product(&x, &w);
+        let difference = product(&quantized, &rounded) - &float;
         if let Some(bias) = &bias {
             float += &bias.view().insert_axis(Axis(0));
         }

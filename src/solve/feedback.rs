@@ -16,11 +16,11 @@
 //! +0.5 to +0.8 dB, 2 +0.3 dB. The result is used only where it is better on the other half of the tokens.
 
 use super::groups::GroupScales;
+use super::product::{add_product, product};
 use super::quantize::scales_of;
 use super::rounding::saturate_round;
 use super::wide::{add_scaled, wide};
 use super::{QuantizedWeight, WeightGranularity, WeightSpec};
-use ndarray::linalg::general_mat_mul;
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, Zip, s};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -244,7 +244,7 @@ impl Group {
         let mut wanted = Array2::<f32>::zeros((BLOCK, n));
         for start in (0..channels.len()).step_by(BLOCK) {
             let end = (start + BLOCK).min(channels.len());
-            general_mat_mul(
+            add_product(
                 -1.0,
                 &u.slice(s![..start, start..end]).t(),
                 &errors.slice(s![..start, ..]),
@@ -323,7 +323,7 @@ pub fn output_error(x: &Array2<f32>, w: ArrayView2<f32>, quantized: &QuantizedWe
     let every = w.ncols().div_ceil(JUDGED).max(1);
     let columns = s![.., ..;every];
     let difference = &quantized.dequantize().slice(columns) - &w.slice(columns);
-    x.dot(&difference)
+    product(x, &difference)
         .iter()
         .map(|&v| f64::from(v) * f64::from(v))
         .sum()
@@ -337,7 +337,7 @@ pub(super) fn lower_products(x: &Array2<f32>) -> Array2<f32> {
         let end = (start + 4 * BLOCK).min(n);
         let (rows, columns) = (x.slice(s![.., start..]), x.slice(s![.., start..end]));
         let mut stripe = h.slice_mut(s![start.., start..end]);
-        general_mat_mul(1.0, &rows.t(), &columns, 0.0, &mut stripe);
+        add_product(1.0, &rows.t(), &columns, 0.0, &mut stripe);
     }
     h
 }
@@ -375,7 +375,7 @@ pub(super) fn factor(h: &mut Array2<f32>) -> Option<Vec<f32>> {
             let width = (4 * BLOCK).min(n - end - stripe);
             let mut rest = below.slice_mut(s![stripe.., end + stripe..end + stripe + width]);
             let columns = panel.slice(s![stripe..stripe + width, ..]);
-            general_mat_mul(
+            add_product(
                 -1.0,
                 &panel.slice(s![stripe.., ..]),
                 &columns.t(),

@@ -16,10 +16,10 @@
 
 use super::migration::{self, Migration, ShiftKind};
 use super::mix::mix;
+use super::product::{add_product, product};
 use super::quantize::fake_quantize_weight_into;
 use super::wide::{row_times, squared_error};
 use super::{ActivationQuantizer, ActivationSpec, Fold, SiteProblem, SolveSettings, WeightSpec};
-use ndarray::linalg::general_mat_mul;
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -94,8 +94,8 @@ impl Direction {
 
     fn target(&self, kind: ShiftKind, shift: Option<&[f32]>, w: &Array2<f32>) -> &Array2<f32> {
         self.targets[kind as usize].get_or_init(|| match shift {
-            None => self.x.dot(w),
-            Some(z) => (&self.x - &ndarray::aview1(z)).dot(w),
+            None => product(&self.x, w),
+            Some(z) => product(&(&self.x - &ndarray::aview1(z)), w),
         })
     }
 }
@@ -238,7 +238,7 @@ impl SiteLoss {
         let fit = &self.directions[1 - direction].x;
         let turned = migration.rotation.as_ref();
         let wanted = fit.nrows() > 0 && (corrected || turned.is_some());
-        let fit = wanted.then(|| MeanError::new(fit, migration, &self.w));
+        let fit = wanted.then(|| MeanError::new(fit, migration, self.w.view()));
         let (low, high) = match (turned, &fit) {
             (Some(_), Some(fit)) => migration.range_of_rotated(&fold, &fit.x),
             _ => migration.range(&d.min, &d.max),
@@ -270,7 +270,7 @@ impl SiteLoss {
             }
             let quantizer = activation.quantizer(low * margin, high * margin);
             quantizer.apply(x, q, c);
-            product(q, w, out, (t, c, n));
+            multiply(q, w, out, (t, c, n));
             if let Some(fit) = &fit {
                 let error = fit.of(&quantizer, ArrayView2::from_shape((c, n), w).ok());
                 for row in out.chunks_exact_mut(n) {
@@ -302,7 +302,7 @@ pub(super) struct MeanError {
 
 impl MeanError {
     /// For tokens `x: [T, C]`, at least one, and the weights before migration, `w: [C, N]`.
-    pub(super) fn new(x: &Array2<f32>, migration: &Migration, w: &Array2<f32>) -> Self {
+    pub(super) fn new(x: &Array2<f32>, migration: &Migration, w: ArrayView2<f32>) -> Self {
         let mut migrated = Array2::zeros(x.raw_dim());
         if let Some(out) = migrated.as_slice_mut() {
             migration.apply_rows(flat(x), out);
@@ -314,7 +314,7 @@ impl MeanError {
         }
         Self {
             x: migrated,
-            target: row_times(&shifted, w.view()),
+            target: row_times(&shifted, w),
         }
     }
 
@@ -344,14 +344,14 @@ fn flat(a: &Array2<f32>) -> &[f32] {
 }
 
 /// `out = a b`, `a: [T, C]`, `b: [C, N]`, `out: [T, N]`, all row-major.
-fn product(a: &[f32], b: &[f32], out: &mut [f32], (t, c, n): (usize, usize, usize)) {
+fn multiply(a: &[f32], b: &[f32], out: &mut [f32], (t, c, n): (usize, usize, usize)) {
     let views = (
         ArrayView2::from_shape((t, c), a),
         ArrayView2::from_shape((c, n), b),
         ArrayViewMut2::from_shape((t, n), out),
     );
     if let (Ok(a), Ok(b), Ok(mut out)) = views {
-        general_mat_mul(1.0, &a, &b, 0.0, &mut out);
+        add_product(1.0, &a, &b, 0.0, &mut out);
     }
 }
 

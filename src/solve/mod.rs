@@ -29,6 +29,7 @@ pub mod migration;
 mod mix;
 pub mod orthogonal;
 pub mod output;
+pub(crate) mod product;
 pub mod quantize;
 pub mod recipe;
 pub mod response;

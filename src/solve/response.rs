@@ -12,6 +12,7 @@
 
 use super::loss::{MeanError, migrate};
 use super::migration::Migration;
+use super::product::product;
 use super::quantize::fake_quantize_weight_into;
 use super::scored::Scored;
 use super::wide::row_times;
@@ -147,7 +148,7 @@ impl<'a, 'p> Block<'a, 'p> {
             problem,
             settings,
             halves: [half(0), half(1)],
-            products: problem.weights.iter().map(|w| x.dot(w)).collect(),
+            products: problem.weights.iter().map(|w| product(&x, w)).collect(),
         }
     }
 
@@ -211,7 +212,7 @@ impl<'a, 'p> Block<'a, 'p> {
         weights
             .map(|w| {
                 let corrected = (corrected && fit_x.nrows() > 0).then_some(fit_x);
-                product(
+                quantized_product(
                     &quantized,
                     *w,
                     (&migration, &quantizer),
@@ -224,33 +225,33 @@ impl<'a, 'p> Block<'a, 'p> {
 }
 
 /// `Q(x') Q(diag(s) W) + z W`, `[T, N]`, from `Q(x')`; less the mean error over the tokens `fit`, if given.
-fn product(
+fn quantized_product(
     x: &Array2<f32>,
     w: ArrayView2<f32>,
     (migration, quantizer): (&Migration, &ActivationQuantizer),
     settings: &SolveSettings,
     fit: Option<&Array2<f32>>,
 ) -> Array2<f32> {
-    let w = w.as_standard_layout().into_owned();
+    let w = w.as_standard_layout();
     let mut quantized = Array2::zeros(w.raw_dim());
     let mut steps = vec![0.0; w.ncols()];
     let scale = migration.scale.as_deref();
     let rotation = migration.rotation.as_ref();
     let rotated = rotation.map(|r| r.rotate_weight(w.view(), scale));
     let (before, scale) = match &rotated {
-        Some(w) => (w, None),
-        None => (&w, scale),
+        Some(w) => (w.view(), None),
+        None => (w.view(), scale),
     };
     if let (Some(w), Some(quantized)) = (before.as_slice(), quantized.as_slice_mut()) {
         let ends = [steps.len()];
         fake_quantize_weight_into(w, scale, &settings.weight, &ends, &mut steps, quantized);
     }
-    let mut outputs = x.dot(&quantized);
+    let mut outputs = product(x, &quantized);
     if let Some(z) = &migration.shift {
         outputs += &row_times(z, w.view());
     }
     if let Some(fit) = fit {
-        let error = MeanError::new(fit, migration, &w).of(quantizer, Some(quantized.view()));
+        let error = MeanError::new(fit, migration, w.view()).of(quantizer, Some(quantized.view()));
         outputs -= &ndarray::aview1(&error);
     }
     outputs

@@ -14,7 +14,7 @@
 //! H_n is that of [`super::orthogonal`]. Sources: QuaRot (Ashkboos et al., arXiv 2404.00456), SpinQuant (Liu et al., arXiv
 //! 2405.16406), DuQuant (Lin et al., arXiv 2406.01721) for blocks behind an order.
 
-use ndarray::linalg::general_mat_mul;
+use super::product::add_product;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use serde::{Deserialize, Serialize};
 
@@ -232,7 +232,7 @@ fn product((x, shape): (&[f32], (usize, usize)), h: &Array2<f32>, out: &mut [f32
         ArrayView2::from_shape(shape, x),
         ArrayViewMut2::from_shape(shape, out),
     ) {
-        general_mat_mul(1.0, &x, h, 0.0, &mut out);
+        add_product(1.0, &x, h, 0.0, &mut out);
     }
 }
 

@@ -14,7 +14,7 @@
 //! one site at a time: where all of a layer are done from one run, each makes up for the same error, and the model loses 8 dB
 //! (`benchmarks/sequential.py`). Source: the asymmetric calibration of GPTAQ (Li et al., 2025), as a weight to be rounded.
 
-use ndarray::linalg::general_mat_mul;
+use super::product::{add_product, product};
 use ndarray::{Array1, Array2, ArrayView2, Axis, s};
 use rayon::prelude::*;
 
@@ -154,10 +154,10 @@ impl SeenRounding<'_> {
         let Pair { float, seen } = &self.inputs.fit;
         let missing = float - seen;
         let change = |w: ArrayView2<f32>| {
-            let missing = missing.dot(&w);
+            let missing = product(&missing, &w);
             match &self.transposed {
-                Some(transposed) => transposed.dot(&self.inverse.times(missing)),
-                None => self.inverse.times(seen.t().dot(&missing)),
+                Some(transposed) => product(transposed, &self.inverse.times(missing)),
+                None => self.inverse.times(product(&seen.t(), &missing)),
             }
         };
         let parts: Vec<ArrayView2<f32>> = w.axis_chunks_iter(Axis(1), COLUMNS).collect();
@@ -172,7 +172,7 @@ impl SeenRounding<'_> {
     /// `‖X W' − X̂ Q‖²` over the tokens that confirm.
     fn error(&self, w: ArrayView2<f32>, weight: &QuantizedWeight) -> f64 {
         let Pair { float, seen } = &self.inputs.other;
-        let difference = float.dot(&w) - seen.dot(&weight.dequantize());
+        let difference = product(float, &w) - product(seen, &weight.dequantize());
         difference.iter().map(|&v| f64::from(v).powi(2)).sum()
     }
 }
@@ -222,7 +222,7 @@ fn eliminate(l: ArrayView2<f32>, b: &mut Array2<f32>) {
         let end = (start + BLOCK).min(n);
         let (known, mut rest) = b.view_mut().split_at(Axis(0), start);
         let mut block = rest.slice_mut(s![..end - start, ..]);
-        general_mat_mul(
+        add_product(
             -1.0,
             &l.slice(s![start..end, ..start]),
             &known,

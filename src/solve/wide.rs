@@ -1,12 +1,12 @@
 //! Loops for the vectors this computer has.
 //!
-//! A program for any x86-64 computer may use vectors of four floats only; nearly all have eight. `wide!` makes a function
-//! that runs its body compiled for AVX2 where that is there. Both do the same operations in the same order, without
-//! fused multiply-add, so the results are the same bits.
+//! A program for any x86-64 computer may use vectors of four floats only; nearly all have eight, many sixteen. `wide!` makes
+//! a function that runs its body compiled for AVX-512 or AVX2 where that is there. All do the same operations in the same
+//! order, without fused multiply-add, so the results are the same bits.
 
 use ndarray::{Array1, ArrayView2};
 
-/// `fn name(arguments) -> Result = body;`: the function `body`, which must be `#[inline(always)]`, for AVX2 if possible.
+/// `fn name(arguments) -> Result = body;`: the function `body`, which must be `#[inline(always)]`, for AVX-512 or AVX2 if possible.
 macro_rules! wide {
     ($(#[$attribute:meta])* $visibility:vis fn $name:ident(
         $($argument:ident: $type:ty),* $(,)?
@@ -18,6 +18,18 @@ macro_rules! wide {
                 #[target_feature(enable = "avx2")]
                 fn avx2($($argument: $type),*) $(-> $result)? {
                     $body($($argument),*)
+                }
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+                fn avx512($($argument: $type),*) $(-> $result)? {
+                    $body($($argument),*)
+                }
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                {
+                    // SAFETY: this computer has these parts of AVX-512.
+                    return unsafe { avx512($($argument),*) };
                 }
                 if is_x86_feature_detected!("avx2") {
                     // SAFETY: this computer has AVX2.
@@ -97,7 +109,7 @@ mod tests {
         assert_eq!(row_times(&v, Array2::zeros((2, 0)).view()).len(), 0);
     }
 
-    /// What AVX2 gives is what any computer gives.
+    /// What wide vectors give is what any computer gives.
     #[test]
     fn the_same_bits_as_the_plain_loop() {
         let noise = |i: u64| (crate::solve::mix::mix(i) >> 40) as f32 / 1e5 - 83.0;

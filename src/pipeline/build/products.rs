@@ -19,6 +19,7 @@ use crate::graph::View;
 use crate::recognise::{LinearForm, LinearId, Recognised};
 use crate::rewrite::{IntegerProduct, IntegerProducts};
 use crate::solve::output::{OutputGrid, ProductFold, min_max_grid, search_grid};
+use crate::solve::product::product;
 use crate::solve::{Migration, WeightGranularity};
 
 /// Tokens of each half, about, that grids are scored on.
@@ -106,11 +107,11 @@ impl Products<'_, '_> {
                 return ProductFold {
                     min,
                     max,
-                    sample: tokens.dot(&w.slice(s![.., ..;stride])),
+                    sample: product(&tokens, &w.slice(s![.., ..;stride])),
                 };
             }
             // In a branch that no data takes: what the tokens tell.
-            let all = tokens.dot(&w);
+            let all = product(&tokens, &w);
             ProductFold {
                 min: extremes(&all, f32::INFINITY, f32::min),
                 max: extremes(&all, f32::NEG_INFINITY, f32::max),

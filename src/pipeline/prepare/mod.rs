@@ -389,7 +389,7 @@ fn check_finite(view: &View, value: ValueId) -> Result<(), Error> {
     };
     // Without a way out in the middle this is vectorised; few models are damaged.
     let finite = |numbers: &[f32]| numbers.iter().fold(true, |all, x| all & x.is_finite());
-    if array.as_slice().is_some_and(finite) {
+    if array.as_slice_memory_order().is_some_and(finite) {
         return Ok(());
     }
     let bad = array.iter().position(|x| !x.is_finite());
