@@ -26,8 +26,8 @@ use ndarray::{Array2, ArrayView1};
 /// Columns of the random projection that measures `‖mean(δ) W'‖²`.
 const PROJECTION: usize = 32;
 
-/// Sums that run side by side, so that a loop over them vectorizes.
-const LANES: usize = 8;
+/// Columns whose sums run side by side: as many as the widest vectors hold.
+const LANES: usize = 16;
 
 /// The noise model of one site.
 pub struct Survey {
@@ -160,17 +160,25 @@ impl Survey {
         for (j, row) in rows(&self.w).enumerate() {
             let (s, mean) = (s(j), sums[j] / tokens as f32);
             let mut lanes = [0.0f32; LANES];
-            let columns = row.chunks(LANES).zip(common.chunks_mut(LANES));
-            let steps = steps.chunks(LANES).zip(inverse.chunks(LANES));
-            for ((w, common), (step, inverse)) in columns.zip(steps) {
-                let scales = step.iter().zip(inverse);
-                let sums = lanes.iter_mut().zip(common);
-                for ((w, (step, inverse)), (sum, common)) in w.iter().zip(scales).zip(sums) {
-                    let v = w * s;
-                    let error = saturate_round(v * inverse, -limit, limit) * step - v;
-                    *sum += error * error;
-                    *common += mean * error;
+            let mut add = |w: f32, (step, inverse): (f32, f32), lane: usize, common: &mut f32| {
+                let v = w * s;
+                let error = saturate_round(v * inverse, -limit, limit) * step - v;
+                lanes[lane] += error * error;
+                *common += mean * error;
+            };
+            // Lengths that are known make the loop one over vectors.
+            let (w, w_rest) = row.as_chunks::<LANES>();
+            let (step, step_rest) = steps.as_chunks::<LANES>();
+            let (inverse, inverse_rest) = inverse.as_chunks::<LANES>();
+            let (common, common_rest) = common.as_chunks_mut::<LANES>();
+            let scales = step.iter().zip(inverse);
+            for ((w, common), (step, inverse)) in w.iter().zip(common).zip(scales) {
+                for i in 0..LANES {
+                    add(w[i], (step[i], inverse[i]), i, &mut common[i]);
                 }
+            }
+            for (i, common) in common_rest.iter_mut().enumerate() {
+                add(w_rest[i], (step_rest[i], inverse_rest[i]), i, common);
             }
             let scatter = (squares[j] - mean * sums[j]).max(0.0);
             own += f64::from(scatter) * f64::from(lanes.iter().sum::<f32>());
