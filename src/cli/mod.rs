@@ -327,12 +327,19 @@ pub(crate) fn quantize_with(
         overwrite: arguments.force,
     };
     let saved = save(&arguments.output, save_options, &model, &source, files)?;
-    let streamed = work.is_some();
-    if let Some(problem) = work.and_then(|work| work.remove().err()) {
-        report
-            .notes
-            .push(format!("the work folder could not be removed: {problem}"));
-    }
+    let model = match work {
+        Some(work) => {
+            // Its weights are the parts, mapped, and Windows removes no file that is.
+            drop(model);
+            if let Err(problem) = work.remove() {
+                report
+                    .notes
+                    .push(format!("the work folder could not be removed: {problem}"));
+            }
+            None
+        }
+        None => Some(model),
+    };
     let mut book = |step: &str, seconds: f64| report.seconds.insert(step.to_owned(), seconds);
     book("load", loaded);
     book("open data", opened - loaded);
@@ -353,16 +360,16 @@ pub(crate) fn quantize_with(
         report.arguments = arguments.effective.clone();
         report.files = Some(report::files(arguments, sizes));
         report.digests = report::digests(provenance, &arguments.output)?;
-        if streamed {
-            report.notes.push("the error of every Linear was not measured: that takes the memory of the whole model".to_owned());
-        } else if !arguments.no_layers {
-            report::layers(
+        match &model {
+            None => report.notes.push("the error of every Linear was not measured: that takes the memory of the whole model".to_owned()),
+            Some(model) if !arguments.no_layers => report::layers(
                 &mut report,
-                (&original, &model),
+                (&original, model),
                 (&data, engine.as_ref()),
                 &options,
                 progress,
-            );
+            ),
+            Some(_) => {}
         }
         for path in &arguments.report {
             report::write(path, arguments.force, &report)?;
