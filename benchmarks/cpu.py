@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT / folder) for folder in ("benchmarks", "benchmarks/peer
 
 import bars  # noqa: E402  (needs the path above)
 from build_bert import bert_model, read_safetensors  # noqa: E402
-from time_memory import measure  # noqa: E402
+from time_memory import in_a_child, measure  # noqa: E402
 
 PEER = ROOT / "benchmarks" / "peer_tools" / "quantize_ort.py"
 SIZES = {384: 256, 1536: 1024}
@@ -72,13 +72,7 @@ def main():
         for name in (m for m in MODELS if re.search(args.models, m)):
             make, data = MODELS[name]
             model, out, calib = Path(folder) / "model.onnx", Path(folder) / "out.onnx", bars.REAL / data
-            # In a child, because ru_maxrss of a forked process starts at its parent's peak.
-            child = os.fork()
-            if child == 0:
-                model.write_bytes(make().SerializeToString(deterministic=True))
-                os._exit(0)
-            if os.waitpid(child, 0)[1] != 0:
-                sys.exit(f"{name} could not be built")
+            in_a_child(lambda: model.write_bytes(make().SerializeToString(deterministic=True)))
             ours = [args.binary, model, out, "--calib", calib, "--force", "--quiet", *args.option]
             theirs = [sys.executable, PEER, "best", model, out, calib]
             pairs = [[measure([str(word) for word in command]) for command in (ours, theirs)] for _ in range(args.runs)]

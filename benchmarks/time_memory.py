@@ -33,6 +33,16 @@ def write_l6(path, layer_norm):
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
+def in_a_child(write):
+    """Calls `write`, which makes a model, in a child: ru_maxrss of a process that is forked later starts at its parent's peak."""
+    child = os.fork()
+    if child == 0:
+        write()
+        os._exit(0)
+    if os.waitpid(child, 0)[1] != 0:
+        sys.exit("the model could not be built")
+
+
 def measure(command):
     """(wall s, CPU s, peak MB) of one run to its end."""
     start = time.perf_counter()
@@ -62,13 +72,7 @@ def main():
     with tempfile.TemporaryDirectory(prefix="onnx-osplus-benchmark-") as folder:
         model, out = args.model or Path(folder) / "l6.onnx", Path(folder) / "out.onnx"
         if args.model is None:
-            # In a child, because ru_maxrss of a forked process starts at its parent's peak.
-            child = os.fork()
-            if child == 0:
-                write_l6(model, args.layer_norm)
-                os._exit(0)
-            if os.waitpid(child, 0)[1] != 0:
-                sys.exit("the model could not be built")
+            in_a_child(lambda: write_l6(model, args.layer_norm))
         command = [args.binary, str(model), str(out), "--calib", str(args.calib), "--force", "--quiet", *args.option]
         print(f"{' '.join(command)}\n{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.2f} at the start", flush=True)
         floor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -307,6 +307,7 @@ impl solve::Response for Joint {
     }
 
     fn loss(&self, products: Vec<Array2<f32>>) -> Option<f64> {
+        // What is of one block alone need not be copied.
         if let [block] = &self.blocks[..] {
             return block.error(&block.feed(products)?);
         }

@@ -16,11 +16,11 @@
 
 use super::migration::{self, Migration, ShiftKind};
 use super::mix::mix;
-use super::product::{add_product, product};
+use super::product::{product, product_of_rows};
 use super::quantize::fake_quantize_weight_into;
 use super::wide::{row_times, squared_error};
 use super::{ActivationQuantizer, ActivationSpec, Fold, SiteProblem, SolveSettings, WeightSpec};
-use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, s};
+use ndarray::{Array1, Array2, ArrayView2, Axis, s};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// A shift and a threshold, to be scored with several margins: they share the quantized weight.
@@ -259,6 +259,7 @@ impl SiteLoss {
             None => (&self.w, scale),
         };
         fake_quantize_weight_into(flat(before), scale, &self.weight, &self.ends, steps, w);
+        let w = ArrayView2::from_shape((c, n), w).ok();
         migration.apply_rows(flat(&d.x), x);
         let fit = fit.filter(|_| corrected);
         let mut losses = Vec::with_capacity(margins.len());
@@ -270,9 +271,11 @@ impl SiteLoss {
             }
             let quantizer = activation.quantizer(low * margin, high * margin);
             quantizer.apply(x, q, c);
-            multiply(q, w, out, (t, c, n));
+            if let Some(w) = w {
+                product_of_rows(q, w, out);
+            }
             if let Some(fit) = &fit {
-                let error = fit.of(&quantizer, ArrayView2::from_shape((c, n), w).ok());
+                let error = fit.of(&quantizer, w);
                 for row in out.chunks_exact_mut(n) {
                     row.iter_mut().zip(&error).for_each(|(y, e)| *y -= e);
                 }
@@ -341,18 +344,6 @@ fn mean(x: &Array2<f32>) -> Array1<f32> {
 /// Elements of an array that this module made itself, so that it is in standard layout.
 fn flat(a: &Array2<f32>) -> &[f32] {
     a.as_slice().unwrap_or(&[])
-}
-
-/// `out = a b`, `a: [T, C]`, `b: [C, N]`, `out: [T, N]`, all row-major.
-fn multiply(a: &[f32], b: &[f32], out: &mut [f32], (t, c, n): (usize, usize, usize)) {
-    let views = (
-        ArrayView2::from_shape((t, c), a),
-        ArrayView2::from_shape((c, n), b),
-        ArrayViewMut2::from_shape((t, n), out),
-    );
-    if let (Ok(a), Ok(b), Ok(mut out)) = views {
-        add_product(1.0, &a, &b, 0.0, &mut out);
-    }
 }
 
 /// Output columns of all Linears of a site.

@@ -4,7 +4,7 @@
 //! One thread each: what is searched runs side by side already, and the order of the sums does not depend on threads.
 
 use gemm::Parallelism;
-use ndarray::{Array2, ArrayBase, Data, DataMut, Ix2};
+use ndarray::{Array2, ArrayBase, ArrayView2, ArrayViewMut2, Data, DataMut, Ix2};
 
 /// `a b`, `[M, N]`, for `a: [M, K]`, `b: [K, N]` in any layout.
 ///
@@ -71,6 +71,18 @@ pub(crate) fn add_product<A, B, C>(
             false,
             Parallelism::None,
         );
+    }
+}
+
+/// `out = x w` for the rows of `x: [R, K]` and `out: [R, N]`, one after the other, and `w: [K, N]`.
+pub(super) fn product_of_rows(x: &[f32], w: ArrayView2<f32>, out: &mut [f32]) {
+    let (k, n) = w.dim();
+    let rows = x.len().checked_div(k).unwrap_or(0);
+    if let (Ok(x), Ok(mut out)) = (
+        ArrayView2::from_shape((rows, k), x),
+        ArrayViewMut2::from_shape((rows, n), out),
+    ) {
+        add_product(1.0, &x, &w, 0.0, &mut out);
     }
 }
 

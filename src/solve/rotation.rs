@@ -14,8 +14,8 @@
 //! H_n is that of [`super::orthogonal`]. Sources: QuaRot (Ashkboos et al., arXiv 2404.00456), SpinQuant (Liu et al., arXiv
 //! 2405.16406), DuQuant (Lin et al., arXiv 2406.01721) for blocks behind an order.
 
-use super::product::add_product;
-use ndarray::{Array2, ArrayView2, ArrayViewMut2};
+use super::product::product_of_rows;
+use ndarray::{Array2, ArrayView2};
 use serde::{Deserialize, Serialize};
 
 use super::mix::mix;
@@ -187,7 +187,7 @@ impl Rotation {
             }
         }
         let mut half = vec![0.0; x.len()];
-        product((x, (x.len() / b, b)), &self.inner(), &mut half);
+        product_of_rows(x, self.inner().view(), &mut half);
         x.copy_from_slice(&half);
         if self.mixing == Mixing::All {
             orthogonal::apply(a, b, x);
@@ -224,16 +224,6 @@ const LANES: usize = 16;
 fn padded((outer, inner): (usize, usize)) -> f64 {
     let columns = inner.next_multiple_of(LANES) as f64;
     columns * (outer + inner) as f64 / inner as f64
-}
-
-/// `out = x h`, `x: [R, B]` row-major, `h: [B, B]`.
-fn product((x, shape): (&[f32], (usize, usize)), h: &Array2<f32>, out: &mut [f32]) {
-    if let (Ok(x), Ok(mut out)) = (
-        ArrayView2::from_shape(shape, x),
-        ArrayViewMut2::from_shape(shape, out),
-    ) {
-        add_product(1.0, &x, h, 0.0, &mut out);
-    }
 }
 
 wide! {

@@ -23,11 +23,7 @@ macro_rules! wide {
                 fn avx512($($argument: $type),*) $(-> $result)? {
                     $body($($argument),*)
                 }
-                if is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512dq")
-                    && is_x86_feature_detected!("avx512vl")
-                {
+                if crate::solve::wide::has_avx512() {
                     // SAFETY: this computer has these parts of AVX-512.
                     return unsafe { avx512($($argument),*) };
                 }
@@ -41,6 +37,15 @@ macro_rules! wide {
     };
 }
 pub(super) use wide;
+
+/// Whether this computer has the parts of AVX-512 that `wide!` asks for.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn has_avx512() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+}
 
 /// `v W`, `[N]`, for `v: [C]` and `W: [C, N]`: row by row, where ndarray walks down the columns.
 pub(super) fn row_times<'a>(

@@ -2,9 +2,10 @@
 
 Each export of models/architectures, and the real models, in the file for the runtime's own target; in the files for
 other targets (`portable`, and `ort` in OpenVINO) those of `SAMPLE`, the first row of each architecture and of each
-variant in the table: their quantization is the same, and only what stands around a Linear differs. TensorRT-RTX needs no GPU to parse files and to
-build engines for SM86 ahead of time, and does both with every file it gets here. What a runtime cannot do with the float original either stands
-in a table below with the runtime's words, and the original is held to them, so that an entry goes when it is out of date.
+variant in the table: their quantization is the same, and only what stands around a Linear differs. TensorRT-RTX needs no
+GPU to parse files and to build engines for SM86 ahead of time, and does both with every file it gets here. What a runtime
+cannot do with the float original either stands in a table below with the runtime's words, and the original is held to
+them, so that an entry goes when it is out of date.
 """
 
 import re
