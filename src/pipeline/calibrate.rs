@@ -177,10 +177,8 @@ impl Run<'_> {
             Method::OsPlus => Responses::wanted(self.prepared),
             Method::SmoothQuant { .. } | Method::None => Vec::new(),
         };
-        let keep = sequences.as_ref().map(|batch| Keep {
-            batch,
-            values: &kept,
-        });
+        let keep = sequences.as_ref();
+        let keep = keep.map(|batch| Keep::among(batch, self.rows, &kept));
         let (known, missing) = self.known(&values, &options);
         if missing.len() < values.len() && !missing.is_empty() {
             notes.push(format!(

@@ -111,6 +111,7 @@ pub fn run_evaluated(
             progress,
             clock: &clock,
             known,
+            seen: None,
             evaluation,
         };
         run_job(&job, data).map(|ran| (ran.model, ran.report))

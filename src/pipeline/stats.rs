@@ -35,6 +35,7 @@ pub fn stats(
             progress,
             clock: &Clock::start(),
             known: None,
+            seen: None,
             evaluation: None,
         };
         let (prepared, rows, _) = Prepared::with_rows(&job, data)?;

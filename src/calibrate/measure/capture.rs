@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ndarray::{ArrayD, ArrayViewD};
+use ndarray::{ArrayD, ArrayViewD, Axis, Slice};
 
-use crate::calibrate::data::input::Batch;
+use crate::calibrate::data::input::{Batch, InputTensor};
 use crate::calibrate::data::tokens::{Place, TokenContext};
 use crate::calibrate::engine::error::EngineError;
 use crate::calibrate::engine::plan::{Engine, Plan, TapSink, Wanted};
@@ -29,14 +29,26 @@ pub type Kept = BTreeMap<String, Captured>;
 /// What [`statistics`](crate::calibrate::statistics()) keeps whole besides.
 #[derive(Debug, Clone, Copy)]
 pub struct Keep<'a> {
-    /// A few sequences. Where it has the shapes of other batches, their plan runs it.
-    pub batch: &'a Batch,
+    /// A few sequences.
+    batch: &'a Batch,
+    /// What is run for them: the same, or a batch whose first rows they are.
+    pub(super) within: &'a Batch,
     /// Names of float values of the main graph.
-    pub values: &'a [String],
+    pub(super) values: &'a [String],
 }
 
-impl Keep<'_> {
-    /// Runs the batch with a plan of its own.
+impl<'a> Keep<'a> {
+    /// Values of a batch that is run with the first of `others` that begins with it: that is run anyway.
+    pub fn among(batch: &'a Batch, others: &'a [Batch], values: &'a [String]) -> Keep<'a> {
+        let within = others.iter().find(|other| begins(other, batch));
+        Keep {
+            batch,
+            within: within.unwrap_or(batch),
+            values,
+        }
+    }
+
+    /// Runs what has to be run with a plan of its own.
     ///
     /// # Errors
     /// What [`Engine::plan`] and [`Plan::run`] refuse.
@@ -45,54 +57,133 @@ impl Keep<'_> {
             taps: self.values,
             outputs: false,
         };
-        let plan = engine.plan(model, self.batch, &wanted)?;
-        self.run(plan.as_ref(), self.values)
+        for run in [self.within, self.batch] {
+            let plan = engine.plan(model, run, &wanted)?;
+            let sink = Arc::new(self.sink(run, plan.as_ref(), self.values));
+            plan.run(run, Some(sink.clone()))?;
+            if let Some(kept) = sink.kept() {
+                return Ok(kept);
+            }
+        }
+        Ok(Kept::new())
     }
 
-    /// Runs the batch with a plan of its shapes that taps `taps`, the values among them.
-    pub(super) fn run(&self, plan: &dyn Plan, taps: &[String]) -> Result<Kept, EngineError> {
-        let sink = Arc::new(KeepSink {
-            context: TokenContext::new(self.batch, plan.axes()),
+    /// Takes the values out of a run of `run`, the batch or the one it is within, with a plan that taps `taps`.
+    pub(super) fn sink(&self, run: &Batch, plan: &dyn Plan, taps: &[String]) -> KeepSink {
+        KeepSink {
+            context: TokenContext::new(run, plan.axes()),
             names: taps.to_vec(),
             wanted: taps.iter().map(|t| self.values.contains(t)).collect(),
-            kept: Mutex::new(vec![None; taps.len()]),
-        });
-        plan.run(self.batch, Some(sink.clone()))?;
-        let mut kept = sink.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = taps.iter().cloned().zip(kept.drain(..));
-        Ok(kept.filter_map(|(name, c)| Some((name, c?))).collect())
+            rows: self.batch.rows.len(),
+            kept: Mutex::new(Some(Kept::new())),
+        }
     }
 }
 
-struct KeepSink {
+/// Whether the rows of `few` are the first of `batch`, and what else it is fed with is the same.
+fn begins(batch: &Batch, few: &Batch) -> bool {
+    let alike = |(name, input): (&String, &InputTensor)| {
+        let other = batch.inputs.get(name).map(InputTensor::shape);
+        other.is_some_and(|other| match (input.shape(), other) {
+            ([rows, rest @ ..], [all, others @ ..]) => {
+                let counts = (few.rows.len(), batch.rows.len());
+                rest == others && (rows == all || (*rows, *all) == counts)
+            }
+            ([], []) => true,
+            _ => false,
+        })
+    };
+    batch.rows.starts_with(&few.rows)
+        && batch.inputs.len() == few.inputs.len()
+        && few.inputs.iter().all(alike)
+        && (batch.switches(), batch.sizes()) == (few.switches(), few.sizes())
+}
+
+/// Takes values, or of each what belongs to the first rows.
+pub(super) struct KeepSink {
     names: Vec<String>,
     context: TokenContext,
     wanted: Vec<bool>,
-    kept: Mutex<Vec<Option<Captured>>>,
+    /// How many rows are kept.
+    rows: usize,
+    /// `None` once a value has not been told apart by rows.
+    kept: Mutex<Option<Kept>>,
+}
+
+impl KeepSink {
+    /// What was taken; `None` if a value cannot be told apart by rows.
+    pub(super) fn kept(&self) -> Option<Kept> {
+        self.lock().take()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Of a value what belongs to the first rows, where these come first or all belongs to no row; and its places.
+    fn part<'v>(
+        &self,
+        value: ArrayViewD<'v, f32>,
+        places: Vec<Place>,
+    ) -> Option<(ArrayViewD<'v, f32>, Vec<Place>)> {
+        let first = |place: &&Place| place.row.is_some_and(|row| row < self.rows);
+        let own = places.iter().take_while(first).count();
+        let all = self.rows == self.context.rows.len();
+        let of_no_row = places.iter().all(|p| p.row.is_none()) && value.shape().first() == Some(&1);
+        if all || of_no_row {
+            return Some((value, places));
+        }
+        let rest = &places[own..];
+        let apart = rest
+            .iter()
+            .all(|p| p.row.is_some_and(|row| row >= self.rows));
+        let of_one = places.len().checked_div(*value.shape().first()?)?;
+        if !apart || of_one == 0 || !own.is_multiple_of(of_one) {
+            return None;
+        }
+        let part = value.slice_axis_move(Axis(0), Slice::from(..own / of_one));
+        Some((part, places[..own].to_vec()))
+    }
 }
 
 impl TapSink for KeepSink {
     fn take(&self, tap: usize, value: ArrayViewD<'_, f32>) -> Result<(), EngineError> {
-        if !self.wanted[tap] {
+        if !self.wanted.get(tap).is_some_and(|wanted| *wanted) {
             return Ok(());
         }
-        let captured = Captured {
-            halves: halves(&self.context, &self.names[tap], value.shape()),
+        let places = self.context.places(&self.names[tap], value.shape(), false);
+        let captured = self.part(value, places).map(|(value, places)| Captured {
+            halves: halves(&self.context, &places),
             value: value.as_standard_layout().into_owned(),
-        };
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept[tap] = Some(captured);
+        });
+        let mut kept = self.lock();
+        match captured {
+            Some(captured) => {
+                let name = self.names[tap].clone();
+                kept.as_mut().map(|kept| kept.insert(name, captured));
+            }
+            None => *kept = None,
+        }
         Ok(())
     }
 }
 
-/// [`Captured::halves`] of a value.
-fn halves(context: &TokenContext, name: &str, shape: &[usize]) -> Vec<Option<usize>> {
+/// Two sinks for one run.
+pub(super) struct Both<A, B>(pub Arc<A>, pub Arc<B>);
+
+impl<A: TapSink, B: TapSink> TapSink for Both<A, B> {
+    fn take(&self, tap: usize, value: ArrayViewD<'_, f32>) -> Result<(), EngineError> {
+        self.0.take(tap, value.view())?;
+        self.1.take(tap, value)
+    }
+}
+
+/// [`Captured::halves`] of vectors.
+fn halves(context: &TokenContext, places: &[Place]) -> Vec<Option<usize>> {
     let half = |p: &Place| {
         let number = p.row.map_or(p.position, |r| context.row(Some(r)));
         p.keep.then_some((number % 2) as usize)
     };
-    let places = context.places(name, shape, false);
     places.iter().map(half).collect()
 }
 
@@ -140,7 +231,7 @@ impl<'m> Walk<'m> {
         }
         self.steps = None;
         let (batch, values) = (self.batch, &values[..]);
-        Keep { batch, values }.capture(self.engine, self.model)
+        Keep::among(batch, &[], values).capture(self.engine, self.model)
     }
 
     fn step(&mut self, values: &[String]) -> Option<Kept> {
@@ -152,7 +243,10 @@ impl<'m> Walk<'m> {
         let found = steps.values(&now, &later).ok()?.pop()?;
         let captured = |(name, id): (&String, ValueId)| {
             let value = found.get(&id)?.clone();
-            let halves = halves(&self.context, name, value.shape());
+            let halves = halves(
+                &self.context,
+                &self.context.places(name, value.shape(), false),
+            );
             Some((name.clone(), Captured { value, halves }))
         };
         values.iter().zip(now).map(captured).collect()

@@ -17,7 +17,7 @@ use crate::calibrate::data::input::Batch;
 use crate::calibrate::data::tokens::TokenContext;
 use crate::calibrate::engine::error::EngineError;
 use crate::calibrate::engine::plan::{Engine, TapSink, Wanted};
-use crate::calibrate::measure::capture::{Keep, Kept};
+use crate::calibrate::measure::capture::{Both, Keep, Kept};
 use crate::calibrate::measure::channel_stats::{ChannelStats, StatOptions, Statistics};
 use crate::calibrate::measure::extremes::Extremes;
 use crate::calibrate::measure::fills;
@@ -181,7 +181,7 @@ impl Run<'_> {
         if names.is_empty() {
             return Ok(Default::default());
         }
-        let mut keep = keep.filter(|keep| !keep.values.is_empty());
+        let keep = keep.filter(|keep| !keep.values.is_empty());
         let kept_too = keep.iter().flat_map(|keep| keep.values);
         let kept_too = kept_too.filter(|value| !names.contains(value));
         let taps: Vec<String> = names.iter().chain(kept_too).cloned().collect();
@@ -199,23 +199,27 @@ impl Run<'_> {
             taps: &taps,
             outputs: false,
         };
-        let mut kept = Kept::new();
+        let mut kept: Option<Kept> = None;
         progress.begin("calibration", rows.len() as u64);
         let run_group = |group: Vec<&Batch>| -> Result<(), EngineError> {
             let plan = engine.plan(model, group[0], &wanted)?;
             let run = |_, batch: &Batch| {
-                let sink = BatchSink {
+                let sink = Arc::new(BatchSink {
                     collector: collector.clone(),
                     context: TokenContext::new(batch, plan.axes()),
+                });
+                let keep = keep.filter(|keep| std::ptr::eq(keep.within, batch));
+                let keep = keep.map(|keep| Arc::new(keep.sink(batch, plan.as_ref(), &taps)));
+                let sink: Arc<dyn TapSink> = match &keep {
+                    Some(keep) => Arc::new(Both(sink, keep.clone())),
+                    None => sink,
                 };
-                plan.run(batch, Some(Arc::new(sink)))?;
+                plan.run(batch, Some(sink))?;
                 progress.advance(batch.rows.len() as u64);
-                Ok(())
+                Ok(keep.and_then(|keep| keep.kept()))
             };
-            in_parallel(&group, run).map(|_: Vec<()>| ())?;
-            if let Some(same) = keep.take_if(|keep| keep.batch.runs_like(group[0])) {
-                kept = same.run(plan.as_ref(), &taps)?;
-            }
+            let found: Vec<Option<Kept>> = in_parallel(&group, run)?;
+            kept = kept.take().or(found.into_iter().flatten().next());
             Ok(())
         };
         let result = with_threads(options.threads, || {
@@ -223,9 +227,10 @@ impl Run<'_> {
         });
         progress.end();
         result??;
-        if let Some(keep) = keep {
-            kept = keep.capture(engine, model)?;
-        }
+        let kept = match (kept, keep) {
+            (None, Some(keep)) => keep.capture(engine, model)?,
+            (kept, _) => kept.unwrap_or_default(),
+        };
         let (mut stats, mut largest) = (GatheredStatistics::new(), BTreeMap::new());
         for (i, name) in names.into_iter().enumerate() {
             let mut accumulator = lock(&collector.values[i]);

@@ -4,6 +4,7 @@ mod branches;
 mod data;
 mod engine;
 mod gelu;
+mod keep;
 mod plans;
 pub(crate) mod stats;
 mod steps;

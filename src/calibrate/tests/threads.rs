@@ -186,10 +186,7 @@ fn all_of_them(threads: usize, counting: fn() -> Counting) -> Vec<(usize, usize)
         sizes_only: Default::default(),
     };
     let ranged = values.clone().map(|value| Ranged { value, axis: 2 });
-    let keep = Keep {
-        batch: &batches[0],
-        values: &values,
-    };
+    let keep = Keep::among(&batches[0], &batches, &values);
     let mut seen = Vec::new();
     let mut count = |work: &dyn Fn(&Counting)| {
         let engine = counting();

@@ -97,6 +97,7 @@ impl Account<'_> {
             progress: &NoProgress,
             clock,
             known: None,
+            seen: None,
             evaluation: None,
         };
         let lint = super::super::lint::lint(&job, result)?;

@@ -172,8 +172,9 @@ impl WorkFolder {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Boundary {
     pub float: StoredValues,
-    /// Held-out rows only, as in `plain`.
+    /// The others besides those held out only where weights may be rounded for them.
     pub ours: StoredValues,
+    /// Held-out rows only.
     pub plain: StoredValues,
 }
 
