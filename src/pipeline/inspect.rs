@@ -60,7 +60,6 @@ pub fn inspect(
             progress,
             clock: &Clock::start(),
             known: None,
-            seen: None,
             evaluation: None,
         };
         let (prepared, ..) = Prepared::with_rows(&job, data)?;

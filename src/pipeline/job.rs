@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use crate::calibrate::{Dataset, Engine, Metric, MinMetric, Statistics};
+use crate::calibrate::{Engine, Metric, MinMetric, Statistics};
 use crate::onnx::Model;
 use crate::options::Options;
 use crate::progress::Progress;
@@ -19,8 +19,6 @@ pub(crate) struct Job<'a> {
     pub clock: &'a Clock,
     /// Statistics that another run has taken, on all calibration rows.
     pub known: Option<&'a Statistics>,
-    /// The rows as the quantized parts before this one have made them, where the model is a part of another and that is known.
-    pub seen: Option<&'a Dataset>,
     /// What judges the result besides its outputs.
     pub evaluation: Option<Evaluation<'a>>,
 }

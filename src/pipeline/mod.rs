@@ -111,7 +111,6 @@ pub fn run_evaluated(
             progress,
             clock: &clock,
             known,
-            seen: None,
             evaluation,
         };
         run_job(&job, data).map(|ran| (ran.model, ran.report))

@@ -60,13 +60,9 @@ pub(super) fn sequential(
     let waves = search.waves();
     let batches = fewest(calibration, &BTreeSet::new(), 0, TOKENS);
     let batches: Vec<Batch> = batches.iter().map(|&i| calibration[i].clone()).collect();
-    // Of a part of a model, the second stream comes in with the errors of the parts before.
-    let seen = job.seen.map(|seen| seen.batches_like(&batches));
-    let seen = seen.filter(|seen| seen.len() == batches.len());
-    let streams = [&batches[..], seen.as_deref().unwrap_or(&batches)];
     job.progress
         .begin("sequential rounding", waves.len() as u64);
-    let done = search.run(job, model, streams, &waves);
+    let done = search.run(job, model, &batches, &waves);
     job.progress.end();
     job.clock.finish("sequential");
     let sequential = done.unwrap_or_default();
@@ -120,7 +116,7 @@ impl Search<'_> {
         &self,
         job: &Job,
         model: &Model,
-        [float, seen]: [&[Batch]; 2],
+        batches: &[Batch],
         waves: &[Wave],
     ) -> Result<BTreeMap<LinearId, Sequential>, StepError> {
         let outside = waves.iter().flat_map(|wave| self.outputs(wave)).collect();
@@ -129,10 +125,9 @@ impl Search<'_> {
         let mut wanted: BTreeSet<String> = streams.values().cloned().collect();
         wanted.extend(waves.iter().map(name));
         let wanted: Vec<String> = wanted.into_iter().collect();
-        let mut known = vectors(job.engine, model, float, &wanted)?;
+        let mut known = vectors(job.engine, model, batches, &wanted)?;
         known.truncate(as_many(&known));
-        let both = [float, seen].map(|batches| &batches[..known.len()]);
-        let mut steps = Steps::new(job.engine, model, &both, outside);
+        let mut steps = Steps::new(job.engine, model, &batches[..known.len()], 2, outside);
         let later: Vec<ValueId> = waves.iter().map(|wave| wave.value).collect();
         let mut all = BTreeMap::new();
         for (at, wave) in waves.iter().enumerate() {

@@ -35,7 +35,6 @@ pub fn stats(
             progress,
             clock: &Clock::start(),
             known: None,
-            seen: None,
             evaluation: None,
         };
         let (prepared, rows, _) = Prepared::with_rows(&job, data)?;

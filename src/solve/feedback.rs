@@ -44,9 +44,10 @@ pub(super) const BLOCK: usize = 48;
 const TOGETHER: usize = 256;
 
 /// Channels that share one H, at most: its factor costs their cube, and errors of other groups are not made up for. At 8 bits
-/// groups of half the size gave the same on MiniLM-L6, L3 and SmolLM2.
+/// MiniLM-L6, six layers of SmolLM2 and a BERT of hidden 256 have the same on unseen rows with 800 as with 400, within 0.05 dB; with
+/// 256 SmolLM2 has 0.4 dB less.
 const LARGEST: usize = 2048;
-const LARGEST_AT_8_BITS: usize = 800;
+const LARGEST_AT_8_BITS: usize = 400;
 
 /// The factors of one site, for all Linears that read it.
 pub struct Feedback {

@@ -384,7 +384,9 @@ struct Typed {
 impl Typed {
     fn into_plan(mut self, axes: Arc<Axes>) -> TractResult<TractPlan> {
         gelu::keep_channels(&mut self.model)?;
-        let mut optimized = self.model.into_decluttered()?.into_optimized()?;
+        // What `into_optimized` does after it has decluttered once more.
+        let mut optimized = self.model.into_decluttered()?;
+        optimized.optimize()?;
         broadcast::replace_general(&mut optimized)?;
         rounding::replace_quantize(&mut optimized)?;
         Ok(TractPlan {

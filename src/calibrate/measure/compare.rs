@@ -131,11 +131,6 @@ impl<'a> Reference<'a> {
         }
     }
 
-    /// What it is run on.
-    pub fn batches(&self) -> &[Batch] {
-        &self.batches
-    }
-
     /// Batches that it is to be run on besides.
     pub fn extend(&mut self, batches: &[Batch]) {
         self.batches = self.batches.iter().chain(batches).cloned().collect();

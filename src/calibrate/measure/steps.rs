@@ -37,28 +37,28 @@ pub struct Steps<'m> {
 }
 
 impl<'m> Steps<'m> {
-    /// Runs nothing yet. The caller computes `outside`, float values all of them. Streams begin with values of their own, or alike.
+    /// Runs nothing yet. The caller computes `outside`, float values all of them.
     pub fn new(
         engine: &'m dyn Engine,
         model: &'m Model,
-        streams: &[&[Batch]],
+        batches: &[Batch],
+        streams: usize,
         outside: BTreeSet<ValueId>,
     ) -> Steps<'m> {
         let view = View::new(model);
-        let batches = streams.concat();
         Steps {
             engine,
             deep: behind(&view, &outside),
             view,
-            kept: vec![BTreeMap::new(); batches.len()],
-            batches,
+            batches: (0..streams).flat_map(|_| batches.iter().cloned()).collect(),
             outside,
+            kept: vec![BTreeMap::new(); streams * batches.len()],
         }
     }
 
     /// Runs nothing yet. All is computed here, in one stream, and nothing twice.
     pub(super) fn inside(engine: &'m dyn Engine, model: &'m Model, batches: &[Batch]) -> Steps<'m> {
-        let mut steps = Steps::new(engine, model, &[batches], BTreeSet::new());
+        let mut steps = Steps::new(engine, model, batches, 1, BTreeSet::new());
         let inputs = steps.view.graph().input.iter();
         let inputs = inputs.filter_map(|input| steps.view.value(input.name()));
         steps.deep = behind(&steps.view, &inputs.collect());

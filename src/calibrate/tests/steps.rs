@@ -56,7 +56,7 @@ fn steps_with_the_own_products_give_what_the_model_gives() {
         f32_batch("x", wave(&[1, 5, 4]) * 0.7, 2),
     ];
     let outside: BTreeSet<ValueId> = ["p1", "p2"].map(id).into();
-    let mut steps = Steps::new(&TractEngine, &model, &[&batches, &batches], outside);
+    let mut steps = Steps::new(&TractEngine, &model, &batches, 2, outside);
     let x = steps.value(id("t"), &[id("r"), id("y")]).unwrap();
     assert_eq!(x.len(), 4);
     assert_eq!(x[..2], x[2..]);
@@ -82,33 +82,6 @@ fn steps_with_the_own_products_give_what_the_model_gives() {
     }
 }
 
-/// As those of a part of a model do.
-#[test]
-fn streams_may_begin_with_values_of_their_own() {
-    let model = two_linears();
-    let view = View::new(&model);
-    let id = |name: &str| view.value(name).unwrap();
-    let float = [f32_batch("x", wave(&[2, 3, 4]), 0)];
-    let seen = [f32_batch("x", wave(&[2, 3, 4]) * 0.7, 0)];
-    let outside: BTreeSet<ValueId> = ["p1"].map(id).into();
-    let mut steps = Steps::new(&TractEngine, &model, &[&float, &seen], outside);
-    let x = steps.value(id("t"), &[id("y")]).unwrap();
-    steps.put(id("p1"), x.iter().map(|x| times(x, "w1", &model)).collect());
-    let found = steps.value(id("y"), &[]).unwrap();
-    let wanted = Wanted {
-        taps: &[],
-        outputs: true,
-    };
-    for (found, batch) in found.iter().zip([&float[0], &seen[0]]) {
-        let plan = TractEngine.plan(&model, batch, &wanted).unwrap();
-        let expected = &plan.run(batch, None).unwrap()["y"];
-        let worst = (found - expected)
-            .iter()
-            .fold(0.0f32, |m, v| m.max(v.abs()));
-        assert!(worst < 1e-5, "{worst}");
-    }
-}
-
 #[test]
 fn a_value_behind_one_that_is_missing_is_refused() {
     let model = two_linears();
@@ -116,7 +89,7 @@ fn a_value_behind_one_that_is_missing_is_refused() {
     let id = |name: &str| view.value(name).unwrap();
     let batches = [f32_batch("x", wave(&[2, 3, 4]), 0)];
     let outside: BTreeSet<ValueId> = ["p1", "p2"].map(id).into();
-    let mut steps = Steps::new(&TractEngine, &model, &[&batches], outside);
+    let mut steps = Steps::new(&TractEngine, &model, &batches, 1, outside);
     let refused = steps.value(id("r"), &[]);
     assert!(matches!(refused, Err(StepError::Order(why)) if why.contains("`p1`")));
 }

@@ -7,8 +7,8 @@ use super::super::sequential::sequential;
 use super::rows::{Rows, row_count};
 use super::{Account, Judge, Measured, Sensitivity};
 use crate::calibrate::{
-    Batch, Engine, EngineError, OutputComparison, Ranged, Reference, Score, Stream, compare_with,
-    judged, ranges, run_streams,
+    Batch, Engine, EngineError, OutputComparison, Ranged, Reference, Score, compare_with, judged,
+    ranges,
 };
 use crate::error::Error;
 use crate::graph::branches::FlatModel;
@@ -294,32 +294,6 @@ impl Judge for HeldOut<'_> {
             measured.outputs = outputs;
         }
         Ok(())
-    }
-
-    fn measure_seen(
-        &mut self,
-        measured: &[&Measured],
-    ) -> Result<Option<Vec<Vec<OutputComparison>>>, Error> {
-        let Some(seen) = self.job.seen else {
-            return Ok(None);
-        };
-        let float = self.reference.batches();
-        let seen = seen.batches_like(float);
-        if seen.len() != float.len() {
-            return Ok(None);
-        }
-        let models: Vec<Model> = measured.iter().map(|m| m.model.unflatten()).collect();
-        let of = |model, batches| Stream { model, batches };
-        let others = models.iter().map(|model| of(model, &seen[..]));
-        let streams: Vec<Stream> = [of(self.job.original, float)]
-            .into_iter()
-            .chain(others)
-            .collect();
-        let (engine, threads) = (self.job.engine, self.job.options.threads);
-        let keep = |_: usize, _: &Batch, _: &_| Ok(());
-        let compared = run_streams(engine, &streams, &keep, threads, self.job.progress)?;
-        self.job.clock.finish("verify");
-        Ok(Some(compared.into_iter().map(judged).collect()))
     }
 
     fn float_check(&mut self, plan: &Plan) -> Result<Option<FloatCheck>, Error> {

@@ -120,18 +120,6 @@ pub(crate) trait Judge {
     /// Those of [`Judge::measure`].
     fn measure_again(&mut self, measured: &mut [&mut Measured]) -> Result<(), Error>;
 
-    /// The outputs where the model is a part of another and is fed with what the quantized parts before it make, as those of the
-    /// original are of what the float ones make; `None` where that is the same, or not known.
-    ///
-    /// # Errors
-    /// Those of [`Judge::measure`].
-    fn measure_seen(
-        &mut self,
-        _measured: &[&Measured],
-    ) -> Result<Option<Vec<Vec<OutputComparison>>>, Error> {
-        Ok(None)
-    }
-
     /// The float model of a plan against the original; `None` if the graph is the original's.
     ///
     /// # Errors

@@ -17,8 +17,9 @@ const TOKENS: usize = 512;
 /// Tokens of a row that does not tell how many it has, as an image.
 const TOKENS_OF_A_ROW: usize = 128;
 
-/// Tokens, about, on which the responses of blocks are computed.
-const RESPONSE_TOKENS: usize = 512;
+/// Tokens, about, on which the responses of blocks are computed. MiniLM-L6, six layers of SmolLM2 and a BERT of hidden 256 have the
+/// same on unseen rows with 384, 512 and 1024 at 4, 6 and 8 bits, within 0.2 dB.
+const RESPONSE_TOKENS: usize = 384;
 
 /// The data of a run, by what it is for.
 pub(crate) struct Rows {

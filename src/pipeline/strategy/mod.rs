@@ -36,5 +36,5 @@ pub(crate) use price::{offers, offers_for_dropped};
 pub(crate) use qoperator::compare_with_qdq;
 pub(crate) use raise::{raise_bits, raises};
 pub(crate) use rotate::{Rotated, rotate, rotate_dropped};
-pub(crate) use sequential::{may_round_in_sequence, round_in_sequence};
+pub(crate) use sequential::round_in_sequence;
 pub(crate) use wider::widen_if_below;

@@ -3,7 +3,6 @@
 use super::super::judge::{Judge, Measured, measure};
 use super::super::plan::Rounding;
 use super::super::verdict::{breaks_promise, score, spread};
-use crate::calibrate::OutputComparison;
 use crate::error::Error;
 use crate::options::{Format, Options};
 
@@ -17,12 +16,6 @@ const WORTH_DB: f64 = 0.1;
 /// Of so many standard errors a gain is sure; below, all rows are asked, and it must have one.
 const SURE_ERRORS: f64 = 3.0;
 
-/// Whether that is asked for.
-pub(crate) fn may_round_in_sequence(options: &Options) -> bool {
-    let few = options.weight_bits.min(options.activation_bits) <= MOST_BITS;
-    few && !matches!(options.format, Format::Float | Format::QOperator)
-}
-
 /// What is written with such weights, if that is clearly better.
 ///
 /// # Errors
@@ -32,61 +25,47 @@ pub(crate) fn round_in_sequence(
     options: &Options,
     judge: &mut dyn Judge,
 ) -> Result<Measured, Error> {
+    let few = options.weight_bits.min(options.activation_bits) <= MOST_BITS;
     let refined = written.plan.rounding == Rounding::Refined;
+    let integers = !matches!(options.format, Format::Float | Format::QOperator);
     let Some(mut plain) = judge.plain().cloned() else {
         return Ok(written);
     };
-    if !may_round_in_sequence(options) || !refined {
+    if !few || !refined || !integers {
         return Ok(written);
     }
     let Some(plan) = judge.sequential(&written.plan)? else {
         return Ok(written);
     };
     let mut rounded = measure(judge, plan)?;
-    let mut found = Compared::of([&rounded, &written, &plain], judge)?;
-    if !found.gains(SURE_ERRORS) && found.gains(0.0) && judge.ask_all_rows() {
+    if !gains(&rounded, &written, &plain, SURE_ERRORS)
+        && gains(&rounded, &written, &plain, 0.0)
+        && judge.ask_all_rows()
+    {
         judge.measure_again(&mut [&mut written, &mut rounded, &mut plain])?;
         judge.set_plain(plain.clone());
-        found = Compared::of([&rounded, &written, &plain], judge)?;
     }
-    // Strategies behind this one hold other plans against the outputs of what is written, of float inputs.
-    if !found.gains(1.0) || breaks_promise(&rounded.outputs, &written.outputs, &plain.outputs) {
+    if !gains(&rounded, &written, &plain, 1.0) {
         return Ok(written);
     }
     rounded.plan.notes.push(format!(
         "{} weights are rounded for what the quantized Linears before them give: {:+.1} dB on held-out rows",
         rounded.plan.sequential.len(),
-        found.gain(),
+        gain(&rounded, &written, &plain),
     ));
     rounded.account = written.account;
     Ok(rounded)
 }
 
-/// The outputs of what is new, of what was before, and of plain min-max quantization.
-struct Compared {
-    new: Vec<OutputComparison>,
-    before: Vec<OutputComparison>,
-    plain: Vec<OutputComparison>,
+/// By how many dB `new` is above `before`.
+fn gain(new: &Measured, before: &Measured, plain: &Measured) -> f64 {
+    score(&new.outputs, &plain.outputs, None) - score(&before.outputs, &plain.outputs, None)
 }
 
-impl Compared {
-    /// Of a part of a model, with what the quantized parts before it give: that is what the weights are rounded for.
-    fn of(models: [&Measured; 3], judge: &mut dyn Judge) -> Result<Compared, Error> {
-        let seen = judge.measure_seen(&models)?;
-        let outputs = seen.and_then(|seen| seen.try_into().ok());
-        let [new, before, plain] = outputs.unwrap_or_else(|| models.map(|m| m.outputs.clone()));
-        Ok(Compared { new, before, plain })
-    }
-
-    /// By how many dB the new is above what was before.
-    fn gain(&self) -> f64 {
-        score(&self.new, &self.plain, None) - score(&self.before, &self.plain, None)
-    }
-
-    /// Whether it is above that by so many standard errors, and keeps the promise.
-    fn gains(&self, errors: f64) -> bool {
-        let (gain, doubt) = (self.gain(), spread(&self.new, &self.before, &self.plain));
-        let sure = gain >= WORTH_DB && gain >= errors * doubt;
-        sure && !breaks_promise(&self.new, &self.before, &self.plain)
-    }
+/// Whether `new` is above `before` by so many standard errors, and keeps the promise.
+fn gains(new: &Measured, before: &Measured, plain: &Measured, errors: f64) -> bool {
+    let gain = gain(new, before, plain);
+    let (new, before, plain) = (&new.outputs, &before.outputs, &plain.outputs);
+    let sure = gain >= WORTH_DB && gain >= errors * spread(new, before, plain);
+    sure && !breaks_promise(new, before, plain)
 }

@@ -97,7 +97,6 @@ impl Account<'_> {
             progress: &NoProgress,
             clock,
             known: None,
-            seen: None,
             evaluation: None,
         };
         let lint = super::super::lint::lint(&job, result)?;

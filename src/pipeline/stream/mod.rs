@@ -27,7 +27,7 @@ use std::path::Path;
 
 use super::job::Clock;
 use super::prepare::Changes;
-use super::{Job, Ran, run_job, strategy, verdict};
+use super::{Job, Ran, run_job, verdict};
 use crate::calibrate::{
     Batch, Dataset, Engine, OutputComparison, RowStore, Statistics, StoredValues, Stream, judged,
     run_streams, shapes, with_threads,
@@ -105,7 +105,6 @@ pub fn run_streaming(
             progress,
             clock: &clock,
             known: None,
-            seen: None,
             evaluation: None,
         })?;
         clock.finish("recognise");
@@ -194,8 +193,7 @@ impl Run<'_> {
     fn part(&self, blocks: &[Block], at: usize, before: &Boundary) -> Result<Done, Error> {
         let folder = self.work.begin(at)?;
         let (part, float, next) = self.cut(blocks, at, before)?;
-        let seen = self.seen(&part, before)?;
-        let ran = self.work_on(&part, &float, seen.as_ref())?;
+        let ran = self.work_on(&part, &float)?;
         let (ours, plain) = match &ran {
             Some(Ran { model, plain, .. }) => (model, plain.as_ref().unwrap_or(model)),
             None => (&part.model, &part.model),
@@ -220,12 +218,7 @@ impl Run<'_> {
     }
 
     /// Does with a part what is done with any model; `None` if nothing of it can be quantized: another part may have something.
-    fn work_on(
-        &self,
-        part: &Part,
-        float: &Dataset,
-        seen: Option<&Dataset>,
-    ) -> Result<Option<Ran>, Error> {
+    fn work_on(&self, part: &Part, float: &Dataset) -> Result<Option<Ran>, Error> {
         let options = Options {
             min_sqnr_db: None,
             clean: false,
@@ -242,7 +235,6 @@ impl Run<'_> {
             progress: &NoProgress,
             clock: &Clock::start(),
             known: self.known,
-            seen,
             evaluation: None,
         };
         match run_job(&job, float) {
@@ -250,13 +242,6 @@ impl Run<'_> {
             Err(Error::NothingToQuantize(_)) => Ok(None),
             Err(error) => Err(error),
         }
-    }
-
-    /// What the quantized parts before have made of all rows, if weights may be rounded for it.
-    fn seen(&self, part: &Part, before: &Boundary) -> Result<Option<Dataset>, Error> {
-        let known = strategy::may_round_in_sequence(self.options) && !before.ours.is_empty();
-        let seen = known.then(|| self.part_data(&part.model, &before.ours));
-        seen.transpose()
     }
 
     /// The part as a model. A cut whose values have no row per row of the data, as `[rows · tokens, C]`, is passed over.
@@ -313,27 +298,17 @@ impl Run<'_> {
         let keep =
             |stream: usize, batch: &Batch, outputs: &_| stores[stream].put(&batch.rows, outputs);
         let engine = self.engine.sharing();
+        if split.held_out_used && !names.is_empty() {
+            let rest = float.batches_like(&split.calibration);
+            let alone = [Stream {
+                model: models[0],
+                batches: &rest,
+            }];
+            run_streams(engine.as_ref(), &alone, &keep, 0, &NoProgress)?;
+        }
         let ours = self.part_data(models[0], &before.ours)?;
         let plain = self.part_data(models[0], &before.plain)?;
-        let data = [float, &ours, &plain];
-        if split.held_out_used && !names.is_empty() {
-            // Of the calibration rows the parts behind read the float values, and what their weights may be rounded for.
-            let read = if strategy::may_round_in_sequence(self.options) {
-                2
-            } else {
-                1
-            };
-            for (i, data) in data.into_iter().enumerate().take(read) {
-                let keep = |_: usize, batch: &Batch, outputs: &_| keep(i, batch, outputs);
-                let rest = data.batches_like(&split.calibration);
-                let alone = [Stream {
-                    model: models[i],
-                    batches: &rest,
-                }];
-                run_streams(engine.as_ref(), &alone, &keep, 0, &NoProgress)?;
-            }
-        }
-        let batches = data.map(|data| data.batches_like(&split.held_out));
+        let batches = [float, &ours, &plain].map(|data| data.batches_like(&split.held_out));
         let streams = [0, 1, 2].map(|i| Stream {
             model: models[i],
             batches: &batches[i],

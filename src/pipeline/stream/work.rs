@@ -172,9 +172,8 @@ impl WorkFolder {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Boundary {
     pub float: StoredValues,
-    /// The others besides those held out only where weights may be rounded for them.
+    /// Held-out rows only, as in `plain`.
     pub ours: StoredValues,
-    /// Held-out rows only.
     pub plain: StoredValues,
 }
 

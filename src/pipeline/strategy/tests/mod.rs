@@ -52,8 +52,6 @@ struct Script<'a> {
     sensitivity: Vec<f64>,
     /// What is asked for weights that are rounded in sequence gives.
     sequential: Option<fn(&Plan) -> Plan>,
-    /// dB of every output of a part, fed with what the quantized parts before it make; `None` of a whole model.
-    seen: Option<Outputs<'a>>,
 }
 
 impl<'a> Script<'a> {
@@ -68,17 +66,12 @@ impl<'a> Script<'a> {
             measured: Vec::new(),
             sensitivity: Vec::new(),
             sequential: None,
-            seen: None,
         }
     }
 
     fn outputs(&self, plan: &Plan) -> Vec<OutputComparison> {
-        self.outputs_by(&self.outputs, plan)
-    }
-
-    fn outputs_by(&self, of: &Outputs, plan: &Plan) -> Vec<OutputComparison> {
         let rows = if self.rows == Rows::Few { 4 } else { 8 };
-        let outputs = of(plan, self.rows).into_iter().enumerate();
+        let outputs = (self.outputs)(plan, self.rows).into_iter().enumerate();
         outputs.map(|(i, db)| output(i, db, rows)).collect()
     }
 }
@@ -158,17 +151,6 @@ impl Judge for Script<'_> {
             measured.outputs = self.outputs(&measured.plan);
         }
         Ok(())
-    }
-
-    fn measure_seen(
-        &mut self,
-        measured: &[&Measured],
-    ) -> Result<Option<Vec<Vec<OutputComparison>>>, Error> {
-        let Some(seen) = &self.seen else {
-            return Ok(None);
-        };
-        let outputs = measured.iter().map(|m| self.outputs_by(seen, &m.plan));
-        Ok(Some(outputs.collect()))
     }
 
     fn float_check(&mut self, plan: &Plan) -> Result<Option<FloatCheck>, Error> {

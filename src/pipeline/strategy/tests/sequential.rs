@@ -19,26 +19,16 @@ fn with_a_weight(plan: &Plan) -> Plan {
     }
 }
 
-/// Where it has `db` so, 20 without, and plain 10.
-fn outputs(db: f64) -> impl Fn(&Plan, Rows) -> Vec<f64> {
-    move |plan, _| match (plan.is_all_plain(), plan.sequential.is_empty()) {
+/// What is written where it has `db` so, 20 without, and plain 10.
+fn outcome(bits: u8, db: f64) -> Measured {
+    let sites = table(&[Sink::Norm(0.into())], &[]);
+    let outputs = move |plan: &Plan, _| match (plan.is_all_plain(), plan.sequential.is_empty()) {
         (true, _) => vec![10.0],
         (_, true) => vec![20.0],
         _ => vec![db],
-    }
-}
-
-/// What is written where it has `db` so.
-fn outcome(bits: u8, db: f64) -> Measured {
-    outcome_of_part(bits, db, None)
-}
-
-/// The same of a part, which has `seen` dB so if it is fed with what the quantized parts before it make.
-fn outcome_of_part(bits: u8, db: f64, seen: Option<f64>) -> Measured {
-    let sites = table(&[Sink::Norm(0.into())], &[]);
-    let mut judge = Script::new(outputs(db));
+    };
+    let mut judge = Script::new(outputs);
     judge.sequential = Some(with_a_weight);
-    judge.seen = seen.map(|db| -> Outputs { Box::new(outputs(db)) });
     let plan = searched(&sites, Format::Qdq);
     let plain = plan.plain(&sites);
     let written = super::super::open(plan, Some(plain), &mut judge).unwrap();
@@ -67,18 +57,6 @@ fn it_is_left_where_they_are_not() {
             written.plan.sequential.is_empty() && written.plan.notes.is_empty(),
             "{db}"
         );
-    }
-}
-
-/// What comes in decides, not what would come in without errors; but no output may fall below plain with that either.
-#[test]
-fn of_a_part_what_comes_in_decides() {
-    let written = outcome_of_part(4, 19.0, Some(22.0));
-    assert!(written.plan.notes[0].contains("+2.0 dB"));
-    assert_eq!(written.outputs[0].sqnr_db, 19.0);
-    for (db, seen) in [(25.0, 20.0), (25.0, 15.0), (9.0, 25.0)] {
-        let written = outcome_of_part(4, db, Some(seen));
-        assert!(written.plan.sequential.is_empty(), "{db} {seen}");
     }
 }
 
