@@ -26,6 +26,37 @@ pub(super) struct Block {
     pub outputs: Vec<String>,
     /// Bytes of its weights in float32.
     pub bytes: u64,
+    /// How many pieces between neighbouring cuts it is.
+    pub pieces: usize,
+}
+
+/// How large blocks may be, where the pieces between cuts are not larger.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sizes {
+    /// Bytes of weights in float32.
+    pub most: u64,
+    /// Whether two pieces may have twice as many. Half a layer alone is worse than with another half: six layers of SmolLM2 have
+    /// 35.9 dB on unseen rows in 7 parts and 32.1 in 13, and 21.0 and 18.4 at 4 bits.
+    pub pairs: bool,
+}
+
+impl Block {
+    /// A piece of which nothing is known yet.
+    fn piece() -> Block {
+        Block {
+            pieces: 1,
+            ..Block::default()
+        }
+    }
+
+    /// This one, then another.
+    fn append(&mut self, other: Block) {
+        self.next = other.next;
+        self.normed = other.normed;
+        self.outputs.extend(other.outputs);
+        self.bytes += other.bytes;
+        self.pieces += other.pieces;
+    }
 }
 
 /// A constant of so many bytes is no mask and no table of angles.
@@ -34,11 +65,11 @@ const LARGE: u64 = 16 << 20;
 /// Values that may cross a cut.
 const MOST_LIVE: usize = 2;
 
-/// The blocks of a model, of at most `most` bytes of weights each where they can be made as small as that.
+/// The blocks of a model, as large as they may be.
 ///
 /// # Errors
 /// Why it cannot be cut, in words.
-pub(super) fn find(model: &Model, most: u64) -> Result<Vec<Block>, String> {
+pub(super) fn find(model: &Model, sizes: Sizes) -> Result<Vec<Block>, String> {
     let view = View::new(model);
     let found = recognise(&view);
     let flat = FlatModel::of(model.clone());
@@ -57,7 +88,7 @@ pub(super) fn find(model: &Model, most: u64) -> Result<Vec<Block>, String> {
             "weight `{name}` is used by Linears in several blocks, which are decided about together"
         ));
     }
-    Ok(grouped(pieces, most))
+    Ok(grouped(pieces, sizes))
 }
 
 /// Bytes of all weights in float32.
@@ -81,17 +112,17 @@ fn elements(dims: &[i64]) -> u64 {
 
 /// Blocks as large as they may be, of those between all cuts. Small models have eight, so that what is done with them is what is
 /// done with large ones.
-fn grouped(pieces: Vec<Block>, most: u64) -> Vec<Block> {
+fn grouped(pieces: Vec<Block>, sizes: Sizes) -> Vec<Block> {
     let total: u64 = pieces.iter().map(|piece| piece.bytes).sum();
-    let most = most.min(total / 8).max(1);
+    let most = sizes.most.min(total / 8).max(1);
     let mut blocks: Vec<Block> = Vec::new();
     for piece in pieces {
         match blocks.last_mut() {
-            Some(last) if last.bytes + piece.bytes <= most => {
-                last.next = piece.next;
-                last.normed = piece.normed;
-                last.outputs.extend(piece.outputs);
-                last.bytes += piece.bytes;
+            Some(last) if last.bytes + piece.bytes <= most => last.append(piece),
+            Some(last)
+                if sizes.pairs && last.pieces == 1 && last.bytes + piece.bytes <= 2 * most =>
+            {
+                last.append(piece);
             }
             _ => blocks.push(piece),
         }
@@ -192,7 +223,7 @@ impl<'v, 'm> Graph<'v, 'm> {
     fn pieces(&self) -> Vec<Block> {
         let norm_outputs: BTreeSet<ValueId> = self.found.norms.iter().map(|n| n.output).collect();
         let mut live: Vec<(ValueId, usize, Option<usize>)> = Vec::new();
-        let mut pieces = vec![Block::default()];
+        let mut pieces = vec![Block::piece()];
         let mut counted = BTreeSet::new();
         let mut before: Vec<ValueId> = Vec::new();
         for (id, node) in self.view.nodes().filter(|(id, _)| self.deep[id.0]) {
@@ -240,7 +271,7 @@ impl<'v, 'm> Graph<'v, 'm> {
                     .map(|norm| self.view.name(norm.output).to_owned())
                     .collect();
                 before = values;
-                pieces.push(Block::default());
+                pieces.push(Block::piece());
             }
         }
         // What is behind the last cut must have something to do.
@@ -289,5 +320,38 @@ impl<'v, 'm> Graph<'v, 'm> {
             }
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bytes of the blocks that pieces of so many become.
+    fn blocks(pieces: &[u64], most: u64, pairs: bool) -> Vec<u64> {
+        let piece = |&bytes| Block {
+            bytes,
+            ..Block::piece()
+        };
+        let pieces = pieces.iter().map(piece).collect();
+        let blocks = grouped(pieces, Sizes { most, pairs });
+        blocks.iter().map(|block| block.bytes).collect()
+    }
+
+    /// A table with half a layer, the halves of eight more, and a vocabulary.
+    fn decoder() -> Vec<u64> {
+        [vec![34], [8, 4].repeat(8), vec![8, 30]].concat()
+    }
+
+    #[test]
+    fn a_part_is_two_halves_of_layers_at_least_if_it_may_be() {
+        let whole = [vec![34], vec![12; 8], vec![8, 30]].concat();
+        assert_eq!(blocks(&decoder(), 8, true), whole);
+        assert_eq!(blocks(&decoder(), 8, false), decoder());
+        assert_eq!(blocks(&decoder(), 5, true), decoder());
+        // An eighth of the model at most.
+        assert_eq!(blocks(&decoder(), 1000, false)[..3], [34, 20, 16]);
+        assert_eq!(blocks(&[2; 12], 1000, false), [2; 12]);
+        assert_eq!(blocks(&[2; 12], 1000, true), [4; 6]);
     }
 }

@@ -42,13 +42,21 @@ use crate::solve::Method;
 
 use account::{Account, Verdict};
 use assemble::{Outcome, assemble};
-use blocks::Block;
+use blocks::{Block, Sizes};
 use part::{Part, Types};
 pub use work::WorkFolder;
 use work::{Boundary, Done, Kept};
 
 /// Bytes of the weights of a part in float32, at most, if one block has not more and nothing else is asked for.
 const PART_BYTES: u64 = 512 << 20;
+
+/// The sizes of parts that `memory` has room for.
+fn part_sizes(memory: Option<u64>) -> Sizes {
+    Sizes {
+        most: memory.map_or(PART_BYTES, |bytes| bytes / TIMES),
+        pairs: memory.is_none(),
+    }
+}
 
 /// How many times the bytes of its weights in float32 a part needs while it is worked on, about.
 const TIMES: u64 = 8;
@@ -66,7 +74,7 @@ pub struct Streaming<'a> {
 
 /// Why a model cannot be streamed, in words; `None` if it can.
 pub fn cannot_stream(original: &Model) -> Option<String> {
-    blocks::find(original, PART_BYTES).err()
+    blocks::find(original, part_sizes(None)).err()
 }
 
 /// What a run over the whole model would need in memory, in bytes, about: the weights in float32, and three copies of them.
@@ -108,8 +116,8 @@ pub fn run_streaming(
             evaluation: None,
         })?;
         clock.finish("recognise");
-        let most = streaming.memory.map_or(PART_BYTES, |bytes| bytes / TIMES);
-        let blocks = blocks::find(&whole, most).map_err(|reason| Error::Streaming { reason })?;
+        let sizes = part_sizes(streaming.memory);
+        let blocks = blocks::find(&whole, sizes).map_err(|reason| Error::Streaming { reason })?;
         let run = Run {
             whole: &whole,
             types: Types::of(&whole),
