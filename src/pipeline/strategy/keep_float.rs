@@ -139,13 +139,16 @@ fn search(
     let by_metric = judge.asks_metric();
     let met = wish.is_met(written, judge)?;
     let mut best: Option<(usize, Measured)> = None;
+    let mut found = false;
     let mut try_with = |n: usize| -> Result<bool, Error> {
         let variant = measure(judge, without(n))?;
         let enough = wish.is_met(&variant, judge)?;
         let nearer = |(_, b): &(usize, Measured)| lowest(&variant.outputs) > lowest(&b.outputs);
-        if enough || best.as_ref().is_none_or(nearer) {
+        // What is not enough takes the place of nothing that is, however near: a metric need not agree with the outputs.
+        if enough || (!found && best.as_ref().is_none_or(nearer)) {
             best = Some((n, variant));
         }
+        found |= enough;
         Ok(enough)
     };
     match wish.min_sqnr_db {

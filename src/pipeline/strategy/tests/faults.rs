@@ -110,6 +110,28 @@ fn the_float_check_is_that_of_what_is_written() {
     assert!(tried.len() > 1, "{tried:?}");
 }
 
+/// With six Linears in float a metric is content and with five it is not, though the outputs are nearer to the original then.
+#[test]
+fn what_the_metric_refuses_takes_no_place() {
+    fn in_float(plan: &Plan) -> usize {
+        let linears = plan.linears.iter();
+        linears.filter(|p| **p != Precision::Integer).count()
+    }
+    let sites = norms(8);
+    let outputs = |plan: &Plan, _| vec![if in_float(plan) == 5 { 40.0 } else { 20.0 }];
+    let mut judge = Script::new(outputs);
+    judge.sensitivity = (1..=8).rev().map(f64::from).collect();
+    judge.metric = Some(|plan| in_float(plan) >= 6);
+    let reaches = reaching(&[&[0]; 8].map(|r| &r[..]));
+    let plan = searched(&sites, Format::Qdq);
+    let wish = Wish::default();
+    let (written, _) = decide(plan, &sites, &reaches, wish, &mut judge).unwrap();
+    assert_eq!(in_float(&written.plan), 6);
+    // Five have been tried, behind six.
+    let tried = |n: usize| judge.measured.iter().position(|plan| in_float(plan) == n);
+    assert!(tried(5) > tried(6));
+}
+
 /// Nothing was changed in the graph: there is nothing to check, and that is not an error of 0.
 #[test]
 fn not_checked_is_no_zero() {

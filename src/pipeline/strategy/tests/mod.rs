@@ -52,6 +52,8 @@ struct Script<'a> {
     sensitivity: Vec<f64>,
     /// What is asked for weights that are rounded in sequence gives.
     sequential: Option<fn(&Plan) -> Plan>,
+    /// Whether the caller's metric is content with a plan, if there is one.
+    metric: Option<fn(&Plan) -> bool>,
 }
 
 impl<'a> Script<'a> {
@@ -66,6 +68,7 @@ impl<'a> Script<'a> {
             measured: Vec::new(),
             sensitivity: Vec::new(),
             sequential: None,
+            metric: None,
         }
     }
 
@@ -132,6 +135,14 @@ impl Judge for Script<'_> {
             plan,
             ..base.clone()
         })
+    }
+
+    fn asks_metric(&self) -> bool {
+        self.metric.is_some()
+    }
+
+    fn metric_allows(&mut self, measured: &Measured) -> Result<bool, Error> {
+        Ok(self.metric.is_none_or(|allows| allows(&measured.plan)))
     }
 
     fn rows(&self) -> usize {
