@@ -66,6 +66,8 @@ def parse():
 
 def main():
     args = parse()
+    # Where it is set, every error inside the engine that is no error for its caller takes a backtrace.
+    os.environ.pop("RUST_BACKTRACE", None)
     print(f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.2f} at the start\n")
     print("| model | CPU s, this tool | ONNX Runtime | ratio | peak MB | ONNX Runtime |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="onnx-osplus-cpu-") as folder:
