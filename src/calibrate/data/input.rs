@@ -95,9 +95,31 @@ impl Batch {
 
     /// Whether one plan serves this batch and `other`.
     pub(in crate::calibrate) fn runs_like(&self, other: &Batch) -> bool {
-        self.shapes() == other.shapes()
-            && self.switches() == other.switches()
-            && self.sizes() == other.sizes()
+        self.shapes() == other.shapes() && self.decides_like(other)
+    }
+
+    /// Whether its first rows are those of `few`, and what else it is fed with is the same.
+    pub(in crate::calibrate) fn begins_with(&self, few: &Batch) -> bool {
+        let counts = (few.rows.len(), self.rows.len());
+        let alike = |(name, input): (&String, &InputTensor)| {
+            let own = self.inputs.get(name).map(InputTensor::shape);
+            own.is_some_and(|own| match (input.shape(), own) {
+                ([rows, rest @ ..], [all, others @ ..]) => {
+                    rest == others && (rows == all || (*rows, *all) == counts)
+                }
+                ([], []) => true,
+                _ => false,
+            })
+        };
+        self.rows.starts_with(&few.rows)
+            && self.inputs.len() == few.inputs.len()
+            && few.inputs.iter().all(alike)
+            && self.decides_like(few)
+    }
+
+    /// Whether inputs whose values a plan is made for have the same in both.
+    fn decides_like(&self, other: &Batch) -> bool {
+        self.switches() == other.switches() && self.sizes() == other.sizes()
     }
 
     /// The integers of the inputs from whose values sizes are computed, by name. A larger one than sizes are is no such.

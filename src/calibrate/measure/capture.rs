@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ndarray::{ArrayD, ArrayViewD, Axis, Slice};
 
-use crate::calibrate::data::input::{Batch, InputTensor};
+use crate::calibrate::data::input::Batch;
 use crate::calibrate::data::tokens::{Place, TokenContext};
 use crate::calibrate::engine::error::EngineError;
 use crate::calibrate::engine::plan::{Engine, Plan, TapSink, Wanted};
@@ -40,7 +40,7 @@ pub struct Keep<'a> {
 impl<'a> Keep<'a> {
     /// Values of a batch that is run with the first of `others` that begins with it: that is run anyway.
     pub fn among(batch: &'a Batch, others: &'a [Batch], values: &'a [String]) -> Keep<'a> {
-        let within = others.iter().find(|other| begins(other, batch));
+        let within = others.iter().find(|other| other.begins_with(batch));
         Keep {
             batch,
             within: within.unwrap_or(batch),
@@ -53,19 +53,31 @@ impl<'a> Keep<'a> {
     /// # Errors
     /// What [`Engine::plan`] and [`Plan::run`] refuse.
     pub fn capture(&self, engine: &dyn Engine, model: &Model) -> Result<Kept, EngineError> {
+        match self.run(engine, model, self.within)? {
+            Some(kept) => Ok(kept),
+            None => self.alone(engine, model),
+        }
+    }
+
+    /// Runs the batch by itself: where it is run with more, a value cannot be told apart by rows.
+    pub(super) fn alone(&self, engine: &dyn Engine, model: &Model) -> Result<Kept, EngineError> {
+        Ok(self.run(engine, model, self.batch)?.unwrap_or_default())
+    }
+
+    fn run(
+        &self,
+        engine: &dyn Engine,
+        model: &Model,
+        run: &Batch,
+    ) -> Result<Option<Kept>, EngineError> {
         let wanted = Wanted {
             taps: self.values,
             outputs: false,
         };
-        for run in [self.within, self.batch] {
-            let plan = engine.plan(model, run, &wanted)?;
-            let sink = Arc::new(self.sink(run, plan.as_ref(), self.values));
-            plan.run(run, Some(sink.clone()))?;
-            if let Some(kept) = sink.kept() {
-                return Ok(kept);
-            }
-        }
-        Ok(Kept::new())
+        let plan = engine.plan(model, run, &wanted)?;
+        let sink = Arc::new(self.sink(run, plan.as_ref(), self.values));
+        plan.run(run, Some(sink.clone()))?;
+        Ok(sink.kept())
     }
 
     /// Takes the values out of a run of `run`, the batch or the one it is within, with a plan that taps `taps`.
@@ -78,25 +90,6 @@ impl<'a> Keep<'a> {
             kept: Mutex::new(Some(Kept::new())),
         }
     }
-}
-
-/// Whether the rows of `few` are the first of `batch`, and what else it is fed with is the same.
-fn begins(batch: &Batch, few: &Batch) -> bool {
-    let alike = |(name, input): (&String, &InputTensor)| {
-        let other = batch.inputs.get(name).map(InputTensor::shape);
-        other.is_some_and(|other| match (input.shape(), other) {
-            ([rows, rest @ ..], [all, others @ ..]) => {
-                let counts = (few.rows.len(), batch.rows.len());
-                rest == others && (rows == all || (*rows, *all) == counts)
-            }
-            ([], []) => true,
-            _ => false,
-        })
-    };
-    batch.rows.starts_with(&few.rows)
-        && batch.inputs.len() == few.inputs.len()
-        && few.inputs.iter().all(alike)
-        && (batch.switches(), batch.sizes()) == (few.switches(), few.sizes())
 }
 
 /// Takes values, or of each what belongs to the first rows.
@@ -120,29 +113,19 @@ impl KeepSink {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Of a value what belongs to the first rows, where these come first or all belongs to no row; and its places.
-    fn part<'v>(
-        &self,
-        value: ArrayViewD<'v, f32>,
-        places: Vec<Place>,
-    ) -> Option<(ArrayViewD<'v, f32>, Vec<Place>)> {
-        let first = |place: &&Place| place.row.is_some_and(|row| row < self.rows);
-        let own = places.iter().take_while(first).count();
-        let all = self.rows == self.context.rows.len();
-        let of_no_row = places.iter().all(|p| p.row.is_none()) && value.shape().first() == Some(&1);
-        if all || of_no_row {
-            return Some((value, places));
+    /// How many vectors of a value, the first of them, belong to the rows that are kept; all of what belongs to no row.
+    fn vectors(&self, shape: &[usize], places: &[Place]) -> Option<usize> {
+        let of_no_row = || shape.first() == Some(&1) && places.iter().all(|p| p.row.is_none());
+        if self.rows == self.context.rows.len() || of_no_row() {
+            return Some(places.len());
         }
-        let rest = &places[own..];
+        let own = |place: &&Place| place.row.is_some_and(|row| row < self.rows);
+        let (first, rest) = places.split_at(places.iter().take_while(own).count());
         let apart = rest
             .iter()
             .all(|p| p.row.is_some_and(|row| row >= self.rows));
-        let of_one = places.len().checked_div(*value.shape().first()?)?;
-        if !apart || of_one == 0 || !own.is_multiple_of(of_one) {
-            return None;
-        }
-        let part = value.slice_axis_move(Axis(0), Slice::from(..own / of_one));
-        Some((part, places[..own].to_vec()))
+        let of_one = places.len().checked_div(*shape.first()?)?;
+        (apart && of_one > 0 && first.len().is_multiple_of(of_one)).then_some(first.len())
     }
 }
 
@@ -152,9 +135,18 @@ impl TapSink for KeepSink {
             return Ok(());
         }
         let places = self.context.places(&self.names[tap], value.shape(), false);
-        let captured = self.part(value, places).map(|(value, places)| Captured {
-            halves: halves(&self.context, &places),
-            value: value.as_standard_layout().into_owned(),
+        let captured = self.vectors(value.shape(), &places).map(|own| {
+            let value = match own < places.len() {
+                true => {
+                    let size = value.shape()[0] * own / places.len();
+                    value.slice_axis_move(Axis(0), Slice::from(..size))
+                }
+                false => value,
+            };
+            Captured {
+                halves: halves(&self.context, &places[..own]),
+                value: value.as_standard_layout().into_owned(),
+            }
         });
         let mut kept = self.lock();
         match captured {

@@ -228,7 +228,7 @@ impl Run<'_> {
         progress.end();
         result??;
         let kept = match (kept, keep) {
-            (None, Some(keep)) => keep.capture(engine, model)?,
+            (None, Some(keep)) => keep.alone(engine, model)?,
             (kept, _) => kept.unwrap_or_default(),
         };
         let (mut stats, mut largest) = (GatheredStatistics::new(), BTreeMap::new());

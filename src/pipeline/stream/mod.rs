@@ -50,6 +50,9 @@ use work::{Boundary, Done, Kept};
 /// Bytes of the weights of a part in float32, at most, if one block has not more and nothing else is asked for.
 const PART_BYTES: u64 = 512 << 20;
 
+/// How many times the bytes of its weights in float32 a part needs while it is worked on, about.
+const TIMES: u64 = 8;
+
 /// The sizes of parts that `memory` has room for.
 fn part_sizes(memory: Option<u64>) -> Sizes {
     Sizes {
@@ -57,9 +60,6 @@ fn part_sizes(memory: Option<u64>) -> Sizes {
         pairs: memory.is_none(),
     }
 }
-
-/// How many times the bytes of its weights in float32 a part needs while it is worked on, about.
-const TIMES: u64 = 8;
 
 /// How a model is to be streamed.
 #[derive(Clone, Copy, Debug)]

@@ -82,14 +82,16 @@ fn an_output_that_must_lose_is_known() {
     assert_eq!(written.outputs[0].sqnr_db, 11.23);
 }
 
+/// Linears that a plan leaves in float.
+fn in_float(plan: &Plan) -> usize {
+    let linears = plan.linears.iter();
+    linears.filter(|p| **p != Precision::Integer).count()
+}
+
 /// The float check that is told is that of the plan that is written, whatever was tried before and after.
 #[test]
 fn the_float_check_is_that_of_what_is_written() {
     let sites = norms(3);
-    let in_float = |plan: &Plan| {
-        let linears = plan.linears.iter();
-        linears.filter(|p| **p != Precision::Integer).count()
-    };
     let outputs = |plan: &Plan, _| {
         vec![if plan.is_all_plain() { 10. } else { 20. } + 4. * in_float(plan) as f64]
     };
@@ -113,10 +115,6 @@ fn the_float_check_is_that_of_what_is_written() {
 /// With six Linears in float a metric is content and with five it is not, though the outputs are nearer to the original then.
 #[test]
 fn what_the_metric_refuses_takes_no_place() {
-    fn in_float(plan: &Plan) -> usize {
-        let linears = plan.linears.iter();
-        linears.filter(|p| **p != Precision::Integer).count()
-    }
     let sites = norms(8);
     let outputs = |plan: &Plan, _| vec![if in_float(plan) == 5 { 40.0 } else { 20.0 }];
     let mut judge = Script::new(outputs);
